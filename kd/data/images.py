@@ -1,0 +1,51 @@
+"""What every source returns: a whole data set as uint8 tensors."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """A labelled image data set with its train and test splits, in memory."""
+
+    name: str
+    """What the data is, as it is to be called wherever a figure from it is shown: "CIFAR-10 (JPEG)"."""
+    classes: tuple[str, ...]
+    """Class names; label i means classes[i]."""
+    train_x: Tensor
+    """(N, 3, H, W), uint8."""
+    train_y: Tensor
+    """(N,), int64."""
+    test_x: Tensor
+    """(M, 3, H, W), uint8."""
+    test_y: Tensor
+    """(M,), int64."""
+
+    @cached_property
+    def id(self) -> str:
+        """16 hex digits that depend on every pixel and label and on nothing else, such as where the files lie."""
+        digest = hashlib.blake2b(digest_size=8)
+        for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy())
+        return digest.hexdigest()
+
+    @cached_property
+    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Per-channel mean and standard deviation of all training pixels, in units of 1/255 of the range.
+
+        Over train and validation images alike, so that they do not move with the split.
+        """
+        values = torch.arange(256, dtype=torch.float64) / 255
+        means, stds = [], []
+        for channel in range(self.train_x.shape[1]):
+            counts = torch.histc(self.train_x[:, channel].float(), bins=256, min=0, max=255).double()
+            share = counts / counts.sum()
+            mean = (share * values).sum()
+            means.append(mean.item())
+            stds.append((share * (values - mean) ** 2).sum().sqrt().item())
+        return tuple(means), tuple(stds)

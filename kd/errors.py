@@ -1,0 +1,9 @@
+"""What a user can mend, told apart from what only we can."""
+
+
+class UserError(Exception):
+    """A mistake or a missing thing on the user's side.
+
+    Its message is one or two lines that name what is wrong and say what to do; `train.py` and the scripts
+    print it without a traceback and exit with 1.
+    """
