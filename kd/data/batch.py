@@ -12,7 +12,7 @@ class Batch(NamedTuple):
     """(B, 3, H, W), float, zero mean and unit variance per channel over the training images."""
     y: Tensor
     """(B,), int64 labels in [0, C)."""
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a batch
     """(B,), int64, which image of its data set this is; the same in every epoch and run."""
     view: Tensor
     """(B,), int64, which crop and flip of it this is (see `kd.data.augment`); -1 where views cannot be numbered."""

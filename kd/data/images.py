@@ -31,19 +31,19 @@ class Images:
         digest = hashlib.blake2b(digest_size=8)
         for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
             digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.contiguous().numpy())
+            digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
     @cached_property
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Per-channel mean and standard deviation of all training pixels, in units of 1/255 of the range.
+        """Per-channel mean and standard deviation of all training pixels, as fractions of their range.
 
         Over train and validation images alike, so that they do not move with the split.
         """
         values = torch.arange(256, dtype=torch.float64) / 255
         means, stds = [], []
         for channel in range(self.train_x.shape[1]):
-            counts = torch.histc(self.train_x[:, channel].float(), bins=256, min=0, max=255).double()
+            counts = torch.bincount(self.train_x[:, channel].flatten(), minlength=256).double()
             share = counts / counts.sum()
             mean = (share * values).sum()
             means.append(mean.item())

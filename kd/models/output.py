@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 class Output(NamedTuple):
@@ -14,3 +15,12 @@ class Output(NamedTuple):
     """One map per stage, shallow to deep, each (B, C_i, H_i, W_i), after the activation."""
     embedding: Tensor
     """(B, D), what the classifier head reads."""
+
+
+@torch.no_grad()
+def probe(net: nn.Module, image_size: int) -> Output:
+    """What the network returns for two blank images of image_size x image_size pixels; it is left as it was."""
+    training = net.training
+    output: Output = net.eval()(torch.zeros(2, 3, image_size, image_size))
+    net.train(training)
+    return output

@@ -1,0 +1,86 @@
+"""What happens around training: reproducible epochs, and the curves."""
+
+import csv
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from kd.hashing import derive
+
+
+class EpochSeed(L.Callback):
+    """Seeds the random numbers of every epoch (dropout) from the run's seed and the epoch alone.
+
+    So an epoch comes out the same whether the run got there in one go or was resumed from the checkpoint before it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        torch.manual_seed(derive("epoch", self.seed, trainer.current_epoch, trainer.global_rank))
+
+
+class History(L.Callback):
+    """Collects every metric of every epoch, and the time that training took, and keeps `metrics.csv` up to date.
+
+    It lives in the checkpoint, so that a resumed run goes on with the rows it had: Lightning's own CSV logger deletes
+    them.
+
+    Args:
+        path: where the file goes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.images = 0
+        self._started = self._paused = 0.0
+
+    def curve(self, name: str) -> list[float]:
+        """The metric's value after each epoch; empty if it was never measured."""
+        return [row[name] for row in self.rows if name in row]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "seconds": self.seconds, "images": self.images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+        self.seconds, self.images = state_dict["seconds"], state_dict["images"]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started, self._paused = time.perf_counter(), 0.0
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._paused -= time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._paused += time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.images += len(batch.y) * trainer.world_size
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds += time.perf_counter() - self._started - self._paused
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.rows.append({"epoch": trainer.current_epoch, "lr": lr, **metrics})
+        if trainer.is_global_zero:
+            self._write()
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        temporary.write_text(text.getvalue())
+        os.replace(temporary, self.path)

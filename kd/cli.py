@@ -1,0 +1,100 @@
+"""The command line of `train.py`, as far as it is not Hydra's: help for a person, and resuming."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from kd.errors import UserError
+
+HELP = """\
+Train a network on images, or distil a small student from a larger teacher.
+
+  python train.py [GROUP=CHOICE ...] [KNOB=VALUE ...]        one run
+  python train.py -m KNOB=A,B,C ...                          one run for every combination
+  python train.py resume=RUN_DIR                             continue an interrupted run
+
+The teacher is trained first if there is none yet of that recipe, and kept in teachers/ for all later runs.
+
+Methods (method=...)
+{methods}
+
+Knobs of the methods; those that a method lacks are refused
+  T         temperature of the soft loss, > 0: higher shows more of what the teacher thinks of the wrong classes
+  alpha     weight of the labels, 0 to 1
+  beta      weight of the method's own further term
+
+Groups
+{groups}
+  recipe/optimizer=, recipe/schedule=    {optimizers}; {schedules}
+  (for the teacher: recipe/optimizer@teacher_recipe.optimizer= and recipe/schedule@teacher_recipe.schedule=)
+
+Knobs of the run
+  seed=0                         of the student: initial weights, order, augmentation, dropout
+  data.root=DIR                  where the data set is, as archive, parquet mirror or folder tree, or is downloaded to
+  data.val_fraction=0.1          share of the training images kept for validation, 0 to below 1; 0 for final numbers
+  recipe.epochs=N                likewise recipe.batch_size, recipe.optimizer.lr, recipe.optimizer.weight_decay,
+                                 recipe.schedule.warmup (0 to 1), recipe.label_smoothing (0 to 1), recipe.clip_norm
+  teacher_recipe.epochs=N        the same for the teacher
+  data.epochs=N                  for both
+  student.scale=S                width; likewise student.conv_dropout, student.head_dropout (0 to below 1),
+                                 student.activation (relu, elu), and teacher.scale ...
+  teacher_seed=0                 seed of the teacher
+  teacher_weights=FILE           use this safetensors file instead of a teacher from teachers/
+  trainer.precision=32-true      or bf16-mixed where the processor is good at it
+  hydra.run.dir=DIR              where the run is written instead of runs/DATE/TIME; hydra.sweep.dir for sweeps
+
+Examples
+  python train.py data=digits method=logits T=4              first run, no download, under a minute
+  python train.py method=feature T=4 alpha=0.1 beta=0.3      on CIFAR-10
+  python train.py -m method=logits T=1,2,4,8 seed=0,1,2      twelve runs
+  python train.py experiment=seed_table                      teacher, standard, logits and feature, three seeds each
+  python train.py data=folder data.root=my_images            your own images: train/CLASS/*.png and test/CLASS/*.png
+
+More: --cfg job shows the whole configuration without running it, --hydra-help what Hydra itself offers,
+`python scripts/report.py DIR...` makes tables and pictures of finished runs.
+"""
+
+GROUPS = ("data", "student", "teacher", "trainer", "logger", "experiment")
+
+
+def help_text(conf: Path) -> str:
+    """What `--help` prints; choices and their one-line descriptions are read from the files in `conf`."""
+    methods = "\n".join(f"  {name:<10}{text}" for name, text in _choices(conf / "method"))
+    groups = "\n".join(
+        f"  {group + '=':<12}{', '.join(name for name, _ in _choices(conf / group))}" for group in GROUPS
+    )
+    return HELP.format(
+        methods=methods,
+        groups=groups,
+        optimizers=", ".join(name for name, _ in _choices(conf / "recipe" / "optimizer")),
+        schedules=", ".join(name for name, _ in _choices(conf / "recipe" / "schedule")),
+    )
+
+
+def _choices(group: Path) -> list[tuple[str, str]]:
+    return [(path.stem, _description(path)) for path in sorted(group.glob("*.yaml"))]
+
+
+def _description(path: Path) -> str:
+    comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    return next((comment for comment in comments if not comment.startswith("@package")), "")
+
+
+def expand_resume(arguments: Sequence[str]) -> list[str]:
+    """Replace `resume=RUN_DIR` by the overrides that the run was started with, and by its directory.
+
+    Raises:
+        UserError: if that is not the directory of a run.
+    """
+    directories = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
+    if not directories:
+        return list(arguments)
+    directory = Path(directories[-1]).resolve()
+    try:
+        overrides = yaml.safe_load((directory / ".hydra" / "overrides.yaml").read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"resume={directories[-1]}: not the directory of a run (no .hydra/overrides.yaml)") from error
+    rest = [argument for argument in arguments if not argument.startswith("resume=")]
+    # An experiment may ask for a multirun; the one job of it that is resumed is a run.
+    return [*overrides, *rest, "hydra.mode=RUN", f"hydra.run.dir='{directory}'"]

@@ -1,0 +1,71 @@
+"""Random crop, flip and cutout of whole batches, one draw per image.
+
+A crop with padding p has (2p + 1)^2 places and a flip has two states, so that an image has finitely many views:
+
+    view = ((2p + 1) * dy + dx) * 2 + flip,    dy, dx in 0..2p
+
+At the usual p = 4 that makes 162. The number travels with the batch, for whoever keeps something per view.
+Cutout has too many states to be numbered; with it every view is -1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from kd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How training images are varied.
+
+    Args:
+        crop: zero padding in pixels on each side before a random crop back to size; 0 for none.
+        flip: whether to mirror half of the images, left to right.
+        cutout: side in pixels of a square that is set to zero at a random place (DeVries and Taylor 2017,
+            arXiv 1708.04552), partly outside the image near its border; 0 for none.
+
+    Raises:
+        UserError: for a value outside its range.
+    """
+
+    crop: int
+    flip: bool
+    cutout: int
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "cutout"):
+            if getattr(self, name) < 0:
+                raise UserError(f"data.augment.{name} must be at least 0 pixels, got {getattr(self, name)}")
+
+    @property
+    def plain_view(self) -> int:
+        """The view that is the image itself."""
+        return self.crop * (2 * self.crop + 2) * 2
+
+    def draw(self, n: int, generator: Generator) -> Tensor:
+        """(n,) random views, int64, on the generator's device."""
+        places = torch.randint((2 * self.crop + 1) ** 2, (n,), generator=generator, device=generator.device)
+        flips = torch.randint(2, (n,), generator=generator, device=generator.device)
+        return places * 2 + flips * self.flip
+
+    def apply(self, x: Tensor, view: Tensor) -> Tensor:
+        """Crop and flip a batch (B, C, H, W) as the views (B,) say; dtype and shape stay."""
+        if self.crop:
+            size = x.shape[-2:]
+            padded = F.pad(x, (self.crop,) * 4)
+            windows = padded.unfold(2, size[0], 1).unfold(3, size[1], 1)
+            dy, dx = view // 2 // (2 * self.crop + 1), view // 2 % (2 * self.crop + 1)
+            x = windows[torch.arange(len(x), device=x.device), :, dy, dx]
+        if self.flip:
+            x = torch.where((view % 2 == 1)[:, None, None, None], x.flip(-1), x)
+        return x
+
+    def cut(self, x: Tensor, centres: Tensor) -> Tensor:
+        """Zero the square around each centre (B, 2), row and column, in a normalised batch: the mean colour."""
+        places = torch.arange(x.shape[-1], device=x.device)
+        low = centres[..., None] - self.cutout // 2
+        inside = (places >= low) & (places < low + self.cutout)
+        return x.masked_fill((inside[:, 0, :, None] & inside[:, 1, None, :])[:, None], 0)

@@ -1,0 +1,75 @@
+"""Image files in one folder a class."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kd.data.decode import decode, named
+from kd.data.images import Images
+from kd.errors import UserError
+
+SUFFIXES = {".png", ".jpg", ".jpeg"}
+
+
+def folder(root: str | os.PathLike[str], image_size: int = 32, name: str | None = None) -> Images:
+    """The images root/train/<class>/*.{png,jpg,jpeg} and root/test/<class>/*.{png,jpg,jpeg}.
+
+    Classes are the folders' names, sorted; images are in the order of their classes and file names. Hidden files
+    and folders and those with another suffix are passed over.
+
+    Args:
+        root: the folder with train/ and test/; `~` is expanded.
+        image_size: height and width in pixels; images of another size are resized, see `kd.data.decode`.
+        name: the data set's name, by default root's. " (JPEG)" is appended if any training image is one.
+
+    Raises:
+        UserError: for a missing or unreadable file or folder, no classes, a class without images, classes that
+            differ between train/ and test/, an image that cannot be decoded.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(root)))
+    try:
+        train, test = _classes(root / "train"), _classes(root / "test")
+        alone = [f"train/{label}" for label in train if label not in test]
+        alone += [f"test/{label}" for label in test if label not in train]
+        if alone:
+            raise UserError(
+                f"{root}: train/ and test/ must hold the same classes; add the counterpart of, or delete, "
+                f"{', '.join(alone)}"
+            )
+        train_x, train_y, encoded = _load(train, image_size)
+        test_x, test_y, _ = _load(test, image_size)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: {error.strerror}; data.root must be a readable folder with train/<class>/*.png and "
+            "test/<class>/*.png (or .jpg)"
+        ) from error
+    return Images(named(name or root.name, encoded), tuple(train), train_x, train_y, test_x, test_y)
+
+
+def _classes(split: Path) -> dict[str, list[Path]]:
+    """The sorted image files of each class."""
+    labels = sorted(path.name for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not labels:
+        raise UserError(f"{split}: no class folders in it; put images into {split}/<class>/")
+    files = {
+        label: sorted(
+            path
+            for path in (split / label).iterdir()
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        )
+        for label in labels
+    }
+    empty = [label for label in labels if not files[label]]
+    if empty:
+        raise UserError(f"{split}: no .png or .jpg images in {', '.join(empty)}; put some there or delete the folder")
+    return files
+
+
+def _load(classes: dict[str, list[Path]], image_size: int) -> tuple[Tensor, Tensor, list[bytes]]:
+    """Images (N, 3, H, W), labels (N,) and the files' contents."""
+    paths = [path for files in classes.values() for path in files]
+    encoded = [path.read_bytes() for path in paths]
+    labels = torch.tensor([label for label, files in enumerate(classes.values()) for _ in files])
+    return decode(encoded, lambda i: str(paths[i]), image_size), labels, encoded

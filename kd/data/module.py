@@ -1,0 +1,194 @@
+"""From a data set in memory to batches: the split, the order, the views, the LightningDataModule."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from kd.data.augment import Augment
+from kd.data.batch import Batch
+from kd.data.images import Images
+from kd.errors import UserError
+from kd.hashing import derive
+
+EVAL_BATCH = 1000
+
+
+def stratified_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of labels (N,) in two sorted parts, the second with `fraction` of each class, rounded."""
+    generator = torch.Generator().manual_seed(derive("split", seed))
+    held_out = torch.zeros(len(y), dtype=torch.bool)
+    for label in range(int(y.max()) + 1):
+        members = (y == label).nonzero()[:, 0]
+        chosen = torch.randperm(len(members), generator=generator)[: round(fraction * len(members))]
+        held_out[members[chosen]] = True
+    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One step's choice of images, before they are looked up."""
+
+    index: Tensor
+    """(B,), int64."""
+    view: Tensor
+    """(B,), int64, see `kd.data.augment`."""
+    cut: Tensor | None
+    """(B, 2), int64, centres of the cut squares, if there are any."""
+
+    def share(self, rank: int, ranks: int, device: torch.device) -> "Draw":
+        """What falls to one of several ranks."""
+        part = slice(rank, None, ranks)
+        cut = None if self.cut is None else self.cut[part].to(device)
+        return Draw(self.index[part].to(device), self.view[part].to(device), cut)
+
+
+class Shuffled:
+    """An epoch of training: all images in random order, one random view each; a last, partial batch is dropped."""
+
+    def __init__(self, index: Tensor, batch_size: int, augment: Augment, image_size: int, seed: int) -> None:
+        self.index, self.batch_size, self.augment = index, batch_size, augment
+        self.image_size, self.seed, self.epoch = image_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.index) // self.batch_size
+
+    def __iter__(self) -> Iterator[Draw]:
+        # One generator a purpose: switching cutout on leaves order and crops as they were.
+        order, views, cuts = (
+            torch.Generator().manual_seed(derive(purpose, self.seed, self.epoch))
+            for purpose in ("order", "views", "cuts")
+        )
+        n = len(self.index)
+        index = self.index[torch.randperm(n, generator=order)]
+        view = self.augment.draw(n, views)
+        cut = torch.randint(self.image_size, (n, 2), generator=cuts) if self.augment.cutout else None
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            step = slice(start, start + self.batch_size)
+            yield Draw(index[step], view[step], None if cut is None else cut[step])
+
+
+class InOrder:
+    """An evaluation: every image once, as it is, in batches of nearly equal size so that no rank is left without."""
+
+    def __init__(self, index: Tensor, augment: Augment) -> None:
+        self.index, self.augment = index, augment
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // EVAL_BATCH)
+
+    def __iter__(self) -> Iterator[Draw]:
+        for index in self.index.tensor_split(len(self)):
+            yield Draw(index, torch.full_like(index, self.augment.plain_view), None)
+
+
+class Loader:
+    """Iterates over batches of images that lie in memory, on the device where they are used."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        sampler: Shuffled | InOrder,
+        augment: Augment,
+        mean_std: tuple[tuple[float, ...], tuple[float, ...]],
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.x, self.y, self.augment, self.rank, self.ranks = x, y, augment, rank, ranks
+        # Named as in a DataLoader whose sampler yields whole batches: Lightning tells the epoch to `sampler`.
+        self.sampler, self.batch_sampler = sampler, None
+        mean, std = (torch.tensor(values, device=x.device)[None, :, None, None] for values in mean_std)
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for whole in self.sampler:
+            draw = whole.share(self.rank, self.ranks, self.x.device)
+            index, view = draw.index, draw.view
+            x = self.augment.apply(self.x[index], view) * self.scale + self.shift
+            if draw.cut is not None:
+                x, view = self.augment.cut(x, draw.cut), torch.full_like(view, -1)
+            # Convolutions run about twice as fast when the channels lie side by side.
+            yield Batch(x.contiguous(memory_format=torch.channels_last), self.y[index], index, view)
+
+
+class DataModule(L.LightningDataModule):
+    """Train, validation and test batches of one data set.
+
+    Which images validate depends on `split_seed` alone; which batches an epoch has, and which views, on `seed` and
+    the epoch alone: neither on workers, ranks nor on what ran before.
+
+    Args:
+        images: the data set.
+        val_fraction: share of the training images, of each class alike, kept for validation, in [0, 1); 0 for none.
+        split_seed: seed of that choice.
+        augment: how training images are varied.
+        batch_size: images a step, over all ranks together, at least 1.
+        seed: seed of order and views.
+
+    Raises:
+        UserError: for a value outside its range.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        val_fraction: float,
+        split_seed: int,
+        augment: Augment,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if not 0 <= val_fraction < 1:
+            raise UserError(f"data.val_fraction must be in [0, 1), got {val_fraction:g}")
+        self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
+        self.train_index, self.val_index = stratified_split(images.train_y, val_fraction, split_seed)
+        if not 1 <= batch_size <= len(self.train_index):
+            raise UserError(
+                f"batch_size must be between 1 and the {len(self.train_index)} training images, got {batch_size}"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.train_index) // self.batch_size
+
+    def train_dataloader(self) -> Loader:
+        if self.trainer is not None and self.batch_size % self.trainer.world_size:
+            raise UserError(
+                f"batch_size must be a multiple of the {self.trainer.world_size} devices, got {self.batch_size}"
+            )
+        image_size = self.images.train_x.shape[-1]
+        sampler = Shuffled(self.train_index, self.batch_size, self.augment, image_size, self.seed)
+        return self._loader(sampler, self.images.train_x, self.images.train_y)
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        if not len(self.val_index):
+            return []
+        return self._loader(InOrder(self.val_index, self.augment), self.images.train_x, self.images.train_y)
+
+    def test_dataloader(self) -> Loader:
+        index = torch.arange(len(self.images.test_y))
+        return self._loader(InOrder(index, self.augment), self.images.test_x, self.images.test_y)
+
+    def _loader(self, sampler: Shuffled | InOrder, x: Tensor, y: Tensor) -> Loader:
+        if self.trainer is None:
+            return Loader(x, y, sampler, self.augment, self.images.mean_std)
+        device = self.trainer.strategy.root_device
+        return Loader(
+            x.to(device),
+            y.to(device),
+            sampler,
+            self.augment,
+            self.images.mean_std,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )

@@ -1,0 +1,140 @@
+"""Images in parquet files, laid out as on the Hugging Face hub."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from kd.data.decode import decode, named
+from kd.data.images import Images
+from kd.errors import UserError
+
+
+def parquet(root: str | os.PathLike[str], image_size: int = 32, name: str | None = None) -> Images:
+    """The images in all *train*.parquet and *test*.parquet below root.
+
+    Each file has a column `img` or `image`, a struct whose `bytes` are an encoded image, and an integer column
+    `label` or `fine_label`. A split's files are read in the order of their paths. Class names are those in the
+    schema's Hugging Face metadata, or else "0", "1", ...
+
+    Args:
+        root: the folder; `~` is expanded.
+        image_size: height and width in pixels; images of another size are resized, see `kd.data.decode`.
+        name: the data set's name, by default root's. " (JPEG)" is appended if any training image is one.
+
+    Raises:
+        UserError: for a missing or unreadable folder or file, a split without files, a damaged file, a missing
+            column, a missing or damaged image, a label that is missing or names no class. Rows count from 0.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(root)))
+    train, test = ([_read(file) for file in files] for files in _files(root))
+    names = next((shard.names for shard in train + test if shard.names), None)
+    if names is None:
+        names = tuple(str(label) for label in range(len({label for shard in train for label in shard.labels.tolist()})))
+    for shard in train + test:
+        shard.check(names)
+    return Images(
+        name=named(name or root.name, (data for shard in train for data in shard.encoded)),
+        classes=names,
+        train_x=torch.cat([decode(shard.encoded, shard.row, image_size) for shard in train]),
+        train_y=torch.cat([shard.labels for shard in train]),
+        test_x=torch.cat([decode(shard.encoded, shard.row, image_size) for shard in test]),
+        test_y=torch.cat([shard.labels for shard in test]),
+    )
+
+
+class _Shard(NamedTuple):
+    file: Path
+    encoded: list[bytes]
+    labels: Tensor
+    names: tuple[str, ...]
+    """Class names; empty if the file has none."""
+
+    def row(self, i: int) -> str:
+        return f"{self.file}, row {i}"
+
+    def check(self, names: tuple[str, ...]) -> None:
+        """Raises a UserError if this file contradicts the data set's class names."""
+        if self.names and self.names != names:
+            raise UserError(
+                f"{self.file}: names other classes than the files before it; set data.root=DIR to a folder with one "
+                "data set only"
+            )
+        bad = ((self.labels < 0) | (self.labels >= len(names))).nonzero()[:, 0].tolist()
+        if bad:
+            raise UserError(
+                f"{self.row(bad[0])}: label {self.labels[bad[0]]} is none of the {len(names)} classes 0 to "
+                f"{len(names) - 1}; correct the file"
+            )
+
+
+def _files(root: Path) -> tuple[list[Path], list[Path]]:
+    """The files of train and test."""
+    try:
+        os.listdir(root)  # rglob is silent about a folder that is missing or unreadable
+        found = sorted(root.rglob("*.parquet"))
+    except OSError as error:
+        raise UserError(f"{root}: {error.strerror}; set data.root=DIR to the parquet files' folder") from error
+    train = [file for file in found if "train" in file.name]
+    test = [file for file in found if "test" in file.name and "train" not in file.name]
+    for split, files in (("train", train), ("test", test)):
+        if not files:
+            names = ", ".join(str(file.relative_to(root)) for file in found[:5]) or "none"
+            raise UserError(
+                f"{root}: no *{split}*.parquet in it or below (parquet files found: {names}); put it there or set "
+                "data.root=DIR to where it is"
+            )
+    return train, test
+
+
+def _read(file: Path) -> _Shard:
+    try:
+        with pq.ParquetFile(file) as source:
+            schema = source.schema_arrow
+            image = _column(file, schema, ("img", "image"), "that is a struct with bytes", _is_image)
+            label = _column(file, schema, ("label", "fine_label"), "of integers", pa.types.is_integer)
+            names = _names(schema, label)
+            table = source.read(columns=[image, label])
+    except PermissionError as error:
+        raise UserError(f"{file}: permission denied; make it readable") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file}: not a readable parquet file ({reason}); copy or download it again") from error
+    if not len(table):
+        raise UserError(f"{file}: no rows in it; delete it or download it again")
+    encoded = pc.struct_field(table[image], "bytes").to_pylist()
+    labels = table[label].to_pylist()
+    for name, column in ((image, encoded), (label, labels)):
+        if None in column:
+            raise UserError(
+                f"{file}, row {column.index(None)}: {name} is missing; correct the file or download it again"
+            )
+    return _Shard(file, encoded, torch.tensor(labels), names)
+
+
+def _column(
+    file: Path, schema: pa.Schema, names: tuple[str, str], kind: str, is_kind: Callable[[pa.DataType], bool]
+) -> str:
+    """Which of two column names the file has."""
+    for name in names:
+        if name in schema.names and is_kind(schema.field(name).type):
+            return name
+    found = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+    raise UserError(f"{file}: no column {' or '.join(names)} {kind} (columns found: {found}); rename or convert it")
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+
+def _names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+    """The class names that the Hugging Face metadata gives to a label column, empty if none."""
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return tuple(metadata.get("info", {}).get("features", {}).get(label, {}).get("names", ()))

@@ -1,0 +1,161 @@
+"""The two LightningModules: a network trained on labels, and a student trained with a frozen teacher's help."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
+
+from kd.data.batch import Batch
+from kd.errors import UserError
+from kd.methods.base import Method, hard_loss, soft_loss
+from kd.models.output import Output
+from kd.recipe import OptimizerFactory, ScheduleFactory, parameter_groups
+
+
+class Scores(nn.Module):
+    """How well logits predict labels, accumulated over a split: each child is one metric, named as it is logged."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.acc_top5 = MulticlassAccuracy(num_classes, min(5, num_classes), average="micro", validate_args=False)
+        self.nll = MeanMetric()
+        self.ece = MulticlassCalibrationError(num_classes, n_bins=15, validate_args=False)
+
+    def update(self, logits: Tensor, y: Tensor) -> None:
+        self.acc.update(logits, y)
+        self.acc_top5.update(logits, y)
+        self.nll.update(F.cross_entropy(logits, y), len(y))
+        self.ece.update(logits.softmax(dim=1), y)
+
+
+class FidelityScores(nn.Module):
+    """How closely a student follows its teacher: share of equal predictions, and KL(teacher || student) at T = 1."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.agreement = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.kl_to_teacher = MeanMetric()
+
+    def update(self, student: Tensor, teacher: Tensor) -> None:
+        self.agreement.update(student, teacher.argmax(dim=1))
+        self.kl_to_teacher.update(soft_loss(student, teacher, T=1), len(student))
+
+
+class Classifier(L.LightningModule):
+    """Trains a network on labels alone: the teacher, and the student without one.
+
+    Logs per epoch `train/<term>` for every term of the loss, `train/loss` and `train/acc`; and on either evaluation
+    split `acc`, `acc_top5`, `nll` (nats) and `ece` (15 bins, in [0, 1]), as `val/...` and `test/...`.
+
+    Args:
+        net: returns `Output` with C logits.
+        num_classes: C.
+        optimizer: makes the optimiser from parameter groups.
+        schedule: makes the learning rate schedule from the optimiser and the total number of steps.
+        label_smoothing: of the loss, in [0, 1].
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory,
+        label_smoothing: float,
+    ) -> None:
+        super().__init__()
+        self.net, self.label_smoothing = net, label_smoothing
+        self._optimizer, self._schedule = optimizer, schedule
+        self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.val_scores, self.test_scores = Scores(num_classes), Scores(num_classes)
+        self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
+
+    def losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """The weighted, named terms whose sum is the loss."""
+        return {"hard": hard_loss(output.logits, batch.y, self.label_smoothing)}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        output = self.net(batch.x)
+        terms = self.losses(output, batch)
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            raise UserError(self._describe_divergence(terms))
+        self.train_acc.update(output.logits.detach(), batch.y)
+        named: dict[str, Any] = {f"train/{name}": term.detach() for name, term in terms.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.y))
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch.y))
+        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, batch_size=len(batch.y))
+        return loss
+
+    def _describe_divergence(self, terms: dict[str, Tensor]) -> str:
+        bad = [f"the {name} loss is {term.item()}" for name, term in terms.items() if not torch.isfinite(term)]
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return (
+            f"training diverged: {', '.join(bad) or 'the sum of the losses overflows'} at step {self.global_step} "
+            f"(epoch {self.current_epoch}), learning rate {rate:.3g}; "
+            "try a lower optimizer.lr, gradient clipping (clip_norm=1) or trainer.precision=32-true"
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.score("val", self.val_scores, self.net(batch.x), batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        output = self.net(batch.x)
+        self.confusion.update(output.logits, batch.y)
+        self.score("test", self.test_scores, output, batch)
+
+    def score(self, split: str, scores: Scores, output: Output, batch: Batch) -> None:
+        """Account for one evaluation batch."""
+        scores.update(output.logits.float(), batch.y)
+        self.log_scores(split, scores, len(batch.y))
+
+    def log_scores(self, split: str, scores: nn.Module, batch_size: int) -> None:
+        for name, metric in scores.named_children():
+            self.log(f"{split}/{name}", cast(Metric, metric), prog_bar=name == "acc", batch_size=batch_size)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer(parameter_groups(self))
+        schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Distiller(Classifier):
+    """Trains a student with the help of a frozen teacher; overrides the loss, and adds what compares the two.
+
+    Logs beyond `Classifier`: `val/agreement` and `test/agreement`, the share of images for which student and teacher
+    predict the same class, and `kl_to_teacher` (nats).
+
+    Args:
+        teacher: what the teacher says to a batch. Not a module of this one: its weights are neither trained, nor moved
+            between train and eval mode, nor saved in checkpoints.
+        method: makes the terms of the loss; its own layers, if any, are trained and saved in checkpoints.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory,
+        label_smoothing: float,
+        teacher: Callable[[Batch], Output],
+        method: Method,
+    ) -> None:
+        super().__init__(net, num_classes, optimizer, schedule, label_smoothing)
+        self.teacher, self.method = teacher, method
+        self.val_fidelity, self.test_fidelity = FidelityScores(num_classes), FidelityScores(num_classes)
+
+    def losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        return cast(dict[str, Tensor], self.method(output, self.teacher(batch), batch))
+
+    def score(self, split: str, scores: Scores, output: Output, batch: Batch) -> None:
+        super().score(split, scores, output, batch)
+        fidelity = self.val_fidelity if scores is self.val_scores else self.test_fidelity
+        fidelity.update(output.logits.float(), self.teacher(batch).logits.float())
+        self.log_scores(split, fidelity, len(batch.y))

@@ -1,0 +1,61 @@
+"""The contract of a distillation method, and the two terms that nearly all of them share.
+
+The objectives, where hard is `hard_loss` and soft is `soft_loss`:
+
+* standard:            hard
+* logits:              alpha * hard + (1 - alpha) * soft
+* feature:             alpha * hard + beta * feature + (1 - alpha - beta) * soft
+* any further method:  alpha * hard + (1 - alpha) * soft + beta * term
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd.data.batch import Batch
+from kd.models.output import Output
+
+
+class Method(nn.Module):
+    """What a student is taught with. Subclasses are final; their own layers are trained along with the student."""
+
+    def build(self, student: Output, teacher: Output) -> None:
+        """Make the layers that depend on both networks' shapes.
+
+        Called once, before training, with what the networks return for a probe batch. Most methods have none.
+
+        Raises:
+            ValueError: if this method cannot work with such a pair of networks.
+        """
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        """The weighted, named terms of the loss, scalars in fp32. The loss is their sum."""
+        raise NotImplementedError
+
+
+def hard_loss(student: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of logits (B, C) with labels (B,), in fp32, averaged over the batch."""
+    return F.cross_entropy(student.float(), y, label_smoothing=label_smoothing)
+
+
+def soft_loss(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+    """T^2 * KL(teacher_T || student_T) of logits (B, C): summed over classes, averaged over the batch.
+
+    T^2 keeps its gradient at the scale of the hard loss whatever T is. In log space and fp32 throughout, so that
+    a confident teacher gives neither log(0) nor a half-precision underflow.
+
+    Source: Hinton et al. 2015, arXiv 1503.02531.
+    """
+    log_student = F.log_softmax(student.float() / T, dim=1)
+    log_teacher = F.log_softmax(teacher.float() / T, dim=1)
+    return T**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def require(name: str, value: float, low: float, high: float = float("inf"), low_open: bool = False) -> None:
+    """Raise ValueError, naming knob, range and value, unless value is in [low, high], or (low, high] if low_open.
+
+    Infinity and NaN are outside every range.
+    """
+    inside = (low < value if low_open else low <= value) and value <= high and abs(value) != float("inf")
+    if not inside:
+        span = f"{'(' if low_open else '['}{low:g}, {'inf)' if high == float('inf') else f'{high:g}]'}"
+        raise ValueError(f"{name} must be in {span}, got {value:g}")

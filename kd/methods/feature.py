@@ -1,0 +1,69 @@
+"""Distillation of softened logits and intermediate feature maps: after FitNets, Romero et al. 2014, arXiv 1412.6550.
+
+FitNets trains in two phases and matches one map; here all terms are trained together, on any choice of stages.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd.data.batch import Batch
+from kd.methods.base import Method, hard_loss, require, soft_loss
+from kd.models.output import Output
+
+
+class Feature(Method):
+    """alpha * hard + beta * feature + (1 - alpha - beta) * soft.
+
+    feature is the mean squared error between the teacher's maps and the student's, averaged over the stages. The
+    student's are seen through a learned 1x1 convolution per stage (the adapter) with as many channels as the teacher's.
+
+    Args:
+        T: temperature of both softmaxes, > 0.
+        alpha: weight of the labels, in [0, 1].
+        beta: weight of the features, in [0, 1], with alpha + beta <= 1.
+        stages: which of `Output.features` to match, counted from 0; negative numbers count from the deepest.
+        label_smoothing: of the hard loss, in [0, 1].
+    """
+
+    def __init__(self, T: float, alpha: float, beta: float, stages: Sequence[int], label_smoothing: float) -> None:
+        super().__init__()
+        require("T", T, 0, low_open=True)
+        require("alpha", alpha, 0, 1)
+        require("beta", beta, 0, 1)
+        # 0.7 + 0.3 may exceed 1 in floating point: the last weight is clipped instead of the user being scolded.
+        if alpha + beta > 1 + 1e-9:
+            raise ValueError(
+                f"alpha + beta must be in [0, 1], got alpha={alpha:g} and beta={beta:g}; "
+                "the soft loss weighs 1 - alpha - beta"
+            )
+        if not stages:
+            raise ValueError("stages must name at least one stage, got none")
+        self.T, self.alpha, self.beta, self.label_smoothing = T, alpha, beta, label_smoothing
+        self.stages = tuple(stages)
+        self.adapters = nn.ModuleList()
+
+    def build(self, student: Output, teacher: Output) -> None:
+        depth = min(len(student.features), len(teacher.features))
+        for stage in self.stages:
+            if not -depth <= stage < depth:
+                raise ValueError(f"stages must be in [{-depth}, {depth - 1}] for these networks, got {stage}")
+            ours, theirs = student.features[stage].shape[1:], teacher.features[stage].shape[1:]
+            if ours[1:] != theirs[1:]:
+                raise ValueError(
+                    f"stages: the maps of stage {stage} differ in size, {tuple(ours)} in the student and "
+                    f"{tuple(theirs)} in the teacher (channels, height, width); choose stages of equal height and width"
+                )
+            self.adapters.append(nn.Conv2d(ours[0], theirs[0], kernel_size=1))
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        distances = [
+            F.mse_loss(adapter(student.features[stage]).float(), teacher.features[stage].float())
+            for adapter, stage in zip(self.adapters, self.stages, strict=True)
+        ]
+        return {
+            "hard": self.alpha * hard_loss(student.logits, batch.y, self.label_smoothing),
+            "feature": self.beta * sum(distances, start=distances[0].new_zeros(())) / len(distances),
+            "soft": max(0.0, 1 - self.alpha - self.beta) * soft_loss(student.logits, teacher.logits, self.T),
+        }

@@ -1,0 +1,83 @@
+"""The plain CNN that teacher and student share; only its width tells them apart."""
+
+from torch import Tensor, nn
+
+from kd.models.output import Output
+
+ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU}
+
+
+class CNN(nn.Module):
+    """Two stages of two 3x3 convolutions, then one hidden linear layer.
+
+    A stage is conv-BN-act-conv-BN-act, followed by max pooling (2x2) and dropout; the second stage is twice as
+    wide as the first. At 32x32 pixels and 10 classes, `scale=32` has 4,271,530 parameters (the teacher) and
+    `scale=16` has 1,070,970 (the student).
+
+    Args:
+        scale: channels of the first stage, s; the second has 2s and the hidden layer 32s. At least 1.
+        num_classes: C, at least 2.
+        image_size: height and width of the input in pixels, a multiple of 4.
+        activation: "relu" or "elu".
+        conv_dropout: probability of dropping an element after each stage, in [0, 1).
+        head_dropout: the same for the hidden layer, in [0, 1).
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    def __init__(
+        self,
+        scale: int,
+        num_classes: int,
+        image_size: int,
+        activation: str,
+        conv_dropout: float,
+        head_dropout: float,
+    ) -> None:
+        super().__init__()
+        if scale < 1:
+            raise ValueError(f"scale must be at least 1, got {scale}")
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        if image_size < 4 or image_size % 4:
+            raise ValueError(f"image_size must be a multiple of 4, got {image_size}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation}")
+        for name, rate in (("conv_dropout", conv_dropout), ("head_dropout", head_dropout)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {rate}")
+
+        act = ACTIVATIONS[activation]
+        self.stages = nn.ModuleList([_stage(3, scale, act), _stage(scale, 2 * scale, act)])
+        self.downsample = nn.Sequential(nn.MaxPool2d(2), nn.Dropout(conv_dropout))
+        self.hidden = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(2 * scale * (image_size // 4) ** 2, 32 * scale),
+            act(),
+            nn.Dropout(head_dropout),
+        )
+        self.classifier = nn.Linear(32 * scale, num_classes)
+
+    def forward(self, x: Tensor) -> Output:
+        """(B, 3, H, W) normalised images -> `Output` with features (B, s, H, W) and (B, 2s, H/2, W/2)."""
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+            x = self.downsample(x)
+        embedding = self.hidden(x)
+        return Output(self.classifier(embedding), tuple(features), embedding)
+
+
+def _stage(in_channels: int, channels: int, act: type[nn.Module]) -> nn.Sequential:
+    # The convolutions have biases although BatchNorm makes them redundant: so has the network whose results are
+    # to be compared, and the parameter counts are quoted with them.
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, padding=1),
+        nn.BatchNorm2d(channels),
+        act(),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.BatchNorm2d(channels),
+        act(),
+    )

@@ -1,0 +1,69 @@
+"""How a network is trained: which parameters decay, and how the learning rate runs.
+
+A schedule maps the fraction of training that is done to a factor on the optimiser's learning rate. All of them are
+told the total number of steps, so that none has a length of its own that could disagree with the epochs.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
+ScheduleFactory = Callable[[Optimizer, int], LambdaLR]
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """The module's parameters in two groups: weights, and what weight decay is kept off (BatchNorm and biases).
+
+    Those are exactly the tensors of one dimension.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def one_cycle(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:
+    """Linearly up from 0 over the fraction `warmup` in [0, 1) of all steps, then linearly down to 0.
+
+    Source: Smith 2018, arXiv 1803.09820, without the cycled momentum.
+    """
+    return _schedule(optimizer, total_steps, warmup, lambda done: 1 - done)
+
+
+def cosine(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:
+    """Linearly up from 0 over the fraction `warmup` in [0, 1) of all steps, then down to 0 as half a cosine.
+
+    Source: Loshchilov and Hutter 2016, arXiv 1608.03983, without restarts.
+    """
+    return _schedule(optimizer, total_steps, warmup, lambda done: 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def multistep(
+    optimizer: Optimizer, total_steps: int, warmup: float, milestones: Sequence[float], gamma: float
+) -> LambdaLR:
+    """Linearly up from 0 over the fraction `warmup` in [0, 1) of all steps; then times `gamma` at each milestone.
+
+    Milestones are fractions in (0, 1) of the steps after the warm-up.
+    """
+    for milestone in milestones:
+        if not 0 < milestone < 1:
+            raise ValueError(f"schedule.milestones must be fractions of training in (0, 1), got {milestone:g}")
+    return _schedule(optimizer, total_steps, warmup, lambda done: gamma ** sum(done >= m for m in milestones))
+
+
+def _schedule(optimizer: Optimizer, total_steps: int, warmup: float, decay: Callable[[float], float]) -> LambdaLR:
+    if not 0 <= warmup < 1:
+        raise ValueError(f"schedule.warmup must be a fraction of training in [0, 1), got {warmup:g}")
+    rising = round(warmup * total_steps)
+
+    def factor(step: int) -> float:
+        # Counted from 1 while rising, so that no step is wasted on a learning rate of 0.
+        return (step + 1) / (rising + 1) if step < rising else decay((step - rising) / max(1, total_steps - rising))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,329 @@
+"""The report's pictures. Nothing here touches matplotlib's global state."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import cycle, groupby, product
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from kd.report.rows import Role, Row, Summary
+from kd.results import Result
+
+Colour = tuple[float, float, float]
+
+# Okabe and Ito's colours without black and yellow, then four of Paul Tol's: chosen for the colour-blind, too.
+HUES = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#882255", "#999933", "#332288", "#44AA99")
+TEACHER = "#595959"
+INK = "#262626"
+FAINT = "#E3E3E3"
+DASHES = ("-", "--", ":")
+MANY = 12
+"""With more rows than this, lines are no longer named one by one."""
+WIDE = 14.0
+"""Inches. Labels that need more than this side by side are turned."""
+WIDEST = 200.0
+"""Inches. A picture has 65,536 pixels across at most."""
+
+
+class Look(NamedTuple):
+    """How a row is drawn, in every picture."""
+
+    colour: Colour
+    dash: str
+
+
+def looks(rows: Sequence[Row]) -> list[Look]:
+    """A hue per method, grey for teachers; a method's rows go from light to dark in their order."""
+    places: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(row.first.method, []).append(i)
+    found: dict[int, Look] = {}
+    styles = cycle(product(DASHES, HUES))  # dashes only once the hues are used up
+    for mates in places.values():
+        dash, hue = ("-", TEACHER) if rows[mates[0]].role is Role.TEACHER else next(styles)
+        found.update((i, Look(_shade(hue, place, len(mates)), dash)) for place, i in enumerate(mates))
+    return [found[i] for i in range(len(rows))]
+
+
+def _shade(base: str, place: int, of: int) -> Colour:
+    """`base` itself where it stands alone, else one of its mixtures, from with white to with black."""
+    reach = min(0.42, 0.14 * of)
+    mix = 0.0 if of == 1 else reach * (1 - 2 * place / (of - 1))
+    rgb = (int(base[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = ((1 - abs(mix)) * part + max(mix, 0.0) for part in rgb)
+    return red, green, blue
+
+
+# Accuracies
+
+
+class _Bar(NamedTuple):
+    """One row's test accuracy, in percent."""
+
+    row: Row
+    colour: Colour
+    mean: float
+    std: float | None
+    seeds: list[float]
+    teacher: float | None
+
+    @property
+    def top(self) -> float:
+        return max(self.mean + (self.std or 0.0), *self.seeds)
+
+
+def accuracy(summary: Summary) -> Figure:
+    """The mean test accuracy of each row with its standard deviation, every seed, and the teacher's accuracy.
+
+    The axis begins near the lowest value, so that differences can be seen, and says so.
+    """
+    bars = _bars(summary.rows)
+    size, ticks, turned = _layout(bars)
+    figure = Figure(figsize=size, layout="constrained")
+    (axes,) = _panels(figure, [f"Test accuracy on {summary.datasets}"])
+    if not bars:
+        return _nothing(figure, "No run has a test accuracy.")
+    lowest, highest = _limits(bars)
+    axes.set_ylim(lowest, highest)
+    axes.set_ylabel("test accuracy, %" + (f" (axis begins at {lowest})" if lowest else ""))
+    axes.set_xlim(-0.6, len(bars) - 0.4)
+    axes.set_xticks(range(len(bars)), ticks, rotation=90 if turned else 0, fontsize=8 if turned else 9)
+    axes.tick_params(axis="x", length=0)
+    axes.yaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10]))
+    _draw_bars(axes, bars)
+    _draw_values(axes, bars)
+    _draw_teachers(axes, bars)
+    figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _layout(bars: Sequence[_Bar]) -> tuple[tuple[float, float], list[str], bool]:
+    """Width and height in inches, the names below the bars, and whether these are turned to fit."""
+    names = [(bar.row.first.method, *bar.row.pieces, f"n = {bar.row.n}") for bar in bars]
+    each = max(1.05, 0.085 * max((len(line) for name in names for line in name), default=0))
+    turned = each * len(bars) > WIDE
+    ticks = [_literal(("  " if turned else "\n").join(name)) for name in names]
+    width = max(7.0, 1.5 + len(bars) * (0.32 if turned else each))
+    height = 4.8 + (0.07 * max(map(len, ticks)) if turned else 0.0)
+    return (min(width, WIDEST), height), ticks, turned
+
+
+def _bars(rows: Sequence[Row]) -> list[_Bar]:
+    bars = []
+    for row, look in zip(rows, looks(rows), strict=True):
+        if row.test_acc:
+            mean, std = row.test_acc
+            seeds = [100 * run.test_acc for run in row.runs if run.test_acc is not None]
+            teacher = None if row.teacher_acc is None else round(100 * row.teacher_acc, 2)
+            bars.append(_Bar(row, look.colour, 100 * mean, None if std is None else 100 * std, seeds, teacher))
+    return bars
+
+
+def _limits(bars: Sequence[_Bar]) -> tuple[int, float]:
+    """From a multiple of 5 with room below the lowest value, about half of the values' range, to above the labels."""
+    teachers = [bar.teacher for bar in bars if bar.teacher is not None]
+    low = min(bar.mean - (bar.std or 0.0) for bar in bars)
+    high = max([bar.top for bar in bars] + teachers)
+    lowest = max(0, 5 * math.floor((low - (high - low) / 2 - 1) / 5))
+    return lowest, lowest + 1.12 * (high - lowest)
+
+
+def _draw_bars(axes: Axes, bars: Sequence[_Bar]) -> None:
+    axes.bar(range(len(bars)), [bar.mean for bar in bars], width=0.72, color=[bar.colour for bar in bars])
+    spread = [(x, bar.mean, bar.std) for x, bar in enumerate(bars) if bar.std is not None]
+    if spread:
+        x, mean, std = zip(*spread, strict=True)
+        label = "± sample std over n seeds"
+        axes.errorbar(x, mean, std, fmt="none", ecolor=INK, elinewidth=1.2, capsize=4, label=label)
+    # Side by side, as seeds often lie on top of each other.
+    beside = [(i + 1) / (len(bar.seeds) + 1) - 0.5 for bar in bars for i in range(len(bar.seeds))]
+    centre = [x for x, bar in enumerate(bars) for _ in bar.seeds]
+    axes.scatter(
+        [x + 0.6 * dx for x, dx in zip(centre, beside, strict=True)],
+        [seed for bar in bars for seed in bar.seeds],
+        s=14,
+        c="white",
+        edgecolors=INK,
+        linewidths=0.8,
+        zorder=3,
+        label="one seed",
+    )
+
+
+def _draw_values(axes: Axes, bars: Sequence[_Bar]) -> None:
+    crowded = len(bars) > MANY
+    for x, bar in enumerate(bars):
+        axes.annotate(
+            f"{bar.mean:.2f}",
+            (x, bar.top),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            rotation=90 if crowded else 0,
+            fontsize=8 if crowded else 9.5,
+            color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
+            zorder=4,
+        )
+
+
+def _draw_teachers(axes: Axes, bars: Sequence[_Bar]) -> None:
+    """A line over all neighbouring bars that are measured against the same accuracy."""
+    known = {bar.teacher for bar in bars if bar.teacher is not None}
+    label = f"teacher, {min(known):.2f}" if len(known) == 1 else "the row's teacher"
+    for teacher, group in groupby(range(len(bars)), key=lambda x: bars[x].teacher):
+        if teacher is not None:
+            x = list(group)
+            axes.hlines(teacher, x[0] - 0.5, x[-1] + 0.5, colors=INK, linestyles="--", linewidth=1.1, label=label)
+            label = "_nolegend_"
+
+
+# Learning curves
+
+
+class _Split(NamedTuple):
+    name: str
+    accuracy: Callable[[Result], list[float]]
+    loss: Callable[[Result], list[float]]
+    loss_is: str
+
+
+VALIDATION = _Split("validation", lambda run: run.epoch_val_acc, lambda run: run.epoch_val_loss, "NLL")
+TRAINING = _Split(
+    "training", lambda run: run.epoch_train_acc, lambda run: run.epoch_train_loss, "each method's own objective"
+)
+
+
+class _Curve(NamedTuple):
+    """One row, epoch by epoch, over its seeds."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64] | None
+
+
+def curves(summary: Summary) -> Figure:
+    """Accuracy and loss on the validation split over the epochs, a line per row.
+
+    The training split's are shown where no run has a validation split, and the title says so.
+    """
+    split = VALIDATION if any(_has(row, VALIDATION) for row in summary.rows) else TRAINING
+    styled = zip(summary.rows, looks(summary.rows), strict=True)
+    shown = [(row, look) for row, look in styled if _has(row, split)]
+    rows = [row for row, _ in shown]
+    accuracies = [_curve(row, split.accuracy, 100.0) for row in rows]
+    losses = [_curve(row, split.loss, 1.0) for row in rows]
+    names = _names(rows, accuracies)
+    columns = max(1, 120 // (max(map(len, names.values()), default=0) + 9))
+    figure = Figure(figsize=(11, 4.9 + 0.21 * math.ceil(len(names) / columns)), layout="constrained")
+    figure.suptitle(_literal(_title(summary, split, rows, len(names))), x=0.01, ha="left", fontsize=11)
+    panels = _panels(figure, [f"{split.name} accuracy, %", f"{split.name} loss ({split.loss_is})"])
+    if not rows:
+        return _nothing(figure, "No run has learning curves.")
+    for axes, lines in zip(panels, (accuracies, losses), strict=True):
+        for i, (line, (_, look)) in enumerate(zip(lines, shown, strict=True)):
+            _draw_curve(axes, line, look, names.get(i))
+        _fit(axes, lines)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
+    return figure
+
+
+def _has(row: Row, split: _Split) -> bool:
+    return all(split.accuracy(run) and split.loss(run) for run in row.runs)
+
+
+def _curve(row: Row, values: Callable[[Result], list[float]], scale: float) -> _Curve:
+    """Over the epochs that all seeds have."""
+    epochs = min(len(values(run)) for run in row.runs)
+    seeds = scale * np.array([values(run)[:epochs] for run in row.runs])
+    return _Curve(seeds.mean(axis=0), seeds.std(axis=0, ddof=1) if row.n > 1 else None)
+
+
+def _names(rows: Sequence[Row], accuracies: Sequence[_Curve]) -> dict[int, str]:
+    """What the legend says of which rows: all, or if these are too many, each method's highest accuracy at the end."""
+    names = {i: f"{row.label} (n = {row.n})" for i, row in enumerate(rows)}
+    if len(rows) <= MANY:
+        return names
+    methods: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        methods.setdefault(row.first.method, []).append(i)
+    best = {max(mates, key=lambda i: np.nan_to_num(accuracies[i].mean[-1])): len(mates) for mates in methods.values()}
+    return {i: names[i] + (f", the highest of {of} at the end" if of > 1 else "") for i, of in best.items()}
+
+
+def _title(summary: Summary, split: _Split, rows: Sequence[Row], named: int) -> str:
+    of = len(summary.rows)
+    title = f"Learning curves on {summary.datasets}, {split.name} split"
+    if split is TRAINING:
+        title += " (these runs have no validation split)"
+    elif len(rows) < of:
+        title += f" (rows without one are not shown: {of - len(rows)} of {of})"
+    legend = ["line: mean over n seeds, band: ± sample std"] if any(row.n > 1 for row in rows) else []
+    legend += ["thin: the other rows"] if named < len(rows) else []
+    return "\n".join([title, *legend])
+
+
+def _draw_curve(axes: Axes, line: _Curve, look: Look, name: str | None) -> None:
+    """Thin, and without its band, where it has no name."""
+    epochs = np.arange(1, len(line.mean) + 1)
+    width, alpha, zorder = (0.7, 0.5, 2.0) if name is None else (1.8, 1.0, 3.0)
+    axes.plot(
+        epochs,
+        line.mean,
+        color=look.colour,
+        linestyle=look.dash,
+        linewidth=width,
+        alpha=alpha,
+        zorder=zorder,
+        marker="o" if len(epochs) == 1 else "",  # of a single point, no line can be seen
+        label=None if name is None else _literal(name),
+    )
+    if name is not None and line.std is not None:
+        low, high = line.mean - line.std, line.mean + line.std
+        axes.fill_between(epochs, low, high, color=look.colour, alpha=0.18, linewidth=0)
+
+
+def _fit(axes: Axes, lines: Sequence[_Curve]) -> None:
+    """Limits for what comes after the first tenth of the epochs: the steep beginning would flatten the rest."""
+    longest = max(len(line.mean) for line in lines)
+    late = np.concatenate([line.mean[longest // 10 :] for line in lines])
+    late = late[np.isfinite(late)]
+    if late.size:
+        margin = 0.05 * (late.max() - late.min()) or 1.0
+        axes.set_ylim(late.min() - margin, late.max() + margin)
+    axes.set_xlim((1, longest) if longest > 1 else (0, 2))
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
+
+
+# Common
+
+
+def _panels(figure: Figure, titles: Sequence[str]) -> list[Axes]:
+    panels = []
+    for i, title in enumerate(titles, start=1):
+        axes = figure.add_subplot(1, len(titles), i)
+        axes.set_title(_literal(title), loc="left", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+        panels.append(axes)
+    return panels
+
+
+def _nothing(figure: Figure, why: str) -> Figure:
+    for axes in figure.axes:
+        axes.set_axis_off()
+    figure.text(0.5, 0.5, why, ha="center", color=INK)
+    return figure
+
+
+def _literal(text: str) -> str:
+    """An override may hold "$", which matplotlib would take for the start of a formula."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,259 @@
+"""Result records put into one row per configuration, over its seeds."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from kd.errors import UserError
+from kd.results import Result
+
+
+class Role(IntEnum):
+    """Whose figures a record holds, in the order of the rows."""
+
+    TEACHER = 0
+    ALONE = 1
+    """A student without a teacher."""
+    DISTILLED = 2
+
+
+def role(result: Result) -> Role:
+    """Told by the networks whose parameters the record counts; no method is known here by its name."""
+    if result.teacher_params is None:
+        return Role.ALONE
+    return Role.TEACHER if result.student_params is None else Role.DISTILLED
+
+
+class Spread(NamedTuple):
+    """Mean and spread over n seeds."""
+
+    mean: float
+    std: float | None
+    """Sample standard deviation (n - 1); None with n = 1."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ by their seed only. A figure that one of the runs lacks is None: never a mean over some."""
+
+    pieces: tuple[str, ...]
+    """What sets the row apart from the others of its method: "T=4", "student.scale=8"."""
+    runs: tuple[Result, ...]
+    """Finished runs, one per seed, by seed."""
+    teacher_acc: float | None
+    """Test accuracy of the teacher that the row is measured against."""
+
+    @property
+    def label(self) -> str:
+        return " ".join((self.first.method, *self.pieces))
+
+    @property
+    def first(self) -> Result:
+        """Any of the runs, for all that they have in common."""
+        return self.runs[0]
+
+    @property
+    def n(self) -> int:
+        return len(self.runs)
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.seed for run in self.runs]
+
+    @property
+    def role(self) -> Role:
+        return role(self.first)
+
+    @property
+    def network(self) -> str | None:
+        return self.first.teacher if self.role is Role.TEACHER else self.first.student
+
+    @property
+    def params(self) -> int | None:
+        return self.first.teacher_params if self.role is Role.TEACHER else self.first.student_params
+
+    @property
+    def test_acc(self) -> Spread | None:
+        return _spread(run.test_acc for run in self.runs)
+
+    @property
+    def val_acc(self) -> Spread | None:
+        return _spread(run.val_acc for run in self.runs)
+
+    @property
+    def test_nll(self) -> float | None:
+        return _mean(run.test_nll for run in self.runs)
+
+    @property
+    def test_ece(self) -> float | None:
+        return _mean(run.test_ece for run in self.runs)
+
+    @property
+    def agreement(self) -> float | None:
+        return _mean(run.agreement for run in self.runs)
+
+    @property
+    def train_seconds(self) -> float | None:
+        return _mean(run.train_seconds for run in self.runs)
+
+    @property
+    def retention(self) -> float | None:
+        """Mean test accuracy divided by the teacher's."""
+        return self.test_acc.mean / self.teacher_acc if self.test_acc and self.teacher_acc else None
+
+
+class Summary(NamedTuple):
+    """All rows, and what a reader must know about them."""
+
+    rows: list[Row]
+    """By data set; teachers, then students without one, then distilled ones; then by method and knobs."""
+    notes: list[str]
+    """One sentence or two each."""
+
+    @property
+    def datasets(self) -> str:
+        return ", ".join(dict.fromkeys(row.first.dataset for row in self.rows))
+
+
+def summarize(results: Iterable[Result], skipped: Sequence[str] = ()) -> Summary:
+    """The finished runs among `results` as rows; the notes also name the records that were `skipped`.
+
+    Raises UserError if no run is finished.
+    """
+    results = list(results)
+    done = [result for result in results if result.status == "done"]
+    others = Counter(result.status for result in results if result.status != "done")
+    listed = ", ".join(f"{count} {status}" for status, count in sorted(others.items()))
+    if not done:
+        raise UserError(f"no finished run to report on: {listed or 'no runs at all'}")
+    groups = _groups(done)
+    rows = _rows(groups)
+    repeats = len(done) - sum(map(len, groups))
+    left_out = _left_out(others.total(), listed, repeats)
+    return Summary(rows, [*_reading(rows), *left_out, *(f"Skipped {reason}" for reason in skipped)])
+
+
+def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:
+    """Runs that differ by their seed only, in the rows' order. Of several with one seed, the latest stays.
+
+    A seed that came up twice is one run made again, whatever else its record says: it must not count towards n.
+    """
+    groups: dict[object, dict[int, Result]] = defaultdict(dict)
+    for run in sorted(done, key=lambda run: run.date):
+        groups[run.group or _settings(run)][run.seed] = run
+    by_seed = (tuple(runs[seed] for seed in sorted(runs)) for runs in groups.values())
+    return sorted(by_seed, key=lambda runs: _order(runs[0]))
+
+
+def _settings(run: Result) -> tuple[object, ...]:
+    knobs = (run.T, run.alpha, run.beta)
+    return (run.method, *knobs, run.student, run.teacher, run.dataset, run.epochs, run.variant)
+
+
+def _order(run: Result) -> tuple[object, ...]:
+    knobs = [-1.0 if knob is None else knob for knob in (run.T, run.alpha, run.beta)]
+    nets = (run.student or "", run.teacher or "")
+    return (run.dataset, role(run), _natural(run.method), *knobs, _natural(run.variant), *nets, run.epochs)
+
+
+def _natural(text: str) -> list[str | float]:
+    """Sorts numbers within the text as numbers: "scale=8" before "scale=16"."""
+    return [float(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+\.?\d*)", text))]
+
+
+def _rows(groups: Sequence[tuple[Result, ...]]) -> list[Row]:
+    firsts = [runs[0] for runs in groups]
+    pieces: dict[int, tuple[str, ...]] = {}
+    for method in {first.method for first in firsts}:
+        places = [i for i, first in enumerate(firsts) if first.method == method]
+        pieces.update(zip(places, _pieces([firsts[i] for i in places]), strict=True))
+    known = {first.dataset: _known_teacher(groups, first.dataset) for first in firsts}
+    return [Row(pieces[i], runs, _teacher_acc(runs, known[runs[0].dataset])) for i, runs in enumerate(groups)]
+
+
+def _pieces(firsts: Sequence[Result]) -> list[tuple[str, ...]]:
+    """For rows of one method, what tells them apart: no more than the knobs and overrides, if these are enough."""
+    described: list[list[str]] = [[] for _ in firsts]
+    for describe in (_knobs, _context, _hash):
+        described = [so_far + describe(first) for so_far, first in zip(described, firsts, strict=True)]
+        common = set(described[0]).intersection(*described)
+        apart = [tuple(piece for piece in pieces if piece not in common) for pieces in described]
+        if len(set(apart)) == len(apart):
+            break
+    return apart
+
+
+def _knobs(run: Result) -> list[str]:
+    knobs = {"T": run.T, "alpha": run.alpha, "beta": run.beta}
+    return [f"{name}={knob:g}" for name, knob in knobs.items() if knob is not None] + run.variant.split()
+
+
+def _context(run: Result) -> list[str]:
+    return [f"student={run.student}", f"teacher={run.teacher}", f"data={run.dataset}", f"epochs={run.epochs}"]
+
+
+def _hash(run: Result) -> list[str]:
+    return [f"#{run.group[:8]}"]
+
+
+def _known_teacher(groups: Iterable[tuple[Result, ...]], dataset: str) -> float | None:
+    """The one accuracy that a teacher has on this data set; None if none is known, or more than one."""
+    here = [runs for runs in groups if runs[0].dataset == dataset]
+    own = [_mean(run.test_acc for run in runs) for runs in here if role(runs[0]) is Role.TEACHER]
+    claimed = [run.teacher_test_acc for runs in here for run in runs]
+    # Six digits: it is measured anew for each run, in whatever precision the device has.
+    known = {round(acc, 6): acc for acc in own or claimed if acc is not None}
+    return next(iter(known.values())) if len(known) == 1 else None
+
+
+def _teacher_acc(runs: Sequence[Result], known: float | None) -> float | None:
+    if role(runs[0]) is Role.TEACHER:
+        return None
+    if any(run.teacher_test_acc is not None for run in runs):
+        return _mean(run.teacher_test_acc for run in runs)
+    return known
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    spread = _spread(values)
+    return spread.mean if spread else None
+
+
+def _spread(values: Iterable[float | None]) -> Spread | None:
+    every = list(values)
+    known = [value for value in every if value is not None]
+    if len(known) < len(every):
+        return None
+    return Spread(fmean(known), stdev(known) if len(known) > 1 else None)
+
+
+def _reading(rows: Sequence[Row]) -> list[str]:
+    notes = [
+        "Test figures are those of the last epoch's weights; the test split was never used to select anything.",
+        "n is the number of seeds; ± is the sample standard deviation over them (n - 1), the rest are means.",
+    ]
+    if any(row.n == 1 for row in rows):
+        notes.append("n = 1 is one seed: no ranking can be read from this.")
+    if any(row.retention for row in rows):
+        notes.append(
+            "Retention is the test accuracy divided by the teacher's; a student without a teacher of its own "
+            "is measured against the one teacher of the others, where there is exactly one."
+        )
+    return notes
+
+
+def _left_out(others: int, listed: str, repeats: int) -> list[str]:
+    notes = []
+    if others:
+        notes.append(f"{_count(others, 'run')} not counted: {listed}.")
+    if repeats:
+        notes.append(f"{_count(repeats, 'repeat')} of a run (same configuration and seed) left out: the latest counts.")
+    return notes
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

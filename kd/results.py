@@ -1,0 +1,203 @@
+"""One run's result record: written, read, collected."""
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+from kd.errors import UserError
+
+FILE = "result.json"
+REPORT = "report"
+"""Name of the directory that a report goes to by default; `collect` does not look into one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one run was and what came of it.
+
+    Accuracies, agreement and retention are fractions of 1. None means: not known, or a knob that the method lacks.
+    """
+
+    method: str
+    T: float | None = None
+    """Softmax temperature."""
+    alpha: float | None = None
+    """Weight of the cross-entropy with the labels."""
+    beta: float | None = None
+    """Weight of the method's own further term."""
+    seed: int
+    student: str | None = None
+    teacher: str | None = None
+    teacher_id: str | None = None
+    """Hash of the recipe that the teacher was trained by."""
+    student_params: int | None = None
+    """Number of parameters; None where no student is trained, as in a run of the teacher alone."""
+    teacher_params: int | None = None
+    """Number of parameters; None where no teacher takes part."""
+    dataset: str
+    epochs: int
+    val_acc: float | None = None
+    """With the last epoch's weights, like all that follow; None without a validation split."""
+    test_acc: float | None = None
+    test_nll: float | None = None
+    """Mean negative log-likelihood of the test labels, in nats."""
+    test_ece: float | None = None
+    """Expected calibration error, a fraction of 1."""
+    teacher_test_acc: float | None = None
+    retention: float | None = None
+    """Test accuracy of the student divided by that of its teacher."""
+    agreement: float | None = None
+    """Share of the test images for which student and teacher name the same class."""
+    train_seconds: float | None = None
+    images_per_second: float | None = None
+    """Training images, over the whole fit."""
+    device: str = ""
+    precision: str = ""
+    git: str = ""
+    versions: str = ""
+    status: str
+    """"running", "done", "failed" or "interrupted"."""
+
+    variant: str = ""
+    """The other overrides that set this run apart, as in "student.scale=8 recipe.epochs=50"."""
+    fingerprint: str = ""
+    """Hash of the resolved configuration."""
+    group: str = ""
+    """The same hash without the seed: shared by runs that differ by their seed only."""
+    date: str = ""
+    """When the run began, ISO 8601."""
+    error: str | None = None
+    """Why it failed."""
+    epoch_train_loss: list[float] = field(default_factory=list)
+    """One value per epoch, like the next three; shorter than `epochs` where a run ended early."""
+    epoch_train_acc: list[float] = field(default_factory=list)
+    epoch_val_loss: list[float] = field(default_factory=list)
+    """Empty without a validation split, like the next one."""
+    epoch_val_acc: list[float] = field(default_factory=list)
+
+
+class Collected(NamedTuple):
+    """The records found below some directories."""
+
+    results: list[Result]
+    """Sorted by path, whatever their status."""
+    skipped: list[str]
+    """One "FILE: reason" for each record that cannot be read."""
+
+
+_KINDS = get_type_hints(Result)
+_REQUIRED = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
+_SPOKEN = {str: "text", int: "a whole number", float: "a number", NoneType: "null"}
+
+
+def write(result: Result, path: Path) -> None:
+    """Write the record as strict JSON, whole or not at all: whoever reads `path` sees the old file or the new one.
+
+    JSON has no NaN and no infinity. Both become null, since a run that diverged must still leave its record;
+    `read` gives None for them, and NaN inside a curve. Raises OSError where `path` cannot be written.
+    """
+    record = {name: _without_nan(value) for name, value in asdict(result).items()}
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    # Beside the target, as a rename is atomic within one file system only; opened plainly, for the usual permissions.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> Result:
+    """The record in `path`. Keys that `Result` does not know are ignored: a newer version may have added them.
+
+    Raises UserError, naming the file and what is wrong with it, if it cannot be read, is cut short or no JSON,
+    lacks a field, or has one of the wrong type.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: cut short or not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: not a result record, which is one JSON object")
+    missing = [name for name in _REQUIRED if name not in record]
+    if missing:
+        raise UserError(f"{path}: not a whole result record, it lacks {', '.join(missing)}")
+    known = [name for name in _KINDS if name in record]
+    try:
+        return Result(**{name: _typed(name, record[name]) for name in known})
+    except (TypeError, OverflowError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def collect(dirs: Iterable[Path]) -> Collected:
+    """Every `result.json` below `dirs`, at any depth, links followed.
+
+    A file reached twice counts once. Directories called "report" below `dirs` are not searched. Raises UserError
+    if a directory does not exist or holds no record, or if none of the records can be read.
+    """
+    found = {path.resolve(): path for root in dirs for path in _below(root)}
+    results, skipped = [], []
+    for path in sorted(found.values()):
+        try:
+            results.append(read(path))
+        except UserError as error:
+            skipped.append(str(error))
+    if not results:
+        raise UserError(f"none of {len(skipped)} result records can be read, the first: {skipped[0]}")
+    return Collected(results, skipped)
+
+
+def _below(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise UserError(f"{root}: no such directory; give one that training runs were written to")
+    paths: list[Path] = []
+    seen: set[str] = set()
+    for here, names, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:  # a link back up, or a second one to the same place
+            names.clear()
+            continue
+        seen.add(real)
+        names[:] = sorted(name for name in names if name != REPORT)
+        if FILE in files:
+            paths.append(Path(here, FILE))
+    if not paths:
+        raise UserError(f"{root}: no {FILE} in it or below it; give a directory that training runs were written to")
+    return paths
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _typed(name: str, value: Any) -> Any:
+    """`value` as the field `name` holds it, whole numbers made floats where it wants floats; or TypeError."""
+    kind = _KINDS[name]
+    if kind == list[float]:
+        if not isinstance(value, list) or not {type(item) for item in value} <= {float, int, NoneType}:
+            raise TypeError(f"{name} is not a list of numbers")
+        return [math.nan if item is None else float(item) for item in value]
+    allowed = get_args(kind) or (kind,)
+    if float in allowed and type(value) is int:
+        return float(value)
+    if type(value) not in allowed:  # not isinstance: True is no number here
+        raise TypeError(f"{name} is {value!r:.40}, not {' or '.join(_SPOKEN[k] for k in allowed)}")
+    return value

@@ -1,0 +1,145 @@
+"""Which teacher: trained once, kept under the hash of what made it, loaded frozen.
+
+A store entry is the run directory of the training that made it, named by the digest of its recipe, plus `entry.json`:
+
+    <store>/<id>/teacher.safetensors   the weights
+    <store>/<id>/result.json           how it did
+    <store>/<id>/entry.json            recipe and checksum, looked at on every loading
+    <store>/<id>.partial/              a training that is going on, or was interrupted and will be continued
+    <store>/<id>.lock                  held while it is going on
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from kd.data.batch import Batch
+from kd.errors import UserError
+from kd.hashing import digest
+from kd.models.output import Output
+from kd.weights import checksum, fill, load_weights
+
+WEIGHTS = "teacher.safetensors"
+ENTRY = "entry.json"
+
+log = logging.getLogger(__name__)
+
+
+class FrozenTeacher:
+    """Answers batches with a network's `Output`, which nothing here ever changes.
+
+    In eval mode, without gradients; deliberately no nn.Module, so that whatever holds it neither trains, saves nor
+    switches it. It follows the batches to their device.
+
+    Args:
+        net: the network; it is put into eval mode and its parameters stop asking for gradients.
+        id: what names these weights.
+    """
+
+    def __init__(self, net: nn.Module, id: str) -> None:
+        self.net, self.id = net.eval().requires_grad_(False), id
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Output:
+        if next(self.net.parameters()).device != batch.x.device:
+            self.net.to(batch.x.device)
+        return cast(Output, self.net(batch.x))
+
+    def accuracy(self, batches: Iterable[Batch]) -> float:
+        """Share of images that are classified right, in [0, 1]."""
+        hits = [(self(batch).logits.argmax(dim=1) == batch.y).cpu() for batch in batches]
+        return torch.cat(hits).double().mean().item()
+
+
+def find_or_train(store: Path, recipe: dict[str, Any], train: Callable[[Path], object]) -> Path:
+    """The directory of the teacher that `recipe` makes, trained first if the store has none.
+
+    Of several processes that want the same teacher at once, one trains and the others wait. What an interrupted
+    training left is handed to the next one.
+
+    Args:
+        store: directory of all teachers.
+        recipe: everything that decides what the teacher becomes, resolved, as plain JSON values.
+        train: trains, tests and leaves `teacher.safetensors` and `result.json` in the directory it is given, which may
+            hold what an interrupted call left there.
+
+    Raises:
+        UserError: if the entry was made by another recipe or is damaged, or the store cannot be written.
+    """
+    name = digest(recipe)
+    entry, partial = store / name, store / f"{name}.partial"
+    if not entry.exists():
+        try:
+            store.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"teacher_store={store} cannot be written: {error.strerror}") from error
+        with _locked(store / f"{name}.lock"):
+            if not entry.exists():
+                log.info("training the teacher, to be kept in %s", entry)
+                partial.mkdir(exist_ok=True)
+                train(partial)
+                facts = {"recipe": recipe, "sha256": checksum(partial / WEIGHTS)}
+                (partial / ENTRY).write_text(json.dumps(facts, indent=2, sort_keys=True))
+                os.rename(partial, entry)
+    _check(entry, recipe)
+    return entry
+
+
+def load(net: nn.Module, path: Path) -> FrozenTeacher:
+    """A frozen teacher of the given architecture with the weights in a safetensors file.
+
+    Raises:
+        UserError: if the file is missing, damaged, or of another architecture or number of classes.
+    """
+    fill(net, load_weights(path)[0], path)
+    return FrozenTeacher(net, checksum(path)[:16])
+
+
+def verify(teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | None, path: Path) -> float:
+    """The teacher's accuracy in [0, 1], measured, so that nothing is distilled from a teacher that went bad unnoticed.
+
+    Args:
+        claimed: the accuracy on record for these weights and data, if any; up to 0.5 points of difference are taken
+            for another device's rounding.
+
+    Raises:
+        UserError: if the two differ.
+    """
+    accuracy = teacher.accuracy(batches)
+    log.info("teacher %s: %.2f %% on the test split", path, 100 * accuracy)
+    if claimed is not None and abs(accuracy - claimed) > 0.005:
+        raise UserError(
+            f"{path} is on record with {100 * claimed:.2f} % on this test split but reaches {100 * accuracy:.2f} %; "
+            f"remove {path.parent} to have the teacher trained again"
+        )
+    return accuracy
+
+
+def _locked(path: Path) -> AbstractContextManager[object]:
+    lock = FileLock(path)
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        log.info("another process is training this teacher; waiting for it")
+        return lock.acquire()
+
+
+def _check(entry: Path, recipe: dict[str, Any]) -> None:
+    advice = f"remove {entry} to have it trained again"
+    try:
+        facts = json.loads((entry / ENTRY).read_text())
+        digest = checksum(entry / WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the teacher in {entry} is damaged ({error}); {advice}") from error
+    if facts.get("recipe") != recipe:
+        raise UserError(f"the teacher in {entry} was made by another recipe than its name says; {advice}")
+    if facts.get("sha256") != digest:
+        raise UserError(f"the teacher in {entry} is damaged (its weights do not match their checksum); {advice}")

@@ -1,0 +1,80 @@
+"""Weights on disk: safetensors, with what made them in the metadata."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kd.errors import UserError
+
+
+def save_weights(net: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
+    """Write all parameters and buffers, whole or not at all.
+
+    Args:
+        metadata: anything that JSON can say; each value is kept as JSON text under its key.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, temporary, {key: json.dumps(value) for key, value in metadata.items()})
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise UserError(f"cannot write {path}: {error}; is the disk full?") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file.
+
+    Raises:
+        UserError: if there is no such file or it is not whole.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            metadata = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise UserError(f"no weights at {path}") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+    return tensors, {key: _parse(value) for key, value in metadata.items()}
+
+
+def fill(net: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Put the tensors into the network.
+
+    Raises:
+        UserError: if they belong to another architecture or number of classes, naming the first difference.
+    """
+    ours = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{source} holds another architecture or number of classes than the network that is to be filled: "
+                f"{name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here"
+            )
+    net.load_state_dict(tensors)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text  # written by another program

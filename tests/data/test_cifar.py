@@ -1,0 +1,301 @@
+import hashlib
+import io
+import pickle
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision.datasets
+
+from kd.data.cifar import cifar10, cifar100
+from kd.errors import UserError
+
+# torchvision's extraction on Python 3.12 and 3.13.
+pytestmark = pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")
+
+NAMES10 = [f"class {i}" for i in range(10)]
+NAMES100 = [f"class {i:02}" for i in range(100)]
+
+
+def make_archive(file: Path, source, files: dict[str, dict], monkeypatch) -> None:
+    """Writes pickled files as torchvision's archive, and tells torchvision what is in it."""
+    md5 = {}
+    with tarfile.open(file, "w:gz") as archive:
+        for name, content in files.items():
+            data = pickle.dumps(content)
+            md5[name] = hashlib.md5(data).hexdigest()
+            info = tarfile.TarInfo(f"{source.base_folder}/{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    *train, test, meta = files
+    monkeypatch.setattr(source, "tgz_md5", hashlib.md5(file.read_bytes()).hexdigest())
+    monkeypatch.setattr(source, "train_list", [[name, md5[name]] for name in train])
+    monkeypatch.setattr(source, "test_list", [[test, md5[test]]])
+    monkeypatch.setattr(source, "meta", {**source.meta, "md5": md5[meta]})
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass
+
+
+class HalfHandler(Handler):
+    """Promises the whole file and closes the connection half way."""
+
+    def copyfile(self, source, outputfile):
+        data = source.read()
+        outputfile.write(data[: len(data) // 2])
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Serves a folder and points torchvision's CIFAR-10 at it."""
+    monkeypatch.setenv("no_proxy", "*")
+    servers = []
+
+    def serve(folder, handler=Handler):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        servers.append((server, thread))
+        url = f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz"
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", url)
+
+    yield serve
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Points torchvision's CIFAR-10 at a port where nobody listens."""
+    monkeypatch.setenv("no_proxy", "*")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        port = server.server_port
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"http://127.0.0.1:{port}/cifar-10-python.tar.gz")
+
+
+@pytest.fixture
+def archive(tmp_path, pixels, monkeypatch):
+    """A CIFAR-10 of two batches of four training images and four test images."""
+    rows = pixels.flatten(1).numpy()
+    (tmp_path / "mirror").mkdir()
+    file = tmp_path / "mirror" / "cifar-10-python.tar.gz"
+    files = {
+        "data_batch_1": {"data": rows[:4], "labels": [0, 1, 2, 3]},
+        "data_batch_2": {"data": rows[4:8], "labels": [4, 5, 6, 7]},
+        "test_batch": {"data": rows[8:], "labels": [8, 9, 0, 1]},
+        "batches.meta": {"label_names": NAMES10},
+    }
+    make_archive(file, torchvision.datasets.CIFAR10, files, monkeypatch)
+    return file
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+def check(images, pixels):
+    assert images.name == "CIFAR-10"
+    assert images.classes == tuple(NAMES10)
+    assert torch.equal(images.train_x, pixels[:8])
+    assert torch.equal(images.test_x, pixels[8:])
+    assert images.train_y.tolist() == list(range(8))
+    assert images.test_y.tolist() == [8, 9, 0, 1]
+    assert (images.train_x.dtype, images.train_y.dtype) == (torch.uint8, torch.int64)
+    assert images.train_x.is_contiguous()
+
+
+def fails(root, *needles, call=cifar10):
+    with pytest.raises(UserError) as caught:
+        call(root)
+    for needle in needles:
+        assert str(needle) in str(caught.value)
+    assert str(caught.value).count("\n") <= 1
+    return caught.value
+
+
+def content(root):
+    return sorted(path.name for path in root.iterdir())
+
+
+def test_download_once(archive, serve, no_network, tmp_path, pixels, monkeypatch):
+    dead = torchvision.datasets.CIFAR10.url
+    serve(archive.parent)
+    root = tmp_path / "new" / "root"
+    check(cifar10(str(root)), pixels)
+    assert content(root) == ["cifar-10-batches-py"]
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", dead)
+    check(cifar10(root), pixels)
+
+
+def test_archive_needs_no_network(archive, no_network, root, pixels, monkeypatch):
+    archive.rename(root / archive.name)
+    monkeypatch.setenv("HOME", str(root.parent))
+    check(cifar10("~/root"), pixels)
+    assert content(root) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+
+
+def test_no_network(archive, no_network, root):
+    ways_out = ("cifar-10-python.tar.gz", "*train*.parquet", "train/<class>/*.png", "data.root=", "data=digits")
+    fails(root, root, "Connection refused", *ways_out)
+    assert content(root) == []
+
+
+def test_server_without_the_file(archive, serve, root):
+    serve(root)
+    error = fails(root, root, "404", "data=digits")
+    error.__cause__.close()  # an HTTPError holds its connection
+    assert content(root) == []
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "cut short", "lost connection"])
+def test_bad_download_leaves_nothing(archive, serve, root, pixels, damage):
+    good = archive.read_bytes()
+    if damage == "flipped byte":
+        archive.write_bytes(good[:1000] + bytes([good[1000] ^ 1]) + good[1001:])
+    elif damage == "cut short":
+        archive.write_bytes(good[:1000])
+    serve(archive.parent, HalfHandler if damage == "lost connection" else Handler)
+    fails(root, root, "checksum", "data=digits")
+    assert content(root) == []
+
+    archive.write_bytes(good)
+    serve(archive.parent)
+    check(cifar10(root), pixels)
+
+
+def test_interrupted_extraction_leaves_nothing(archive, root, pixels, monkeypatch):
+    def interrupted(file, target):
+        with tarfile.open(file) as tar:
+            tar.extract(tar.getmembers()[0], target)
+        raise KeyboardInterrupt
+
+    archive.rename(root / archive.name)
+    with monkeypatch.context() as patch:
+        patch.setattr("torchvision.datasets.utils.extract_archive", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cifar10(root)
+    assert content(root) == [archive.name]
+    check(cifar10(root), pixels)
+
+
+def test_two_runs_at_a_time(archive, root, pixels, monkeypatch):
+    """Another run unpacks the archive while this one does."""
+    extract = torchvision.datasets.utils.extract_archive
+
+    def slow(file, target):
+        monkeypatch.setattr("torchvision.datasets.utils.extract_archive", extract)
+        check(cifar10(root), pixels)
+        extract(file, target)
+
+    archive.rename(root / archive.name)
+    monkeypatch.setattr("torchvision.datasets.utils.extract_archive", slow)
+    check(cifar10(root), pixels)
+    assert content(root) == ["cifar-10-batches-py", archive.name]
+
+
+@pytest.mark.parametrize("left", [0, 1000, -1])
+def test_truncated_archive(archive, serve, root, pixels, left):
+    serve(archive.parent)
+    bad = root / archive.name
+    bad.write_bytes(archive.read_bytes()[:left])
+    fails(root, bad, "delete it")
+    assert content(root) == [archive.name]
+    bad.unlink()
+    check(cifar10(root), pixels)
+
+
+@pytest.mark.parametrize("name", ["data_batch_2", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("damage", ["flipped byte", "missing"])
+def test_damaged_folder(archive, root, pixels, name, damage):
+    (root / archive.name).write_bytes(archive.read_bytes())
+    cifar10(root)
+    file = root / "cifar-10-batches-py" / name
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    fails(root, file.parent, "delete it")
+    file.parent.rename(root.parent / "deleted")
+    check(cifar10(root), pixels)
+
+
+def test_fine_labels_of_cifar100(root, pixels, monkeypatch):
+    rows = pixels.flatten(1).numpy()
+    files = {
+        "train": {"data": rows[:8], "fine_labels": list(range(90, 98)), "coarse_labels": [0] * 8},
+        "test": {"data": rows[8:], "fine_labels": [0, 1, 2, 99], "coarse_labels": [0] * 4},
+        "meta": {"fine_label_names": NAMES100, "coarse_label_names": ["all"]},
+    }
+    make_archive(root / "cifar-100-python.tar.gz", torchvision.datasets.CIFAR100, files, monkeypatch)
+    images = cifar100(root)
+    assert images.name == "CIFAR-100"
+    assert images.classes == tuple(NAMES100)
+    assert torch.equal(images.train_x, pixels[:8])
+    assert images.train_y.tolist() == list(range(90, 98))
+    assert images.test_y.tolist() == [0, 1, 2, 99]
+
+
+@pytest.mark.parametrize(
+    ("call", "label", "names", "name"),
+    [(cifar10, "label", NAMES10, "CIFAR-10"), (cifar100, "fine_label", NAMES100, "CIFAR-100")],
+)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_parquet_mirror(root, no_network, pixels, encode, write_parquet, call, label, names, name, kind):
+    for split in ("train", "test"):
+        encoded = [encode(x, kind) for x in pixels[:3]]
+        write_parquet(root / "deeper" / f"{split}.parquet", encoded, [2, 9, 0], names, label=label)
+    images = call(root)
+    assert images.name == name + (" (JPEG)" if kind == "JPEG" else "")
+    assert images.classes == tuple(names)
+    assert images.test_y.tolist() == [2, 9, 0]
+    assert torch.equal(images.train_x, pixels[:3]) is (kind == "PNG")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_tree(root, no_network, pixels, encode, write_tree, kind):
+    for split in ("train", "test"):
+        write_tree(root / split, {label: [encode(pixels[0], kind)] for label in NAMES10})
+    images = cifar10(root)
+    assert images.name == "CIFAR-10" + (" (JPEG)" if kind == "JPEG" else "")
+    assert images.classes == tuple(NAMES10)
+    fails(root, root, "10 classes", "CIFAR-100 has 100", "data.root", call=cifar100)
+
+
+def test_mirror_with_other_classes(root, no_network, pixels, encode, write_parquet):
+    for split in ("train", "test"):
+        write_parquet(root / f"{split}.parquet", [encode(x) for x in pixels[:3]], [0, 1, 2])
+    fails(root, root, "3 classes", "CIFAR-10 has 10", "data.root")
+
+
+def test_torchvisions_files_come_first(archive, root, pixels, encode, write_parquet, write_tree):
+    write_tree(root / "train", {"cat": [encode(pixels[0])]})
+    write_parquet(root / "train.parquet", [encode(pixels[0])], [0])
+    fails(root, "*test*.parquet")  # the parquet file before the tree
+    archive.rename(root / archive.name)
+    check(cifar10(root), pixels)
+
+
+def test_without_permission(archive, public_path, no_network, as_nobody, pixels):
+    (public_path / archive.name).write_bytes(archive.read_bytes())
+    check(cifar10(public_path), pixels)
+    batch = public_path / "cifar-10-batches-py" / "test_batch"
+    batch.parent.chmod(0o755)
+    batch.chmod(0)
+    with as_nobody():
+        fails(public_path, batch, "Permission denied", "data.root")
+    empty = public_path / "empty"
+    empty.mkdir()
+    with as_nobody():
+        fails(empty, empty, "Permission denied", "data.root")
+        fails(public_path / "new", public_path / "new", "Permission denied", "data.root")
+    assert content(empty) == []

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from kd.data.digits import digits
+from kd.errors import UserError
+
+
+def test_every_digit_is_there_once():
+    images = digits(8)
+    assert images.name == "digits"
+    assert images.classes == tuple("0123456789")
+    assert (len(images.train_y), len(images.test_y)) == (1438, 359)
+    original = load_digits()
+    expected = [
+        (y, *(x * 255 / 16).round().flatten().tolist()) for x, y in zip(original.images, original.target, strict=True)
+    ]
+    x, y = torch.cat([images.train_x, images.test_x]), torch.cat([images.train_y, images.test_y])
+    assert torch.equal(x, x[:, :1].expand(-1, 3, -1, -1))
+    found = [(label.item(), *image.flatten().tolist()) for image, label in zip(x[:, 0], y, strict=True)]
+    # numpy and torch both round to even, so equality is exact
+    assert sorted(found) == sorted(expected)
+
+
+def test_size_and_type():
+    images = digits()
+    for x, y in ((images.train_x, images.train_y), (images.test_x, images.test_y)):
+        assert x.shape == (len(y), 3, 32, 32)
+        assert (x.dtype, y.dtype) == (torch.uint8, torch.int64)
+        assert x.min() == 0
+        assert x.max() == 255
+
+
+def test_test_split_holds_a_fifth_of_each_class():
+    images = digits(8)
+    test, every = images.test_y.bincount(), torch.cat([images.train_y, images.test_y]).bincount()
+    assert (test - every / 5).abs().max() <= 0.5
+
+
+def test_same_every_time():
+    first = digits()
+    torch.rand(1)
+    assert digits().id == first.id
+    assert digits(16).id != first.id
+
+
+def test_size_below_one_is_refused():
+    with pytest.raises(UserError, match="image_size"):
+        digits(0)

@@ -1,0 +1,64 @@
+import torch
+
+from kd.data.images import Images
+
+
+def sample(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "train_x": torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8, generator=generator),
+        "train_y": torch.arange(50) % 2,
+        "test_x": torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8, generator=generator),
+        "test_y": torch.arange(20) % 2,
+    }
+
+
+def images(tensors: dict[str, torch.Tensor], name: str = "a", classes: tuple[str, ...] = ("0", "1")) -> Images:
+    return Images(name, classes, **tensors)
+
+
+def test_id_depends_on_nothing_but_pixels_and_labels():
+    tensors = sample()
+    strided = {key: value.clone().transpose(0, -1).contiguous().transpose(0, -1) for key, value in tensors.items()}
+    assert len(images(tensors).id) == 16
+    assert int(images(tensors).id, 16) >= 0
+    assert images(tensors).id == images(sample(), name="b", classes=("cat", "dog")).id == images(strided).id
+
+
+def test_id_changes_with_every_pixel_and_label():
+    ids = {images(sample()).id}
+    for key in sample():
+        for place in (0, -1):
+            tensors = sample()
+            tensors[key].view(-1)[place] += 1
+            ids.add(images(tensors).id)
+    assert len(ids) == 9
+
+
+def test_id_tells_splits_and_shapes_apart():
+    whole = sample()
+    moved = {
+        "train_x": whole["train_x"][:-1],
+        "train_y": whole["train_y"][:-1],
+        "test_x": torch.cat([whole["train_x"][-1:], whole["test_x"]]),
+        "test_y": torch.cat([whole["train_y"][-1:], whole["test_y"]]),
+    }
+    reshaped = {**whole, "train_x": whole["train_x"].view(50, 3, 4, 16)}
+    assert len({images(tensors).id for tensors in (whole, moved, reshaped)}) == 3
+
+
+def test_mean_and_std_are_those_of_the_training_pixels():
+    tensors = sample()
+    tensors["train_x"][:, 1] //= 3
+    tensors["train_x"][:, 2] = 255
+    mean, std = images(tensors).mean_std
+    x = tensors["train_x"].double() / 255
+    torch.testing.assert_close(torch.tensor(mean).double(), x.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(torch.tensor(std).double(), x.std(dim=(0, 2, 3), correction=0), atol=1e-7, rtol=1e-6)
+
+
+def test_mean_counts_more_equal_pixels_than_float32_can():
+    x = torch.zeros(1, 1, 4200, 4200, dtype=torch.uint8)
+    x[..., :42, :] = 255
+    (mean,), _ = images({**sample(), "train_x": x}).mean_std
+    assert abs(mean - 0.01) < 1e-9

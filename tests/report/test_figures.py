@@ -1,0 +1,262 @@
+import io
+import math
+import random
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import pytest
+
+from kd.report.figures import accuracy, curves, looks
+from kd.report.page import write_report
+from kd.report.rows import summarize
+from kd.results import Result
+
+EPOCHS = 20
+
+
+def runs(method, final, seeds=3, teacher_acc=0.92, **changes):
+    """Finished runs with made-up curves that end at `final`."""
+    rng = random.Random(f"{method}{final}{changes}")
+    made = []
+    for seed in range(seeds):
+        acc = final + rng.gauss(0, 0.003)
+        climb = [acc - (acc - 0.3) * math.exp(-epoch / 4) for epoch in range(EPOCHS)]
+        result = Result(
+            method=method,
+            seed=seed,
+            student="cnn",
+            student_params=21_350,
+            teacher_params=None if teacher_acc is None else 1_070_000,
+            teacher_test_acc=teacher_acc,
+            dataset="CIFAR-10",
+            epochs=EPOCHS,
+            test_acc=acc,
+            status="done",
+            epoch_train_loss=[2 - value for value in climb],
+            epoch_train_acc=climb,
+            epoch_val_loss=[3 * (1 - value) for value in climb],
+            epoch_val_acc=[value - 0.01 for value in climb],
+        )
+        made.append(replace(result, **changes))
+    return made
+
+
+def teacher():
+    return runs("teacher", 0.92, seeds=1, teacher_acc=None, student_params=None, teacher_params=1_070_000)
+
+
+def few():
+    return summarize([*teacher(), *runs("standard", 0.8, teacher_acc=None), *runs("logits", 0.83), *runs("at", 0.84)])
+
+
+def sweep():
+    cells = [runs("logits", 0.75 + T / 200, T=float(T), alpha=alpha / 10) for T in range(12) for alpha in range(5)]
+    return summarize([*teacher(), *(run for cell in cells for run in cell)])
+
+
+def without_validation(run):
+    return replace(run, epoch_val_loss=[], epoch_val_acc=[])
+
+
+def drawn(figure):
+    """Draws it, for the warnings' sake: they are errors."""
+    figure.savefig(io.BytesIO(), dpi=30)
+    return figure
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+# Accuracies
+
+
+def test_a_bar_per_row_with_its_mean():
+    summary = few()
+    (axes,) = drawn(accuracy(summary)).axes
+    means = [100 * row.test_acc.mean for row in summary.rows]
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx(means)
+    assert [label.get_text() for label in axes.texts] == [f"{mean:.2f}" for mean in means]
+    ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert ticks == ["teacher\nn = 1", "standard\nn = 3", "at\nn = 3", "logits\nn = 3"]
+    assert axes.get_title("left") == "Test accuracy on CIFAR-10"
+
+
+def test_error_bars_where_there_are_several_seeds():
+    summary = few()
+    (axes,) = accuracy(summary).axes
+    (container,) = axes.containers[1:]
+    (bars,) = container.lines[2]
+    spans = [(low[1], high[1]) for low, high in bars.get_segments()]
+    expected = [(row.test_acc.mean, row.test_acc.std) for row in summary.rows if row.n > 1]
+    assert len(spans) == 3
+    assert spans == [pytest.approx((100 * (mean - std), 100 * (mean + std))) for mean, std in expected]
+
+
+def test_no_error_bars_for_one_seed():
+    (axes,) = drawn(accuracy(summarize(runs("standard", 0.8, seeds=1)))).axes
+    assert len(axes.containers) == 1
+
+
+def test_every_seed_is_a_dot():
+    summary = few()
+    dots = accuracy(summary).axes[0].collections
+    (seeds,) = [points for points in dots if points.get_label() == "one seed"]
+    assert list(seeds.get_offsets()[:, 1]) == pytest.approx(
+        [100 * run.test_acc for row in summary.rows for run in row.runs]
+    )
+    assert np.abs(seeds.get_offsets()[:, 0] - [0, 1, 1, 1, 2, 2, 2, 3, 3, 3]).max() < 0.36
+
+
+def test_a_dashed_line_at_the_teacher():
+    figure = accuracy(summarize([*runs("logits", 0.83), *runs("standard", 0.8, teacher_acc=None)]))
+    (line,) = [lines for lines in figure.axes[0].collections if lines.get_label().startswith("teacher")]
+    assert line.get_label() == "teacher, 92.00"
+    assert line.get_segments()[0].tolist() == [[-0.5, 92.0], [1.5, 92.0]]
+    assert "teacher, 92.00" in texts(figure)
+
+
+def test_each_row_is_measured_against_its_own_teacher():
+    figure = accuracy(summarize([*runs("at", 0.83, teacher_acc=0.9), *runs("logits", 0.83, teacher_acc=0.94)]))
+    lines = [lines.get_segments()[0][0][1] for lines in figure.axes[0].collections if hasattr(lines, "get_segments")]
+    assert {90.0, 94.0} <= set(lines)
+    assert texts(figure).count("the row's teacher") == 1
+
+
+@pytest.mark.parametrize(("final", "lowest"), [(0.8, 70), (0.12, 0), (0.91, 85)])
+def test_the_axis_says_where_it_begins(final, lowest):
+    (axes,) = accuracy(summarize(runs("logits", final))).axes
+    assert axes.get_ylim()[0] == lowest
+    assert ("begins" in axes.get_ylabel()) == bool(lowest)
+    assert str(lowest) in axes.get_ylabel() or not lowest
+    assert axes.get_ylim()[1] > 92
+
+
+def test_a_row_without_test_accuracy_has_no_bar():
+    figure = drawn(accuracy(summarize([*runs("a", 0.8), *runs("b", 0.8, test_acc=None)])))
+    assert len(figure.axes[0].patches) == 1
+    empty = drawn(accuracy(summarize(runs("b", 0.8, test_acc=None))))
+    assert "No run has a test accuracy." in [text.get_text() for text in empty.texts]
+
+
+# Learning curves
+
+
+def test_a_line_per_row_with_its_mean_and_band():
+    summary = few()
+    figure = drawn(curves(summary))
+    left, right = figure.axes
+    for axes, name, scale in ((left, "epoch_val_acc", 100), (right, "epoch_val_loss", 1)):
+        assert len(axes.lines) == 4
+        assert len(axes.collections) == 3  # bands; the teacher has one seed
+        for line, row in zip(axes.lines, summary.rows, strict=True):
+            assert line.get_xdata().tolist() == list(range(1, EPOCHS + 1))
+            assert line.get_ydata() == pytest.approx(scale * np.mean([getattr(run, name) for run in row.runs], axis=0))
+    band = left.collections[0].get_paths()[0].vertices
+    values = [100 * run.epoch_val_acc[-1] for run in summary.rows[1].runs]
+    last = band[band[:, 0] == EPOCHS][:, 1]
+    assert (last.min(), last.max()) == pytest.approx(
+        (np.mean(values) - np.std(values, ddof=1), np.mean(values) + np.std(values, ddof=1))
+    )
+    assert left.get_title("left") == "validation accuracy, %"
+    assert right.get_title("left") == "validation loss (NLL)"
+    assert texts(figure) == ["teacher (n = 1)", "standard (n = 3)", "at (n = 3)", "logits (n = 3)"]
+
+
+def test_without_validation_the_training_split_is_shown_and_named():
+    summary = summarize(map(without_validation, runs("logits", 0.8)))
+    figure = drawn(curves(summary))
+    left, right = figure.axes
+    assert "training split (these runs have no validation split)" in figure.get_suptitle()
+    assert left.get_title("left") == "training accuracy, %"
+    assert right.get_title("left") == "training loss (each method's own objective)"
+    assert left.lines[0].get_ydata() == pytest.approx(
+        100 * np.mean([run.epoch_train_acc for run in summary.rows[0].runs], axis=0)
+    )
+
+
+def test_the_two_splits_are_not_mixed():
+    figure = drawn(curves(summarize([*runs("a", 0.8), *map(without_validation, runs("b", 0.8))])))
+    assert len(figure.axes[0].lines) == 1
+    assert "rows without one are not shown: 1 of 2" in figure.get_suptitle()
+
+
+def test_curves_of_unequal_length_and_with_gaps():
+    long, short, diverged = runs("logits", 0.8)
+    short = replace(short, epoch_val_acc=short.epoch_val_acc[:7])
+    diverged = replace(diverged, epoch_val_loss=[math.nan] * EPOCHS)
+    left, right = drawn(curves(summarize([long, short, diverged]))).axes
+    assert len(left.lines[0].get_xdata()) == 7
+    assert np.isnan(right.lines[0].get_ydata()).all()
+
+
+def test_one_epoch_is_a_point():
+    one = [replace(run, epoch_val_acc=[0.1], epoch_val_loss=[2.3]) for run in runs("logits", 0.1, seeds=1)]
+    assert drawn(curves(summarize(one))).axes[0].lines[0].get_marker() == "o"
+
+
+def test_no_curves_at_all():
+    bare = runs("logits", 0.1, epoch_val_acc=[], epoch_val_loss=[], epoch_train_acc=[], epoch_train_loss=[])
+    assert "No run has learning curves." in [text.get_text() for text in drawn(curves(summarize(bare))).texts]
+
+
+# Both
+
+
+def test_a_row_has_one_colour_in_both_pictures():
+    summary = few()
+    bars = [bar.get_facecolor()[:3] for bar in accuracy(summary).axes[0].patches]
+    lines = [line.get_color() for line in curves(summary).axes[0].lines]
+    assert bars == pytest.approx(np.array(lines))
+    assert len(set(lines)) == 4
+
+
+def test_rows_of_one_method_are_shades_of_its_colour():
+    summary = summarize([*runs("logits", 0.8, T=1.0), *runs("logits", 0.8, T=2.0), *runs("logits", 0.8, T=4.0)])
+    light, plain, dark = (sum(look.colour) for look in looks(summary.rows))
+    assert light > plain > dark
+    assert looks(summary.rows)[1] == looks(summarize(runs("logits", 0.8)).rows)[0]
+
+
+def test_many_methods_never_look_the_same():
+    rows = summarize([run for i in range(25) for run in runs(f"m{i}", 0.8, seeds=1)]).rows
+    assert len(set(looks(rows))) == 25
+
+
+def test_a_sweep_stays_readable():
+    summary = sweep()
+    assert len(summary.rows) == 61
+    bars, lines = drawn(accuracy(summary)), curves(summary)
+    assert {tick.get_rotation() for tick in bars.axes[0].get_xticklabels()} == {90.0}
+    assert bars.get_figwidth() > 2 * accuracy(few()).get_figwidth()
+    assert len(lines.axes[0].lines) == 61
+    ends = [100 * np.mean([run.epoch_val_acc[-1] for run in row.runs]) for row in summary.rows[1:]]
+    highest = summary.rows[1 + int(np.argmax(ends))].label
+    assert texts(lines) == ["teacher (n = 1)", f"{highest} (n = 3), the highest of 60 at the end"]
+    assert "thin: the other rows" in lines.get_suptitle()
+
+
+def test_an_override_is_no_formula():
+    variants = ["lr=${x}^2 decay=${y}", r"lr=$\frac decay=1"]
+    summary = summarize([run for variant in variants for run in runs("logits", 0.8, variant=variant)])
+    drawn(accuracy(summary))
+    drawn(curves(summary))
+
+
+def test_the_report_is_written(tmp_path):
+    before = dict(matplotlib.rcParams)
+    summary = few()
+    written = write_report(summary, tmp_path / "new" / "report")
+    assert [path.name for path in written] == [
+        "results.csv",
+        "results.md",
+        "accuracy_comparison.png",
+        "distillation_comparison.png",
+    ]
+    page = written[1].read_text(encoding="utf-8")
+    assert page.startswith("# Results on CIFAR-10\n")
+    assert all(note in page for note in summary.notes)
+    assert "(accuracy_comparison.png)" in page
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[2:])
+    assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,93 @@
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kd.results import Result, write
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
+ALONE = Result(
+    method="standard",
+    seed=0,
+    student="cnn",
+    student_params=21_350,
+    dataset="CIFAR-10",
+    epochs=30,
+    test_acc=0.8,
+    status="done",
+)
+
+
+def report(*arguments, cwd):
+    return subprocess.run([sys.executable, SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def put(directory, result=ALONE):
+    directory.mkdir(parents=True)
+    write(result, directory / "result.json")
+    return directory / "result.json"
+
+
+def one_line(done):
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("report.py: ")
+    return done.stderr
+
+
+def test_the_report_goes_below_the_first_directory(tmp_path):
+    put(tmp_path / "a" / "0")
+    put(tmp_path / "a" / "1", replace(ALONE, seed=1, test_acc=0.81))
+    put(tmp_path / "a" / "2", replace(ALONE, seed=2, status="failed"))
+    put(tmp_path / "b" / "0", replace(ALONE, method="smooth"))
+    cut = tmp_path / "b" / "1" / "result.json"
+    cut.parent.mkdir()
+    cut.write_text("{")
+    first = report("a", "b", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    assert "80.50 ± 0.71" in first.stdout
+    assert "1 run not counted: 1 failed." in first.stdout
+    assert f"Skipped {cut.relative_to(tmp_path)}: cut short" in first.stdout
+    names = ["results.csv", "results.md", "accuracy_comparison.png", "distillation_comparison.png"]
+    written = [Path("a", "report", name) for name in names]
+    assert first.stdout.splitlines()[-4:] == [str(path) for path in written]
+    assert all((tmp_path / path).stat().st_size for path in written)
+    assert f"Skipped {cut.relative_to(tmp_path)}" in (tmp_path / "a" / "report" / "results.md").read_text("utf-8")
+
+
+def test_a_second_report_replaces_the_first_and_does_not_read_it(tmp_path):
+    put(tmp_path / "runs" / "0")
+    put(tmp_path / "out" / "report" / "copied", replace(ALONE, seed=7))
+    (tmp_path / "out" / "report" / "results.csv").write_text("old")
+    (tmp_path / "out" / "link").symlink_to(tmp_path / "runs")
+    assert report("out", "--out", "out/report", cwd=tmp_path).returncode == 0
+    header, row = (tmp_path / "out" / "report" / "results.csv").read_text("utf-8").splitlines()
+    assert header.endswith(",seeds")
+    assert row.endswith(",0")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("missing", "missing: no such directory"), ("empty", "empty: no result.json"), ("running", "no finished run")],
+)
+def test_a_mistake_is_one_line(tmp_path, name, said):
+    (tmp_path / "empty").mkdir()
+    put(tmp_path / "running", replace(ALONE, status="running"))
+    assert said in one_line(report(name, cwd=tmp_path))
+
+
+def test_an_out_that_cannot_be_written_is_one_line(tmp_path):
+    put(tmp_path / "runs" / "0")
+    (tmp_path / "taken").touch()
+    assert "cannot be written to taken" in one_line(report("runs", "--out", "taken", cwd=tmp_path))
+
+
+def test_help_has_an_example(tmp_path):
+    shown = report("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "python scripts/report.py multirun/first" in shown.stdout
+    assert report(cwd=tmp_path).returncode == 2

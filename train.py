@@ -1,0 +1,375 @@
+"""Train a network, or distil a student from a teacher: `python train.py --help`.
+
+torch and Lightning are imported once there is something to train: help and mistakes in a command answer at once.
+"""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+# Threads that spin while they wait make two busy cores many times slower than one; libgomp reads this when it loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kd import cli
+from kd.errors import UserError
+from kd.hashing import digest
+from kd.results import FILE, Result, read, write
+
+CONF = Path(__file__).resolve().parent / "conf"
+KNOBS = ("T", "alpha", "beta")
+
+# What decides where and with what show a training happens, not what comes of it.
+WHERE = {"accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar", "log_every_n_steps"}
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    """One run. Returns the last epoch's validation accuracy, for whatever searches over runs."""
+    check_knobs(cfg)
+
+    from rich.console import Console
+
+    from kd.report.tables import single
+    from kd.run import recorded
+
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    result = recorded(describe(cfg), directory, lambda record: run(Workshop(cfg), record, directory))
+    Console().print(single(result), f"[dim]{directory}[/dim]", sep="\n")
+    return result.val_acc
+
+
+def run(make: "Workshop", record: Result, directory: Path) -> Result:
+    """Data, then the teacher if one is wanted, then the student if one is wanted."""
+    from lightning import seed_everything
+
+    from kd.lit import Classifier, Distiller
+    from kd.run import parameter_count, train
+
+    make.rehearsal()
+    cfg = make.cfg
+    record = replace(record, dataset=make.images.name)
+
+    teacher = None
+    if "teacher" in cfg.roles:
+        teacher, entry, accuracy = find_teacher(make, record)
+        record = replace(
+            record, teacher_id=teacher.id, teacher_params=parameter_count(teacher.net), teacher_test_acc=accuracy
+        )
+        if "student" not in cfg.roles:
+            return adopt(entry, record, directory)
+
+    seed_everything(cfg.seed, verbose=False)
+    student = make.net(cfg.student)
+    parts = make.parts(student, cfg.recipe)
+    if teacher is None:
+        module = Classifier(**parts)
+    else:
+        module = Distiller(**parts, teacher=teacher, method=make.method(student, teacher.net))
+    return train(
+        module,
+        make.data(cfg.recipe, cfg.seed),
+        replace(record, student_params=parameter_count(student)),
+        directory,
+        weights="student.safetensors",
+        metadata=make.metadata(cfg.student, cfg.recipe, cfg.seed),
+        trainer=make.trainer(cfg.recipe),
+        logger=make.logger(directory),
+    )
+
+
+def find_teacher(make: "Workshop", record: Result) -> tuple[Any, Path, float]:
+    """The frozen teacher, the directory it lies in, and its test accuracy, measured before anything builds on it."""
+    from kd.teacher import WEIGHTS, find_or_train, load, verify
+
+    cfg = make.cfg
+    claimed = None
+    if cfg.teacher_weights is not None:
+        path = Path(cfg.teacher_weights).expanduser()
+    else:
+        store = Path(cfg.teacher_store).expanduser()
+        path = find_or_train(store, make.teacher_key(), lambda to: train_teacher(make, record, to)) / WEIGHTS
+        claimed = read(path.parent / FILE).test_acc
+    teacher = load(make.net(cfg.teacher), path)
+    accuracy = verify(teacher, make.data(cfg.teacher_recipe, cfg.teacher_seed).test_dataloader(), claimed, path)
+    return teacher, path.parent, accuracy
+
+
+def train_teacher(make: "Workshop", record: Result, directory: Path) -> None:
+    """Train it alone on one device, whatever the student's trainer: other ranks and jobs find it, or wait for it."""
+    from lightning import seed_everything
+
+    from kd.lit import Classifier
+    from kd.run import parameter_count, train
+    from kd.teacher import WEIGHTS
+
+    cfg = make.cfg
+    seed_everything(cfg.teacher_seed, verbose=False)
+    net = make.net(cfg.teacher)
+    own = Result(
+        method="teacher",
+        seed=cfg.teacher_seed,
+        teacher=record.teacher,
+        teacher_params=parameter_count(net),
+        dataset=record.dataset,
+        epochs=cfg.teacher_recipe.epochs,
+        git=record.git,
+        versions=record.versions,
+        date=record.date,
+        status="running",
+    )
+    train(
+        Classifier(**make.parts(net, cfg.teacher_recipe)),
+        make.data(cfg.teacher_recipe, cfg.teacher_seed),
+        own,
+        directory,
+        weights=WEIGHTS,
+        metadata=make.metadata(cfg.teacher, cfg.teacher_recipe, cfg.teacher_seed),
+        trainer=make.trainer(cfg.teacher_recipe, devices=1, strategy="auto"),
+        logger=make.logger(directory),
+    )
+
+
+def adopt(entry: Path, record: Result, directory: Path) -> Result:
+    """Make a run that wants nothing but the teacher look like the training in the store that it came from."""
+    from kd.teacher import ENTRY
+
+    shutil.copytree(entry, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENTRY, FILE))
+    own = read(entry / FILE)
+    result = replace(
+        own,
+        teacher_id=record.teacher_id,
+        teacher_test_acc=record.teacher_test_acc,
+        variant=record.variant,
+        fingerprint=record.fingerprint,
+        group=record.group,
+    )
+    write(result, directory / FILE)
+    return result
+
+
+class Workshop:
+    """Makes what a run needs from its configuration: the only place that instantiates."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self.images = self._new(cfg.data.source)
+
+    def net(self, node: DictConfig) -> Any:
+        images = self.images
+        return self._new(node, num_classes=len(images.classes), image_size=images.train_x.shape[-1])
+
+    def method(self, student: Any, teacher: Any) -> Any:
+        from kd.models.output import probe
+
+        size = self.images.train_x.shape[-1]
+        method = self._new(self.cfg.method)
+        with explained():
+            method.build(probe(student, size), probe(teacher, size))
+        return method
+
+    def parts(self, net: Any, recipe: DictConfig) -> dict[str, Any]:
+        """What either LightningModule is made of."""
+        return {
+            "net": net,
+            "num_classes": len(self.images.classes),
+            "optimizer": self._new(recipe.optimizer),
+            "schedule": self._new(recipe.schedule),
+            "label_smoothing": recipe.label_smoothing,
+        }
+
+    def data(self, recipe: DictConfig, seed: int) -> Any:
+        from kd.data.module import DataModule
+
+        data = self.cfg.data
+        augment = self._new(data.augment)
+        return DataModule(self.images, data.val_fraction, data.split_seed, augment, recipe.batch_size, seed)
+
+    def trainer(self, recipe: DictConfig, **where: Any) -> Any:
+        """A factory that is still to be given callbacks, logger and directory."""
+        limits = {"max_epochs": recipe.epochs, "gradient_clip_val": recipe.clip_norm}
+        return self._new(self.cfg.trainer, _partial_=True, _convert_="all", **limits, **where)
+
+    def logger(self, directory: Path) -> Any:
+        return None if self.cfg.logger is None else self._new(self.cfg.logger, save_dir=str(directory))
+
+    def rehearsal(self) -> None:
+        """Build everything once and throw it away: a mistake in the last knob shows before a teacher is trained."""
+
+        from kd.recipe import parameter_groups
+
+        cfg = self.cfg
+        for role, node, recipe in (("teacher", cfg.teacher, cfg.teacher_recipe), ("student", cfg.student, cfg.recipe)):
+            if role in cfg.roles:
+                parts = self.parts(self.net(node), recipe)
+                with explained():
+                    parts["schedule"](parts["optimizer"](parameter_groups(parts["net"])), 100)
+                self.data(recipe, cfg.seed)
+        if cfg.method is not None:
+            self.method(self.net(cfg.student), self.net(cfg.teacher))
+
+    def teacher_key(self) -> dict[str, Any]:
+        """All that decides what the teacher becomes."""
+        cfg = self.cfg
+        return {
+            "format": 1,
+            "model": plain(cfg.teacher),
+            "data": {
+                "id": self.images.id,
+                "val_fraction": cfg.data.val_fraction,
+                "split_seed": cfg.data.split_seed,
+                "augment": plain(cfg.data.augment),
+            },
+            "recipe": plain(cfg.teacher_recipe),
+            "seed": cfg.teacher_seed,
+            "trainer": {name: value for name, value in plain(cfg.trainer).items() if name not in WHERE},
+        }
+
+    def metadata(self, node: DictConfig, recipe: DictConfig, seed: int) -> dict[str, Any]:
+        """What somebody who finds the weights without this run has to know to use them."""
+        images = self.images
+        mean, std = images.mean_std
+        return {
+            "model": plain(node),
+            "num_classes": len(images.classes),
+            "image_size": images.train_x.shape[-1],
+            "classes": images.classes,
+            "mean": mean,
+            "std": std,
+            "dataset": images.name,
+            "data_id": images.id,
+            "recipe": plain(recipe),
+            "method": plain(self.cfg.method),
+            "seed": seed,
+        }
+
+    def _new(self, node: DictConfig, **more: Any) -> Any:
+        with explained():
+            return instantiate(node, **more)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what a constructor says about a setting into a message for whoever set it."""
+    try:
+        yield
+    except InstantiationException as error:
+        raise UserError(str(error.__cause__ or error)) from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def describe(cfg: DictConfig) -> Result:
+    """The result record as far as it is known before anything has happened."""
+    from kd.run import git_revision, versions
+
+    choices = HydraConfig.get().runtime.choices
+    learner = cfg.recipe if "student" in cfg.roles else cfg.teacher_recipe
+    return Result(
+        method=choices.method,
+        **{knob: float(cfg[knob]) for knob in KNOBS if knob in cfg},
+        seed=cfg.seed,
+        student=choices.student if "student" in cfg.roles else None,
+        teacher=choices.teacher if "teacher" in cfg.roles else None,
+        dataset=choices.data,
+        epochs=learner.epochs,
+        git=git_revision(),
+        versions=versions(),
+        status="running",
+        variant=variant(HydraConfig.get().overrides.task),
+        fingerprint=digest(decisive(cfg)),
+        group=digest(decisive(OmegaConf.merge(cfg, {"seed": 0}))),
+        date=datetime.now().astimezone().isoformat(timespec="seconds"),
+    )
+
+
+def decisive(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that decide what comes of a run; not where it happens, what it shows and where things lie."""
+    settings = plain(cfg)
+    for name in ("logger", "teacher_store"):
+        del settings[name]
+    for name in WHERE & settings["trainer"].keys():
+        del settings["trainer"][name]
+    for node in (settings["data"], settings["data"]["source"]):
+        node.pop("root", None)
+    return settings
+
+
+def variant(overrides: Sequence[str]) -> str:
+    """The overrides that a result record has no column for, and that set the run apart."""
+    columns = ("method", "T", "alpha", "beta", "seed", "student", "teacher", "data", "data.root", "experiment")
+    silent = ("logger", "trainer", "teacher_store")
+
+    def tells(override: str) -> bool:
+        name = override.lstrip("+~").split("=")[0]
+        return name not in columns and name.split(".")[0] not in silent
+
+    return " ".join(sorted(override for override in overrides if tells(override)))
+
+
+def check_knobs(cfg: DictConfig) -> None:
+    """Refuse what would otherwise surprise late, or never: a knob that is no number, or that nothing reads."""
+    run_wide = yaml.safe_load((CONF / "config.yaml").read_text())
+    read = OmegaConf.to_yaml(cfg.method) if cfg.method is not None else ""
+    for name, value in plain(cfg).items():
+        if isinstance(value, dict | None) or name in run_wide:
+            continue
+        if f"${{{name}}}" not in read:
+            raise UserError(f"{name}={value}: this method has no such knob, so nothing would come of it")
+        if name in KNOBS and not isinstance(value, int | float):
+            raise UserError(f"{name} must be a number, got {value}")
+    if "student" not in cfg.roles and cfg.teacher_weights is not None:
+        raise UserError("this method trains a teacher; teacher_weights is for methods that use one")
+
+
+def plain(node: Any) -> Any:
+    """A configuration node as plain values."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def explain(error: Exception) -> str:
+    """The message in one or two lines; Hydra's run over many."""
+    message = str(error).split("Config search path")[0]
+    unknown = re.match(r"Could not override '(.+?)'", message)
+    if unknown:
+        chosen = [argument for argument in sys.argv[1:] if argument.startswith("method=")] or ["the default method"]
+        return f"there is no setting '{unknown[1]}' with {chosen[-1]}; add --cfg job to see all, or try --help"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return re.sub(r"(Available options in '.+?':) ", r"\1 ", " ".join(lines)).replace("' ", "'; ", 1)
+
+
+def console() -> None:
+    """The program: every mistake in one line and exit code 1, unless HYDRA_FULL_ERROR=1 asks for the traceback."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(cli.help_text(CONF))
+        return
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print
+    try:
+        sys.argv[1:] = cli.expand_resume(sys.argv[1:])
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        if wants_traceback:
+            raise
+        print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    console()
