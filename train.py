@@ -42,6 +42,7 @@ def main(cfg: DictConfig) -> float | None:
     """One run. Returns the last epoch's validation accuracy, for whatever searches over runs."""
     check_knobs(cfg)
 
+    from lightning.pytorch.utilities import rank_zero_only
     from rich.console import Console
 
     from kd.report.tables import single
@@ -49,7 +50,8 @@ def main(cfg: DictConfig) -> float | None:
 
     directory = Path(HydraConfig.get().runtime.output_dir)
     result = recorded(describe(cfg), directory, lambda record: run(Workshop(cfg), record, directory))
-    Console().print(single(result), f"[dim]{directory}[/dim]", sep="\n")
+    if rank_zero_only.rank == 0:
+        Console().print(single(result), f"[dim]{directory}[/dim]", sep="\n")
     return result.val_acc
 
 
@@ -60,7 +62,7 @@ def run(make: "Workshop", record: Result, directory: Path) -> Result:
     from kd.lit import Classifier, Distiller
     from kd.run import parameter_count, train
 
-    make.rehearsal()
+    make.rehearsal(directory)
     cfg = make.cfg
     record = replace(record, dataset=make.images.name)
 
@@ -207,7 +209,7 @@ class Workshop:
     def logger(self, directory: Path) -> Any:
         return None if self.cfg.logger is None else self._new(self.cfg.logger, save_dir=str(directory))
 
-    def rehearsal(self) -> None:
+    def rehearsal(self, directory: Path) -> None:
         """Build everything once and throw it away: a mistake in the last knob shows before a teacher is trained."""
 
         from kd.recipe import parameter_groups
@@ -219,6 +221,9 @@ class Workshop:
                 with explained():
                     parts["schedule"](parts["optimizer"](parameter_groups(parts["net"])), 100)
                 self.data(recipe, cfg.seed)
+                with explained():
+                    self.trainer(recipe)(logger=False)
+        self.logger(directory)
         if cfg.method is not None:
             self.method(self.net(cfg.student), self.net(cfg.teacher))
 
@@ -265,11 +270,13 @@ class Workshop:
 @contextmanager
 def explained() -> Iterator[None]:
     """Turn what a constructor says about a setting into a message for whoever set it."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     try:
         yield
     except InstantiationException as error:
         raise UserError(str(error.__cause__ or error)) from error
-    except ValueError as error:
+    except (ValueError, MisconfigurationException) as error:
         raise UserError(str(error)) from error
 
 
@@ -343,13 +350,17 @@ def plain(node: Any) -> Any:
 
 def explain(error: Exception) -> str:
     """The message in one or two lines; Hydra's run over many."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot use {error.filename}: {error.strerror}"
     message = str(error).split("Config search path")[0]
     unknown = re.match(r"Could not override '(.+?)'", message)
     if unknown:
         chosen = [argument for argument in sys.argv[1:] if argument.startswith("method=")] or ["the default method"]
         return f"there is no setting '{unknown[1]}' with {chosen[-1]}; add --cfg job to see all, or try --help"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return re.sub(r"(Available options in '.+?':) ", r"\1 ", " ".join(lines)).replace("' ", "'; ", 1)
+    lines = [line.strip() for line in message.removeprefix("In 'config': ").splitlines() if line.strip()]
+    return re.sub(r"(?<!:) Available options", ". Available options", " ".join(lines))
 
 
 def console() -> None:

@@ -71,8 +71,7 @@ class History(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds += time.perf_counter() - self._started - self._paused
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self.rows.append({"epoch": trainer.current_epoch, "lr": lr, **metrics})
+        self.rows.append({"epoch": trainer.current_epoch, **metrics})
         if trainer.is_global_zero:
             self._write()
 

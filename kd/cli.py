@@ -62,7 +62,7 @@ def help_text(conf: Path) -> str:
     """What `--help` prints; choices and their one-line descriptions are read from the files in `conf`."""
     methods = "\n".join(f"  {name:<10}{text}" for name, text in _choices(conf / "method"))
     groups = "\n".join(
-        f"  {group + '=':<12}{', '.join(name for name, _ in _choices(conf / group))}" for group in GROUPS
+        f"  {group + '=':<13}{', '.join(name for name, _ in _choices(conf / group))}" for group in GROUPS
     )
     return HELP.format(
         methods=methods,

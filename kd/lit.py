@@ -50,8 +50,8 @@ class FidelityScores(nn.Module):
 class Classifier(L.LightningModule):
     """Trains a network on labels alone: the teacher, and the student without one.
 
-    Logs per epoch `train/<term>` for every term of the loss, `train/loss` and `train/acc`; and on either evaluation
-    split `acc`, `acc_top5`, `nll` (nats) and `ece` (15 bins, in [0, 1]), as `val/...` and `test/...`.
+    Logs per epoch `train/<term>` for every term of the loss, `train/loss` and `train/acc`; on either evaluation split
+    `acc`, `acc_top5`, `nll` (nats) and `ece` (15 bins, in [0, 1]), as `val/...` and `test/...`; and `lr` during training.
 
     Args:
         net: returns `Output` with C logits.
@@ -91,14 +91,18 @@ class Classifier(L.LightningModule):
         self.log_dict(named, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.y))
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch.y))
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, batch_size=len(batch.y))
+        self.log("lr", self._learning_rate)
         return loss
+
+    @property
+    def _learning_rate(self) -> float:
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def _describe_divergence(self, terms: dict[str, Tensor]) -> str:
         bad = [f"the {name} loss is {term.item()}" for name, term in terms.items() if not torch.isfinite(term)]
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         return (
             f"training diverged: {', '.join(bad) or 'the sum of the losses overflows'} at step {self.global_step} "
-            f"(epoch {self.current_epoch}), learning rate {rate:.3g}; "
+            f"(epoch {self.current_epoch}), learning rate {self._learning_rate:.3g}; "
             "try a lower optimizer.lr, gradient clipping (clip_norm=1) or trainer.precision=32-true"
         )
 

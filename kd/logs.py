@@ -38,8 +38,8 @@ class Pictures(L.Callback):
             show(trainer.loggers, "samples", sample_grid(loader), trainer.global_step)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        counts = cast(Classifier, pl_module).confusion.compute().cpu()  # on all ranks: it gathers from them
         if trainer.loggers and trainer.is_global_zero:
-            counts = cast(Classifier, pl_module).confusion.compute().cpu()
             figure = confusion_figure(counts, self.classes)
             show(trainer.loggers, "test/confusion", rendered(figure), trainer.global_step)
 

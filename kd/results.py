@@ -35,7 +35,7 @@ class Result:
     student: str | None = None
     teacher: str | None = None
     teacher_id: str | None = None
-    """Hash of the recipe that the teacher was trained by."""
+    """Hash of the teacher's weights."""
     student_params: int | None = None
     """Number of parameters; None where no student is trained, as in a run of the teacher alone."""
     teacher_params: int | None = None

@@ -1,5 +1,6 @@
 """One training, from its first epoch or its last checkpoint to its result record."""
 
+import errno
 import platform
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
@@ -27,6 +28,7 @@ from kd.results import FILE, Result, read, write
 from kd.weights import save_weights
 
 CHECKPOINT = Path("checkpoints/last.ckpt")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def train(
@@ -67,12 +69,13 @@ def train(
     )
     watchers: list[Callback] = [EpochSeed(record.seed), history, checkpoint, *callbacks]
     if logger is not None:
-        watchers += [Pictures(data.images.classes), LearningRateMonitor("step")]
+        watchers.append(Pictures(data.images.classes))
     lightning = trainer(
         callbacks=watchers,
         logger=logger or False,
         default_root_dir=directory,
         log_every_n_steps=min(50, data.steps_per_epoch),
+        limit_val_batches=None if len(data.val_index) else 0,
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
@@ -80,6 +83,8 @@ def train(
     with warnings.catch_warnings():
         # From Lightning 2.6 with torch 2.14; nothing that a user could do anything about.
         warnings.filterwarnings("ignore", message=".*LeafSpec")
+        # It is not empty when a run is resumed, and that is the point.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         lightning.fit(module, data, ckpt_path=resumable if resumable.exists() else None, weights_only=True)
         lightning.test(module, data, verbose=False)
 
@@ -189,9 +194,14 @@ def recorded(record: Result, directory: Path, work: Callable[[Result], Result]) 
         print(f"interrupted; continue with: python train.py resume={directory}", file=sys.stderr)
         raise SystemExit(130) from error
     except Exception as error:
-        # On a full disk not even this fits; the first error is the one to hear of.
+        # On a full disk not even this may fit; the first error is the one to hear of.
         with suppress(OSError):
             write_once(replace(record, status="failed", error=str(error)), path)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise UserError(
+                f"cannot save the run: {error.strerror}; once there is space, continue with: "
+                f"python train.py resume={directory}"
+            ) from error
         raise
 
 

@@ -25,7 +25,7 @@ from kd.data.batch import Batch
 from kd.errors import UserError
 from kd.hashing import digest
 from kd.models.output import Output
-from kd.weights import checksum, fill, load_weights
+from kd.weights import checksum, content_id, fill, load_weights
 
 WEIGHTS = "teacher.safetensors"
 ENTRY = "entry.json"
@@ -99,8 +99,9 @@ def load(net: nn.Module, path: Path) -> FrozenTeacher:
     Raises:
         UserError: if the file is missing, damaged, or of another architecture or number of classes.
     """
-    fill(net, load_weights(path)[0], path)
-    return FrozenTeacher(net, checksum(path)[:16])
+    tensors, _ = load_weights(path)
+    fill(net, tensors, path)
+    return FrozenTeacher(net, content_id(tensors))
 
 
 def verify(teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | None, path: Path) -> float:

@@ -201,12 +201,15 @@ def _hash(run: Result) -> list[str]:
 
 
 def _known_teacher(groups: Iterable[tuple[Result, ...]], dataset: str) -> float | None:
-    """The one accuracy that a teacher has on this data set; None if none is known, or more than one."""
+    """What students without a teacher of their own are measured against; None if there is not exactly one.
+
+    The teacher that the distilled ones had, so that all retentions of a table mean the same; else the teacher's own rows.
+    """
     here = [runs for runs in groups if runs[0].dataset == dataset]
     own = [_mean(run.test_acc for run in runs) for runs in here if role(runs[0]) is Role.TEACHER]
-    claimed = [run.teacher_test_acc for runs in here for run in runs]
+    had = [run.teacher_test_acc for runs in here for run in runs if role(run) is Role.DISTILLED]
     # Six digits: it is measured anew for each run, in whatever precision the device has.
-    known = {round(acc, 6): acc for acc in own or claimed if acc is not None}
+    known = {round(acc, 6): acc for acc in had or own if acc is not None}
     return next(iter(known.values())) if len(known) == 1 else None
 
 

@@ -1,0 +1,87 @@
+"""What tests of different parts share: a data set, networks and a Trainer, all as small as they can be."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from kd.data.batch import Batch
+from kd.data.images import Images
+from kd.models.output import Output
+
+
+class TinyNet(nn.Module):
+    """One stage: with BatchNorm and dropout, so that modes, buffers and random numbers matter."""
+
+    def __init__(self, width: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.stage = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Output:
+        features = self.stage(x)
+        embedding = self.dropout(features.mean(dim=(2, 3)))
+        return Output(self.classifier(embedding), (features,), embedding)
+
+
+@pytest.fixture
+def tiny_net() -> Callable[..., TinyNet]:
+    def tiny_net(width: int = 4, num_classes: int = 10, dropout: float = 0.0, seed: int = 0) -> TinyNet:
+        torch.manual_seed(seed)
+        return TinyNet(width, num_classes, dropout)
+
+    return tiny_net
+
+
+@pytest.fixture
+def noise() -> Callable[..., Images]:
+    """Makes a data set of 8x8 noise in various colours, so that no two images and no two places are alike."""
+
+    def noise(train: int = 40, test: int = 20, num_classes: int = 10) -> Images:
+        generator = Generator().manual_seed(0)
+        brightness = torch.randint(32, 257, (train + test, 3, 1, 1), generator=generator)
+        x = (torch.randint(256, (train + test, 3, 8, 8), generator=generator) * brightness // 256).to(torch.uint8)
+        y = torch.arange(train + test) % num_classes
+        return Images(
+            "noise", tuple("abcdefghij"[:num_classes]), x[:train], y[:train], x[train:], y[train:].contiguous()
+        )
+
+    return noise
+
+
+@pytest.fixture
+def labelled() -> Callable[..., Batch]:
+    """Makes a batch of labels for those who look at nothing else."""
+
+    def labelled(*y: int) -> Batch:
+        nothing = torch.zeros(len(y), dtype=torch.int64)
+        return Batch(torch.zeros(len(y), 3, 4, 4), torch.tensor(y), nothing, nothing)
+
+    return labelled
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Makes a Lightning Trainer for the processor that writes and says nothing of its own accord."""
+    from lightning import Trainer
+
+    def trainer(**settings: Any) -> Trainer:
+        silent = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+        }
+        return Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **{**silent, **settings})
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning 2.6 with torch 2.14
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # when resuming
+        yield trainer

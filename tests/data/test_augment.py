@@ -1,0 +1,103 @@
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+from scipy.stats import chisquare
+from torch import Generator, tensor
+
+from kd.data.augment import Augment
+from kd.errors import UserError
+
+VIEWS = 162
+
+
+def noise(n, size=8, channels=3):
+    return torch.randint(1, 256, (n, channels, size, size), dtype=torch.uint8, generator=Generator().manual_seed(0))
+
+
+def by_hand(image, view, crop):
+    dy, dx, flip = view // 2 // (2 * crop + 1), view // 2 % (2 * crop + 1), view % 2
+    image = tv.crop(tv.pad(image, crop), dy, dx, *image.shape[-2:])
+    return tv.horizontal_flip(image) if flip else image
+
+
+def test_all_views_are_those_of_torchvision():
+    x = noise(VIEWS, size=32)
+    seen = Augment(4, True, 0).apply(x, torch.arange(VIEWS))
+    assert (seen.dtype, seen.shape) == (torch.uint8, x.shape)
+    for view in range(VIEWS):
+        assert torch.equal(seen[view], by_hand(x[view], view, 4)), view
+
+
+@pytest.mark.parametrize("crop", [0, 1, 2, 7])
+def test_views_at_other_paddings(crop):
+    views = torch.arange((2 * crop + 1) ** 2 * 2)
+    x = noise(len(views))
+    seen = Augment(crop, True, 0).apply(x, views)
+    assert all(torch.equal(seen[view], by_hand(x[view], view, crop)) for view in range(len(views)))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("crop", [0, 1, 4])
+def test_plain_view_is_the_image_itself(crop, flip):
+    augment = Augment(crop, flip, 0)
+    x = noise(3)
+    assert torch.equal(augment.apply(x, torch.full((3,), augment.plain_view)), x)
+
+
+def test_floats_are_moved_as_bytes_are():
+    augment, views, x = Augment(4, True, 0), torch.arange(VIEWS), noise(VIEWS)
+    assert torch.equal(augment.apply(x.float(), views), augment.apply(x, views).float())
+
+
+def test_every_view_is_drawn_equally_often():
+    views = Augment(4, True, 0).draw(200 * VIEWS, Generator().manual_seed(0))
+    assert views.dtype == torch.int64
+    assert chisquare(views.bincount(minlength=VIEWS)).pvalue > 0.01
+
+
+def test_each_image_has_its_own_draw_from_the_generator_alone():
+    augment = Augment(4, True, 0)
+    views = augment.draw(64, Generator().manual_seed(1))
+    assert len(views.unique()) > 32
+    torch.manual_seed(5)
+    assert torch.equal(augment.draw(64, Generator().manual_seed(1)), views)
+    assert not torch.equal(augment.draw(64, Generator().manual_seed(2)), views)
+
+
+def test_without_flip_nothing_is_ever_mirrored():
+    augment = Augment(1, False, 0)
+    views = augment.draw(2000, Generator().manual_seed(0))
+    assert views.unique().tolist() == list(range(0, 18, 2))
+    x = noise(18)
+    seen = augment.apply(x, torch.arange(18))
+    assert all(torch.equal(seen[view], by_hand(x[view], view // 2 * 2, 1)) for view in range(18))
+
+
+@pytest.mark.parametrize(
+    ("side", "centre", "rows", "columns"),
+    [
+        (1, (2, 1), [2], [1]),
+        (3, (0, 5), [0, 1], [4, 5]),  # rows -1..1 and columns 4..6, as far as they are inside
+        (3, (2, 3), [1, 2, 3], [2, 3, 4]),
+        (2, (0, 0), [0], [0]),  # an even square reaches one further up and left
+        (2, (2, 3), [1, 2], [2, 3]),
+        (4, (5, 3), [3, 4, 5], [1, 2, 3, 4]),
+        (20, (3, 3), range(6), range(6)),
+    ],
+)
+def test_cut_square_by_hand(side, centre, rows, columns):
+    x = noise(2, size=6).float()
+    expected = x.clone()
+    for row in rows:
+        for column in columns:
+            expected[0, :, row, column] = 0
+    given = x.clone()
+    uncut = (100, 100)  # outside: each image has its own square
+    assert torch.equal(Augment(0, False, side).cut(given, tensor([centre, uncut])), expected)
+    assert torch.equal(given, x)
+
+
+@pytest.mark.parametrize("name", ["crop", "cutout"])
+def test_negative_pixels_are_refused(name):
+    with pytest.raises(UserError, match=f"data.augment.{name} must be at least 0 pixels, got -1"):
+        Augment(**{"crop": 4, "flip": True, "cutout": 0, name: -1})

@@ -1,0 +1,213 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+
+import kd.data.module
+from kd.data.augment import Augment
+from kd.data.module import DataModule, Loader, stratified_split
+from kd.errors import UserError
+from kd.hashing import derive
+
+CROP_AND_FLIP = Augment(2, True, 0)
+
+
+def make(images, batch_size=8, seed=0, augment=CROP_AND_FLIP, val_fraction=0.0, split_seed=0):
+    return DataModule(images, val_fraction, split_seed, augment, batch_size, seed)
+
+
+def epoch(data, number=0):
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(number)
+    return list(loader)
+
+
+def joined(batches, name):
+    return torch.cat([getattr(batch, name) for batch in batches])
+
+
+def equal(some, others):
+    """Whether two lists of batches agree in every field, bit for bit."""
+    return all(torch.equal(joined(some, name), joined(others, name)) for name in ("x", "y", "index", "view"))
+
+
+def by_hand(images, index, view, crop):
+    """What a training batch should hold, from its index and view alone."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in images.mean_std)
+    rows = []
+    for i, v in zip(index.tolist(), view.tolist(), strict=True):
+        place = divmod(v // 2, 2 * crop + 1)
+        image = tv.crop(tv.pad(images.train_x[i], crop), *place, 8, 8)
+        rows.append((tv.horizontal_flip(image) if v % 2 else image) / 255)
+    return (torch.stack(rows) - mean) / std
+
+
+# --- the split
+
+
+def test_split_takes_its_share_of_each_class():
+    y = torch.tensor([0] * 30 + [1] * 10 + [2] * 5)[torch.randperm(45, generator=torch.Generator().manual_seed(0))]
+    train, val = stratified_split(y, 0.3, 0)
+    assert y[val].bincount().tolist() == [9, 3, 2]  # 0.3 * 5 = 1.5, to even
+    assert torch.equal(torch.cat([train, val]).sort().values, torch.arange(45))
+    assert torch.equal(train, train.sort().values)
+    assert torch.equal(val, val.sort().values)
+
+
+def test_split_depends_on_its_seed_alone(noise):
+    first, other, third = (make(noise(), val_fraction=0.5, split_seed=s, seed=t) for s, t in ((1, 0), (2, 0), (1, 9)))
+    assert torch.equal(first.val_index, third.val_index)
+    assert not torch.equal(first.val_index, other.val_index)
+    members = {tuple((first.val_index[first.val_index % 10 == label] // 10).tolist()) for label in range(10)}
+    assert len(members) > 1  # not the same places in every class
+
+
+def test_validation_images_are_never_trained_on(noise):
+    data = make(noise(), val_fraction=0.25)
+    val = set(data.val_index.tolist())
+    assert len(val) == 10 * round(0.25 * 4)
+    assert all(val.isdisjoint(joined(epoch(data, e), "index").tolist()) for e in range(5))
+
+
+def test_without_a_split_everything_is_trained_on(noise):
+    data = make(noise())
+    assert data.val_dataloader() == []
+    assert torch.equal(joined(epoch(data), "index").sort().values, torch.arange(40))
+
+
+# --- training batches
+
+
+def test_an_epoch_takes_every_image_once_and_drops_the_rest(noise):
+    data = make(noise(), batch_size=12)
+    batches = epoch(data)
+    assert len(batches) == len(data.train_dataloader()) == data.steps_per_epoch == 3  # 40 = 3 * 12 + 4
+    assert {len(batch.y) for batch in batches} == {12}
+    assert len(joined(batches, "index").unique()) == 36
+
+
+def test_seed_and_epoch_decide_the_batches(noise):
+    reference = epoch(make(noise(), seed=1), 2)
+    torch.manual_seed(99)
+    torch.rand(7)
+    assert equal(epoch(make(noise(), seed=1), 2), reference)
+    state = torch.get_rng_state()
+    for seed, number in ((1, 3), (2, 2), (2, 1)):
+        other = epoch(make(noise(), seed=seed), number)
+        assert not torch.equal(joined(other, "index"), joined(reference, "index"))
+        assert not torch.equal(joined(other, "view"), joined(reference, "view"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_streams_for_different_purposes_differ():
+    seeds = [derive(purpose, a, b) for purpose in ("order", "views") for a in range(20) for b in range(20)]
+    assert len(set(seeds)) == 800
+    assert 0 <= min(seeds) <= max(seeds) < 2**32
+    assert derive("order", 1, 12) != derive("order", 11, 2)
+
+
+def test_batches_are_what_index_and_view_say(noise):
+    images = noise()
+    for batch in epoch(make(images)):
+        torch.testing.assert_close(batch.x, by_hand(images, batch.index, batch.view, crop=2), rtol=1e-5, atol=1e-5)
+        assert torch.equal(batch.y, images.train_y[batch.index])
+        assert {field.dtype for field in batch[1:]} == {torch.int64}
+        assert batch.x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_training_images_are_normalised(noise):
+    images = noise()
+    images.train_x[:, 1] //= 4
+    x = joined(epoch(make(images, augment=Augment(0, True, 0))), "x").double()
+    torch.testing.assert_close(x.mean(dim=(0, 2, 3)), torch.zeros(3).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.std(dim=(0, 2, 3), correction=0), torch.ones(3).double(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("cutout", [0, 3])
+def test_ranks_share_the_batches_of_one_process(noise, cutout):
+    images = noise()
+    augment = Augment(2, True, cutout)
+    alone = epoch(make(images, augment=augment), 1)
+    ranks = []
+    for rank in range(2):
+        data = make(images, augment=augment)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank, strategy=strategy)
+        ranks.append(epoch(data, 1))
+    assert len(ranks[0]) == len(ranks[1]) == len(alone)
+    for whole, first, second in zip(alone, *ranks, strict=True):
+        for ours, ones, others in zip(whole, first, second, strict=True):
+            assert torch.equal(torch.stack([ones, others], dim=1).flatten(0, 1), ours)
+
+
+def test_cutout_changes_nothing_but_a_square(noise):
+    images = noise()
+    plain, cut = epoch(make(images)), epoch(make(images, augment=Augment(2, True, 3)))
+    assert torch.equal(joined(cut, "index"), joined(plain, "index"))
+    assert set(joined(cut, "view").tolist()) == {-1}
+    before, after = joined(plain, "x"), joined(cut, "x")
+    changed = (before != after).any(dim=1)
+    assert (after.permute(0, 2, 3, 1)[changed] == 0).all()  # the mean colour
+    area = changed.sum(dim=(1, 2))
+    assert {9} < set(area.tolist()) <= {4, 6, 9}  # 3 x 3, less at borders and corners
+    assert len({tuple(mask.flatten().tolist()) for mask in changed}) > 20
+
+
+# --- evaluation batches
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluation_sees_every_image_once_as_it_is(noise, monkeypatch, split):
+    monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 8)
+    images = noise(train=40, test=20)
+    data = make(images, val_fraction=0.5, augment=Augment(2, True, 3))
+    loader = data.val_dataloader() if split == "val" else data.test_dataloader()
+    batches = list(loader)
+    assert [len(batch.y) for batch in batches] == [7, 7, 6]
+    assert len(loader) == 3
+    index = joined(batches, "index")
+    assert torch.equal(index, data.val_index if split == "val" else torch.arange(20))
+    x, y = (images.train_x, images.train_y) if split == "val" else (images.test_x, images.test_y)
+    mean, std = (torch.tensor(values)[:, None, None] for values in images.mean_std)
+    torch.testing.assert_close(joined(batches, "x"), (x[index] / 255 - mean) / std, rtol=1e-5, atol=1e-5)
+    assert torch.equal(joined(batches, "y"), y[index])
+    assert set(joined(batches, "view").tolist()) == {data.augment.plain_view}
+    assert equal(list(loader), batches)
+
+
+def test_ranks_share_an_evaluation_without_loss(noise, monkeypatch):
+    monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 8)
+    images = noise(test=19)
+    whole = make(images).test_dataloader()
+    shares = [
+        Loader(images.test_x, images.test_y, whole.sampler, CROP_AND_FLIP, images.mean_std, rank, 3)
+        for rank in range(3)
+    ]
+    sizes = [[len(batch.y) for batch in share] for share in shares]
+    assert {len(rank) for rank in sizes} == {3}
+    assert all(max(step) - min(step) <= 1 for step in zip(*sizes, strict=True))
+    seen = torch.cat([joined(list(share), "index") for share in shares])
+    assert torch.equal(seen.sort().values, torch.arange(19))
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize("batch_size", [0, 31])
+def test_batch_size_out_of_range(noise, batch_size):
+    with pytest.raises(UserError, match=f"between 1 and the 30 training images, got {batch_size}"):
+        make(noise(), batch_size=batch_size, val_fraction=0.25)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, float("nan")])
+def test_val_fraction_out_of_range(noise, fraction):
+    with pytest.raises(UserError, match=rf"data.val_fraction must be in \[0, 1\), got {fraction:g}"):
+        make(noise(), val_fraction=fraction)
+
+
+def test_batch_that_cannot_be_shared_evenly(noise):
+    data = make(noise(), batch_size=8)
+    data.trainer = SimpleNamespace(world_size=3)
+    with pytest.raises(UserError, match="batch_size must be a multiple of the 3 devices, got 8"):
+        data.train_dataloader()

@@ -1,0 +1,234 @@
+"""`train.py` from its command line to the files it leaves, on tiny networks and the bundled digits."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from kd.results import read
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "data=digits",
+    "data.epochs=2",
+    "teacher.scale=2",
+    "student.scale=2",
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+)
+
+
+def call(*arguments: str) -> int:
+    """Call the program in this process; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        patch.setattr(sys, "argv", ["train.py", *arguments])
+        try:
+            train.console()
+        except SystemExit as stop:
+            return stop.code
+    return 0
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Call it in an empty folder; returns its exit code and what it said."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: (call(*arguments), "".join(capsys.readouterr()))
+
+
+def start(*arguments: str, cwd: Path, **options) -> subprocess.Popen:
+    """The same in a process of its own."""
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+    )
+
+
+def rows(directory: Path) -> list[dict[str, str]]:
+    with open(directory / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    left, right = load_file(a), load_file(b)
+    return left.keys() == right.keys() and all((left[name] == right[name]).all() for name in left)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder in which one run was made."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call(*SMALL, "method=logits", "T=2", "hydra.run.dir=run") == 0
+    return folder
+
+
+class TestARun:
+    @pytest.fixture(autouse=True)
+    def logits(self, run, tmp_path, finished):
+        shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+        self.directory = tmp_path / "run"
+        self.result = read(self.directory / "result.json")
+
+    def test_leaves_the_promised_files(self):
+        for name in (".hydra/config.yaml", "result.json", "student.safetensors", "checkpoints/last.ckpt", "metrics.csv"):
+            assert (self.directory / name).is_file(), name
+        assert list((self.directory / "tensorboard").glob("events*"))
+
+    def test_records_what_it_did(self):
+        result = self.result
+        assert (result.method, result.T, result.alpha, result.beta) == ("logits", 2, 0.1, None)
+        assert (result.status, result.dataset, result.epochs, result.seed) == ("done", "digits", 2, 0)
+        assert (result.student, result.teacher) == ("cnn16", "cnn32")
+        assert result.variant == "data.epochs=2 student.scale=2 teacher.scale=2"
+        assert result.retention == pytest.approx(result.test_acc / result.teacher_test_acc)
+        assert 0 <= result.agreement <= 1
+        assert len(result.epoch_val_acc) == len(result.epoch_train_loss) == 2
+        assert result.val_acc == result.epoch_val_acc[-1]
+        assert result.precision == "32-true"
+        assert "torch" in result.versions
+
+    def test_the_weights_say_what_they_are(self):
+        with safe_open(self.directory / "student.safetensors", "pt") as file:
+            metadata = {name: json.loads(text) for name, text in file.metadata().items()}
+            names = set(file.keys())
+        assert metadata["model"]["scale"] == 2
+        assert metadata["num_classes"] == 10
+        assert metadata["test_acc"] == self.result.test_acc
+        assert names
+        assert not any("adapter" in name or "teacher" in name for name in names)
+
+    def test_fills_tensorboard(self):
+        events = EventAccumulator(str(self.directory / "tensorboard"))
+        events.Reload()
+        tags = events.Tags()
+        for tag in ("train/hard", "train/soft", "lr", "val/acc", "val/kl_to_teacher", "test/agreement", "hp/test_acc"):
+            assert tag in tags["scalars"], tag
+        assert {"samples", "test/confusion"} <= set(tags["images"])
+        assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
+        assert events.Scalars("hp/test_acc")[-1].value == pytest.approx(self.result.test_acc)
+
+    def test_given_again_is_not_done_again(self, run):
+        weights = self.directory / "student.safetensors"
+        written = weights.stat().st_mtime_ns
+        code, said = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=run")
+        assert code == 0
+        assert weights.stat().st_mtime_ns == written
+        assert f"{100 * self.result.teacher_test_acc:.2f} %" in said
+        assert f"{100 * self.result.test_acc:.2f} %" in said
+
+    def test_its_directory_takes_no_other_run(self, run):
+        code, said = run(*SMALL, "method=logits", "T=3", "hydra.run.dir=run")
+        assert code == 1
+        assert "another configuration" in said
+        assert read(self.directory / "result.json") == self.result
+
+    def test_a_warm_teacher_store_gives_the_same_student_as_a_cold_one(self, run, tmp_path):
+        assert run(*SMALL, "method=logits", "T=2", "hydra.run.dir=warm")[0] == 0
+        assert same_weights(self.directory / "student.safetensors", tmp_path / "warm" / "student.safetensors")
+
+    def test_the_teacher_method_finds_the_same_teacher(self, run, tmp_path):
+        assert run(*SMALL, "method=teacher", "hydra.run.dir=alone")[0] == 0
+        teacher = read(tmp_path / "alone" / "result.json")
+        assert teacher.test_acc == pytest.approx(self.result.teacher_test_acc)
+        assert teacher.teacher_id == self.result.teacher_id
+        assert (tmp_path / "alone" / "teacher.safetensors").is_file()
+        assert len(list((tmp_path / "teachers").glob("*/teacher.safetensors"))) == 1
+
+    def test_given_weights_serve_as_teacher(self, run, tmp_path):
+        (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
+        given = (*SMALL, "method=logits", "T=2", f"teacher_weights={weights}", "teacher_store=elsewhere")
+        assert run(*given, "hydra.run.dir=given")[0] == 0
+        assert same_weights(self.directory / "student.safetensors", tmp_path / "given" / "student.safetensors")
+        assert not (tmp_path / "elsewhere").exists()
+
+    def test_weights_of_another_architecture_are_refused(self, run, tmp_path):
+        (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
+        code, said = run(*SMALL, f"teacher_weights={weights}", "teacher.scale=3", "hydra.run.dir=other")
+        assert code == 1
+        assert "another architecture" in said
+        assert not (tmp_path / "other" / "student.safetensors").exists()
+
+
+def test_standard_and_feature(run, tmp_path):
+    assert run(*SMALL, "method=standard", "data.val_fraction=0", "hydra.run.dir=standard")[0] == 0
+    standard = read(tmp_path / "standard" / "result.json")
+    assert (standard.teacher, standard.T, standard.val_acc, standard.epoch_val_acc) == (None, None, None, [])
+    assert not (tmp_path / "teachers").exists()
+
+    assert run(*SMALL, "method=feature", "method.stages=[0,1]", "logger=none", "hydra.run.dir=feature")[0] == 0
+    assert {"train/hard", "train/feature", "train/soft"} <= rows(tmp_path / "feature")[0].keys()
+    assert not (tmp_path / "feature" / "tensorboard").exists()
+    assert not any("adapter" in name for name in load_file(tmp_path / "feature" / "student.safetensors"))
+
+
+def test_your_own_images(run, tmp_path):
+    from PIL import Image
+
+    for split, count in (("train", 12), ("test", 4)):
+        for i, name in enumerate(("dark", "light")):
+            (tmp_path / "mine" / split / name).mkdir(parents=True)
+            for k in range(count):
+                Image.new("RGB", (20, 30), (200 * i + k,) * 3).save(tmp_path / "mine" / split / name / f"{k}.png")
+    small = (*SMALL[1:], "data=folder", "data.root=mine", "data.batch_size=8")
+    assert run(*small, "method=logits", "hydra.run.dir=run")[0] == 0
+    assert read(tmp_path / "run" / "result.json").dataset == "mine"
+
+
+class TestASweep:
+    @pytest.fixture(autouse=True)
+    def sweep(self, run, tmp_path):
+        grid = ("-m", *SMALL, "logger=none", "method=logits,feature", "T=1,-1,2", "hydra.sweep.dir=sweep")
+        self.code, self.said = run(*grid)
+        self.directory = tmp_path / "sweep"
+
+    def test_a_failing_job_stops_no_other(self):
+        assert self.code == 1
+        assert "T must be in (0, inf), got -1" in self.said
+        status = {path.parent.name: read(path) for path in self.directory.glob("*/result.json")}
+        assert {name: result.status for name, result in status.items()} == {
+            "0": "done", "1": "failed", "2": "done", "3": "done", "4": "failed", "5": "done"
+        }  # fmt: skip
+        assert status["1"].error == "T must be in (0, inf), got -1"
+        assert [status[job].T for job in "025"] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("teacher_phase", [False, True], ids=["student", "teacher"])
+def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, teacher_phase):
+    longer = (*SMALL, "data.epochs=8")
+    if not teacher_phase:
+        assert run(*longer, "method=teacher", "hydra.run.dir=teacher")[0] == 0
+    process = start(*longer, "hydra.run.dir=broken", cwd=tmp_path)
+    checkpoints = "teachers/*.partial/checkpoints/last.ckpt" if teacher_phase else "broken/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(checkpoints)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "resume=" in said
+    assert "Traceback" not in said
+    assert read(tmp_path / "broken" / "result.json").status == "interrupted"
+
+    assert run("resume=broken")[0] == 0
+    assert run(*longer, "teacher_store=fresh", "hydra.run.dir=whole")[0] == 0
+    assert same_weights(tmp_path / "broken" / "student.safetensors", tmp_path / "whole" / "student.safetensors")
+    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
+    timing = {"train_seconds": None, "images_per_second": None, "date": ""}
+    broken, whole = (replace(read(tmp_path / name / "result.json"), **timing) for name in ("broken", "whole"))
+    assert broken == replace(whole, variant=broken.variant)
