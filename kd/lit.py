@@ -51,7 +51,7 @@ class Classifier(L.LightningModule):
     """Trains a network on labels alone: the teacher, and the student without one.
 
     Logs per epoch `train/<term>` for every term of the loss, `train/loss` and `train/acc`; on either evaluation split
-    `acc`, `acc_top5`, `nll` (nats) and `ece` (15 bins, in [0, 1]), as `val/...` and `test/...`; and `lr` during training.
+    `acc`, `acc_top5`, `nll` (nats) and `ece` (15 bins, in [0, 1]), as `val/...` and `test/...`; and per step `lr`.
 
     Args:
         net: returns `Output` with C logits.

@@ -87,7 +87,8 @@ def rendered(figure: Figure) -> NDArray[np.uint8]:
     """The figure as a picture, (H, W, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
-    return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()  # type: ignore[no-untyped-call]
+    rgba = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)  # type: ignore[no-untyped-call]
+    return cast(NDArray[np.uint8], rgba[..., :3].copy())
 
 
 def show(loggers: Sequence[Logger], name: str, picture: NDArray[np.uint8], step: int) -> None:

@@ -86,7 +86,13 @@ class TestARun:
         self.result = read(self.directory / "result.json")
 
     def test_leaves_the_promised_files(self):
-        for name in (".hydra/config.yaml", "result.json", "student.safetensors", "checkpoints/last.ckpt", "metrics.csv"):
+        for name in (
+            ".hydra/config.yaml",
+            "result.json",
+            "student.safetensors",
+            "checkpoints/last.ckpt",
+            "metrics.csv",
+        ):
             assert (self.directory / name).is_file(), name
         assert list((self.directory / "tensorboard").glob("events*"))
 

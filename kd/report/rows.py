@@ -203,7 +203,7 @@ def _hash(run: Result) -> list[str]:
 def _known_teacher(groups: Iterable[tuple[Result, ...]], dataset: str) -> float | None:
     """What students without a teacher of their own are measured against; None if there is not exactly one.
 
-    The teacher that the distilled ones had, so that all retentions of a table mean the same; else the teacher's own rows.
+    The teacher that the distilled ones had, so that all retentions of a table mean the same; else the teacher's rows.
     """
     here = [runs for runs in groups if runs[0].dataset == dataset]
     own = [_mean(run.test_acc for run in runs) for runs in here if role(runs[0]) is Role.TEACHER]
