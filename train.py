@@ -3,6 +3,7 @@
 torch and Lightning are imported once there is something to train: help and mistakes in a command answer at once.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -34,7 +35,9 @@ CONF = Path(__file__).resolve().parent / "conf"
 KNOBS = ("T", "alpha", "beta")
 
 # What decides where and with what show a training happens, not what comes of it.
-WHERE = {"accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar", "log_every_n_steps"}
+WHERE = {"accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "enable_progress_bar"}
+
+log = logging.getLogger("kd")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -75,6 +78,7 @@ def run(make: "Workshop", record: Result, directory: Path) -> Result:
         if "student" not in cfg.roles:
             return adopt(entry, record, directory)
 
+    log.info("training the student, method %s, seed %s", record.method, cfg.seed)
     seed_everything(cfg.seed, verbose=False)
     student = make.net(cfg.student)
     parts = make.parts(student, cfg.recipe)
@@ -88,7 +92,7 @@ def run(make: "Workshop", record: Result, directory: Path) -> Result:
         replace(record, student_params=parameter_count(student)),
         directory,
         weights="student.safetensors",
-        metadata=make.metadata(cfg.student, cfg.recipe, cfg.seed),
+        metadata=make.metadata(cfg.student, cfg.recipe, cfg.seed, plain(cfg.method)),
         trainer=make.trainer(cfg.recipe),
         logger=make.logger(directory),
     )
@@ -140,8 +144,8 @@ def train_teacher(make: "Workshop", record: Result, directory: Path) -> None:
         own,
         directory,
         weights=WEIGHTS,
-        metadata=make.metadata(cfg.teacher, cfg.teacher_recipe, cfg.teacher_seed),
-        trainer=make.trainer(cfg.teacher_recipe, devices=1, strategy="auto"),
+        metadata=make.metadata(cfg.teacher, cfg.teacher_recipe, cfg.teacher_seed, method=None),
+        trainer=make.trainer(cfg.teacher_recipe, devices=1, num_nodes=1, strategy="auto"),
         logger=make.logger(directory),
     )
 
@@ -212,6 +216,7 @@ class Workshop:
     def rehearsal(self, directory: Path) -> None:
         """Build everything once and throw it away: a mistake in the last knob shows before a teacher is trained."""
 
+        from kd.lit import Classifier
         from kd.recipe import parameter_groups
 
         cfg = self.cfg
@@ -219,6 +224,7 @@ class Workshop:
             if role in cfg.roles:
                 parts = self.parts(self.net(node), recipe)
                 with explained():
+                    Classifier(**parts)
                     parts["schedule"](parts["optimizer"](parameter_groups(parts["net"])), 100)
                 self.data(recipe, cfg.seed)
                 with explained():
@@ -244,7 +250,7 @@ class Workshop:
             "trainer": {name: value for name, value in plain(cfg.trainer).items() if name not in WHERE},
         }
 
-    def metadata(self, node: DictConfig, recipe: DictConfig, seed: int) -> dict[str, Any]:
+    def metadata(self, node: DictConfig, recipe: DictConfig, seed: int, method: Any) -> dict[str, Any]:
         """What somebody who finds the weights without this run has to know to use them."""
         images = self.images
         mean, std = images.mean_std
@@ -258,7 +264,7 @@ class Workshop:
             "dataset": images.name,
             "data_id": images.id,
             "recipe": plain(recipe),
-            "method": plain(self.cfg.method),
+            "method": method,
             "seed": seed,
         }
 

@@ -76,8 +76,9 @@ class History(L.Callback):
             self._write()
 
     def _write(self) -> None:
+        columns = dict.fromkeys(name for row in self.rows for name in row)
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), restval="", extrasaction="ignore")
+        writer = csv.DictWriter(text, fieldnames=list(columns), restval="")
         writer.writeheader()
         writer.writerows(self.rows)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")

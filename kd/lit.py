@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from kd.data.batch import Batch
 from kd.errors import UserError
-from kd.methods.base import Method, hard_loss, soft_loss
+from kd.methods.base import Method, hard_loss, require, soft_loss
 from kd.models.output import Output
 from kd.recipe import OptimizerFactory, ScheduleFactory, parameter_groups
 
@@ -31,7 +31,8 @@ class Scores(nn.Module):
         self.acc.update(logits, y)
         self.acc_top5.update(logits, y)
         self.nll.update(F.cross_entropy(logits, y), len(y))
-        self.ece.update(logits.softmax(dim=1), y)
+        # torchmetrics gives a confidence of exactly 1 a bin of its own, beyond the last.
+        self.ece.update(logits.softmax(dim=1).clamp(max=1 - 1e-6), y)
 
 
 class FidelityScores(nn.Module):
@@ -59,6 +60,9 @@ class Classifier(L.LightningModule):
         optimizer: makes the optimiser from parameter groups.
         schedule: makes the learning rate schedule from the optimiser and the total number of steps.
         label_smoothing: of the loss, in [0, 1].
+
+    Raises:
+        ValueError: for a label smoothing outside its range.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Classifier(L.LightningModule):
         label_smoothing: float,
     ) -> None:
         super().__init__()
+        require("label_smoothing", label_smoothing, 0, 1)
         self.net, self.label_smoothing = net, label_smoothing
         self._optimizer, self._schedule = optimizer, schedule
         self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
@@ -88,8 +93,8 @@ class Classifier(L.LightningModule):
             raise UserError(self._describe_divergence(terms))
         self.train_acc.update(output.logits.detach(), batch.y)
         named: dict[str, Any] = {f"train/{name}": term.detach() for name, term in terms.items()}
-        self.log_dict(named, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.y))
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch.y))
+        self.log_dict(named, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(batch.y))
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.y))
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, batch_size=len(batch.y))
         self.log("lr", self._learning_rate)
         return loss

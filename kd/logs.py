@@ -45,13 +45,14 @@ class Pictures(L.Callback):
 
 
 def sample_grid(loader: Loader) -> NDArray[np.uint8]:
-    """The first 64 images of the loader's next epoch as one picture, (H, W, 3) uint8."""
+    """The first 64 images of the loader's next epoch, or fewer, as one picture, (H, W, 3) uint8."""
     x = next(iter(loader)).x[: GRID * GRID]
     pixels = ((x - loader.shift) / loader.scale).round().clamp(0, 255).to(torch.uint8).cpu()
     n, channels, height, width = pixels.shape
-    rows = n // GRID
-    tiles = pixels[: rows * GRID].reshape(rows, GRID, channels, height, width).permute(0, 3, 1, 4, 2)
-    picture = tiles.reshape(rows * height, GRID * width, channels)
+    columns = min(GRID, n)
+    rows = n // columns
+    tiles = pixels[: rows * columns].reshape(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    picture = tiles.reshape(rows * height, columns * width, channels)
     return picture.repeat_interleave(ZOOM, 0).repeat_interleave(ZOOM, 1).numpy()
 
 
@@ -77,7 +78,8 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
                 if share[row, column] >= 0.005:
                     colour = "white" if share[row, column] > 0.5 else "black"
                     matrix.text(column, row, f"{100 * share[row, column]:.0f}", ha="center", va="center", color=colour)
-            bars.text(1, row, f"{100 * share[row, row]:.1f}", va="center", color="white", fontweight="bold")
+            colour = "white" if share[row, row] > 0.15 else "black"
+            bars.text(1, row, f"{100 * share[row, row]:.1f}", va="center", color=colour, fontweight="bold")
     for side in ("top", "right"):
         bars.spines[side].set_visible(False)
     return figure

@@ -79,9 +79,10 @@ def find_or_train(store: Path, recipe: dict[str, Any], train: Callable[[Path], o
     if not entry.exists():
         try:
             store.mkdir(parents=True, exist_ok=True)
+            lock = _locked(store / f"{name}.lock")
         except OSError as error:
             raise UserError(f"teacher_store={store} cannot be written: {error.strerror}") from error
-        with _locked(store / f"{name}.lock"):
+        with lock:
             if not entry.exists():
                 log.info("training the teacher, to be kept in %s", entry)
                 partial.mkdir(exist_ok=True)
@@ -138,9 +139,10 @@ def _check(entry: Path, recipe: dict[str, Any]) -> None:
     try:
         facts = json.loads((entry / ENTRY).read_text())
         digest = checksum(entry / WEIGHTS)
-    except (OSError, ValueError) as error:
+        made_by, recorded = facts["recipe"], facts["sha256"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"the teacher in {entry} is damaged ({error}); {advice}") from error
-    if facts.get("recipe") != recipe:
+    if made_by != recipe:
         raise UserError(f"the teacher in {entry} was made by another recipe than its name says; {advice}")
-    if facts.get("sha256") != digest:
+    if recorded != digest:
         raise UserError(f"the teacher in {entry} is damaged (its weights do not match their checksum); {advice}")

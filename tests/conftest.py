@@ -1,14 +1,20 @@
 """What tests of different parts share: a data set, networks and a Trainer, all as small as they can be."""
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# As in train.py, and as early: torch reads it when it is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from torch import Generator, Tensor, nn
 
+import train
 from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.models.output import Output
@@ -83,5 +89,37 @@ def trainer(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning 2.6 with torch 2.14
+        warnings.filterwarnings("ignore", message="GPU available but not used")
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # when resuming
         yield trainer
+
+
+def call(*arguments: str) -> int:
+    """Call `train.py` in this process; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYDRA_FULL_ERROR", "")  # which the program sets for itself: undone at the end
+        patch.setattr(sys, "argv", ["train.py", *arguments])
+        try:
+            train.console()
+        except SystemExit as stop:
+            return stop.code
+    return 0
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """Calls `train.py` in an empty folder; returns its exit code and what it said."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: (call(*arguments), "".join(capsys.readouterr()))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which one small run was made, in run/, with its teacher in teachers/; for looking at or copying."""
+    folder = tmp_path_factory.mktemp("finished")
+    small = ("data=digits", "data.epochs=2", "teacher.scale=2", "student.scale=2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        quiet = ("trainer=cpu", "trainer.enable_progress_bar=false")
+        assert call(*small, *quiet, "method=logits", "T=2", "hydra.run.dir=run") == 0
+    return folder

@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source: DESIGN rules that no other test would notice."""
+"""Who may import whom, read from the source: what no other test would notice."""
 
 import ast
 from functools import cache

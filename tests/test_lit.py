@@ -15,7 +15,7 @@ from kd.callbacks import EpochSeed, History
 from kd.data.augment import Augment
 from kd.data.module import DataModule
 from kd.errors import UserError
-from kd.lit import Classifier, Distiller
+from kd.lit import Classifier, Distiller, Scores
 from kd.methods.base import Method
 from kd.methods.feature import Feature
 from kd.methods.logits import Logits
@@ -66,11 +66,11 @@ class At(L.Callback):
 # --- what is logged
 
 
-def ece_of_15_bins(p, y):
+def expected_calibration_error(p, y, bins=15):
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
     error = 0.0
-    for i in range(15):
-        bin = (confidence > i / 15) & (confidence <= (i + 1) / 15)
+    for i in range(bins):
+        bin = (confidence > i / bins) & (confidence <= (i + 1) / bins)
         if bin.any():
             error += bin.mean() * abs(right[bin].mean() - confidence[bin].mean())
     return error
@@ -86,31 +86,44 @@ def outputs_of(net, loader):
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_scores_are_those_of_plain_formulas(tiny_net, noise, trainer, monkeypatch, split):
     monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 32)  # 80 images in 27 + 27 + 26: their means differ
-    data = data_of(noise(train=160, test=80), val_fraction=0.5)
+    images = noise(train=160, test=80)
+    data = data_of(images, val_fraction=0.5)
+    loader = data.val_dataloader() if split == "val" else data.test_dataloader()
     student = tiny_net(seed=1)
     student.classifier.weight.data *= 20  # from unsure to nearly certain
     teacher = copy.deepcopy(student)
     teacher.classifier.weight.data += torch.randn(10, 4)  # of the same opinion about many images
+    log_p, y = outputs_of(student, loader)
+    p, predicted = np.exp(log_p), log_p.argmax(axis=1)
+    known = np.arange(80) % 5 > 1  # else the student is wrong about nearly all of this noise
+    y[known] = predicted[known]
+    loader.y[loader.sampler.index] = torch.from_numpy(y)
+
     module, lightning = distiller(student, teacher), trainer()
     (lightning.validate if split == "val" else lightning.test)(module, data, verbose=False)
     logged = {name: value.item() for name, value in lightning.callback_metrics.items()}
 
-    loader = data.val_dataloader() if split == "val" else data.test_dataloader()
-    log_p, y = outputs_of(student, loader)
     log_q, _ = outputs_of(teacher, loader)
-    p, predicted = np.exp(log_p), log_p.argmax(axis=1)
     assert p.max(axis=1).min() < 0.5 < 0.9 < p.max() < 1
     expected = {
         "acc": np.mean(predicted == y),
         "acc_top5": np.mean([y[i] in np.argsort(-log_p[i])[:5] for i in range(80)]),
         "nll": -log_p[np.arange(80), y].mean(),
-        "ece": ece_of_15_bins(p, y),
+        "ece": expected_calibration_error(p, y),
         "agreement": np.mean(predicted == log_q.argmax(axis=1)),
         "kl_to_teacher": (np.exp(log_q) * (log_q - log_p)).sum(axis=1).mean(),
     }
     assert logged == pytest.approx({f"{split}/{name}": value for name, value in expected.items()}, rel=1e-4)
+    assert expected["ece"] != pytest.approx(expected_calibration_error(p, y, bins=14), rel=1e-2)
     assert 0 < expected["acc"] < expected["acc_top5"] < 1
     assert 0 < expected["agreement"] < 1
+
+
+def test_calibration_puts_certainty_into_the_last_of_15_bins():
+    scores = Scores(2)
+    # confidences 1 (wrong) and 0.9526 (right) share a bin: |1/2 - 0.9763|
+    scores.update(torch.tensor([[50.0, 0.0], [3.0, 0.0]]), torch.tensor([1, 0]))
+    assert scores.ece.compute().item() == pytest.approx(0.4763, abs=1e-4)
 
 
 def test_confusion_has_the_labels_as_rows(tiny_net, noise, trainer):

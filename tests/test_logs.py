@@ -92,6 +92,11 @@ def test_grid_shows_the_images_of_the_next_epoch(noise, batch_size, rows):
         assert np.array_equal(tile, expected.repeat(3, axis=0).repeat(3, axis=1))
 
 
+def test_grid_of_a_batch_that_fills_no_row(noise):
+    data = DataModule(noise(), 0.0, 0, Augment(0, False, 0), batch_size=3, seed=5)
+    assert sample_grid(data.train_dataloader()).shape == (24, 3 * 24, 3)
+
+
 def test_grid_shows_what_the_network_sees(noise):
     data = DataModule(noise(), 0.0, 0, Augment(2, True, 4), 8, seed=5)
     loader = data.train_dataloader()

@@ -34,7 +34,10 @@ def curve(optimizer, schedule, steps):
         # (1 + cos(pi k / 4)) / 2 for the four steps after four rising ones
         (partial(cosine, warmup=0.5), [0.2, 0.4, 0.6, 0.8, 1, 0.853553, 0.5, 0.146447, 0]),
         # milestones at steps 2 + 6 / 2 = 5 and 2 + 6 * 2 / 3 = 6
-        (partial(multistep, warmup=0.25, milestones=[0.5, 2 / 3], gamma=0.1), [1 / 3, 2 / 3, 1, 1, 1, 0.1, *[0.01] * 3]),
+        (
+            partial(multistep, warmup=0.25, milestones=[0.5, 2 / 3], gamma=0.1),
+            [1 / 3, 2 / 3, 1, 1, 1, 0.1, *[0.01] * 3],
+        ),
         (partial(multistep, warmup=0.0, milestones=[], gamma=0.1), [1] * 9),
     ],
 )
@@ -49,14 +52,18 @@ def test_curve_by_hand(schedule, expected):
 def test_no_step_of_any_length_is_wasted(shape, warmup, total):
     optimizer = sgd()
     *during, after = curve(optimizer, shape(optimizer, total, warmup), total)
-    assert 0 < min(during)
+    assert min(during) > 0
     assert max(during) <= 1
     assert after == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     "schedule",
-    [partial(one_cycle, warmup=0.3), partial(cosine, warmup=0.3), partial(multistep, warmup=0.1, milestones=[0.5], gamma=0.2)],
+    [
+        partial(one_cycle, warmup=0.3),
+        partial(cosine, warmup=0.3),
+        partial(multistep, warmup=0.1, milestones=[0.5], gamma=0.2),
+    ],
 )
 def test_resumed_from_its_state_the_curve_goes_on(schedule):
     optimizer = sgd()

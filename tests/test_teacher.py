@@ -14,7 +14,7 @@ from kd.errors import UserError
 from kd.hashing import digest
 from kd.models.output import Output
 from kd.teacher import FrozenTeacher, find_or_train, load, verify
-from kd.weights import checksum, save_weights
+from kd.weights import checksum, content_id, save_weights
 
 RECIPE = {
     "model": {"_target_": "kd.models.cnn.CNN", "scale": 32, "activation": "relu"},
@@ -162,18 +162,25 @@ def edit_recipe(entry):
         (lambda entry: (entry / "teacher.safetensors").unlink(), "is damaged"),
         (lambda entry: (entry / "entry.json").unlink(), "is damaged"),
         (lambda entry: (entry / "entry.json").write_text('{"recipe":'), "is damaged"),
+        (lambda entry: (entry / "entry.json").write_text("[]"), "is damaged"),
         (edit_recipe, "was made by another recipe than its name says"),
     ],
-    ids=["other weights", "no weights", "no entry.json", "half an entry.json", "other recipe"],
+    ids=["other weights", "no weights", "no entry.json", "half an entry.json", "no entry", "other recipe"],
 )
 def test_entry_that_is_not_what_it_was_is_refused(tmp_path, damage, message):
     entry = find_or_train(tmp_path, RECIPE, Training())
     damage(entry)
     train = Training()
-    with pytest.raises(UserError, match=f"^the teacher in {entry} .*{message}.*; remove {entry} to have it trained") as e:
+    with pytest.raises(UserError, match=f"^the teacher in {entry} .*{message}.*; remove {entry} to have it") as error:
         find_or_train(tmp_path, RECIPE, train)
-    assert len(str(e.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1
     assert train.found == []
+
+
+def test_store_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / f"{digest(RECIPE)}.lock").mkdir()
+    with pytest.raises(UserError, match=f"teacher_store={tmp_path} cannot be written"):
+        find_or_train(tmp_path, RECIPE, Training())
 
 
 def test_store_that_cannot_be_made_is_named(tmp_path):
@@ -214,7 +221,8 @@ def test_teacher_is_frozen(tiny_net):
     net = tiny_net(dropout=0.5).train()
     teacher = FrozenTeacher(net, "id")
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    batch = Batch(torch.randn(4, 3, 8, 8), tensor([0, 1, 2, 3]), torch.arange(4), torch.zeros(4))
+    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    batch = Batch(x, tensor([0, 1, 2, 3]), torch.arange(4), torch.zeros(4))
     first, second = teacher(batch), teacher(batch)
     assert torch.equal(first.logits, second.logits)
     assert not any(t.requires_grad for t in (first.logits, *first.features, first.embedding))
@@ -244,7 +252,7 @@ def test_loaded_teacher_is_the_saved_network(tiny_net, tmp_path):
     path = tmp_path / "teacher.safetensors"
     save_weights(net, path, {})
     teacher = load(tiny_net(seed=5), path)
-    assert teacher.id == checksum(path)[:16]
+    assert teacher.id == content_id(net.state_dict())
     assert all(torch.equal(t, teacher.net.state_dict()[name]) for name, t in net.state_dict().items())
     with pytest.raises(UserError, match=r"classifier.bias is \(10,\) there and \(3,\) here"):
         load(tiny_net(num_classes=3), path)

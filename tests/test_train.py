@@ -16,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train
 from kd.results import read
 
 ROOT = Path(__file__).parent.parent
@@ -28,25 +27,6 @@ SMALL = (
     "trainer=cpu",
     "trainer.enable_progress_bar=false",
 )
-
-
-def call(*arguments: str) -> int:
-    """Call the program in this process; returns its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("HYDRA_FULL_ERROR", raising=False)
-        patch.setattr(sys, "argv", ["train.py", *arguments])
-        try:
-            train.console()
-        except SystemExit as stop:
-            return stop.code
-    return 0
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Call it in an empty folder; returns its exit code and what it said."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: (call(*arguments), "".join(capsys.readouterr()))
 
 
 def start(*arguments: str, cwd: Path, **options) -> subprocess.Popen:
@@ -66,16 +46,6 @@ def rows(directory: Path) -> list[dict[str, str]]:
 def same_weights(a: Path, b: Path) -> bool:
     left, right = load_file(a), load_file(b)
     return left.keys() == right.keys() and all((left[name] == right[name]).all() for name in left)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder in which one run was made."""
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert call(*SMALL, "method=logits", "T=2", "hydra.run.dir=run") == 0
-    return folder
 
 
 class TestARun:

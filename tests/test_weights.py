@@ -1,5 +1,6 @@
 import hashlib
 import os
+import re
 import resource
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 
 import kd.weights
 from kd.errors import UserError
-from kd.weights import checksum, fill, load_weights, save_weights
+from kd.weights import checksum, content_id, fill, load_weights, save_weights
 
 METADATA = {
     "model": {"_target_": "kd.models.cnn.CNN", "scale": 16, "conv_dropout": 0.25},
@@ -130,6 +131,26 @@ def test_writing_again_replaces(tiny_net, file):
     save_weights(tiny_net(seed=1), file, {"seed": 1})
     assert load_weights(file)[1] == {"seed": 1}
     assert os.listdir(file.parent) == [file.name]
+
+
+def test_content_id_depends_on_the_tensors_alone(used_net, tmp_path):
+    tensors = used_net.state_dict()
+    ids = {content_id(tensors)}
+    for seed in (0, 1):
+        save_weights(used_net, tmp_path / "net", {"seed": seed})
+        assert content_id(load_weights(tmp_path / "net")[0]) in ids
+    assert content_id(dict(reversed(tensors.items()))) in ids
+    assert re.fullmatch("[0-9a-f]{16}", *ids)
+
+    weight = tensors["classifier.weight"]
+    ids.add(content_id({name: t for name, t in tensors.items() if name != "classifier.weight"}))
+    for other in (-weight, weight.T.contiguous(), weight.flatten(), weight.view(torch.int32)):
+        ids.add(content_id({**tensors, "classifier.weight": other}))
+    ids.add(content_id({f"net.{name}": t for name, t in tensors.items()}))
+    for tensor in tensors.values():  # one value of each, in place
+        tensor[(-1,) * tensor.ndim] += 1
+        ids.add(content_id(tensors))
+    assert len(ids) == 7 + len(tensors)
 
 
 def test_checksum_is_sha256_of_the_whole_file(tmp_path):

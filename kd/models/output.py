@@ -1,5 +1,6 @@
 """What every network returns."""
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,5 @@ class Output(NamedTuple):
 @torch.no_grad()
 def probe(net: nn.Module, image_size: int) -> Output:
     """What the network returns for two blank images of image_size x image_size pixels; it is left as it was."""
-    training = net.training
-    output: Output = net.eval()(torch.zeros(2, 3, image_size, image_size))
-    net.train(training)
+    output: Output = copy.deepcopy(net).eval()(torch.zeros(2, 3, image_size, image_size))
     return output

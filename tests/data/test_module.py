@@ -100,7 +100,14 @@ def test_seed_and_epoch_decide_the_batches(noise):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_streams_for_different_purposes_differ():
+def test_order_views_and_cuts_have_streams_of_their_own(noise, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(kd.data.module, "derive", lambda *parts: seeds.append(derive(*parts)) or seeds[-1])
+    epoch(make(noise(), augment=Augment(2, True, 3)))
+    assert len(seeds) == len(set(seeds)) == 4  # and the split's
+
+
+def test_seeds_derived_from_different_parts_differ():
     seeds = [derive(purpose, a, b) for purpose in ("order", "views") for a in range(20) for b in range(20)]
     assert len(set(seeds)) == 800
     assert 0 <= min(seeds) <= max(seeds) < 2**32
@@ -189,6 +196,14 @@ def test_ranks_share_an_evaluation_without_loss(noise, monkeypatch):
     assert all(max(step) - min(step) <= 1 for step in zip(*sizes, strict=True))
     seen = torch.cat([joined(list(share), "index") for share in shares])
     assert torch.equal(seen.sort().values, torch.arange(19))
+
+
+def test_a_channel_without_contrast_becomes_zero(noise):
+    images = noise()
+    images.train_x[:, 2] = 0
+    x = joined(epoch(make(images)), "x")
+    assert x.isfinite().all()
+    assert (x[:, 2] == 0).all()
 
 
 # --- mistakes

@@ -123,7 +123,7 @@ def test_maps_in_half_precision_are_compared_in_single(dtype, labelled):
     student, teacher = maps((2, 4, 4)), maps((3, 4, 4))
     method = built(student, teacher)
     exact = method(student, teacher, labelled(0))["feature"]
-    half = Output(LOGITS.to(dtype), tuple(f.to(dtype) for f in student.features), torch.empty(0))
-    coarse = method.to(dtype)(half, teacher, labelled(0))["feature"]
+    ours, theirs = (output._replace(features=(output.features[0].to(dtype),)) for output in (student, teacher))
+    coarse = method.to(dtype)(ours, theirs, labelled(0))["feature"]
     assert coarse.dtype == torch.float32
     torch.testing.assert_close(coarse, exact, rtol=0.02, atol=0)

@@ -115,6 +115,9 @@ def test_probe_leaves_no_trace(training):
     output = probe(net, 8)
     assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(0))
     assert {layer.training for layer in net.modules()} == {training}
+    net.stages[0].train(not training)
+    probe(net, 8)
+    assert (net.stages[0].training, net.stages[1].training) == (not training, training)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert not output.logits.requires_grad
     assert output.features[1].shape == (2, 6, 4, 4)
