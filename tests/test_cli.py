@@ -136,7 +136,6 @@ def test_a_full_disk_leaves_nothing_half_written(run, tmp_path):
         QUIET,
         *sizes,
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert full.returncode == 1
