@@ -104,11 +104,16 @@ def show(loggers: Sequence[Logger], name: str, picture: NDArray[np.uint8], step:
             logger.experiment.log_image(logger.run_id, picture, artifact_file=f"{name}.png")
 
 
-def summarise(loggers: Sequence[Logger], params: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Tell every logger what was set and what came of it: once, at the end, as each call adds a point to the curves."""
+def conclude(loggers: Sequence[Logger], params: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Tell every logger what was set and what came of it, and that this was all.
+
+    Once, at the end: each call adds a point to the curves.
+    """
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(params, metrics)
         else:
             logger.log_hyperparams(params)
             logger.log_metrics(metrics)
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # or the next network that this process trains would go on with this run

@@ -23,7 +23,7 @@ from kd.callbacks import EpochSeed, History
 from kd.data.module import DataModule
 from kd.errors import UserError
 from kd.lit import Classifier
-from kd.logs import Pictures, summarise
+from kd.logs import Pictures, conclude
 from kd.results import FILE, Result, read, write
 from kd.weights import save_weights
 
@@ -110,7 +110,7 @@ def train(
         record = replace(record, retention=test["test/acc"] / record.teacher_test_acc)
     if lightning.is_global_zero:
         save_weights(module.net, directory / weights, {**metadata, "test_acc": record.test_acc})
-        summarise(lightning.loggers, *_summary(record))
+        conclude(lightning.loggers, *_summary(record))
         write(record, directory / FILE)
     return record
 

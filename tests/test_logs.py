@@ -14,7 +14,7 @@ from torch import tensor
 from kd.data.augment import Augment
 from kd.data.module import DataModule
 from kd.lit import Classifier
-from kd.logs import Pictures, confusion_figure, rendered, sample_grid, summarise
+from kd.logs import Pictures, conclude, confusion_figure, rendered, sample_grid
 from kd.recipe import one_cycle
 
 
@@ -119,7 +119,7 @@ def events(tiny_net, noise, trainer, tmp_path):
     lightning = trainer(max_epochs=2, logger=logger, callbacks=[Pictures(images.classes)])
     lightning.fit(module, data)
     lightning.test(module, data, verbose=False)
-    summarise(lightning.loggers, {"method": "logits", "T": 4.0, "seed": 3}, {"hp/test_acc": 0.25})
+    conclude(lightning.loggers, {"method": "logits", "T": 4.0, "seed": 3}, {"hp/test_acc": 0.25})
     logger.finalize("success")
     written = EventAccumulator(str(tmp_path / "tensorboard"))
     written.Reload()
