@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kd import cli
 from kd.errors import UserError
 from kd.hashing import digest
-from kd.results import FILE, Result, read, write
+from kd.results import FILE, Result, read
 
 CONF = Path(__file__).resolve().parent / "conf"
 KNOBS = ("T", "alpha", "beta")
@@ -52,7 +54,12 @@ def main(cfg: DictConfig) -> float | None:
     from kd.run import recorded
 
     directory = Path(HydraConfig.get().runtime.output_dir)
-    result = recorded(describe(cfg), directory, lambda record: run(Workshop(cfg), record, directory))
+    try:
+        result = recorded(describe(cfg), directory, lambda record: run(Workshop(cfg), record, directory))
+    except Exception as error:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:  # of which Hydra tells only the first error, at the end
+            log.error("%s failed: %s", directory, explain(error))
+        raise
     if rank_zero_only.rank == 0:
         Console().print(single(result), f"[dim]{directory}[/dim]", sep="\n")
     return result.val_acc
@@ -93,7 +100,7 @@ def run(make: "Workshop", record: Result, directory: Path) -> Result:
         directory,
         weights="student.safetensors",
         metadata=make.metadata(cfg.student, cfg.recipe, cfg.seed, plain(cfg.method)),
-        trainer=make.trainer(cfg.recipe),
+        make_trainer=make.trainer(cfg.recipe),
         logger=make.logger(directory),
     )
 
@@ -145,16 +152,20 @@ def train_teacher(make: "Workshop", record: Result, directory: Path) -> None:
         directory,
         weights=WEIGHTS,
         metadata=make.metadata(cfg.teacher, cfg.teacher_recipe, cfg.teacher_seed, method=None),
-        trainer=make.trainer(cfg.teacher_recipe, devices=1, num_nodes=1, strategy="auto"),
+        make_trainer=make.trainer(cfg.teacher_recipe, devices=1, num_nodes=1, strategy="auto"),
         logger=make.logger(directory),
     )
 
 
 def adopt(entry: Path, record: Result, directory: Path) -> Result:
     """Make a run that wants nothing but the teacher look like the training in the store that it came from."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from kd.run import write_once
     from kd.teacher import ENTRY
 
-    shutil.copytree(entry, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENTRY, FILE))
+    if rank_zero_only.rank == 0:
+        shutil.copytree(entry, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENTRY, FILE))
     own = read(entry / FILE)
     result = replace(
         own,
@@ -164,7 +175,7 @@ def adopt(entry: Path, record: Result, directory: Path) -> Result:
         fingerprint=record.fingerprint,
         group=record.group,
     )
-    write(result, directory / FILE)
+    write_once(result, directory / FILE)
     return result
 
 
@@ -226,7 +237,8 @@ class Workshop:
                 with explained():
                     Classifier(**parts)
                     parts["schedule"](parts["optimizer"](parameter_groups(parts["net"])), 100)
-                self.data(recipe, cfg.seed)
+                with explained():
+                    self.data(recipe, cfg.seed)
                 with explained():
                     self.trainer(recipe)(logger=False)
         self.logger(directory)
@@ -282,6 +294,8 @@ def explained() -> Iterator[None]:
         yield
     except InstantiationException as error:
         raise UserError(str(error.__cause__ or error)) from error
+    except TypeError as error:
+        raise UserError(f"a setting has a value of the wrong type: {error}") from error
     except (ValueError, MisconfigurationException) as error:
         raise UserError(str(error)) from error
 
@@ -304,7 +318,7 @@ def describe(cfg: DictConfig) -> Result:
         versions=versions(),
         status="running",
         variant=variant(HydraConfig.get().overrides.task),
-        fingerprint=digest(decisive(cfg)),
+        fingerprint=digest({**decisive(cfg), "root": plain(cfg.data).get("root")}),
         group=digest(decisive(OmegaConf.merge(cfg, {"seed": 0}))),
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
@@ -325,11 +339,11 @@ def decisive(cfg: DictConfig) -> dict[str, Any]:
 def variant(overrides: Sequence[str]) -> str:
     """The overrides that a result record has no column for, and that set the run apart."""
     columns = ("method", "T", "alpha", "beta", "seed", "student", "teacher", "data", "data.root", "experiment")
-    silent = ("logger", "trainer", "teacher_store")
+    silent = ("logger", "trainer", "teacher_store", *(f"trainer.{name}" for name in WHERE))
 
     def tells(override: str) -> bool:
         name = override.lstrip("+~").split("=")[0]
-        return name not in columns and name.split(".")[0] not in silent
+        return name not in columns and name not in silent and not name.startswith("logger.")
 
     return " ".join(sorted(override for override in overrides if tells(override)))
 
@@ -338,15 +352,28 @@ def check_knobs(cfg: DictConfig) -> None:
     """Refuse what would otherwise surprise late, or never: a knob that is no number, or that nothing reads."""
     run_wide = yaml.safe_load((CONF / "config.yaml").read_text())
     read = OmegaConf.to_yaml(cfg.method) if cfg.method is not None else ""
+    if (
+        HydraConfig.get().mode is RunMode.MULTIRUN
+        and cfg.trainer.strategy == "ddp"
+        and "SLURM_JOB_ID" not in os.environ
+    ):
+        raise UserError(
+            "trainer=ddp starts this command again in further processes, which a multirun cannot be; "
+            "sweep on one device, or run the jobs one by one"
+        )
     for name, value in plain(cfg).items():
+        if name in KNOBS and not isinstance(value, int | float):
+            raise UserError(f"{name} must be a number, got {value}")
         if isinstance(value, dict | None) or name in run_wide:
             continue
         if f"${{{name}}}" not in read:
             raise UserError(f"{name}={value}: this method has no such knob, so nothing would come of it")
-        if name in KNOBS and not isinstance(value, int | float):
-            raise UserError(f"{name} must be a number, got {value}")
-    if "student" not in cfg.roles and cfg.teacher_weights is not None:
-        raise UserError("this method trains a teacher; teacher_weights is for methods that use one")
+    for name, low in (("seed", 0), ("teacher_seed", 0), ("recipe.epochs", 1), ("teacher_recipe.epochs", 1)):
+        value = OmegaConf.select(cfg, name)
+        if not isinstance(value, int) or value < low:
+            raise UserError(f"{name} must be a whole number, at least {low}, got {value}")
+    if cfg.method is None and cfg.teacher_weights is not None:
+        raise UserError("teacher_weights is for methods that learn from a teacher; this one does not")
 
 
 def plain(node: Any) -> Any:
@@ -374,8 +401,10 @@ def console() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(cli.help_text(CONF))
         return
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # A data-parallel run starts its further processes with the value that is set two lines below.
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped is stopped: resumable, exit code 130
     try:
         sys.argv[1:] = cli.expand_resume(sys.argv[1:])
         main()

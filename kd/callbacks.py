@@ -1,4 +1,4 @@
-"""What happens around training: reproducible epochs, and the curves."""
+"""What happens around training: reproducible epochs, the curves, the checkpoints."""
 
 import csv
 import io
@@ -9,7 +9,9 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 
+from kd.files import replaced
 from kd.hashing import derive
 
 
@@ -81,6 +83,20 @@ class History(L.Callback):
         writer = csv.DictWriter(text, fieldnames=list(columns), restval="")
         writer.writeheader()
         writer.writerows(self.rows)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text(text.getvalue())
-        os.replace(temporary, self.path)
+        with replaced(self.path) as temporary:
+            temporary.write_text(text.getvalue())
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Replaces a checkpoint in one step. Lightning's own goes through the system's temporary folder, which may lie on
+    another file system: then the only checkpoint is overwritten in place, and lost if that is interrupted."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()  # torch's own writing to a file tells a full disk by an error of no clear kind
+        torch.save(checkpoint, buffer)
+        with replaced(target) as temporary:
+            temporary.write_bytes(buffer.getbuffer())

@@ -1,5 +1,6 @@
 """The command line of `train.py`, as far as it is not Hydra's: help for a person, and resuming."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,19 +83,24 @@ def _description(path: Path) -> str:
 
 
 def expand_resume(arguments: Sequence[str]) -> list[str]:
-    """Replace `resume=RUN_DIR` by the overrides that the run was started with, and by its directory.
+    """Replace `resume=RUN_DIR` by the overrides that the run was started with, and go to where it was started from.
 
     Raises:
         UserError: if that is not the directory of a run.
     """
-    directories = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
-    if not directories:
+    given = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
+    if not given:
         return list(arguments)
-    directory = Path(directories[-1]).resolve()
+    directory = Path(given[-1]).expanduser().resolve()
     try:
         overrides = yaml.safe_load((directory / ".hydra" / "overrides.yaml").read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"resume={directories[-1]}: not the directory of a run (no .hydra/overrides.yaml)") from error
+        origin = yaml.safe_load((directory / ".hydra" / "hydra.yaml").read_text())["hydra"]["runtime"]["cwd"]
+        os.chdir(origin)  # what data.root and teacher_store are relative to
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(
+            f"resume={given[-1]}: not the directory of a run, or of one that was started elsewhere"
+        ) from error
     rest = [argument for argument in arguments if not argument.startswith("resume=")]
-    # An experiment may ask for a multirun; the one job of it that is resumed is a run.
-    return [*overrides, *rest, "hydra.mode=RUN", f"hydra.run.dir='{directory}'"]
+    # An experiment may ask for a multirun; the one job of it that is resumed is a run. What it was started with stays
+    # on record, whatever comes of this attempt.
+    return [*overrides, *rest, "hydra.mode=RUN", f"hydra.run.dir='{directory}'", "hydra.output_subdir=null"]

@@ -15,5 +15,7 @@ def derive(*parts: int | str) -> int:
 
 def digest(settings: Any) -> str:
     """16 hex digits that depend on every value of plain JSON settings, and not on the order of their keys."""
-    text = json.dumps(settings, sort_keys=True)
+    # A temperature of 4 and one of 4.0 are the same.
+    numbers_alike = json.loads(json.dumps(settings), parse_int=float)
+    text = json.dumps(numbers_alike, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -165,6 +165,6 @@ class Distiller(Classifier):
 
     def score(self, split: str, scores: Scores, output: Output, batch: Batch) -> None:
         super().score(split, scores, output, batch)
-        fidelity = self.val_fidelity if scores is self.val_scores else self.test_fidelity
+        fidelity = self.val_fidelity if split == "val" else self.test_fidelity
         fidelity.update(output.logits.float(), self.teacher(batch).logits.float())
         self.log_scores(split, fidelity, len(batch.y))

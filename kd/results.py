@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import uuid
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from kd.errors import UserError
+from kd.files import replaced
 
 FILE = "result.json"
 REPORT = "report"
@@ -104,17 +104,8 @@ def write(result: Result, path: Path) -> None:
     """
     record = {name: _without_nan(value) for name, value in asdict(result).items()}
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    # Beside the target, as a rename is atomic within one file system only; opened plainly, for the usual permissions.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read(path: Path) -> Result:

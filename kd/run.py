@@ -5,8 +5,9 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import zipfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from kd.callbacks import EpochSeed, History
+from kd.callbacks import EpochSeed, History, WholeCheckpoints
 from kd.data.module import DataModule
 from kd.errors import UserError
 from kd.lit import Classifier
@@ -38,9 +40,8 @@ def train(
     directory: Path,
     weights: str,
     metadata: dict[str, Any],
-    trainer: Callable[..., L.Trainer],
+    make_trainer: Callable[..., L.Trainer],
     logger: Logger | None,
-    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Fit, test with the last epoch's weights, and leave weights and result record in the run directory.
 
@@ -53,9 +54,8 @@ def train(
         directory: the run directory.
         weights: file name of the weights.
         metadata: kept in the weights, beside the test accuracy.
-        trainer: makes the Lightning Trainer, given callbacks, logger and directory.
+        make_trainer: makes the Lightning Trainer, given callbacks, plugins, logger, directory and intervals.
         logger: where scalars and pictures go, if anywhere.
-        callbacks: further ones.
 
     Returns:
         The completed record, status "done".
@@ -67,11 +67,12 @@ def train(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    watchers: list[Callback] = [EpochSeed(record.seed), history, checkpoint, *callbacks]
+    watchers: list[Callback] = [EpochSeed(record.seed), history, checkpoint]
     if logger is not None:
         watchers.append(Pictures(data.images.classes))
-    lightning = trainer(
+    trainer = make_trainer(
         callbacks=watchers,
+        plugins=[WholeCheckpoints()],
         logger=logger or False,
         default_root_dir=directory,
         log_every_n_steps=min(50, data.steps_per_epoch),
@@ -80,15 +81,17 @@ def train(
         enable_model_summary=False,
     )
     resumable = directory / CHECKPOINT
+    if resumable.exists() and not zipfile.is_zipfile(resumable):
+        raise UserError(f"{resumable} is damaged; remove it to begin this training anew")
     with warnings.catch_warnings():
         # From Lightning 2.6 with torch 2.14; nothing that a user could do anything about.
         warnings.filterwarnings("ignore", message=".*LeafSpec")
         # It is not empty when a run is resumed, and that is the point.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-        lightning.fit(module, data, ckpt_path=resumable if resumable.exists() else None, weights_only=True)
-        lightning.test(module, data, verbose=False)
+        trainer.fit(module, data, ckpt_path=resumable if resumable.exists() else None, weights_only=True)
+        trainer.test(module, data, verbose=False)
 
-    test = {name: value.item() for name, value in lightning.callback_metrics.items()}
+    test = {name: value.item() for name, value in trainer.callback_metrics.items()}
     record = replace(
         record,
         val_acc=next(reversed(history.curve("val/acc")), None),
@@ -98,8 +101,8 @@ def train(
         agreement=test.get("test/agreement"),
         train_seconds=history.seconds,
         images_per_second=history.images / history.seconds if history.seconds else None,
-        device=device_name(lightning.strategy.root_device),
-        precision=str(lightning.precision),
+        device=device_name(trainer.strategy.root_device),
+        precision=str(trainer.precision),
         epoch_train_loss=history.curve("train/loss"),
         epoch_train_acc=history.curve("train/acc"),
         epoch_val_loss=history.curve("val/nll"),
@@ -108,9 +111,9 @@ def train(
     )
     if record.teacher_test_acc:
         record = replace(record, retention=test["test/acc"] / record.teacher_test_acc)
-    if lightning.is_global_zero:
+    if trainer.is_global_zero:
         save_weights(module.net, directory / weights, {**metadata, "test_acc": record.test_acc})
-        conclude(lightning.loggers, *_summary(record))
+        conclude(trainer.loggers, *_summary(record))
         write(record, directory / FILE)
     return record
 
@@ -176,6 +179,21 @@ def recorded(record: Result, directory: Path, work: Callable[[Result], Result]) 
         UserError: if the directory holds another run.
         SystemExit: 130 if interrupted.
     """
+    with _held(directory):
+        return _recorded(record, directory, work)
+
+
+def _held(directory: Path) -> AbstractContextManager[object]:
+    """Keeps other runs out of the directory; the further processes of a data-parallel run belong to the first."""
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return nullcontext()
+    try:
+        return FileLock(directory / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another process is at work in {directory}") from error
+
+
+def _recorded(record: Result, directory: Path, work: Callable[[Result], Result]) -> Result:
     path = directory / FILE
     if path.exists():
         previous = read(path)

@@ -49,9 +49,10 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Output:
-        if next(self.net.parameters()).device != batch.x.device:
+        weight = next(self.net.parameters())
+        if weight.device != batch.x.device:
             self.net.to(batch.x.device)
-        return cast(Output, self.net(batch.x))
+        return cast(Output, self.net(batch.x.to(weight.dtype)))
 
     def accuracy(self, batches: Iterable[Batch]) -> float:
         """Share of images that are classified right, in [0, 1]."""
@@ -109,15 +110,15 @@ def verify(teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | No
     """The teacher's accuracy in [0, 1], measured, so that nothing is distilled from a teacher that went bad unnoticed.
 
     Args:
-        claimed: the accuracy on record for these weights and data, if any; up to 0.5 points of difference are taken
-            for another device's rounding.
+        claimed: the accuracy on record for these weights and data, if any; up to one point of difference is taken
+            for the rounding of another device or precision, which on few images shows.
 
     Raises:
         UserError: if the two differ.
     """
     accuracy = teacher.accuracy(batches)
     log.info("teacher %s: %.2f %% on the test split", path, 100 * accuracy)
-    if claimed is not None and abs(accuracy - claimed) > 0.005:
+    if claimed is not None and abs(accuracy - claimed) > 0.01:
         raise UserError(
             f"{path} is on record with {100 * claimed:.2f} % on this test split but reaches {100 * accuracy:.2f} %; "
             f"remove {path.parent} to have the teacher trained again"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd.errors import UserError
+from kd.files import replaced
 
 
 def save_weights(net: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
@@ -21,14 +21,11 @@ def save_weights(net: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
         metadata: anything that JSON can say; each value is kept as JSON text under its key.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, {key: json.dumps(value) for key, value in metadata.items()})
-        os.replace(temporary, path)
+        with replaced(path) as temporary:
+            save_file(tensors, temporary, {key: json.dumps(value) for key, value in metadata.items()})
     except SafetensorError as error:
         raise UserError(f"cannot write {path}: {error}; is the disk full?") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

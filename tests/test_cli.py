@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from kd.cli import expand_resume, help_text
@@ -69,14 +70,24 @@ def test_help_and_typos_answer_without_loading_torch(tmp_path, arguments):
         (("T=hot",), "error: T must be a number, got hot"),
         (("T",), "error: Error parsing override 'T'"),
         (("resume=nowhere",), "error: resume=nowhere: not the directory of a run"),
-        (("method=teacher", "teacher_weights=x"), "error: this method trains a teacher"),
+        (("method=teacher", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
+        (("method=standard", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
+        (("T=null",), "error: T must be a number, got None"),
+        (("seed=-1",), "error: seed must be a whole number, at least 0, got -1"),
+        (("recipe.epochs=0",), "error: recipe.epochs must be a whole number, at least 1, got 0"),
     ],
 )
 def test_mistakes_in_the_command(run, arguments, message):
-    code, said = run("data=digits", *arguments)
+    code, said = run(*arguments, "data=digits")
     assert code == 1
     (line,) = (line for line in said.splitlines() if not line.startswith("Error executing job with overrides"))
     assert line.startswith(message)
+
+
+def test_a_sweep_of_data_parallel_runs_is_refused(run):
+    code, said = run("-m", "data=digits", "trainer=ddp", "hydra.sweep.dir=sweep")
+    assert code == 1
+    assert "error: trainer=ddp starts this command again" in said
 
 
 @pytest.mark.parametrize(
@@ -91,6 +102,9 @@ def test_mistakes_in_the_command(run, arguments, message):
         (("recipe.schedule.warmup=1",), "schedule.warmup must be a fraction of training in [0, 1), got 1"),
         (("recipe.batch_size=5000",), "batch_size must be between 1 and the 1295 training images, got 5000"),
         (("data.val_fraction=1",), "data.val_fraction must be in [0, 1), got 1"),
+        (("recipe.optimizer.lr=fast",), "a setting has a value of the wrong type"),
+        (("recipe.batch_size=many",), "a setting has a value of the wrong type"),
+        (("trainer=gpu",) if not torch.cuda.is_available() else ("student.scale=0",), ""),
         (("recipe.optimizer.lr=-1",), "Invalid learning rate: -1"),
         (("teacher_recipe.label_smoothing=1.5",), "label_smoothing must be in [0, 1], got 1.5"),
         (("trainer.precision=12",), "Precision 12 is invalid"),
@@ -147,12 +161,16 @@ def test_a_full_disk_leaves_nothing_half_written(run, tmp_path):
     assert read(tmp_path / "run" / "result.json").status == "done"
 
 
-def test_resume_gives_the_overrides_back_and_the_users_own_last(tmp_path):
+def test_resume_gives_the_overrides_back_and_the_users_own_last(tmp_path, monkeypatch):
     hydra = tmp_path / "a run" / ".hydra"
     hydra.mkdir(parents=True)
     (hydra / "overrides.yaml").write_text("- method=logits\n- T=4\n")
+    (hydra / "hydra.yaml").write_text(f"hydra: {{runtime: {{cwd: {tmp_path}}}}}")
+    monkeypatch.chdir(hydra)
     resumed = expand_resume(["trainer=cpu", f"resume={tmp_path / 'a run'}"])
-    assert resumed == ["method=logits", "T=4", "trainer=cpu", "hydra.mode=RUN", f"hydra.run.dir='{tmp_path / 'a run'}'"]
+    assert resumed[:3] == ["method=logits", "T=4", "trainer=cpu"]
+    assert f"hydra.run.dir='{tmp_path / 'a run'}'" in resumed
+    assert Path.cwd() == tmp_path
     assert expand_resume(["T=4"]) == ["T=4"]
     with pytest.raises(UserError, match="not the directory of a run"):
         expand_resume([f"resume={tmp_path}"])

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from kd.report.rows import summarize
+from kd.report.tables import to_markdown
 from kd.results import collect
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +79,26 @@ def test_training_commands(run, command):
     assert code == 0, said
 
 
-def test_every_other_command_is_known_here():
-    others = [command for command in COMMANDS if command not in TRAINING and not command.startswith("pip")]
-    assert others == ["tensorboard --logdir runs", "python scripts/report.py multirun"]
+@pytest.mark.parametrize(
+    ("command", "further", "folder"),
+    [("python scripts/report.py multirun", [], "multirun"), ("tensorboard --logdir runs", ["--inspect"], "runs")],
+)
+def test_looking_at_runs(command, further, folder, finished, tmp_path):
+    assert command in COMMANDS
+    shutil.copytree(finished / "run", tmp_path / folder / "0")
+    program, *arguments = shlex.split(command.replace("scripts/", f"{ROOT}/scripts/"))
+    beside = Path(sys.executable).parent / program
+    done = subprocess.run([beside, *arguments, *further], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("results.csv" if folder == "multirun" else "val/acc") in done.stdout
+
+
+def test_no_command_is_left_out():
+    here = {"python scripts/report.py multirun", "tensorboard --logdir runs", *TRAINING}
+    assert {command for command in COMMANDS if not command.startswith("pip")} == here
+
+
+def test_the_table_is_what_the_records_make():
+    shown = re.search(r"<!-- results -->\n(.*?)<!-- /results -->", README, re.DOTALL)[1]
+    rows = summarize(collect([ROOT / "docs" / "results" / "seed_table"]).results).rows
+    assert to_markdown(rows) in shown

@@ -110,6 +110,22 @@ class TestARun:
         assert "another configuration" in said
         assert read(self.directory / "result.json") == self.result
 
+    def test_a_refused_resume_leaves_it_resumable(self, run):
+        assert run("resume=run", "T=3")[0] == 1
+        assert run("resume=run")[0] == 0
+
+    def test_a_whole_number_and_the_same_as_decimal_are_one_run(self, run):
+        assert run(*SMALL, "method=logits", "T=2.0", "hydra.run.dir=run")[0] == 0
+
+    def test_a_damaged_checkpoint_is_named(self, run):
+        record = self.directory / "result.json"
+        record.write_text(record.read_text().replace('"done"', '"interrupted"'))
+        checkpoint = self.directory / "checkpoints" / "last.ckpt"
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
+        code, said = run("resume=run")
+        assert code == 1
+        assert f"{checkpoint} is damaged" in said
+
     def test_a_warm_teacher_store_gives_the_same_student_as_a_cold_one(self, run, tmp_path):
         assert run(*SMALL, "method=logits", "T=2", "hydra.run.dir=warm")[0] == 0
         assert same_weights(self.directory / "student.safetensors", tmp_path / "warm" / "student.safetensors")
@@ -214,8 +230,10 @@ class TestASweep:
         assert [status[job].T for job in "025"] == [1, 2, 2]
 
 
-@pytest.mark.parametrize("teacher_phase", [False, True], ids=["student", "teacher"])
-def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, teacher_phase):
+@pytest.mark.parametrize(
+    ("teacher_phase", "stop"), [(False, signal.SIGINT), (True, signal.SIGTERM)], ids=["student", "teacher"]
+)
+def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, teacher_phase, stop):
     longer = (*SMALL, "data.epochs=6")
     if not teacher_phase:
         assert run(*longer, "method=teacher", "hydra.run.dir=teacher")[0] == 0
@@ -224,7 +242,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, teacher_ph
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(checkpoints)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "resume=" in said

@@ -144,7 +144,7 @@ def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:
     """
     groups: dict[object, dict[int, Result]] = defaultdict(dict)
     for run in sorted(done, key=lambda run: run.date):
-        groups[run.group or _settings(run)][run.seed] = run
+        groups[run.dataset, run.group or _settings(run)][run.seed] = run
     by_seed = (tuple(runs[seed] for seed in sorted(runs)) for runs in groups.values())
     return sorted(by_seed, key=lambda runs: _order(runs[0]))
 
