@@ -234,10 +234,12 @@ class TestASweep:
     ("teacher_phase", "stop"), [(False, signal.SIGINT), (True, signal.SIGTERM)], ids=["student", "teacher"]
 )
 def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, teacher_phase, stop):
-    longer = (*SMALL, "data.epochs=6")
+    longer = (*SMALL, "data.epochs=12", "data.val_fraction=0.7")  # many short epochs
     if not teacher_phase:
         assert run(*longer, "method=teacher", "hydra.run.dir=teacher")[0] == 0
-    process = start(*longer, "hydra.run.dir=broken", cwd=tmp_path)
+    # Whoever started the tests in the background may have had them ignore Ctrl-C.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start(*longer, "hydra.run.dir=broken", cwd=tmp_path, **heeding)
     checkpoints = "teachers/*.partial/checkpoints/last.ckpt" if teacher_phase else "broken/checkpoints/last.ckpt"
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(checkpoints)) and time.monotonic() < deadline:

@@ -2,6 +2,7 @@ import hashlib
 import os
 import re
 import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -98,17 +99,20 @@ def test_missing_and_unknown_tensors_are_named(tiny_net, file):
         fill(tiny_net(), {**tensors, "classifier.bias": bias, "a": bias}, file)
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file may grow beyond 100 bytes."""
+    """No file may grow beyond 100 bytes: around the call alone, as pytest's own output may go to a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_disk_that_is_full_leaves_no_file(used_net, tmp_path, full_disk):
-    with pytest.raises(UserError, match=f"cannot write {tmp_path / 'net'}: .*; is the disk full"):
+def test_disk_that_is_full_leaves_no_file(used_net, tmp_path):
+    message = f"cannot write {tmp_path / 'net'}: .*; is the disk full"
+    with pytest.raises(UserError, match=message), full_disk():
         save_weights(used_net, tmp_path / "net", METADATA)
     assert os.listdir(tmp_path) == []
 
