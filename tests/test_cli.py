@@ -182,6 +182,6 @@ def test_every_experiment_composes_each_of_its_jobs(run, tmp_path, experiment):
     jobs = 1
     for choices in params.values():
         jobs *= len(str(choices).split(","))
-    code, said = run(f"experiment={experiment}", *TINY, QUIET, "hydra.sweep.dir=sweep")
+    code, said = run(f"experiment={experiment}", *TINY, QUIET, "data.val_fraction=0.9", "hydra.sweep.dir=sweep")
     assert code == 0, said
     assert len(list((tmp_path / "sweep").glob("*/result.json"))) == jobs

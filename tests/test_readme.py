@@ -28,6 +28,7 @@ TRAINING = [command for command in COMMANDS if command.startswith("python train.
 SMALL = (
     "data.epochs=1",
     "data.batch_size=20",
+    "data.val_fraction=0.9",
     "teacher.scale=1",
     "student.scale=1",
     "trainer=cpu",
@@ -67,8 +68,8 @@ def pictures(tmp_path):
             for label in range(10):
                 folder = tmp_path / root / split / f"class{label}"
                 folder.mkdir(parents=True)
-                for i in range(2):
-                    Image.new("RGB", (32, 32), (25 * label + i,) * 3).save(folder / f"{i}.png")
+                for i in range(20 if split == "train" else 2):
+                    Image.new("RGB", (32, 32), (24 * label + i,) * 3).save(folder / f"{i}.png")
 
 
 @pytest.mark.usefixtures("pictures")
