@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -31,49 +31,44 @@ from omegaconf.errors import OmegaConfBaseException
 from kd import cli
 from kd.errors import UserError
 from kd.hashing import digest
+from kd.record import first_process, git_revision, recorded, versions, write_once
 from kd.results import FILE, Result, read
+from kd.settings import KNOBS, WHERE, check, decisive, variant, without
 
 CONF = Path(__file__).resolve().parent / "conf"
-KNOBS = ("T", "alpha", "beta")
-
-# What decides where and with what show a training happens, not what comes of it.
-WHERE = {"accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "enable_progress_bar"}
-
 log = logging.getLogger("kd")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """One run. Returns the last epoch's validation accuracy, for whatever searches over runs."""
-    check_knobs(cfg)
-
-    from lightning.pytorch.utilities import rank_zero_only
-    from rich.console import Console
-
-    from kd.report.tables import single
-    from kd.run import recorded
-
     directory = Path(HydraConfig.get().runtime.output_dir)
     try:
-        result = recorded(describe(cfg), directory, lambda record: run(Workshop(cfg), record, directory))
+        result = recorded(describe(cfg), directory, lambda record: run(cfg, record, directory))
     except Exception as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN:  # of which Hydra tells only the first error, at the end
             log.error("%s failed: %s", directory, explain(error))
         raise
-    if rank_zero_only.rank == 0:
+    if first_process():
+        from rich.console import Console
+
+        from kd.report.tables import single
+
         Console().print(single(result), f"[dim]{directory}[/dim]", sep="\n")
     return result.val_acc
 
 
-def run(make: "Workshop", record: Result, directory: Path) -> Result:
+def run(cfg: DictConfig, record: Result, directory: Path) -> Result:
     """Data, then the teacher if one is wanted, then the student if one is wanted."""
+    refuse_mistakes(cfg)
+
     from lightning import seed_everything
 
     from kd.lit import Classifier, Distiller
     from kd.run import parameter_count, train
 
+    make = Workshop(cfg)
     make.rehearsal(directory)
-    cfg = make.cfg
     record = replace(record, dataset=make.images.name)
 
     teacher = None
@@ -159,12 +154,9 @@ def train_teacher(make: "Workshop", record: Result, directory: Path) -> None:
 
 def adopt(entry: Path, record: Result, directory: Path) -> Result:
     """Make a run that wants nothing but the teacher look like the training in the store that it came from."""
-    from lightning.pytorch.utilities import rank_zero_only
-
-    from kd.run import write_once
     from kd.teacher import ENTRY
 
-    if rank_zero_only.rank == 0:
+    if first_process():
         shutil.copytree(entry, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENTRY, FILE))
     own = read(entry / FILE)
     result = replace(
@@ -259,7 +251,7 @@ class Workshop:
             },
             "recipe": plain(cfg.teacher_recipe),
             "seed": cfg.teacher_seed,
-            "trainer": {name: value for name, value in plain(cfg.trainer).items() if name not in WHERE},
+            "trainer": without(plain(cfg.trainer), WHERE),
         }
 
     def metadata(self, node: DictConfig, recipe: DictConfig, seed: int, method: Any) -> dict[str, Any]:
@@ -302,56 +294,34 @@ def explained() -> Iterator[None]:
 
 def describe(cfg: DictConfig) -> Result:
     """The result record as far as it is known before anything has happened."""
-    from kd.run import git_revision, versions
-
+    settings = plain(cfg)
     choices = HydraConfig.get().runtime.choices
     learner = cfg.recipe if "student" in cfg.roles else cfg.teacher_recipe
     return Result(
         method=choices.method,
-        **{knob: float(cfg[knob]) for knob in KNOBS if knob in cfg},
-        seed=cfg.seed,
+        **{knob: number(cfg[knob], None) for knob in KNOBS if knob in cfg},
+        seed=number(cfg.seed, -1),
         student=choices.student if "student" in cfg.roles else None,
         teacher=choices.teacher if "teacher" in cfg.roles else None,
         dataset=choices.data,
-        epochs=learner.epochs,
+        epochs=number(learner.epochs, 0),
         git=git_revision(),
         versions=versions(),
         status="running",
         variant=variant(HydraConfig.get().overrides.task),
-        fingerprint=digest({**decisive(cfg), "root": plain(cfg.data).get("root")}),
-        group=digest(decisive(OmegaConf.merge(cfg, {"seed": 0}))),
+        fingerprint=digest({**decisive(settings), "root": settings["data"].get("root")}),
+        group=digest(decisive(plain(OmegaConf.merge(cfg, {"seed": 0})))),
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
 
 
-def decisive(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that decide what comes of a run; not where it happens, what it shows and where things lie."""
-    settings = plain(cfg)
-    for name in ("logger", "teacher_store"):
-        del settings[name]
-    for name in WHERE & settings["trainer"].keys():
-        del settings["trainer"][name]
-    for node in (settings["data"], settings["data"]["source"]):
-        node.pop("root", None)
-    return settings
+def number(value: Any, otherwise: Any) -> Any:
+    """What the user may have set to anything, as far as a record can hold it: the run is about to fail otherwise."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
 
 
-def variant(overrides: Sequence[str]) -> str:
-    """The overrides that a result record has no column for, and that set the run apart."""
-    columns = ("method", "T", "alpha", "beta", "seed", "student", "teacher", "data", "data.root", "experiment")
-    silent = ("logger", "trainer", "teacher_store", *(f"trainer.{name}" for name in WHERE))
-
-    def tells(override: str) -> bool:
-        name = override.lstrip("+~").split("=")[0]
-        return name not in columns and name not in silent and not name.startswith("logger.")
-
-    return " ".join(sorted(override for override in overrides if tells(override)))
-
-
-def check_knobs(cfg: DictConfig) -> None:
-    """Refuse what would otherwise surprise late, or never: a knob that is no number, or that nothing reads."""
-    run_wide = yaml.safe_load((CONF / "config.yaml").read_text())
-    read = OmegaConf.to_yaml(cfg.method) if cfg.method is not None else ""
+def refuse_mistakes(cfg: DictConfig) -> None:
+    """Say what is wrong with the settings before anything is loaded."""
     if (
         HydraConfig.get().mode is RunMode.MULTIRUN
         and cfg.trainer.strategy == "ddp"
@@ -361,19 +331,8 @@ def check_knobs(cfg: DictConfig) -> None:
             "trainer=ddp starts this command again in further processes, which a multirun cannot be; "
             "sweep on one device, or run the jobs one by one"
         )
-    for name, value in plain(cfg).items():
-        if name in KNOBS and not isinstance(value, int | float):
-            raise UserError(f"{name} must be a number, got {value}")
-        if isinstance(value, dict | None) or name in run_wide:
-            continue
-        if f"${{{name}}}" not in read:
-            raise UserError(f"{name}={value}: this method has no such knob, so nothing would come of it")
-    for name, low in (("seed", 0), ("teacher_seed", 0), ("recipe.epochs", 1), ("teacher_recipe.epochs", 1)):
-        value = OmegaConf.select(cfg, name)
-        if not isinstance(value, int) or value < low:
-            raise UserError(f"{name} must be a whole number, at least {low}, got {value}")
-    if cfg.method is None and cfg.teacher_weights is not None:
-        raise UserError("teacher_weights is for methods that learn from a teacher; this one does not")
+    run_wide = yaml.safe_load((CONF / "config.yaml").read_text())
+    check(plain(cfg), run_wide, OmegaConf.to_yaml(cfg.method) if cfg.method is not None else "")
 
 
 def plain(node: Any) -> Any:

@@ -12,8 +12,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from kd.data.batch import Batch
 from kd.errors import UserError
-from kd.methods.base import Method, hard_loss, require, soft_loss
+from kd.methods.base import Method, hard_loss, soft_loss
 from kd.models.output import Output
+from kd.ranges import require
 from kd.recipe import OptimizerFactory, ScheduleFactory, parameter_groups
 
 
@@ -74,7 +75,7 @@ class Classifier(L.LightningModule):
         label_smoothing: float,
     ) -> None:
         super().__init__()
-        require("label_smoothing", label_smoothing, 0, 1)
+        require("label_smoothing", label_smoothing)
         self.net, self.label_smoothing = net, label_smoothing
         self._optimizer, self._schedule = optimizer, schedule
         self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)

@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from kd.ranges import require
+
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LambdaLR]
 
@@ -58,8 +60,7 @@ def multistep(
 
 
 def _schedule(optimizer: Optimizer, total_steps: int, warmup: float, decay: Callable[[float], float]) -> LambdaLR:
-    if not 0 <= warmup < 1:
-        raise ValueError(f"schedule.warmup must be a fraction of training in [0, 1), got {warmup:g}")
+    require("schedule.warmup", warmup)
     rising = round(warmup * total_steps)
 
     def factor(step: int) -> float:

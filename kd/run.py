@@ -1,24 +1,17 @@
 """One training, from its first epoch or its last checkpoint to its result record."""
 
-import errno
 import platform
-import subprocess
-import sys
 import warnings
 import zipfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from kd.callbacks import EpochSeed, History, WholeCheckpoints
@@ -26,11 +19,10 @@ from kd.data.module import DataModule
 from kd.errors import UserError
 from kd.lit import Classifier
 from kd.logs import Pictures, conclude
-from kd.results import FILE, Result, read, write
+from kd.results import FILE, Result, write
 from kd.weights import save_weights
 
 CHECKPOINT = Path("checkpoints/last.ckpt")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def train(
@@ -130,22 +122,6 @@ def device_name(device: torch.device) -> str:
     return f"{_processor() or device.type} ({torch.get_num_threads()} threads)"
 
 
-def versions() -> str:
-    """What the run was made with, as one line."""
-    packages = ("torch", "lightning", "torchmetrics", "hydra-core", "kd")
-    return ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
-
-
-def git_revision() -> str:
-    """The commit that this code is at, "-dirty" behind it if files differ from it; "" outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
-
-
 def _summary(record: Result) -> tuple[dict[str, Any], dict[str, float]]:
     settings = {
         name: getattr(record, name)
@@ -168,62 +144,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-
-
-def recorded(record: Result, directory: Path, work: Callable[[Result], Result]) -> Result:
-    """Do the run, and keep its status in `result.json` from the first moment: running, done, failed, interrupted.
-
-    A run that the directory says is done is not done again.
-
-    Raises:
-        UserError: if the directory holds another run.
-        SystemExit: 130 if interrupted.
-    """
-    with _held(directory):
-        return _recorded(record, directory, work)
-
-
-def _held(directory: Path) -> AbstractContextManager[object]:
-    """Keeps other runs out of the directory; the further processes of a data-parallel run belong to the first."""
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        return nullcontext()
-    try:
-        return FileLock(directory / ".lock").acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"another process is at work in {directory}") from error
-
-
-def _recorded(record: Result, directory: Path, work: Callable[[Result], Result]) -> Result:
-    path = directory / FILE
-    if path.exists():
-        previous = read(path)
-        if previous.fingerprint != record.fingerprint:
-            raise UserError(
-                f"{directory} holds a run of another configuration ({previous.method}, seed {previous.seed}, "
-                f"{previous.date}); choose another hydra.run.dir, or give the settings with which it was started"
-            )
-        if previous.status == "done":
-            return previous
-    write_once(record, path)
-    try:
-        return work(record)
-    except (KeyboardInterrupt, SystemExit) as error:
-        write_once(replace(record, status="interrupted"), path)
-        print(f"interrupted; continue with: python train.py resume={directory}", file=sys.stderr)
-        raise SystemExit(130) from error
-    except Exception as error:
-        # On a full disk not even this may fit; the first error is the one to hear of.
-        with suppress(OSError):
-            write_once(replace(record, status="failed", error=str(error)), path)
-        if isinstance(error, OSError) and error.errno in FULL:
-            raise UserError(
-                f"cannot save the run: {error.strerror}; once there is space, continue with: "
-                f"python train.py resume={directory}"
-            ) from error
-        raise
-
-
-@rank_zero_only
-def write_once(record: Result, path: Path) -> None:
-    """Write the record, from one process of a data-parallel run only."""
-    write(record, path)

@@ -66,12 +66,12 @@ def test_nothing_knows_of_hydra(module):
 
 @pytest.mark.parametrize("module", below("kd.models"))
 def test_models_know_nothing_of_distillation(module):
-    assert {name for name in imports(module) if ours(name)} <= set(below("kd.models"))
+    assert {name for name in imports(module) if ours(name)} <= {"kd.ranges", *below("kd.models")}
 
 
 @pytest.mark.parametrize("module", below("kd.methods"))
 def test_methods_know_their_contract_only(module):
-    allowed = {"kd.models.output", "kd.data.batch", "kd.methods.base"}
+    allowed = {"kd.models.output", "kd.data.batch", "kd.methods.base", "kd.ranges"}
     assert {name for name in imports(module) if ours(name)} <= allowed
 
 
@@ -80,6 +80,8 @@ def test_training_knows_no_concrete_method_and_the_store_no_training():
     assert not reached("kd.teacher") & {"kd.lit", "kd.run", "lightning"}
 
 
-@pytest.mark.parametrize("module", ["kd.results", "kd.report", *below("kd.report")])
+@pytest.mark.parametrize(
+    "module", ["kd.ranges", "kd.settings", "kd.record", "kd.results", "kd.report", *below("kd.report")]
+)
 def test_records_and_reports_need_no_torch(module):
     assert not reached(module) & HEAVY

@@ -81,9 +81,9 @@ def test_resumed_from_its_state_the_curve_goes_on(schedule):
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (partial(one_cycle, warmup=1), r"schedule.warmup must be a fraction of training in \[0, 1\), got 1"),
-        (partial(cosine, warmup=-0.1), r"schedule.warmup must be a fraction of training in \[0, 1\), got -0.1"),
-        (partial(one_cycle, warmup=math.nan), r"schedule.warmup must be a fraction of training in \[0, 1\), got nan"),
+        (partial(one_cycle, warmup=1), r"schedule.warmup must be in \[0, 1\), got 1"),
+        (partial(cosine, warmup=-0.1), r"schedule.warmup must be in \[0, 1\), got -0.1"),
+        (partial(one_cycle, warmup=math.nan), r"schedule.warmup must be in \[0, 1\), got nan"),
         (
             partial(multistep, warmup=0, milestones=[0.5, 150], gamma=0.1),
             r"schedule.milestones must be fractions of training in \(0, 1\), got 150",

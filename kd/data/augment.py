@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from kd.errors import UserError
+from kd.ranges import require
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Augment:
             arXiv 1708.04552), partly outside the image near its border; 0 for none.
 
     Raises:
-        UserError: for a value outside its range.
+        ValueError: for a value outside its range.
     """
 
     crop: int
@@ -36,9 +36,8 @@ class Augment:
     cutout: int
 
     def __post_init__(self) -> None:
-        for name in ("crop", "cutout"):
-            if getattr(self, name) < 0:
-                raise UserError(f"data.augment.{name} must be at least 0 pixels, got {getattr(self, name)}")
+        require("data.augment.crop", self.crop)
+        require("data.augment.cutout", self.cutout)
 
     @property
     def plain_view(self) -> int:

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from kd.errors import UserError
+from kd.ranges import require
 
 
 def decode(encoded: Sequence[bytes], where: Callable[[int], str], size: int) -> Tensor:
@@ -21,10 +22,10 @@ def decode(encoded: Sequence[bytes], where: Callable[[int], str], size: int) -> 
         size: height and width in pixels, at least 1.
 
     Raises:
-        UserError: for an image that cannot be decoded, or a size below 1.
+        UserError: for an image that cannot be decoded.
+        ValueError: for a size below 1.
     """
-    if size < 1:
-        raise UserError(f"data.image_size must be at least 1, got {size}")
+    require("data.image_size", size)
     pixels = bytearray()
     # No threads: on images this small PIL holds the interpreter's lock, and two threads were slower than one.
     for i, data in enumerate(encoded):

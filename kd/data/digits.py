@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from kd.data.images import Images
-from kd.errors import UserError
+from kd.ranges import require
 
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
@@ -21,12 +21,11 @@ def digits(image_size: int = 32) -> Images:
     (its test part), through `sklearn.datasets.load_digits`.
 
     Raises:
-        UserError: for an image size below 1.
+        ValueError: for an image size below 1.
     """
     from sklearn.datasets import load_digits
 
-    if image_size < 1:
-        raise UserError(f"data.image_size must be at least 1, got {image_size}")
+    require("data.image_size", image_size)
     original = load_digits()
     grey = torch.from_numpy(original.images).float()[:, None] * (255 / 16)
     x = F.interpolate(grey, size=(image_size, image_size), mode="bilinear").round().to(torch.uint8)

@@ -12,6 +12,7 @@ from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.errors import UserError
 from kd.hashing import derive
+from kd.ranges import require
 
 EVAL_BATCH = 1000
 
@@ -136,7 +137,8 @@ class DataModule(L.LightningDataModule):
         seed: seed of order and views.
 
     Raises:
-        UserError: for a value outside its range.
+        ValueError: for a value outside its range.
+        UserError: if there are fewer training images than the batch wants.
     """
 
     def __init__(
@@ -149,8 +151,7 @@ class DataModule(L.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        if not 0 <= val_fraction < 1:
-            raise UserError(f"data.val_fraction must be in [0, 1), got {val_fraction:g}")
+        require("data.val_fraction", val_fraction)
         self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
         self.train_index, self.val_index = stratified_split(images.train_y, val_fraction, split_seed)
         if not 1 <= batch_size <= len(self.train_index):

@@ -48,14 +48,3 @@ def soft_loss(student: Tensor, teacher: Tensor, T: float) -> Tensor:
     log_student = F.log_softmax(student.float() / T, dim=1)
     log_teacher = F.log_softmax(teacher.float() / T, dim=1)
     return T**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-
-
-def require(name: str, value: float, low: float, high: float = float("inf"), low_open: bool = False) -> None:
-    """Raise ValueError, naming knob, range and value, unless value is in [low, high], or (low, high] if low_open.
-
-    Infinity and NaN are outside every range.
-    """
-    inside = (low < value if low_open else low <= value) and value <= high and abs(value) != float("inf")
-    if not inside:
-        span = f"{'(' if low_open else '['}{low:g}, {'inf)' if high == float('inf') else f'{high:g}]'}"
-        raise ValueError(f"{name} must be in {span}, got {value:g}")

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.methods.base import Method, hard_loss, require, soft_loss
+from kd.methods.base import Method, hard_loss, soft_loss
 from kd.models.output import Output
+from kd.ranges import require
 
 
 class Feature(Method):
@@ -29,9 +30,9 @@ class Feature(Method):
 
     def __init__(self, T: float, alpha: float, beta: float, stages: Sequence[int], label_smoothing: float) -> None:
         super().__init__()
-        require("T", T, 0, low_open=True)
-        require("alpha", alpha, 0, 1)
-        require("beta", beta, 0, 1)
+        require("T", T)
+        require("alpha", alpha)
+        require("beta", beta, "[0, 1]")
         # 0.7 + 0.3 may exceed 1 in floating point: the last weight is clipped instead of the user being scolded.
         if alpha + beta > 1 + 1e-9:
             raise ValueError(

@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.methods.base import Method, hard_loss, require, soft_loss
+from kd.methods.base import Method, hard_loss, soft_loss
 from kd.models.output import Output
+from kd.ranges import require
 
 
 class Logits(Method):
@@ -18,8 +19,8 @@ class Logits(Method):
 
     def __init__(self, T: float, alpha: float, label_smoothing: float) -> None:
         super().__init__()
-        require("T", T, 0, low_open=True)
-        require("alpha", alpha, 0, 1)
+        require("T", T)
+        require("alpha", alpha)
         self.T, self.alpha, self.label_smoothing = T, alpha, label_smoothing
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from kd.models.output import Output
+from kd.ranges import require
 
 ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU}
 
@@ -36,17 +37,15 @@ class CNN(nn.Module):
         head_dropout: float,
     ) -> None:
         super().__init__()
-        if scale < 1:
-            raise ValueError(f"scale must be at least 1, got {scale}")
+        require("scale", scale)
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         if image_size < 4 or image_size % 4:
             raise ValueError(f"image_size must be a multiple of 4, got {image_size}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation}")
-        for name, rate in (("conv_dropout", conv_dropout), ("head_dropout", head_dropout)):
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {rate}")
+        require("conv_dropout", conv_dropout)
+        require("head_dropout", head_dropout)
 
         act = ACTIVATIONS[activation]
         self.stages = nn.ModuleList([_stage(3, scale, act), _stage(scale, 2 * scale, act)])

@@ -5,7 +5,6 @@ from scipy.stats import chisquare
 from torch import Generator, tensor
 
 from kd.data.augment import Augment
-from kd.errors import UserError
 
 VIEWS = 162
 
@@ -99,5 +98,5 @@ def test_cut_square_by_hand(side, centre, rows, columns):
 
 @pytest.mark.parametrize("name", ["crop", "cutout"])
 def test_negative_pixels_are_refused(name):
-    with pytest.raises(UserError, match=f"data.augment.{name} must be at least 0 pixels, got -1"):
+    with pytest.raises(ValueError, match=rf"data.augment.{name} must be a whole number in \[0, inf\), got -1"):
         Augment(**{"crop": 4, "flip": True, "cutout": 0, name: -1})

@@ -3,7 +3,6 @@ import torch
 from sklearn.datasets import load_digits
 
 from kd.data.digits import digits
-from kd.errors import UserError
 
 
 def test_every_digit_is_there_once():
@@ -45,5 +44,5 @@ def test_same_every_time():
 
 
 def test_size_below_one_is_refused():
-    with pytest.raises(UserError, match="image_size"):
+    with pytest.raises(ValueError, match="image_size"):
         digits(0)

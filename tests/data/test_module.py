@@ -217,7 +217,7 @@ def test_batch_size_out_of_range(noise, batch_size):
 
 @pytest.mark.parametrize("fraction", [-0.1, 1, float("nan")])
 def test_val_fraction_out_of_range(noise, fraction):
-    with pytest.raises(UserError, match=rf"data.val_fraction must be in \[0, 1\), got {fraction:g}"):
+    with pytest.raises(ValueError, match=rf"data.val_fraction must be in \[0, 1\), got {fraction:g}"):
         make(noise(), val_fraction=fraction)
 
 

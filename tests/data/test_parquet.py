@@ -172,7 +172,7 @@ def test_root_that_is_a_file(root):
 
 
 def test_size_below_one_is_refused(root):
-    with pytest.raises(UserError, match="image_size"):
+    with pytest.raises(ValueError, match="image_size"):
         parquet(root, image_size=0)
 
 

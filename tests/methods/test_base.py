@@ -6,7 +6,7 @@ import torch
 from scipy.special import log_softmax
 from torch import tensor
 
-from kd.methods.base import Method, hard_loss, require, soft_loss
+from kd.methods.base import Method, hard_loss, soft_loss
 
 
 def logits(*shape, seed=0, scale=3.0):
@@ -101,32 +101,6 @@ def test_hard_loss_by_hand():
     assert hard_loss(z, tensor([0, 1])).item() == pytest.approx(0.490415, rel=1e-5)
     # smoothed by 0.2 the target is 0.9 and 0.1: 0.9 * 0.287682 + 0.1 * 1.386294
     assert hard_loss(z[:1], tensor([0]), 0.2).item() == pytest.approx(0.397543, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("T", 0, 0, math.inf, True), "T must be in (0, inf), got 0"),
-        (("T", -1.5, 0, math.inf, True), "T must be in (0, inf), got -1.5"),
-        (("T", math.inf, 0, math.inf, True), "T must be in (0, inf), got inf"),
-        (("T", math.nan, 0, math.inf, True), "T must be in (0, inf), got nan"),
-        (("beta", -1, 0), "beta must be in [0, inf), got -1"),
-        (("alpha", 1.1, 0, 1), "alpha must be in [0, 1], got 1.1"),
-        (("alpha", math.nan, 0, 1), "alpha must be in [0, 1], got nan"),
-        (("alpha", -math.inf, 0, 1), "alpha must be in [0, 1], got -inf"),
-    ],
-)
-def test_require_names_knob_range_and_value(arguments, message):
-    with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
-        require(*arguments)
-    assert str(error.value) == message
-
-
-def test_require_lets_the_range_pass():
-    for value in (0, 0.5, 1):
-        require("alpha", value, 0, 1)
-    require("T", 1e-3, 0, low_open=True)
-    require("beta", 30_000, 0)
 
 
 def test_method_without_terms_cannot_be_used(labelled):

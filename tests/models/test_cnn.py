@@ -91,12 +91,12 @@ def test_each_dropout_acts_in_training_and_none_in_evaluation(name, stochastic):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": 0}, "scale must be at least 1, got 0"),
+        ({"scale": 0}, r"scale must be a whole number in \[1, inf\), got 0"),
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"image_size": 30}, "image_size must be a multiple of 4, got 30"),
         ({"image_size": 0}, "image_size must be a multiple of 4, got 0"),
         ({"activation": "gelu"}, "activation must be one of relu, elu, got gelu"),
-        ({"conv_dropout": 1.0}, r"conv_dropout must be in \[0, 1\), got 1.0"),
+        ({"conv_dropout": 1.0}, r"conv_dropout must be in \[0, 1\), got 1"),
         ({"head_dropout": -0.1}, r"head_dropout must be in \[0, 1\), got -0.1"),
         ({"head_dropout": float("nan")}, r"head_dropout must be in \[0, 1\), got nan"),
     ],

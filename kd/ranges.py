@@ -1,0 +1,54 @@
+"""What numbers the settings may be: one table for the command line and for the constructors.
+
+It imports nothing, so that a mistake in a command is answered before torch has been loaded.
+"""
+
+import math
+
+RANGES = {
+    "T": "(0, inf)",
+    "alpha": "[0, 1]",
+    "beta": "[0, inf)",
+    "batch_size": "whole [1, inf)",
+    "clip_norm": "(0, inf)",
+    "conv_dropout": "[0, 1)",
+    "crop": "whole [0, inf)",
+    "cutout": "whole [0, inf)",
+    "epochs": "whole [1, inf)",
+    "gamma": "(0, 1]",
+    "head_dropout": "[0, 1)",
+    "image_size": "whole [1, inf)",
+    "label_smoothing": "[0, 1]",
+    "lr": "[0, inf)",
+    "momentum": "[0, 1)",
+    "scale": "whole [1, inf)",
+    "seed": "whole [0, inf)",
+    "split_seed": "whole [0, inf)",
+    "teacher_seed": "whole [0, inf)",
+    "val_fraction": "[0, 1)",
+    "warmup": "[0, 1)",
+    "weight_decay": "[0, inf)",
+}
+"""By the last part of the setting's name. A bracket includes its end and a parenthesis does not, as in mathematics."""
+
+
+def require(name: str, value: object, span: str | None = None) -> None:
+    """Check one setting.
+
+    Args:
+        name: full name, as in "recipe.epochs".
+        value: what it was set to. Infinity and NaN are outside every range.
+        span: where it has to lie, by default what `RANGES` says of the name's last part.
+
+    Raises:
+        ValueError: naming setting, range and value.
+    """
+    span = RANGES[name.rpartition(".")[2]] if span is None else span
+    kind, interval = ("whole number", span.removeprefix("whole ")) if span.startswith("whole ") else ("number", span)
+    if isinstance(value, bool) or not isinstance(value, int if kind == "whole number" else int | float):
+        raise ValueError(f"{name} must be a {kind} in {interval}, got {value}")
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value > low if interval[0] == "(" else value >= low
+    below = value < high if interval[-1] == ")" else value <= high
+    if not (above and below and math.isfinite(value)):
+        raise ValueError(f"{name} must be {'a whole number ' if kind != 'number' else ''}in {interval}, got {value:g}")

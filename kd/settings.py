@@ -1,0 +1,81 @@
+"""What is asked of a run's settings before anything is loaded: are they right, and which of them decide the result.
+
+Settings are plain values here: nested dictionaries as YAML has them. No torch import.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from kd.errors import UserError
+from kd.ranges import RANGES, require
+
+KNOBS = ("T", "alpha", "beta")
+
+WHERE = {"accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "enable_progress_bar"}
+"""Settings of the trainer that decide where and with what show a training happens, not what comes of it."""
+
+
+def check(settings: dict[str, Any], run_wide: Sequence[str], read: str) -> None:
+    """Refuse what would otherwise surprise late, or never.
+
+    Args:
+        settings: all of them, resolved.
+        run_wide: names of the top-level settings that every method has.
+        read: the method's own part of the configuration, unresolved.
+
+    Raises:
+        UserError: for a number outside its range, or a knob that nothing reads.
+    """
+    for name, value in settings.items():
+        if isinstance(value, dict | None) or name in run_wide:
+            continue
+        if f"${{{name}}}" not in read:
+            raise UserError(f"{name}={value}: this method has no such knob, so nothing would come of it")
+    for name, value in _leaves(settings):
+        kind = name.rpartition(".")[2]
+        if kind not in RANGES or (kind == "clip_norm" and value is None):
+            continue
+        try:
+            require(name, value)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    weights = settings["teacher_weights"]
+    if weights is not None and settings["method"] is None:
+        raise UserError("teacher_weights is for methods that learn from a teacher; this one does not")
+    if weights is not None and not Path(weights).expanduser().is_file():
+        raise UserError(f"no weights at {weights}")
+
+
+def decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide what comes of a run; not where it happens, what it shows and where things lie."""
+    kept = {name: value for name, value in settings.items() if name not in ("logger", "teacher_store")}
+    kept["trainer"] = without(kept["trainer"], WHERE)
+    kept["data"] = without(kept["data"], {"root"})
+    kept["data"]["source"] = without(kept["data"]["source"], {"root"})
+    return kept
+
+
+def without(settings: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """All but some."""
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+def variant(overrides: Sequence[str]) -> str:
+    """The overrides that a result record has no column for, and that set the run apart."""
+    columns = ("method", *KNOBS, "seed", "student", "teacher", "data", "data.root", "experiment")
+    silent = ("logger", "trainer", "teacher_store", *(f"trainer.{name}" for name in WHERE))
+
+    def tells(override: str) -> bool:
+        name = override.lstrip("+~").split("=")[0]
+        return name not in columns and name not in silent and not name.startswith("logger.")
+
+    return " ".join(sorted(override for override in overrides if tells(override)))
+
+
+def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

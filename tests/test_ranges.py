@@ -1,0 +1,45 @@
+import math
+
+import pytest
+
+from kd.ranges import RANGES, require
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("T", 0), "T must be in (0, inf), got 0"),
+        (("T", -1.5), "T must be in (0, inf), got -1.5"),
+        (("T", math.inf), "T must be in (0, inf), got inf"),
+        (("T", math.nan), "T must be in (0, inf), got nan"),
+        (("T", "hot"), "T must be a number in (0, inf), got hot"),
+        (("T", None), "T must be a number in (0, inf), got None"),
+        (("T", True), "T must be a number in (0, inf), got True"),
+        (("beta", -1), "beta must be in [0, inf), got -1"),
+        (("beta", 1.5, "[0, 1]"), "beta must be in [0, 1], got 1.5"),
+        (("alpha", 1.1), "alpha must be in [0, 1], got 1.1"),
+        (("alpha", math.nan), "alpha must be in [0, 1], got nan"),
+        (("alpha", -math.inf), "alpha must be in [0, 1], got -inf"),
+        (("student.conv_dropout", 1), "student.conv_dropout must be in [0, 1), got 1"),
+        (("recipe.epochs", 0), "recipe.epochs must be a whole number in [1, inf), got 0"),
+        (("recipe.epochs", 1.5), "recipe.epochs must be a whole number in [1, inf), got 1.5"),
+    ],
+)
+def test_the_message_names_setting_range_and_value(arguments, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
+        require(*arguments)
+    assert str(error.value) == message
+
+
+def test_the_range_passes():
+    for value in (0, 0.5, 1):
+        require("alpha", value)
+    require("T", 1e-3)
+    require("beta", 30_000)
+    require("data.crop", 0)
+
+
+@pytest.mark.parametrize("span", set(RANGES.values()))
+def test_every_range_can_be_read(span):
+    with pytest.raises(ValueError, match=r"must be in|must be a whole number in"):
+        require("x", -1, span)
