@@ -33,7 +33,7 @@ from kd.errors import UserError
 from kd.hashing import digest
 from kd.record import first_process, git_revision, recorded, versions, write_once
 from kd.results import FILE, Result, read
-from kd.settings import KNOBS, WHERE, check, decisive, variant, without
+from kd.settings import AFTERWARDS, KNOBS, WHERE, check, decisive, variant, without
 
 CONF = Path(__file__).resolve().parent / "conf"
 log = logging.getLogger("kd")
@@ -83,11 +83,13 @@ def run(cfg: DictConfig, record: Result, directory: Path) -> Result:
     log.info("training the student, method %s, seed %s", record.method, cfg.seed)
     seed_everything(cfg.seed, verbose=False)
     student = make.net(cfg.student)
-    parts = make.parts(student, cfg.recipe)
+    parts = make.parts(make.speed.trained(student), cfg.recipe)
     if teacher is None:
         module = Classifier(**parts)
     else:
-        module = Distiller(**parts, teacher=teacher, method=make.method(student, teacher.net))
+        method = make.method(student, teacher.net)
+        answers = make.remembered(teacher) if method.logits_only else teacher
+        module = Distiller(**parts, teacher=answers, method=method)
     return train(
         module,
         make.data(cfg.recipe, cfg.seed),
@@ -112,9 +114,9 @@ def find_teacher(make: "Workshop", record: Result) -> tuple[Any, Path, float]:
         store = Path(cfg.teacher_store).expanduser()
         path = find_or_train(store, make.teacher_key(), lambda to: train_teacher(make, record, to)) / WEIGHTS
         claimed = read(path.parent / FILE).test_acc
-    teacher = load(make.net(cfg.teacher), path)
-    accuracy = verify(teacher, make.data(cfg.teacher_recipe, cfg.teacher_seed).test_dataloader(), claimed, path)
-    return teacher, path.parent, accuracy
+    teacher = load(make.net(cfg.teacher), path, make.frozen)
+    measured = verify(teacher, make.data(cfg.teacher_recipe, cfg.teacher_seed).test_dataloader(), claimed, path)
+    return teacher, path.parent, measured if claimed is None else claimed
 
 
 def train_teacher(make: "Workshop", record: Result, directory: Path) -> None:
@@ -141,7 +143,7 @@ def train_teacher(make: "Workshop", record: Result, directory: Path) -> None:
         status="running",
     )
     train(
-        Classifier(**make.parts(net, cfg.teacher_recipe)),
+        Classifier(**make.parts(make.speed.trained(net), cfg.teacher_recipe)),
         make.data(cfg.teacher_recipe, cfg.teacher_seed),
         own,
         directory,
@@ -176,11 +178,46 @@ class Workshop:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
+        self.speed = self._new(cfg.speed)
+        self.speed.settle(cfg.threads)
         self.images = self._new(cfg.data.source)
 
     def net(self, node: DictConfig) -> Any:
         images = self.images
         return self._new(node, num_classes=len(images.classes), image_size=images.train_x.shape[-1])
+
+    def frozen(self, net: Any) -> Any:
+        return self.speed.frozen(net, half=self.precision.startswith("bf16"))
+
+    def remembered(self, teacher: Any) -> Any:
+        """The teacher with its logits kept, if that is wanted and can be."""
+        from kd.outputs import StoredLogits, prepare_file
+
+        cfg, images = self.cfg, self.images
+        views = self._new(cfg.data.augment).views
+        if not self.speed.stores_logits(str(cfg.trainer.accelerator)):
+            return teacher
+        if views is None:
+            log.info("the teacher's logits are not kept: with data.augment.cutout an image has too many views")
+            return teacher
+        key = {
+            "format": 1,
+            "teacher": teacher.id,
+            "data": images.id,
+            "crop": cfg.data.augment.crop,
+            "folded": self.speed.fold_teacher,
+            "precision": self.precision,
+        }
+        shape = {"images": len(images.train_y), "views": views, "classes": len(images.classes)}
+        folder = Path(cfg.teacher_store).expanduser() / "logits"
+        path = prepare_file(folder, key, limit_gb=self.speed.stored_logits_gb, **shape)
+        return teacher if path is None else StoredLogits(teacher, path, key, **shape)
+
+    @property
+    def precision(self) -> str:
+        from kd.speed import choose_precision
+
+        return choose_precision(str(self.cfg.trainer.precision), str(self.cfg.trainer.accelerator))
 
     def method(self, student: Any, teacher: Any) -> Any:
         from kd.models.output import probe
@@ -206,12 +243,20 @@ class Workshop:
 
         data = self.cfg.data
         augment = self._new(data.augment)
-        return DataModule(self.images, data.val_fraction, data.split_seed, augment, recipe.batch_size, seed)
+        memory_format = self.speed.memory_format
+        return DataModule(
+            self.images, data.val_fraction, data.split_seed, augment, recipe.batch_size, seed, memory_format
+        )
 
     def trainer(self, recipe: DictConfig, **where: Any) -> Any:
         """A factory that is still to be given callbacks, logger and directory."""
-        limits = {"max_epochs": recipe.epochs, "gradient_clip_val": recipe.clip_norm}
-        return self._new(self.cfg.trainer, _partial_=True, _convert_="all", **limits, **where)
+        decided = {
+            "max_epochs": recipe.epochs,
+            "gradient_clip_val": recipe.clip_norm,
+            "precision": self.precision,
+            **where,
+        }
+        return self._new(self.cfg.trainer, _partial_=True, _convert_="all", **decided)
 
     def logger(self, directory: Path) -> Any:
         return None if self.cfg.logger is None else self._new(self.cfg.logger, save_dir=str(directory))
@@ -250,6 +295,7 @@ class Workshop:
                 "augment": plain(cfg.data.augment),
             },
             "recipe": plain(cfg.teacher_recipe),
+            "speed": without(plain(cfg.speed), AFTERWARDS),
             "seed": cfg.teacher_seed,
             "trainer": without(plain(cfg.trainer), WHERE),
         }

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
@@ -133,6 +134,26 @@ class Classifier(L.LightningModule):
         optimizer = self._optimizer(parameter_groups(self))
         schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning, which however refuses fused optimisers also where no gradient scaler is in their way."""
+        if gradient_clip_val is None:
+            return
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            if optimizer.defaults.get("fused"):
+                raise UserError(
+                    f"trainer.precision={self.trainer.precision} scales the gradients, and a fused optimiser cannot "
+                    "clip them then; set speed.fused=false, recipe.clip_norm=null or trainer.precision=bf16-mixed"
+                )
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
 
 class Distiller(Classifier):

@@ -16,6 +16,12 @@ WHERE = {"accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "e
 """Settings of the trainer that decide where and with what show a training happens, not what comes of it."""
 
 
+MAY_BE_NULL = {"clip_norm", "threads"}
+
+AFTERWARDS = {"keep_memory", "fold_teacher", "stored_logits", "stored_logits_gb"}
+"""Speed-ups that change nothing about how a teacher is trained."""
+
+
 def check(settings: dict[str, Any], run_wide: Sequence[str], read: str) -> None:
     """Refuse what would otherwise surprise late, or never.
 
@@ -34,7 +40,7 @@ def check(settings: dict[str, Any], run_wide: Sequence[str], read: str) -> None:
             raise UserError(f"{name}={value}: this method has no such knob, so nothing would come of it")
     for name, value in _leaves(settings):
         kind = name.rpartition(".")[2]
-        if kind not in RANGES or (kind == "clip_norm" and value is None):
+        if kind not in RANGES or (kind in MAY_BE_NULL and value is None):
             continue
         try:
             require(name, value)
@@ -49,7 +55,7 @@ def check(settings: dict[str, Any], run_wide: Sequence[str], read: str) -> None:
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes of a run; not where it happens, what it shows and where things lie."""
-    kept = {name: value for name, value in settings.items() if name not in ("logger", "teacher_store")}
+    kept = {name: value for name, value in settings.items() if name not in ("logger", "teacher_store", "threads")}
     kept["trainer"] = without(kept["trainer"], WHERE)
     kept["data"] = without(kept["data"], {"root"})
     kept["data"]["source"] = without(kept["data"]["source"], {"root"})
@@ -64,7 +70,7 @@ def without(settings: dict[str, Any], names: set[str]) -> dict[str, Any]:
 def variant(overrides: Sequence[str]) -> str:
     """The overrides that a result record has no column for, and that set the run apart."""
     columns = ("method", *KNOBS, "seed", "student", "teacher", "data", "data.root", "experiment")
-    silent = ("logger", "trainer", "teacher_store", *(f"trainer.{name}" for name in WHERE))
+    silent = ("logger", "trainer", "teacher_store", "threads", *(f"trainer.{name}" for name in WHERE))
 
     def tells(override: str) -> bool:
         name = override.lstrip("+~").split("=")[0]

@@ -44,6 +44,11 @@ class Augment:
         """The view that is the image itself."""
         return self.crop * (2 * self.crop + 2) * 2
 
+    @property
+    def views(self) -> int | None:
+        """How many views an image has; None if they cannot be numbered."""
+        return None if self.cutout else 2 * (2 * self.crop + 1) ** 2
+
     def draw(self, n: int, generator: Generator) -> Tensor:
         """(n,) random views, int64, on the generator's device."""
         places = torch.randint((2 * self.crop + 1) ** 2, (n,), generator=generator, device=generator.device)

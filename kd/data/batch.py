@@ -13,6 +13,7 @@ class Batch(NamedTuple):
     y: Tensor
     """(B,), int64 labels in [0, C)."""
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a batch
-    """(B,), int64, which image of its data set this is; the same in every epoch and run."""
+    """(B,), int64, which image of its data set this is, the same in every epoch and run; test images are counted
+    on after the training images."""
     view: Tensor
     """(B,), int64, which crop and flip of it this is (see `kd.data.augment`); -1 where views cannot be numbered."""

@@ -18,6 +18,9 @@ from kd.models.output import Output
 class Method(nn.Module):
     """What a student is taught with. Subclasses are final; their own layers are trained along with the student."""
 
+    logits_only = False
+    """Whether all that is read of the teacher are its logits; then they need not be computed anew each time."""
+
     def build(self, student: Output, teacher: Output) -> None:
         """Make the layers that depend on both networks' shapes.
 

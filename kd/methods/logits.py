@@ -17,6 +17,8 @@ class Logits(Method):
         label_smoothing: of the hard loss, in [0, 1].
     """
 
+    logits_only = True
+
     def __init__(self, T: float, alpha: float, label_smoothing: float) -> None:
         super().__init__()
         require("T", T)

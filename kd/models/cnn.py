@@ -53,7 +53,7 @@ class CNN(nn.Module):
         self.hidden = nn.Sequential(
             nn.Flatten(),
             nn.Linear(2 * scale * (image_size // 4) ** 2, 32 * scale),
-            act(),
+            act(inplace=True),
             nn.Dropout(head_dropout),
         )
         self.classifier = nn.Linear(32 * scale, num_classes)
@@ -69,14 +69,14 @@ class CNN(nn.Module):
         return Output(self.classifier(embedding), tuple(features), embedding)
 
 
-def _stage(in_channels: int, channels: int, act: type[nn.Module]) -> nn.Sequential:
+def _stage(in_channels: int, channels: int, act: type[nn.ReLU] | type[nn.ELU]) -> nn.Sequential:
     # The convolutions have biases although BatchNorm makes them redundant: so has the network whose results are
     # to be compared, and the parameter counts are quoted with them.
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, 3, padding=1),
         nn.BatchNorm2d(channels),
-        act(),
+        act(inplace=True),
         nn.Conv2d(channels, channels, 3, padding=1),
         nn.BatchNorm2d(channels),
-        act(),
+        act(inplace=True),
     )

@@ -1,0 +1,169 @@
+"""What a teacher said to each view of each training image: kept in a file, shared by all runs, and not asked again.
+
+A crop with padding 4 and a flip give 162 views of an image (`kd.data.augment`), so that all that a teacher can ever say
+to CIFAR-10's 50,000 training images is 8.1 million times ten numbers. A file has a header of 4096 bytes, then one entry
+for view v of image i, at i * views + v:
+
+    C logits, float16, then 32 bits of checksum
+
+The checksum covers the logits, the entry's place, and the file's key: the hashes of the teacher's weights and of the
+data, and what the views mean. An entry whose checksum is wrong is not there: not yet asked for, half-written by a
+process that was killed, damaged, or of another teacher. So processes read and write the same file without waiting for
+each other; at worst two ask the teacher the same.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kd.data.batch import Batch
+from kd.files import replaced
+from kd.hashing import digest
+from kd.models.output import Output
+
+HEADER = 4096
+
+log = logging.getLogger(__name__)
+
+Words = NDArray[np.uint16]
+
+
+class StoredLogits:
+    """Answers batches with a teacher's logits, from a file as far as they are there.
+
+    All logits are rounded to float16, whether they were in the file or not: a run comes out the same with an empty and
+    with a full one. Features and embedding are not kept; the `Output` has none.
+
+    Args:
+        teacher: whom to ask.
+        path: the file, which `prepare_file` made.
+        key: as it was given to `prepare_file`.
+        images, views, classes: likewise.
+    """
+
+    def __init__(
+        self,
+        teacher: Callable[[Batch], Output],
+        path: Path,
+        key: dict[str, Any],
+        images: int,
+        views: int,
+        classes: int,
+    ) -> None:
+        self.teacher, self.path, self.images, self.views, self.classes = teacher, path, images, views, classes
+        self.asked = self.found = self.damaged = 0
+        self._entries: Words = np.memmap(path, np.uint16, "r+", HEADER, (images * views, classes + 2))
+        # As many odd numbers as there are words: a random linear hash, other for every key.
+        noise = hashlib.shake_256(_canonical(key)).digest(8 * (classes + 1))
+        self._factors = np.frombuffer(noise, np.uint64) | np.uint64(1)
+
+    def __call__(self, batch: Batch) -> Output:
+        index, view = batch.index.cpu(), batch.view.cpu()
+        if not bool(((index < self.images) & (view >= 0)).all()):  # test images, and views without a number
+            return self.teacher(batch)
+        rows = (index * self.views + view).numpy()
+        entries = self._entries[rows]
+        words, sums = entries[:, :-2], np.ascontiguousarray(entries[:, -2:]).view(np.uint32)[:, 0]
+        there = sums == self._checksums(words, rows)
+        logits = torch.from_numpy(words.view(np.float16).astype(np.float32)).to(batch.x.device)
+        self.asked += len(rows)
+        self.found += int(there.sum())
+        if not there.all():
+            damaged = int((sums[~there] != 0).sum())
+            if damaged and not self.damaged:
+                log.warning(
+                    "%s has entries that are damaged or just being written; the teacher is asked again", self.path
+                )
+            self.damaged += damaged
+            missing = torch.from_numpy(~there)
+            fresh = self._fresh(Batch(*(part[missing.to(part.device)] for part in batch)), rows[~there])
+            logits[missing.to(logits.device)] = fresh
+        return Output(logits, (), logits)
+
+    def summary(self) -> str:
+        """How much of what was asked for was there, for the log."""
+        return f"teacher's logits: {self.found} of {self.asked} were in {self.path}"
+
+    def _fresh(self, batch: Batch, rows: NDArray[np.int64]) -> Tensor:
+        exact = self.teacher(batch).logits.float()
+        rounded = exact.half()
+        finite = rounded.isfinite().all(dim=1)
+        keep = finite.cpu().numpy()
+        words = rounded.cpu().numpy().view(np.uint16)[keep]
+        sums = self._checksums(words, rows[keep])
+        self._entries[rows[keep]] = np.concatenate([words, sums[:, None].view(np.uint16)], axis=1)
+        return torch.where(finite[:, None], rounded.float(), exact)
+
+    def _checksums(self, words: Words, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
+        # Modulo 2^64; the high half of such a sum depends on every bit.
+        total: NDArray[np.uint64] = (words * self._factors[:-1]).sum(axis=1, dtype=np.uint64) + (
+            rows.astype(np.uint64) + 1
+        ) * self._factors[-1]
+        high: NDArray[np.uint32] = (total >> np.uint64(32)).astype(np.uint32)
+        return high | np.uint32(1)  # 0 is what an empty file holds
+
+
+def prepare_file(
+    folder: Path, key: dict[str, Any], images: int, views: int, classes: int, limit_gb: float
+) -> Path | None:
+    """The file for a key in a folder, made if there is none or if that one is not whole.
+
+    Args:
+        key: whose logits to what, as plain JSON values.
+        images: N, number of training images.
+        views: of one image.
+        classes: C.
+        limit_gb: the largest size in GB (10^9 bytes).
+
+    Returns:
+        The path; or None, with the reason in the log, if it would be too large or there is no space for it.
+    """
+    path = folder / f"{digest(key)}.logits"
+    size = HEADER + images * views * 2 * (classes + 2)
+    if size > limit_gb * 1e9:
+        log.info(
+            "the teacher's logits are not kept: %.1f GB for %d views of each image, and speed.stored_logits_gb=%g",
+            size / 1e9,
+            views,
+            limit_gb,
+        )
+        return None
+    header = _canonical(key).ljust(HEADER)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                log.info("the teacher's logits are kept in %s (%.0f MB)", path, size / 1e6)
+            elif path.stat().st_size != size:
+                log.warning("%s is cut short or not whole; it is made again", path)
+            elif _header(path) != header:
+                log.warning("%s is of another teacher or data set than its name says; it is made again", path)
+            else:
+                return path
+            with replaced(path) as temporary, open(temporary, "wb") as file:
+                # All of it now: a full disk is an error here, and would be the process's death in a mapped file.
+                os.posix_fallocate(file.fileno(), 0, size)
+                file.write(header)
+    except OSError as error:
+        log.warning("the teacher's logits are not kept: %s: %s", path, error.strerror or error)
+        return None
+    return path
+
+
+def _header(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(HEADER)
+
+
+def _canonical(key: dict[str, Any]) -> bytes:
+    return json.dumps(key, sort_keys=True).encode()
