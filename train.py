@@ -43,8 +43,13 @@ log = logging.getLogger("kd")
 def main(cfg: DictConfig) -> float | None:
     """One run. Returns the last epoch's validation accuracy, for whatever searches over runs."""
     directory = Path(HydraConfig.get().runtime.output_dir)
+
+    def work(record: Result) -> Result:
+        refuse_mistakes(cfg)
+        return run(cfg, record, directory)
+
     try:
-        result = recorded(describe(cfg), directory, lambda record: run(cfg, record, directory))
+        result = recorded(describe(cfg), directory, work)
     except Exception as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN:  # of which Hydra tells only the first error, at the end
             log.error("%s failed: %s", directory, explain(error))
@@ -60,8 +65,6 @@ def main(cfg: DictConfig) -> float | None:
 
 def run(cfg: DictConfig, record: Result, directory: Path) -> Result:
     """Data, then the teacher if one is wanted, then the student if one is wanted."""
-    refuse_mistakes(cfg)
-
     from lightning import seed_everything
 
     from kd.lit import Classifier, Distiller
@@ -84,13 +87,14 @@ def run(cfg: DictConfig, record: Result, directory: Path) -> Result:
     seed_everything(cfg.seed, verbose=False)
     student = make.net(cfg.student)
     parts = make.parts(make.speed.trained(student), cfg.recipe)
+    stored = None
     if teacher is None:
         module = Classifier(**parts)
     else:
         method = make.method(student, teacher.net)
-        answers = make.remembered(teacher) if method.logits_only else teacher
-        module = Distiller(**parts, teacher=answers, method=method)
-    return train(
+        stored = make.stored_logits(teacher) if method.logits_only else None
+        module = Distiller(**parts, teacher=stored or teacher, method=method)
+    result = train(
         module,
         make.data(cfg.recipe, cfg.seed),
         replace(record, student_params=parameter_count(student)),
@@ -100,6 +104,9 @@ def run(cfg: DictConfig, record: Result, directory: Path) -> Result:
         make_trainer=make.trainer(cfg.recipe),
         logger=make.logger(directory),
     )
+    if stored is not None:
+        log.info(stored.summary())
+    return result
 
 
 def find_teacher(make: "Workshop", record: Result) -> tuple[Any, Path, float]:
@@ -189,17 +196,17 @@ class Workshop:
     def frozen(self, net: Any) -> Any:
         return self.speed.frozen(net, half=self.precision.startswith("bf16"))
 
-    def remembered(self, teacher: Any) -> Any:
-        """The teacher with its logits kept, if that is wanted and can be."""
+    def stored_logits(self, teacher: Any) -> Any:
+        """The teacher with its logits kept in a file; None, with the reason in the log, if that cannot be."""
         from kd.outputs import StoredLogits, prepare_file
 
         cfg, images = self.cfg, self.images
         views = self._new(cfg.data.augment).views
         if not self.speed.stores_logits(str(cfg.trainer.accelerator)):
-            return teacher
+            return None
         if views is None:
             log.info("the teacher's logits are not kept: with data.augment.cutout an image has too many views")
-            return teacher
+            return None
         key = {
             "format": 1,
             "teacher": teacher.id,
@@ -211,7 +218,7 @@ class Workshop:
         shape = {"images": len(images.train_y), "views": views, "classes": len(images.classes)}
         folder = Path(cfg.teacher_store).expanduser() / "logits"
         path = prepare_file(folder, key, limit_gb=self.speed.stored_logits_gb, **shape)
-        return teacher if path is None else StoredLogits(teacher, path, key, **shape)
+        return None if path is None else StoredLogits(teacher, path, key, **shape)
 
     @property
     def precision(self) -> str:

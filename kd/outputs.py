@@ -110,7 +110,8 @@ class StoredLogits:
             rows.astype(np.uint64) + 1
         ) * self._factors[-1]
         high: NDArray[np.uint32] = (total >> np.uint64(32)).astype(np.uint32)
-        return high | np.uint32(1)  # 0 is what an empty file holds
+        high |= np.uint32(1)  # 0 is what an empty file holds
+        return high
 
 
 def prepare_file(
