@@ -188,10 +188,13 @@ def through_the_trainer(workload: str, options: argparse.Namespace, folder: Path
             return lambda callbacks=(), **more: make(callbacks=[*callbacks, Pace()], **more)
 
     cfg = settings(workload, options, folder)
-    train.Workshop = Paced  # type: ignore[misc]
     record = train.Result(method=workload, seed=0, dataset="noise", epochs=1, status="running")
-    with tempfile.TemporaryDirectory(dir=folder) as directory:
-        train.run(cfg, record, Path(directory))
+    plain, train.Workshop = train.Workshop, Paced  # type: ignore[misc]
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as directory:
+            train.run(cfg, record, Path(directory))
+    finally:
+        train.Workshop = plain  # type: ignore[misc]
 
 
 def chosen(options: argparse.Namespace) -> Any:
@@ -210,7 +213,9 @@ def child(loop: str, options: argparse.Namespace, folder: Path, pipe: Any) -> No
     """One loop's process: every workload in turn."""
     loops = {"textbook": textbook, "bare": bare, "train.py": through_the_trainer}
     sys.modules["benchmark"] = sys.modules[__name__]  # where the configuration looks for `noise`
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for part in ("", ".utilities.rank_zero"):
+            logging.getLogger(name + part).setLevel(logging.ERROR)
     while (workload := pipe.recv()) != "stop":
         try:
             loops[loop](workload, options, folder, pipe)
