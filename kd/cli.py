@@ -42,7 +42,10 @@ Knobs of the run
                                  student.activation (relu, elu), and teacher.scale ...
   teacher_seed=0                 seed of the teacher
   teacher_weights=FILE           use this safetensors file instead of a teacher from teachers/
-  trainer.precision=32-true      or bf16-mixed where the processor is good at it
+  trainer.precision=auto         bf16-mixed where the device multiplies in bf16 by itself, else 32-true
+  speed=reference                every speed-up off; with trainer.precision=32-true the plain loop, to compare with
+  speed.stored_logits=auto       keep the teacher's logits beside the teachers: true, false, auto (on processors)
+  threads=N                      of the processor, for one run; all cores unless set
   hydra.run.dir=DIR              where the run is written instead of runs/DATE/TIME; hydra.sweep.dir for sweeps
 
 Examples
@@ -56,7 +59,7 @@ More: --cfg job shows the whole configuration without running it, --hydra-help w
 `python scripts/report.py DIR...` makes tables and pictures of finished runs.
 """
 
-GROUPS = ("data", "student", "teacher", "trainer", "logger", "experiment")
+GROUPS = ("data", "student", "teacher", "trainer", "speed", "logger", "experiment")
 
 
 def help_text(conf: Path) -> str:

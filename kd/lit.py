@@ -1,7 +1,7 @@
 """The two LightningModules: a network trained on labels, and a student trained with a frozen teacher's help."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -17,6 +17,15 @@ from kd.methods.base import Method, hard_loss, soft_loss
 from kd.models.output import Output
 from kd.ranges import require
 from kd.recipe import OptimizerFactory, ScheduleFactory, parameter_groups
+
+CHECK_EVERY = 50
+"""Steps between two looks at the loss, on devices that work on while the program waits."""
+
+
+class _Step(NamedTuple):
+    number: int
+    learning_rate: float
+    terms: dict[str, Tensor]
 
 
 class Scores(nn.Module):
@@ -79,6 +88,7 @@ class Classifier(L.LightningModule):
         require("label_smoothing", label_smoothing)
         self.net, self.label_smoothing = net, label_smoothing
         self._optimizer, self._schedule = optimizer, schedule
+        self._unchecked: list[tuple[_Step, Tensor]] = []
         self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_scores, self.test_scores = Scores(num_classes), Scores(num_classes)
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
@@ -91,8 +101,7 @@ class Classifier(L.LightningModule):
         output = self.net(batch.x)
         terms = self.losses(output, batch)
         loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            raise UserError(self._describe_divergence(terms))
+        self._refuse_divergence(terms, loss, last=batch_idx + 1 == self.trainer.num_training_batches)
         self.train_acc.update(output.logits.detach(), batch.y)
         named: dict[str, Any] = {f"train/{name}": term.detach() for name, term in terms.items()}
         self.log_dict(named, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(batch.y))
@@ -105,11 +114,22 @@ class Classifier(L.LightningModule):
     def _learning_rate(self) -> float:
         return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
-    def _describe_divergence(self, terms: dict[str, Tensor]) -> str:
-        bad = [f"the {name} loss is {term.item()}" for name, term in terms.items() if not torch.isfinite(term)]
-        return (
-            f"training diverged: {', '.join(bad) or 'the sum of the losses overflows'} at step {self.global_step} "
-            f"(epoch {self.current_epoch}), learning rate {self._learning_rate:.3g}; "
+    def _refuse_divergence(self, terms: dict[str, Tensor], loss: Tensor, last: bool) -> None:
+        """Raise UserError for a loss that is not finite, naming term, step and learning rate."""
+        step = _Step(self.global_step, self._learning_rate, {name: term.detach() for name, term in terms.items()})
+        self._unchecked.append((step, loss.detach()))
+        # To look at a value is to wait for the device: now and then, and before a checkpoint is written.
+        if self.device.type != "cpu" and len(self._unchecked) < CHECK_EVERY and not last:
+            return
+        waiting, self._unchecked = self._unchecked, []
+        finite = torch.stack([loss for _, loss in waiting]).isfinite().tolist()
+        if all(finite):
+            return
+        step = waiting[finite.index(False)][0]
+        bad = [f"the {name} loss is {term.item()}" for name, term in step.terms.items() if not torch.isfinite(term)]
+        raise UserError(
+            f"training diverged: {', '.join(bad) or 'the sum of the losses overflows'} at step {step.number} "
+            f"(epoch {self.current_epoch}), learning rate {step.learning_rate:.3g}; "
             "try a lower optimizer.lr, gradient clipping (clip_norm=1) or trainer.precision=32-true"
         )
 

@@ -119,7 +119,7 @@ def test_a_sweep_of_data_parallel_runs_is_refused(run):
         (("trainer=gpu",) if not torch.cuda.is_available() else ("student.scale=0",), ""),
         (("recipe.optimizer.lr=-1",), "recipe.optimizer.lr must be in [0, inf), got -1"),
         (("teacher_recipe.label_smoothing=1.5",), "label_smoothing must be in [0, 1], got 1.5"),
-        (("trainer.precision=12",), "Precision 12 is invalid"),
+        (("trainer.precision=12",), "Precision '12' is invalid"),
         (("data=cifar10", "data.root=empty"), "/empty, and it cannot be downloaded"),
         (("data=folder", "data.root=nowhere"), "nowhere"),
         (("teacher_weights=nowhere.safetensors",), "no weights at nowhere.safetensors"),

@@ -169,7 +169,7 @@ def test_precision_follows_the_processor(monkeypatch, flags, chosen):
 
 
 def test_an_unknown_word_is_refused():
-    with pytest.raises(ValueError, match="speed.stored_logits must be true, false or auto, got never"):
+    with pytest.raises(ValueError, match=r"speed\.stored_logits must be true, false or auto, got never"):
         speed(stored_logits="never")
 
 
