@@ -88,6 +88,7 @@ class Classifier(L.LightningModule):
         require("label_smoothing", label_smoothing)
         self.net, self.label_smoothing = net, label_smoothing
         self._optimizer, self._schedule = optimizer, schedule
+        self._check_every = 1
         self._unchecked: list[tuple[_Step, Tensor]] = []
         self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_scores, self.test_scores = Scores(num_classes), Scores(num_classes)
@@ -96,6 +97,9 @@ class Classifier(L.LightningModule):
     def losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """The weighted, named terms whose sum is the loss."""
         return {"hard": hard_loss(output.logits, batch.y, self.label_smoothing)}
+
+    def on_fit_start(self) -> None:
+        self._check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self.net(batch.x)
@@ -119,7 +123,7 @@ class Classifier(L.LightningModule):
         step = _Step(self.global_step, self._learning_rate, {name: term.detach() for name, term in terms.items()})
         self._unchecked.append((step, loss.detach()))
         # To look at a value is to wait for the device: now and then, and before a checkpoint is written.
-        if self.device.type != "cpu" and len(self._unchecked) < CHECK_EVERY and not last:
+        if len(self._unchecked) < self._check_every and not last:
             return
         waiting, self._unchecked = self._unchecked, []
         finite = torch.stack([loss for _, loss in waiting]).isfinite().tolist()

@@ -294,6 +294,15 @@ def test_divergence_stops_before_it_is_learned(tiny_net, noise, trainer, method,
     assert all(p.isfinite().all() for p in student.parameters())
 
 
+def test_divergence_on_a_device_that_works_ahead_is_found_before_the_epoch_ends(tiny_net, noise, trainer, monkeypatch):
+    monkeypatch.setattr(Classifier, "on_fit_start", lambda module: setattr(module, "_check_every", 50))
+    student, soft = tiny_net(), [1.0, float("nan"), 1.0, 1.0, 1.0, 1.0]
+    method = Scripted(*soft)
+    with pytest.raises(UserError, match=re.escape("training diverged: the soft loss is nan at step 1 (epoch 0)")):
+        trainer(max_epochs=2).fit(distiller(student, tiny_net(), method), data_of(noise()))
+    assert len(method.soft) == 3  # the first epoch's third and last step is where it was looked for
+
+
 # --- resuming
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -131,6 +132,32 @@ class TestARun:
         assert run(*SMALL, "method=logits", "T=2", "hydra.run.dir=warm")[0] == 0
         assert same_weights(self.directory / "student.safetensors", tmp_path / "warm" / "student.safetensors")
 
+    def test_stored_logits_give_the_student_that_they_give_live(self, run, tmp_path):
+        (file,) = (tmp_path / "teachers" / "logits").glob("*.logits")
+        before = file.read_bytes()
+        code, said = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=again")
+        assert code == 0
+        found, asked = re.search(r"teacher's logits: (\d+) of (\d+) were in", said).groups()
+        assert found == asked  # the same seed sees the same views
+        assert file.read_bytes() == before
+        file.write_bytes(before[: len(before) // 2])
+        code, said = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=cut")
+        assert code == 0
+        assert "is cut short or not whole; it is made again" in said
+        assert re.search(r"teacher's logits: \d+ of (\d+) were in", said)[1] == asked
+        for other in ("again", "cut"):
+            assert same_weights(self.directory / "student.safetensors", tmp_path / other / "student.safetensors")
+
+    @pytest.mark.parametrize(
+        ("choice", "reason"),
+        [("data.augment.cutout=4", "too many views"), ("speed.stored_logits_gb=0.000001", "not kept: 0.0 GB")],
+    )
+    def test_logits_that_cannot_be_kept_are_not_missed(self, run, tmp_path, choice, reason):
+        code, said = run(*SMALL, "method=logits", "T=2", "recipe.epochs=1", choice, "teacher_store=new")
+        assert code == 0
+        assert reason in said
+        assert not list(tmp_path.glob("new/logits/*.logits"))
+
     def test_the_teacher_method_finds_the_same_teacher(self, run, tmp_path):
         assert run(*SMALL, "method=teacher", "hydra.run.dir=alone")[0] == 0
         teacher = read(tmp_path / "alone" / "result.json")
@@ -172,6 +199,7 @@ def test_standard_and_feature(run, tmp_path):
         ("method=standard", "recipe/optimizer=adamw", "recipe/schedule=multistep", "recipe.clip_norm=null"),
         ("method=standard", "recipe/schedule=cosine", "recipe.label_smoothing=0.1", "student.activation=elu"),
         ("method=standard", "data.augment.cutout=8", "trainer.precision=bf16-mixed"),
+        ("method=logits", "speed=reference", "trainer.precision=32-true"),
         ("method=teacher", "recipe/optimizer@teacher_recipe.optimizer=adamw", "teacher_recipe.epochs=1"),
     ],
     ids=lambda choices: choices[1],
