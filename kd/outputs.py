@@ -18,7 +18,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -152,13 +152,22 @@ def prepare_file(
             else:
                 return path
             with replaced(path) as temporary, open(temporary, "wb") as file:
-                # All of it now: a full disk is an error here, and would be the process's death in a mapped file.
-                os.posix_fallocate(file.fileno(), 0, size)
                 file.write(header)
+                _reserve(file, size)
     except OSError as error:
         log.warning("the teacher's logits are not kept: %s: %s", path, error.strerror or error)
         return None
     return path
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Take the space now: a full disk is an error here, and would be the process's death in a mapped file."""
+    file.flush()
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        for start in range(file.tell(), size, 2**20):
+            file.write(bytes(min(2**20, size - start)))
 
 
 def _header(path: Path) -> bytes:

@@ -1,10 +1,11 @@
 """How fast training is, measured side by side with the loop of the textbooks.
 
-Three processes take turns, a few steps each, so that the machine's moods meet all of them alike:
+The processes take turns, a few steps each, so that the machine's moods meet all of them alike:
 
   textbook    torchvision transforms in a DataLoader with two workers, fp32, a teacher that is asked every step
   bare        our batches, precision and teacher in a plain loop
   train.py    what `python train.py` does, Trainer and all
+  changed     the same with the settings that are given here, if any: what is `speed.packed_dropout=false` worth?
 
 The networks, batch size and augmentation are the same, and the images are noise, as speed does not depend on them.
 A ratio is the median over rounds of one turn's images per second divided by the textbook's in the same round.
@@ -211,7 +212,9 @@ def synchronizer(device: Any) -> Callable[[], None]:
 
 def child(loop: str, options: argparse.Namespace, folder: Path, pipe: Any) -> None:
     """One loop's process: every workload in turn."""
-    loops = {"textbook": textbook, "bare": bare, "train.py": through_the_trainer}
+    loops = {"textbook": textbook, "bare": bare, "train.py": through_the_trainer, "changed": through_the_trainer}
+    if loop != "changed":
+        options.overrides = []
     sys.modules["benchmark"] = sys.modules[__name__]  # where the configuration looks for `noise`
     for name in ("lightning.pytorch", "lightning.fabric"):
         for part in ("", ".utilities.rank_zero"):
@@ -348,7 +351,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         make_teacher(folder)
         context = mp.get_context("spawn")
         pipes, processes = {}, []
-        for loop in LOOPS:
+        for loop in loops_of(options):
             # Read when libgomp loads. `train.py` sets it, and who follows a textbook does not.
             wait_policy = {} if loop == "textbook" and not options.passive_textbook else {"OMP_WAIT_POLICY": "PASSIVE"}
             os.environ.pop("OMP_WAIT_POLICY", None)
@@ -366,6 +369,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 process.terminate()
         figures = {
             "machine": machine(options),
+            "overrides": options.overrides,
             "workloads": races,
             "evaluation": evaluation(options, folder),
             "training_flops": training_flops(options, folder),
@@ -375,6 +379,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     figures["ratios_bare"] = {name: ratio(entry, "bare") for name, entry in races.items()}
     figures["lightning_overhead"] = {name: 1 / ratio(entry, "train.py", "bare") - 1 for name, entry in races.items()}
     return figures
+
+
+def loops_of(options: argparse.Namespace) -> tuple[str, ...]:
+    return (*LOOPS, "changed") if options.overrides else LOOPS
 
 
 def make_teacher(folder: Path) -> None:
@@ -418,7 +426,18 @@ def table(figures: dict[str, Any]) -> Any:
 
     shown = Table(title=f"images/s, median of {figures['machine']['rounds']} rounds", title_justify="left")
     shown.add_column("training", no_wrap=True)
-    for heading in ("textbook", "bare", "train.py", "ratio", "s / epoch", "Lightning", "GFLOP/s", "GB"):
+    changed = "changed" in next(iter(figures["workloads"].values()))["images_per_second"]
+    for heading in (
+        "textbook",
+        "bare",
+        "train.py",
+        "ratio",
+        "s / epoch",
+        "Lightning",
+        "GFLOP/s",
+        "GB",
+        *["changed"] * changed,
+    ):
         shown.add_column(heading, justify="right", no_wrap=True)
     for name, entry in figures["workloads"].items():
         medians = {loop: statistics.median(rates) for loop, rates in entry["images_per_second"].items()}
@@ -431,8 +450,24 @@ def table(figures: dict[str, Any]) -> Any:
             f"{100 * figures['lightning_overhead'][name]:+.1f} %",
             f"{medians['train.py'] * flops / 1e9:,.0f}",
             f"{entry['memory_gb']['train.py']:.1f}",
+            *[f"{ratio(entry, 'changed', 'train.py'):.2f}x" for _ in range(changed)],
         )
     return shown
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """The ratios as a table for a README."""
+    lines = [
+        "| training | images/s, textbook | images/s, `train.py` | ratio | s / epoch |",
+        "| :--- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, entry in figures["workloads"].items():
+        theirs, ours = (statistics.median(entry["images_per_second"][loop]) for loop in ("textbook", "train.py"))
+        lines.append(
+            f"| {name.replace('_', ', ')} | {theirs:,.0f} | {ours:,.0f} | {figures['ratios'][name]:.1f}x "
+            f"| {IMAGES / ours:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def remarks(figures: dict[str, Any]) -> Iterator[str]:
@@ -440,6 +475,8 @@ def remarks(figures: dict[str, Any]) -> Iterator[str]:
     rates = evaluation["images_per_second"]
     plain, ours = (statistics.median(rates[name]) for name in ("textbook", "ours"))
     yield figures["machine"]["device"]
+    if "changed" in next(iter(figures["workloads"].values()))["images_per_second"]:
+        yield f"changed: speed with {' '.join(figures['overrides'])}, to that of train.py without"
     yield "ratio: of train.py to textbook; Lightning: time of train.py beyond the bare loop's"
     yield "GFLOP/s: of the network that is trained, forward and backward"
     yield (
@@ -457,7 +494,7 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python scripts/benchmark.py --quick --json speed.json",
     )
-    parser.add_argument("overrides", nargs="*", help="settings for ours, as in train.py: speed.compile=true")
+    parser.add_argument("overrides", nargs="*", help="settings of the loop `changed`, as for train.py")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: gpu if there is one")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME")
     parser.add_argument("--batch", type=int, default=256, help="images a step (default: 256)")
@@ -469,6 +506,7 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="spare the textbook's loop the threads that spin while they wait",
     )
+    parser.add_argument("--markdown", action="store_true", help="print a table for a README as well")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     options = parser.parse_intermixed_args()
     import torch
@@ -490,6 +528,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = arguments()
     figures = measure(options)
+    if options.markdown:
+        print(markdown(figures))
     Console(width=110, soft_wrap=True).print(table(figures), *remarks(figures), sep="\n", highlight=False)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -1,5 +1,6 @@
 """The README does what it says: its commands run, and its table is the one that the records make."""
 
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ from PIL import Image
 from kd.report.rows import summarize
 from kd.report.tables import to_markdown
 from kd.results import collect
+from scripts.benchmark import markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -95,8 +97,14 @@ def test_looking_at_runs(command, further, folder, finished, tmp_path):
 
 
 def test_no_command_is_left_out():
-    here = {"python scripts/report.py multirun", "tensorboard --logdir runs", *TRAINING}
+    elsewhere = {"python scripts/benchmark.py --quick", "python scripts/benchmark.py --quick speed.keep_memory=false"}
+    here = {"python scripts/report.py multirun", "tensorboard --logdir runs", *TRAINING, *elsewhere}
     assert {command for command in COMMANDS if not command.startswith("pip")} == here
+
+
+def test_the_speed_table_is_what_was_measured():
+    shown = re.search(r"<!-- speed -->\n(.*?)<!-- /speed -->", README, re.DOTALL)[1]
+    assert markdown(json.loads((ROOT / "docs" / "results" / "speed" / "two_cores.json").read_text())) in shown
 
 
 def test_the_table_is_what_the_records_make():
