@@ -5,7 +5,6 @@ torch and Lightning are imported once there is something to train: help and mist
 
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
@@ -52,7 +51,7 @@ def main(cfg: DictConfig) -> float | None:
         result = recorded(describe(cfg), directory, work)
     except Exception as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN:  # of which Hydra tells only the first error, at the end
-            log.error("%s failed: %s", directory, explain(error))
+            log.error("%s failed: %s", directory, cli.explain(error, sys.argv[1:]))
         raise
     if first_process():
         from rich.console import Console
@@ -198,14 +197,10 @@ class Workshop:
 
     def stored_logits(self, teacher: Any) -> Any:
         """The teacher with its logits kept in a file; None, with the reason in the log, if that cannot be."""
-        from kd.outputs import StoredLogits, prepare_file
+        from kd.outputs import open_logits
 
         cfg, images = self.cfg, self.images
-        views = self._new(cfg.data.augment).views
         if not self.speed.stores_logits(str(cfg.trainer.accelerator)):
-            return None
-        if views is None:
-            log.info("the teacher's logits are not kept: with data.augment.cutout an image has too many views")
             return None
         key = {
             "format": 1,
@@ -215,10 +210,15 @@ class Workshop:
             "folded": self.speed.fold_teacher,
             "precision": self.precision,
         }
-        shape = {"images": len(images.train_y), "views": views, "classes": len(images.classes)}
-        folder = Path(cfg.teacher_store).expanduser() / "logits"
-        path = prepare_file(folder, key, limit_gb=self.speed.stored_logits_gb, **shape)
-        return None if path is None else StoredLogits(teacher, path, key, **shape)
+        return open_logits(
+            teacher,
+            Path(cfg.teacher_store).expanduser() / "logits",
+            key,
+            images=len(images.train_y),
+            views=self._new(cfg.data.augment).views,
+            classes=len(images.classes),
+            limit_gb=self.speed.stored_logits_gb,
+        )
 
     @property
     def precision(self) -> str:
@@ -375,37 +375,14 @@ def number(value: Any, otherwise: Any) -> Any:
 
 def refuse_mistakes(cfg: DictConfig) -> None:
     """Say what is wrong with the settings before anything is loaded."""
-    if (
-        HydraConfig.get().mode is RunMode.MULTIRUN
-        and cfg.trainer.strategy == "ddp"
-        and "SLURM_JOB_ID" not in os.environ
-    ):
-        raise UserError(
-            "trainer=ddp starts this command again in further processes, which a multirun cannot be; "
-            "sweep on one device, or run the jobs one by one"
-        )
     run_wide = yaml.safe_load((CONF / "config.yaml").read_text())
-    check(plain(cfg), run_wide, OmegaConf.to_yaml(cfg.method) if cfg.method is not None else "")
+    read = OmegaConf.to_yaml(cfg.method) if cfg.method is not None else ""
+    check(plain(cfg), run_wide, read, multirun=HydraConfig.get().mode is RunMode.MULTIRUN)
 
 
 def plain(node: Any) -> Any:
     """A configuration node as plain values."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
-def explain(error: Exception) -> str:
-    """The message in one or two lines; Hydra's run over many."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot use {error.filename}: {error.strerror}"
-    message = str(error).split("Config search path")[0]
-    unknown = re.match(r"Could not override '(.+?)'", message)
-    if unknown:
-        chosen = [argument for argument in sys.argv[1:] if argument.startswith("method=")] or ["the default method"]
-        return f"there is no setting '{unknown[1]}' with {chosen[-1]}; add --cfg job to see all, or try --help"
-    lines = [line.strip() for line in message.removeprefix("In 'config': ").splitlines() if line.strip()]
-    return re.sub(r"(?<!:) Available options", ". Available options", " ".join(lines))
 
 
 def console() -> None:
@@ -425,7 +402,7 @@ def console() -> None:
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         if wants_traceback:
             raise
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print(f"error: {cli.explain(error, sys.argv[1:])}", file=sys.stderr)
         sys.exit(1)
 
 

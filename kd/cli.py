@@ -1,6 +1,7 @@
 """The command line of `train.py`, as far as it is not Hydra's: help for a person, and resuming."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,6 +84,21 @@ def _choices(group: Path) -> list[tuple[str, str]]:
 def _description(path: Path) -> str:
     comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
     return next((comment for comment in comments if not comment.startswith("@package")), "")
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> str:
+    """What an error says, in one or two lines; Hydra's messages run over many."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot use {error.filename}: {error.strerror}"
+    message = str(error).split("Config search path")[0]
+    unknown = re.match(r"Could not override '(.+?)'", message)
+    if unknown:
+        chosen = [argument for argument in arguments if argument.startswith("method=")] or ["the default method"]
+        return f"there is no setting '{unknown[1]}' with {chosen[-1]}; add --cfg job to see all, or try --help"
+    lines = [line.strip() for line in message.removeprefix("In 'config': ").splitlines() if line.strip()]
+    return re.sub(r"(?<!:) Available options", ". Available options", " ".join(lines))
 
 
 def expand_resume(arguments: Sequence[str]) -> list[str]:

@@ -114,6 +114,28 @@ class StoredLogits:
         return high
 
 
+def open_logits(
+    teacher: Callable[[Batch], Output],
+    folder: Path,
+    key: dict[str, Any],
+    images: int,
+    views: int | None,
+    classes: int,
+    limit_gb: float,
+) -> StoredLogits | None:
+    """A teacher whose logits are kept in a file in `folder`; None, with the reason in the log, if they cannot be.
+
+    Args:
+        views: of one image; None if they cannot be numbered.
+        teacher, folder, key, images, classes, limit_gb: see `StoredLogits` and `prepare_file`.
+    """
+    if views is None:
+        log.info("the teacher's logits are not kept: with data.augment.cutout an image has too many views")
+        return None
+    path = prepare_file(folder, key, images, views, classes, limit_gb)
+    return None if path is None else StoredLogits(teacher, path, key, images, views, classes)
+
+
 def prepare_file(
     folder: Path, key: dict[str, Any], images: int, views: int, classes: int, limit_gb: float
 ) -> Path | None:

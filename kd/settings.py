@@ -3,6 +3,7 @@
 Settings are plain values here: nested dictionaries as YAML has them. No torch import.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,23 @@ AFTERWARDS = {"keep_memory", "fold_teacher", "stored_logits", "stored_logits_gb"
 """Speed-ups that change nothing about how a teacher is trained."""
 
 
-def check(settings: dict[str, Any], run_wide: Sequence[str], read: str) -> None:
+def check(settings: dict[str, Any], run_wide: Sequence[str], read: str, multirun: bool) -> None:
     """Refuse what would otherwise surprise late, or never.
 
     Args:
         settings: all of them, resolved.
         run_wide: names of the top-level settings that every method has.
         read: the method's own part of the configuration, unresolved.
+        multirun: whether this is one of several jobs of one command.
 
     Raises:
-        UserError: for a number outside its range, or a knob that nothing reads.
+        UserError: for a number outside its range, a knob that nothing reads, settings that exclude each other.
     """
+    if multirun and settings["trainer"]["strategy"] == "ddp" and "SLURM_JOB_ID" not in os.environ:
+        raise UserError(
+            "trainer=ddp starts this command again in further processes, which a multirun cannot be; "
+            "sweep on one device, or run the jobs one by one"
+        )
     for name, value in settings.items():
         if isinstance(value, dict | None) or name in run_wide:
             continue
