@@ -112,6 +112,7 @@ def conclude(loggers: Sequence[Logger], params: dict[str, Any], metrics: dict[st
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(params, metrics)
+            logger.finalize("success")  # or its thread would look for the file where a finished teacher no longer lies
         else:
             logger.log_hyperparams(params)
             logger.log_metrics(metrics)

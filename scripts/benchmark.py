@@ -516,9 +516,9 @@ def arguments() -> argparse.Namespace:
     if options.device == "gpu" and not torch.cuda.is_available():
         parser.exit(1, "error: there is no GPU that torch can use; leave out --device\n")
     steps = 100 if options.device == "gpu" else 12
-    options.rounds = options.rounds or (3 if options.quick else 7)
+    options.rounds = options.rounds or (2 if options.quick else 7)
     options.steps = options.steps or (steps // 3 if options.quick else steps)
-    options.settle = max(5, options.steps // 4)  # beyond the four batches that two workers have ready
+    options.settle = max(4, options.steps // 4)  # the four batches that two workers have ready
     return options
 
 
