@@ -1,4 +1,5 @@
 import io
+import threading
 from functools import partial
 
 import numpy as np
@@ -153,3 +154,13 @@ def test_pictures_scalars_and_summary_reach_tensorboard(events):
         "T": 4.0,
         "seed": 3,
     }
+
+
+def test_concluding_leaves_no_writer_behind(tmp_path):
+    """Its thread would go on to look for a file that is no longer there once a teacher has moved into the store."""
+    before = set(threading.enumerate())
+    logger = TensorBoardLogger(tmp_path, name="", version="", default_hp_metric=False)
+    logger.log_metrics({"loss": 1.0}, 0)
+    assert set(threading.enumerate()) - before
+    conclude([logger], {"T": 4.0}, {"hp/test_acc": 0.5})
+    assert not set(threading.enumerate()) - before
