@@ -250,9 +250,16 @@ class Workshop:
 
         data = self.cfg.data
         augment = self._new(data.augment)
-        memory_format = self.speed.memory_format
         return DataModule(
-            self.images, data.val_fraction, data.split_seed, augment, recipe.batch_size, seed, memory_format
+            self.images,
+            data.val_fraction,
+            data.split_seed,
+            augment,
+            recipe.batch_size,
+            seed,
+            self.speed.memory_format,
+            data.in_memory,
+            data.workers,
         )
 
     def trainer(self, recipe: DictConfig, **where: Any) -> Any:

@@ -35,6 +35,8 @@ Knobs of the run
   seed=0                         of the student: initial weights, order, augmentation, dropout
   data.root=DIR                  where the data set is, as archive, parquet mirror or folder tree, or is downloaded to
   data.val_fraction=0.1          share of the training images kept for validation, 0 to below 1; 0 for final numbers
+  data.in_memory=false           for images that do not fit into memory: decoded once into DIR/.decoded, looked up there
+                                 by data.workers=2 processes
   recipe.epochs=N                likewise recipe.batch_size, recipe.optimizer.lr, recipe.optimizer.weight_decay,
                                  recipe.schedule.warmup (0 to 1), recipe.label_smoothing (0 to 1), recipe.clip_norm
   teacher_recipe.epochs=N        the same for the teacher

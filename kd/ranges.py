@@ -30,6 +30,7 @@ RANGES = {
     "val_fraction": "[0, 1)",
     "warmup": "[0, 1)",
     "weight_decay": "[0, inf)",
+    "workers": "whole [0, inf)",
 }
 """By the last part of the setting's name. A bracket includes its end and a parenthesis does not, as in mathematics."""
 

@@ -19,6 +19,9 @@ WHERE = {"accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "e
 
 MAY_BE_NULL = {"clip_norm", "threads"}
 
+STORAGE = {"root", "in_memory", "workers"}
+"""Settings of the data that decide where it lies and how it is fetched."""
+
 AFTERWARDS = {"keep_memory", "fold_teacher", "stored_logits", "stored_logits_gb"}
 """Speed-ups that change nothing about how a teacher is trained."""
 
@@ -64,8 +67,8 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes of a run; not where it happens, what it shows and where things lie."""
     kept = {name: value for name, value in settings.items() if name not in ("logger", "teacher_store", "threads")}
     kept["trainer"] = without(kept["trainer"], WHERE)
-    kept["data"] = without(kept["data"], {"root"})
-    kept["data"]["source"] = without(kept["data"]["source"], {"root"})
+    kept["data"] = without(kept["data"], STORAGE)
+    kept["data"]["source"] = without(kept["data"]["source"], STORAGE)
     return kept
 
 
@@ -76,8 +79,9 @@ def without(settings: dict[str, Any], names: set[str]) -> dict[str, Any]:
 
 def variant(overrides: Sequence[str]) -> str:
     """The overrides that a result record has no column for, and that set the run apart."""
-    columns = ("method", *KNOBS, "seed", "student", "teacher", "data", "data.root", "experiment")
+    columns = ("method", *KNOBS, "seed", "student", "teacher", "data", "experiment")
     silent = ("logger", "trainer", "teacher_store", "threads", *(f"trainer.{name}" for name in WHERE))
+    silent += tuple(f"data.{name}" for name in STORAGE)
 
     def tells(override: str) -> bool:
         name = override.lstrip("+~").split("=")[0]

@@ -239,6 +239,8 @@ def test_your_own_images(run, tmp_path):
     small = (*SMALL[1:], "data=folder", "data.root=mine", "data.batch_size=8")
     assert run(*small, "method=logits", "hydra.run.dir=run")[0] == 0
     assert read(tmp_path / "run" / "result.json").dataset == "mine"
+    assert run(*small, "method=logits", "hydra.run.dir=disk", "data.in_memory=false")[0] == 0
+    assert same_weights(tmp_path / "run" / "student.safetensors", tmp_path / "disk" / "student.safetensors")
 
 
 class TestASweep:

@@ -1,46 +1,105 @@
 """Encoded images to tensors: what the sources that read image files share."""
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from kd.errors import UserError
+from kd.files import replaced
+from kd.hashing import digest
 from kd.ranges import require
 
 
-def decode(encoded: Sequence[bytes], where: Callable[[int], str], size: int) -> Tensor:
-    """The pixels of N image files: (N, 3, size, size), uint8, RGB.
+class Decoded(NamedTuple):
+    x: Tensor
+    """(N, 3, size, size), uint8, RGB."""
+    jpeg: bool
+    """Whether any of the images is a JPEG: pixels that were re-encoded are not the original's."""
+
+
+def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, keep: Path | None = None) -> Decoded:
+    """The pixels of N image files.
 
     Images of another size are resized, bilinear and antialiased, without regard to their aspect ratio.
 
     Args:
-        encoded: the files' contents, of any format that PIL reads.
-        where: what to call image i in an error.
+        encoded: what to call an image in an error, and its file's content, of any format that PIL reads; N times.
+        n: N.
         size: height and width in pixels, at least 1.
+        keep: a path without suffix, see `kept`, to read the pixels from if they were decoded before, and else to put
+            them; they are memory-mapped then. By default they are in memory.
 
     Raises:
-        UserError: for an image that cannot be decoded.
+        UserError: for an image that cannot be decoded, pixels that cannot be kept.
         ValueError: for a size below 1.
     """
     require("data.image_size", size)
-    pixels = bytearray()
+    shape = (n, 3, size, size)
+    if keep is None:
+        pixels = np.empty(shape, np.uint8)
+        return Decoded(torch.from_numpy(pixels), _fill(pixels, encoded))
+    file, jpeg_mark = keep.with_suffix(".npy"), keep.with_suffix(".jpeg")
+    try:
+        if _mapped(file, shape) is None:
+            keep.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(file) as temporary:
+                pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+                if _fill(pixels, encoded):
+                    jpeg_mark.touch()
+                pixels.flush()
+        return Decoded(torch.from_numpy(_mapped(file, shape)), jpeg_mark.exists())
+    except OSError as error:
+        raise UserError(
+            f"{file}: {error.strerror or error}; data.in_memory=false keeps decoded pixels there"
+        ) from error
+
+
+def named(name: str, jpeg: bool) -> str:
+    """What to call a data set that holds images of that kind."""
+    return f"{name} (JPEG)" if jpeg else name
+
+
+def kept(root: Path, files: Iterable[Path], size: int) -> Path:
+    """Where under root the pixels of some files are kept: another place whenever one of the files changes.
+
+    Raises:
+        OSError: for a file that is missing.
+    """
+    known = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return root / ".decoded" / digest([known, size])
+
+
+def _mapped(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """The array in a file; None if it is not there, or not whole."""
+    try:
+        # Copy on write: torch has no read-only tensors, and nobody writes to these.
+        pixels: NDArray[np.uint8] = np.load(file, mmap_mode="c")
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return pixels if pixels.shape == shape else None
+
+
+def _fill(pixels: NDArray[np.uint8], encoded: Iterable[tuple[str, bytes]]) -> bool:
+    """Decode into (N, 3, size, size); whether any image is a JPEG."""
+    size = pixels.shape[-2:]
+    jpeg = False
     # No threads: on images this small PIL holds the interpreter's lock, and two threads were slower than one.
-    for i, data in enumerate(encoded):
+    for target, (name, data) in zip(pixels, encoded, strict=True):
         try:
             image: Image.Image = Image.open(io.BytesIO(data))
             if image.mode != "RGB":
                 image = image.convert("RGB")
-            if image.size != (size, size):
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
-            pixels += image.tobytes()
+            if image.size != size:
+                image = image.resize(size, Image.Resampling.BILINEAR)
+            target[:] = np.asarray(image).transpose(2, 0, 1)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{where(i)}: damaged, or not an image; copy or download it again") from error
-    return torch.frombuffer(pixels, dtype=torch.uint8).view(-1, size, size, 3).permute(0, 3, 1, 2).contiguous()
-
-
-def named(name: str, encoded: Iterable[bytes]) -> str:
-    """The data set's name, with " (JPEG)" if any image is one: pixels that were re-encoded are not the original's."""
-    return f"{name} (JPEG)" if any(data.startswith(b"\xff\xd8") for data in encoded) else name
+            raise UserError(f"{name}: damaged, or not an image; copy or download it again") from error
+        jpeg |= data.startswith(b"\xff\xd8")
+    return jpeg

@@ -6,14 +6,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd.data.decode import decode, named
+from kd.data.decode import Decoded, decode, kept, named
 from kd.data.images import Images
 from kd.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 
-def folder(root: str | os.PathLike[str], image_size: int = 32, name: str | None = None) -> Images:
+def folder(
+    root: str | os.PathLike[str], image_size: int = 32, name: str | None = None, in_memory: bool = True
+) -> Images:
     """The images root/train/<class>/*.{png,jpg,jpeg} and root/test/<class>/*.{png,jpg,jpeg}.
 
     Classes are the folders' names, sorted; images are in the order of their classes and file names. Hidden files
@@ -23,6 +25,7 @@ def folder(root: str | os.PathLike[str], image_size: int = 32, name: str | None 
         root: the folder with train/ and test/; `~` is expanded.
         image_size: height and width in pixels; images of another size are resized, see `kd.data.decode`.
         name: the data set's name, by default root's. " (JPEG)" is appended if any training image is one.
+        in_memory: whether the pixels are decoded to memory, or once to files under root/.decoded.
 
     Raises:
         UserError: for a missing or unreadable file or folder, no classes, a class without images, classes that
@@ -38,14 +41,15 @@ def folder(root: str | os.PathLike[str], image_size: int = 32, name: str | None 
                 f"{root}: train/ and test/ must hold the same classes; add the counterpart of, or delete, "
                 f"{', '.join(alone)}"
             )
-        train_x, train_y, encoded = _load(train, image_size)
-        test_x, test_y, _ = _load(test, image_size)
+        keep_in = None if in_memory else root
+        (train_x, jpeg), train_y = _load(train, image_size, keep_in)
+        (test_x, _), test_y = _load(test, image_size, keep_in)
     except OSError as error:
         raise UserError(
             f"{error.filename}: {error.strerror}; data.root must be a readable folder with train/<class>/*.png and "
             "test/<class>/*.png (or .jpg)"
         ) from error
-    return Images(named(name or root.name, encoded), tuple(train), train_x, train_y, test_x, test_y)
+    return Images(named(name or root.name, jpeg), tuple(train), train_x, train_y, test_x, test_y)
 
 
 def _classes(split: Path) -> dict[str, list[Path]]:
@@ -67,9 +71,10 @@ def _classes(split: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _load(classes: dict[str, list[Path]], image_size: int) -> tuple[Tensor, Tensor, list[bytes]]:
-    """Images (N, 3, H, W), labels (N,) and the files' contents."""
+def _load(classes: dict[str, list[Path]], image_size: int, keep_in: Path | None) -> tuple[Decoded, Tensor]:
+    """Images and labels (N,)."""
     paths = [path for files in classes.values() for path in files]
-    encoded = [path.read_bytes() for path in paths]
+    keep = None if keep_in is None else kept(keep_in, paths, image_size)
+    encoded = ((str(path), path.read_bytes()) for path in paths)
     labels = torch.tensor([label for label, files in enumerate(classes.values()) for _ in files])
-    return decode(encoded, lambda i: str(paths[i]), image_size), labels, encoded
+    return decode(encoded, len(paths), image_size, keep), labels

@@ -1,11 +1,13 @@
-"""From a data set in memory to batches: the split, the order, the views, the LightningDataModule."""
+"""From a data set to batches: the split, the order, the views, the LightningDataModule."""
 
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import lightning as L
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from kd.data.augment import Augment
 from kd.data.batch import Batch
@@ -39,11 +41,10 @@ class Draw:
     cut: Tensor | None
     """(B, 2), int64, centres of the cut squares, if there are any."""
 
-    def share(self, rank: int, ranks: int, device: torch.device) -> "Draw":
+    def share(self, rank: int, ranks: int) -> "Draw":
         """What falls to one of several ranks."""
         part = slice(rank, None, ranks)
-        cut = None if self.cut is None else self.cut[part].to(device)
-        return Draw(self.index[part].to(device), self.view[part].to(device), cut)
+        return Draw(self.index[part], self.view[part], None if self.cut is None else self.cut[part])
 
 
 class Shuffled:
@@ -88,26 +89,68 @@ class InOrder:
             yield Draw(index, torch.full_like(index, self.augment.plain_view), None)
 
 
+Found = tuple[Draw, Tensor, Tensor]
+"""A draw, the pixels (B, 3, H, W) of its images, uint8, and their labels (B,)."""
+
+
+class InMemory:
+    """Looks images up on the device where they are used: no worker processes, nothing to copy."""
+
+    def __init__(self, x: Tensor, y: Tensor, device: torch.device) -> None:
+        self.x, self.y = x.to(device), y.to(device)
+
+    def find(self, draws: Iterable[Draw]) -> Iterator[Found]:
+        for draw in draws:
+            index = draw.index.to(self.x.device)
+            yield draw, self.x[index], self.y[index]
+
+
+class OnDisk(Dataset[Found]):
+    """Looks images up ahead of their use, in worker processes: for data that does not fit into memory."""
+
+    def __init__(self, x: Tensor, y: Tensor, device: torch.device, workers: int) -> None:
+        self.x, self.y, self.device, self.workers = x, y, device, workers
+
+    def __getitem__(self, draw: Draw) -> Found:
+        return draw, self.x[draw.index], self.y[draw.index]
+
+    def find(self, draws: Iterable[Draw]) -> Iterator[Found]:
+        # Forked workers share the mapped file; spawned ones would be sent all of it.
+        forks = "fork" in multiprocessing.get_all_start_methods()
+        workers = self.workers if forks else 0
+        found = DataLoader(
+            self,
+            sampler=draws,
+            batch_size=None,  # a draw is a whole batch
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws from the global one, and so moves what dropout draws
+        )
+        for draw, x, y in found:
+            yield draw, x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+
 class Loader:
-    """Iterates over batches of images that lie in memory, on the device where they are used."""
+    """Makes batches on the device where they are used."""
 
     def __init__(
         self,
-        x: Tensor,
-        y: Tensor,
+        pixels: InMemory | OnDisk,
         sampler: Shuffled | InOrder,
         augment: Augment,
         mean_std: tuple[tuple[float, ...], tuple[float, ...]],
         memory_format: torch.memory_format,
+        device: torch.device,
         rank: int = 0,
         ranks: int = 1,
         first: int = 0,
     ) -> None:
-        self.x, self.y, self.augment, self.rank, self.ranks = x, y, augment, rank, ranks
+        self.pixels, self.augment, self.device, self.rank, self.ranks = pixels, augment, device, rank, ranks
         self.memory_format, self.first = memory_format, first
         # Named as in a DataLoader whose sampler yields whole batches: Lightning tells the epoch to `sampler`.
         self.sampler, self.batch_sampler = sampler, None
-        mean, std = (torch.tensor(values, device=x.device)[None, :, None, None] for values in mean_std)
+        mean, std = (torch.tensor(values, device=device)[None, :, None, None] for values in mean_std)
         std = std.clamp(min=1 / 255)  # a channel without contrast becomes 0, not NaN
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
@@ -115,13 +158,13 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        for whole in self.sampler:
-            draw = whole.share(self.rank, self.ranks, self.x.device)
-            index, view = draw.index, draw.view
-            x = self.augment.apply(self.x[index], view) * self.scale + self.shift
+        draws = (draw.share(self.rank, self.ranks) for draw in self.sampler)
+        for draw, x, y in self.pixels.find(draws):
+            index, view = draw.index.to(self.device), draw.view.to(self.device)
+            x = self.augment.apply(x, view) * self.scale + self.shift
             if draw.cut is not None:
-                x, view = self.augment.cut(x, draw.cut), torch.full_like(view, -1)
-            yield Batch(x.contiguous(memory_format=self.memory_format), self.y[index], index + self.first, view)
+                x, view = self.augment.cut(x, draw.cut.to(self.device)), torch.full_like(view, -1)
+            yield Batch(x.contiguous(memory_format=self.memory_format), y, index + self.first, view)
 
 
 class DataModule(L.LightningDataModule):
@@ -138,6 +181,8 @@ class DataModule(L.LightningDataModule):
         batch_size: images a step, over all ranks together, at least 1.
         seed: seed of order and views.
         memory_format: of the batches; convolutions run about twice as fast when channels lie side by side.
+        in_memory: whether to put all images on the device; otherwise worker processes look them up.
+        workers: how many, at least 0, where this process does it itself.
 
     Raises:
         ValueError: for a value outside its range.
@@ -153,11 +198,14 @@ class DataModule(L.LightningDataModule):
         batch_size: int,
         seed: int,
         memory_format: torch.memory_format = torch.channels_last,
+        in_memory: bool = True,
+        workers: int = 0,
     ) -> None:
         super().__init__()
         require("data.val_fraction", val_fraction)
+        require("data.workers", workers)
         self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
-        self.memory_format = memory_format
+        self.memory_format, self.in_memory, self.workers = memory_format, in_memory, workers
         self.train_index, self.val_index = stratified_split(images.train_y, val_fraction, split_seed)
         if not 1 <= batch_size <= len(self.train_index):
             raise UserError(
@@ -189,17 +237,9 @@ class DataModule(L.LightningDataModule):
         )
 
     def _loader(self, sampler: Shuffled | InOrder, x: Tensor, y: Tensor, first: int = 0) -> Loader:
-        if self.trainer is None:
-            return Loader(x, y, sampler, self.augment, self.images.mean_std, self.memory_format, first=first)
-        device = self.trainer.strategy.root_device
-        return Loader(
-            x.to(device),
-            y.to(device),
-            sampler,
-            self.augment,
-            self.images.mean_std,
-            self.memory_format,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-            first,
-        )
+        device, rank, ranks = torch.device("cpu"), 0, 1
+        if self.trainer is not None:
+            device, rank, ranks = self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
+        pixels = InMemory(x, y, device) if self.in_memory else OnDisk(x, y, device, self.workers)
+        mean_std = self.images.mean_std
+        return Loader(pixels, sampler, self.augment, mean_std, self.memory_format, device, rank, ranks, first)

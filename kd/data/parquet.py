@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +14,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from kd.data.decode import decode, named
+from kd.data.decode import Decoded, decode, kept, named
 from kd.data.images import Images
 from kd.errors import UserError
 
 
-def parquet(root: str | os.PathLike[str], image_size: int = 32, name: str | None = None) -> Images:
+def parquet(
+    root: str | os.PathLike[str], image_size: int = 32, name: str | None = None, in_memory: bool = True
+) -> Images:
     """The images in all *train*.parquet and *test*.parquet below root.
 
     Each file has a column `img` or `image`, a struct whose `bytes` are an encoded image, and an integer column
@@ -28,6 +32,7 @@ def parquet(root: str | os.PathLike[str], image_size: int = 32, name: str | None
         root: the folder; `~` is expanded.
         image_size: height and width in pixels; images of another size are resized, see `kd.data.decode`.
         name: the data set's name, by default root's. " (JPEG)" is appended if any training image is one.
+        in_memory: whether the pixels are decoded to memory, or once to files under root/.decoded.
 
     Raises:
         UserError: for a missing or unreadable folder or file, a split without files, a damaged file, a missing
@@ -40,25 +45,40 @@ def parquet(root: str | os.PathLike[str], image_size: int = 32, name: str | None
         names = tuple(str(label) for label in range(len({label for shard in train for label in shard.labels.tolist()})))
     for shard in train + test:
         shard.check(names)
+    (train_x, jpeg), (test_x, _) = (
+        _decode(shards, image_size, None if in_memory else root) for shards in (train, test)
+    )
     return Images(
-        name=named(name or root.name, (data for shard in train for data in shard.encoded)),
+        name=named(name or root.name, jpeg),
         classes=names,
-        train_x=torch.cat([decode(shard.encoded, shard.row, image_size) for shard in train]),
+        train_x=train_x,
         train_y=torch.cat([shard.labels for shard in train]),
-        test_x=torch.cat([decode(shard.encoded, shard.row, image_size) for shard in test]),
+        test_x=test_x,
         test_y=torch.cat([shard.labels for shard in test]),
     )
 
 
 class _Shard(NamedTuple):
     file: Path
-    encoded: list[bytes]
+    image: str
+    """Name of the column."""
     labels: Tensor
     names: tuple[str, ...]
     """Class names; empty if the file has none."""
 
     def row(self, i: int) -> str:
         return f"{self.file}, row {i}"
+
+    def encoded(self) -> Iterator[tuple[str, bytes]]:
+        """What to call each image, and its file."""
+        row = 0
+        with _readable(self.file) as source:
+            for batch in source.iter_batches(columns=[self.image]):
+                for data in pc.struct_field(batch[0], "bytes").to_pylist():
+                    if data is None:
+                        raise _missing(self.row(row), self.image)
+                    yield self.row(row), data
+                    row += 1
 
     def check(self, names: tuple[str, ...]) -> None:
         """Raises a UserError if this file contradicts the data set's class names."""
@@ -73,6 +93,12 @@ class _Shard(NamedTuple):
                 f"{self.row(bad[0])}: label {self.labels[bad[0]]} is none of the {len(names)} classes 0 to "
                 f"{len(names) - 1}; correct the file"
             )
+
+
+def _decode(shards: list[_Shard], image_size: int, keep_in: Path | None) -> Decoded:
+    keep = None if keep_in is None else kept(keep_in, [shard.file for shard in shards], image_size)
+    encoded = chain.from_iterable(shard.encoded() for shard in shards)
+    return decode(encoded, sum(len(shard.labels) for shard in shards), image_size, keep)
 
 
 def _files(root: Path) -> tuple[list[Path], list[Path]]:
@@ -94,29 +120,36 @@ def _files(root: Path) -> tuple[list[Path], list[Path]]:
     return train, test
 
 
-def _read(file: Path) -> _Shard:
+@contextmanager
+def _readable(file: Path) -> Iterator[pq.ParquetFile]:
+    """An open file; what goes wrong with it while it is open is said in words."""
     try:
         with pq.ParquetFile(file) as source:
-            schema = source.schema_arrow
-            image = _column(file, schema, ("img", "image"), "that is a struct with bytes", _is_image)
-            label = _column(file, schema, ("label", "fine_label"), "of integers", pa.types.is_integer)
-            names = _names(schema, label)
-            table = source.read(columns=[image, label])
+            yield source
     except PermissionError as error:
         raise UserError(f"{file}: permission denied; make it readable") from error
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: not a readable parquet file ({reason}); copy or download it again") from error
-    if not len(table):
+
+
+def _read(file: Path) -> _Shard:
+    """All but the images themselves."""
+    with _readable(file) as source:
+        schema = source.schema_arrow
+        image = _column(file, schema, ("img", "image"), "that is a struct with bytes", _is_image)
+        label = _column(file, schema, ("label", "fine_label"), "of integers", pa.types.is_integer)
+        names = _names(schema, label)
+        labels = source.read(columns=[label])[label].to_pylist()
+    if not labels:
         raise UserError(f"{file}: no rows in it; delete it or download it again")
-    encoded = pc.struct_field(table[image], "bytes").to_pylist()
-    labels = table[label].to_pylist()
-    for name, column in ((image, encoded), (label, labels)):
-        if None in column:
-            raise UserError(
-                f"{file}, row {column.index(None)}: {name} is missing; correct the file or download it again"
-            )
-    return _Shard(file, encoded, torch.tensor(labels), names)
+    if None in labels:
+        raise _missing(f"{file}, row {labels.index(None)}", label)
+    return _Shard(file, image, torch.tensor(labels), names)
+
+
+def _missing(row: str, column: str) -> UserError:
+    return UserError(f"{row}: {column} is missing; correct the file or download it again")
 
 
 def _column(

@@ -191,7 +191,14 @@ def test_ranks_share_an_evaluation_without_loss(noise, monkeypatch):
     whole = make(images).test_dataloader()
     shares = [
         Loader(
-            images.test_x, images.test_y, whole.sampler, CROP_AND_FLIP, images.mean_std, torch.channels_last, rank, 3
+            whole.pixels,
+            whole.sampler,
+            CROP_AND_FLIP,
+            images.mean_std,
+            torch.channels_last,
+            torch.device("cpu"),
+            rank,
+            3,
         )
         for rank in range(3)
     ]
@@ -200,6 +207,16 @@ def test_ranks_share_an_evaluation_without_loss(noise, monkeypatch):
     assert all(max(step) - min(step) <= 1 for step in zip(*sizes, strict=True))
     seen = torch.cat([joined(list(share), "index") for share in shares])
     assert torch.equal(seen.sort().values, torch.arange(19))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_images_that_workers_look_up_are_those_in_memory(noise, workers):
+    images, augment = noise(), Augment(2, True, 5)
+    in_memory = DataModule(images, 0.25, 0, augment, 8, 0)
+    on_disk = DataModule(images, 0.25, 0, augment, 8, 0, in_memory=False, workers=workers)
+    assert equal(epoch(in_memory, 3), epoch(on_disk, 3))
+    assert equal(list(in_memory.val_dataloader()), list(on_disk.val_dataloader()))
+    assert equal(list(in_memory.test_dataloader()), list(on_disk.test_dataloader()))
 
 
 def test_a_channel_without_contrast_becomes_zero(noise):

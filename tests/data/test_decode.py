@@ -1,0 +1,83 @@
+import os
+
+import pytest
+import torch
+
+from kd.data.decode import decode, kept
+from kd.data.folder import folder
+from kd.data.parquet import parquet
+from kd.errors import UserError
+
+
+@pytest.fixture
+def both(tmp_path, pixels, encode, write_tree, write_parquet):
+    """The same images as a tree and as parquet files: read by either source."""
+    png = [encode(x) for x in pixels]
+    write_tree(tmp_path / "tree" / "train", {"cat": png[:3], "dog": png[3:6]})
+    write_tree(tmp_path / "tree" / "test", {"cat": png[6:9], "dog": png[9:]})
+    write_parquet(tmp_path / "table" / "train.parquet", png[:6], [0, 0, 0, 1, 1, 1], ("cat", "dog"))
+    write_parquet(tmp_path / "table" / "test.parquet", png[6:], [0, 0, 0, 1, 1, 1], ("cat", "dog"))
+    return {folder: tmp_path / "tree", parquet: tmp_path / "table"}
+
+
+@pytest.mark.parametrize("source", [folder, parquet])
+def test_pixels_on_disk_are_those_in_memory_and_decoded_once(both, source, monkeypatch):
+    root = both[source]
+    in_memory = source(root)
+    first = source(root, in_memory=False)
+    assert torch.equal(first.train_x, in_memory.train_x)
+    assert torch.equal(first.test_x, in_memory.test_x)
+    assert first.mean_std == in_memory.mean_std
+
+    monkeypatch.setattr("kd.data.decode.Image.open", None)
+    again = source(root, in_memory=False)
+    assert (again.id, again.name) == (in_memory.id, in_memory.name)
+
+
+@pytest.mark.parametrize("source", [folder, parquet])
+def test_a_changed_file_is_decoded_again(both, source, pixels, encode, write_parquet):
+    root = both[source]
+    source(root, in_memory=False)
+    if source is folder:
+        (root / "train" / "dog" / "2.png").write_bytes(encode(pixels[0]))
+    else:
+        png = [encode(pixels[i]) for i in (0, 1, 2, 3, 4, 0)]
+        write_parquet(root / "train.parquet", png, [0, 0, 0, 1, 1, 1], ("cat", "dog"))
+    assert torch.equal(source(root, in_memory=False).train_x[5], pixels[0])
+
+
+def test_a_jpeg_is_remembered(both, pixels, encode):
+    root = both[folder]
+    (root / "train" / "cat" / "3.png").write_bytes(encode(pixels[0], "JPEG"))
+    assert [folder(root, in_memory=False).name for _ in range(2)] == ["tree (JPEG)"] * 2
+
+
+def test_nothing_is_left_of_a_decoding_that_failed(tmp_path, pixels, encode):
+    keep = tmp_path / ".decoded" / "some"
+    with pytest.raises(UserError, match="third: damaged"):
+        decode([("first", encode(pixels[0])), ("second", encode(pixels[1])), ("third", b"?")], 3, 32, keep)
+    assert not list(keep.parent.iterdir())
+
+
+def test_pixels_of_other_files_and_sizes_are_kept_apart(tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(b"12")
+    before = kept(tmp_path, [file], 32)
+    assert kept(tmp_path, [file], 32) == before
+    assert kept(tmp_path, [file], 16) != before
+    file.write_bytes(b"1")
+    assert kept(tmp_path, [file], 32) != before
+
+
+def test_pixels_that_cannot_be_kept(tmp_path, pixels, encode):
+    (tmp_path / ".decoded").write_text("a file where a folder should be")
+    with pytest.raises(UserError, match=r"\.decoded/some.npy.*data.in_memory=false"):
+        decode([("first", encode(pixels[0]))], 1, 32, tmp_path / ".decoded" / "some")
+
+
+def test_kept_pixels_that_were_cut_short(tmp_path, pixels, encode):
+    encoded = [(str(i), encode(x)) for i, x in enumerate(pixels)]
+    keep = tmp_path / "some"
+    decode(encoded, 12, 32, keep)
+    os.truncate(tmp_path / "some.npy", 9000)
+    assert torch.equal(decode(encoded, 12, 32, keep).x, pixels)
