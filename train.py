@@ -15,9 +15,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-# Threads that spin while they wait make two busy cores many times slower than one; libgomp reads this when it loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -36,6 +33,12 @@ from kd.settings import AFTERWARDS, KNOBS, WHERE, check, decisive, variant, with
 
 CONF = Path(__file__).resolve().parent / "conf"
 log = logging.getLogger("kd")
+
+# Threads that spin for long while they wait make two busy cores many times slower than one, and those that do not spin
+# at all are late at every operation: so a few microseconds it is. libgomp reads this when it is loaded, with torch.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ |= WAITING
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -77,6 +77,10 @@ class Speed:
     def trained(self, net: nn.Module) -> nn.Module:
         """The network itself, made ready to be trained; names and values of its weights stay."""
         net.to(memory_format=self.memory_format)
+        if self.channels_last:
+            for module in net.modules():
+                if isinstance(module, nn.Flatten):
+                    module.register_forward_pre_hook(_keep_layout)
         if self.packed_dropout:
             for module in net.modules():
                 for name, child in module.named_children():
@@ -97,6 +101,14 @@ class Speed:
             if half:
                 net = net.to(torch.bfloat16)
         return net.to(memory_format=self.memory_format)
+
+
+def _keep_layout(flatten: nn.Module, args: tuple[Tensor]) -> None:
+    """Give the gradient the layout of the maps that were flattened: pooling is slow where the two differ."""
+    if args[0].requires_grad and args[0].is_contiguous(memory_format=torch.channels_last):
+        args[0].register_hook(  # type: ignore[no-untyped-call]
+            lambda grad: grad.contiguous(memory_format=torch.channels_last)
+        )
 
 
 def _folded(net: nn.Module) -> nn.Module:

@@ -346,6 +346,8 @@ def training_flops(options: argparse.Namespace, folder: Path) -> dict[str, float
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
+    import train
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_teacher(folder)
@@ -353,9 +355,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         pipes, processes = {}, []
         for loop in loops_of(options):
             # Read when libgomp loads. `train.py` sets it, and who follows a textbook does not.
-            wait_policy = {} if loop == "textbook" and not options.passive_textbook else {"OMP_WAIT_POLICY": "PASSIVE"}
-            os.environ.pop("OMP_WAIT_POLICY", None)
-            os.environ.update(wait_policy)
+            for name in train.WAITING:
+                os.environ.pop(name, None)
+            if loop != "textbook" or options.passive_textbook:
+                os.environ |= train.WAITING
             pipes[loop], far = context.Pipe()
             processes.append(context.Process(target=child, args=(loop, options, folder, far)))
             processes[-1].start()
@@ -525,7 +528,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     from rich.console import Console
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import train  # noqa: F401  # sets what has to be set before torch is imported
+
     options = arguments()
     figures = measure(options)
     if options.markdown:

@@ -97,6 +97,14 @@ class TestTheTrainedNetwork:
         plain = speed("reference").trained(CNN(4, 10, 16, "relu", 0.25, 0.5))
         assert all(type(m) is nn.Dropout for m in plain.modules() if isinstance(m, nn.Dropout))
 
+    def test_keeps_the_layout_of_gradients_that_a_linear_layer_sends_to_maps(self):
+        net = speed().trained(CNN(4, 10, 16, "relu", 0.25, 0.5))
+        received = []
+        net.downsample.register_full_backward_pre_hook(lambda module, grads: received.append(grads[0]))
+        net(torch.randn(8, 3, 16, 16).contiguous(memory_format=torch.channels_last)).logits.sum().backward()
+        assert [tuple(grad.shape) for grad in received] == [(8, 8, 4, 4), (8, 4, 8, 8)]
+        assert all(grad.is_contiguous(memory_format=torch.channels_last) for grad in received)
+
     def test_learns_when_compiled(self):
         code = (
             "import torch\n"

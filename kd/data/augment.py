@@ -57,15 +57,15 @@ class Augment:
 
     def apply(self, x: Tensor, view: Tensor) -> Tensor:
         """Crop and flip a batch (B, C, H, W) as the views (B,) say; dtype and shape stay."""
-        if self.crop:
-            size = x.shape[-2:]
-            padded = F.pad(x, (self.crop,) * 4)
-            windows = padded.unfold(2, size[0], 1).unfold(3, size[1], 1)
-            dy, dx = view // 2 // (2 * self.crop + 1), view // 2 % (2 * self.crop + 1)
-            x = windows[torch.arange(len(x), device=x.device), :, dy, dx]
+        height, width = x.shape[-2:]
+        dy, dx = view // 2 // (2 * self.crop + 1), view // 2 % (2 * self.crop + 1)
+        rows, columns = (torch.arange(size, device=x.device).expand(len(x), -1) for size in (height, width))
         if self.flip:
-            x = torch.where((view % 2 == 1)[:, None, None, None], x.flip(-1), x)
-        return x
+            columns = torch.where((view % 2 == 1)[:, None], width - 1 - columns, columns)
+        rows, columns = rows + dy[:, None], columns + dx[:, None]
+        padded = F.pad(x, (self.crop,) * 4).flatten(2)
+        places = rows[:, :, None] * (width + 2 * self.crop) + columns[:, None]
+        return padded.gather(2, places.view(len(x), 1, -1).expand(-1, x.shape[1], -1)).view(x.shape)
 
     def cut(self, x: Tensor, centres: Tensor) -> Tensor:
         """Zero the square around each centre (B, 2), row and column, in a normalised batch: the mean colour."""
