@@ -55,3 +55,16 @@ def require(name: str, value: object, span: str | None = None) -> None:
     below = value < high if interval[-1] == ")" else value <= high
     if not (above and below and math.isfinite(value)):
         raise ValueError(f"{name} must be {'a whole number ' if kind != 'number' else ''}in {interval}, got {value:g}")
+
+
+def require_sum(span: str, **parts: float) -> None:
+    """Check that some settings' sum lies in a span; what exceeds it by rounding alone, as 0.7 + 0.2 + 0.1, does not.
+
+    Raises:
+        ValueError: naming settings, span and values.
+    """
+    try:
+        require("sum", round(sum(parts.values()), 9), span)
+    except ValueError:
+        values = " and ".join(f"{name}={value:g}" for name, value in parts.items())
+        raise ValueError(f"{' + '.join(parts)} must be in {span}, got {values}") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
-from kd.ranges import RANGES, require
+from kd.ranges import RANGES, require, require_sum
 
 KNOBS = ("T", "alpha", "beta")
 
@@ -18,6 +18,9 @@ WHERE = {"accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "e
 
 
 MAY_BE_NULL = {"clip_norm", "threads"}
+
+ASIDE = {"logger", "teacher_store", "threads", "limits"}
+"""Top-level settings that decide nothing about the result."""
 
 STORAGE = {"root", "in_memory", "workers"}
 """Settings of the data that decide where it lies and how it is fetched."""
@@ -56,6 +59,11 @@ def check(settings: dict[str, Any], run_wide: Sequence[str], read: str, multirun
             require(name, value)
         except ValueError as error:
             raise UserError(str(error)) from error
+    for names, span in settings["limits"].items():
+        try:
+            require_sum(span, **{name: settings[name] for name in names.split(" + ")})
+        except ValueError as error:
+            raise UserError(str(error)) from error
     weights = settings["teacher_weights"]
     if weights is not None and settings["method"] is None:
         raise UserError("teacher_weights is for methods that learn from a teacher; this one does not")
@@ -65,7 +73,7 @@ def check(settings: dict[str, Any], run_wide: Sequence[str], read: str, multirun
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes of a run; not where it happens, what it shows and where things lie."""
-    kept = {name: value for name, value in settings.items() if name not in ("logger", "teacher_store", "threads")}
+    kept = {name: value for name, value in settings.items() if name not in ASIDE}
     kept["trainer"] = without(kept["trainer"], WHERE)
     kept["data"] = without(kept["data"], STORAGE)
     kept["data"]["source"] = without(kept["data"]["source"], STORAGE)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from kd.ranges import RANGES, require
+from kd.ranges import RANGES, require, require_sum
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,9 @@ def test_the_range_passes():
 def test_every_range_can_be_read(span):
     with pytest.raises(ValueError, match=r"must be in|must be a whole number in"):
         require("x", -1, span)
+
+
+def test_a_sum_is_checked_but_for_rounding():
+    require_sum("[0, 1]", alpha=0.7, beta=0.1 + 0.2)
+    with pytest.raises(ValueError, match=r"^alpha \+ beta must be in \[0, 1\], got alpha=0.8 and beta=0.3$"):
+        require_sum("[0, 1]", alpha=0.8, beta=0.3)

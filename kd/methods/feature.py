@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd.data.batch import Batch
 from kd.methods.base import Method, hard_loss, soft_loss
 from kd.models.output import Output
-from kd.ranges import require
+from kd.ranges import require, require_sum
 
 
 class Feature(Method):
@@ -33,12 +33,7 @@ class Feature(Method):
         require("T", T)
         require("alpha", alpha)
         require("beta", beta, "[0, 1]")
-        # 0.7 + 0.3 may exceed 1 in floating point: the last weight is clipped instead of the user being scolded.
-        if alpha + beta > 1 + 1e-9:
-            raise ValueError(
-                f"alpha + beta must be in [0, 1], got alpha={alpha:g} and beta={beta:g}; "
-                "the soft loss weighs 1 - alpha - beta"
-            )
+        require_sum("[0, 1]", alpha=alpha, beta=beta)
         if not stages:
             raise ValueError("stages must name at least one stage, got none")
         self.T, self.alpha, self.beta, self.label_smoothing = T, alpha, beta, label_smoothing

@@ -97,7 +97,7 @@ def test_maps_of_different_size_are_named():
         ({"alpha": 2}, r"alpha must be in \[0, 1\], got 2"),
         ({"beta": -0.5}, r"beta must be in \[0, 1\], got -0.5"),
         ({"beta": math.nan}, r"beta must be in \[0, 1\], got nan"),
-        ({"alpha": 0.7, "beta": 0.31}, r"alpha \+ beta must be in \[0, 1\], got alpha=0.7 and beta=0.31; .*"),
+        ({"alpha": 0.7, "beta": 0.31}, r"alpha \+ beta must be in \[0, 1\], got alpha=0.7 and beta=0.31"),
         ({"stages": []}, "stages must name at least one stage, got none"),
     ],
 )
