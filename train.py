@@ -8,7 +8,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -29,7 +30,7 @@ from kd.errors import UserError
 from kd.hashing import digest
 from kd.record import first_process, git_revision, recorded, versions, write_once
 from kd.results import FILE, Result, read
-from kd.settings import AFTERWARDS, KNOBS, WHERE, check, decisive, variant, without
+from kd.settings import AFTERWARDS, KNOBS, WHERE, check, decisive, fingerprint, variant, without
 
 CONF = Path(__file__).resolve().parent / "conf"
 log = logging.getLogger("kd")
@@ -45,18 +46,14 @@ if "OMP_WAIT_POLICY" not in os.environ:
 def main(cfg: DictConfig) -> float | None:
     """One run. Returns the last epoch's validation accuracy, for whatever searches over runs."""
     directory = Path(HydraConfig.get().runtime.output_dir)
+    multirun = HydraConfig.get().mode is RunMode.MULTIRUN
 
     def work(record: Result) -> Result:
-        refuse_mistakes(cfg)
+        refuse_mistakes(cfg, multirun)
         return run(cfg, record, directory)
 
-    try:
-        result = recorded(describe(cfg), directory, work)
-    except Exception as error:
-        if HydraConfig.get().mode is RunMode.MULTIRUN:  # of which Hydra tells only the first error, at the end
-            log.error("%s failed: %s", directory, cli.explain(error, sys.argv[1:]))
-        raise
-    if first_process():
+    result = recorded(describe(cfg), directory, work)
+    if first_process() and not multirun:
         from rich.console import Console
 
         from kd.report.tables import single
@@ -65,8 +62,8 @@ def main(cfg: DictConfig) -> float | None:
     return result.val_acc
 
 
-def run(cfg: DictConfig, record: Result, directory: Path) -> Result:
-    """Data, then the teacher if one is wanted, then the student if one is wanted."""
+def run(cfg: DictConfig, record: Result, directory: Path, watchers: Sequence[Any] = ()) -> Result:
+    """Data, then the teacher if one is wanted, then the student if one is wanted, whom the watchers watch."""
     from lightning import seed_everything
 
     from kd.lit import Classifier, Distiller
@@ -105,6 +102,7 @@ def run(cfg: DictConfig, record: Result, directory: Path) -> Result:
         metadata=make.metadata(cfg.student, cfg.recipe, cfg.seed, plain(cfg.method)),
         make_trainer=make.trainer(cfg.recipe),
         logger=make.logger(directory),
+        watchers=watchers,
     )
     if stored is not None:
         log.info(stored.summary())
@@ -372,7 +370,7 @@ def describe(cfg: DictConfig) -> Result:
         versions=versions(),
         status="running",
         variant=variant(HydraConfig.get().overrides.task),
-        fingerprint=digest({**decisive(settings), "root": settings["data"].get("root")}),
+        fingerprint=fingerprint(settings),
         group=digest(decisive(plain(OmegaConf.merge(cfg, {"seed": 0})))),
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
@@ -383,11 +381,11 @@ def number(value: Any, otherwise: Any) -> Any:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
 
 
-def refuse_mistakes(cfg: DictConfig) -> None:
+def refuse_mistakes(cfg: DictConfig, multirun: bool) -> None:
     """Say what is wrong with the settings before anything is loaded."""
     run_wide = yaml.safe_load((CONF / "config.yaml").read_text())
     read = OmegaConf.to_yaml(cfg.method) if cfg.method is not None else ""
-    check(plain(cfg), run_wide, read, multirun=HydraConfig.get().mode is RunMode.MULTIRUN)
+    check(plain(cfg), run_wide, read, multirun)
 
 
 def plain(node: Any) -> Any:
@@ -404,6 +402,7 @@ def console() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped is stopped: resumable, exit code 130
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # who wants Slurm asks for it
     try:
         sys.argv[1:] = cli.expand_resume(sys.argv[1:])
         main()

@@ -1,8 +1,10 @@
 """A run on record: its status is kept from the first moment, whatever comes of it. No torch import."""
 
 import errno
+import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +18,9 @@ from filelock import FileLock, Timeout
 from kd.errors import UserError
 from kd.results import FILE, Result, read, write
 
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -45,13 +50,17 @@ def _held(directory: Path) -> AbstractContextManager[object]:
 def _recorded(record: Result, directory: Path, work: Callable[[Result], Result]) -> Result:
     path = directory / FILE
     if path.exists():
-        previous = read(path)
-        if previous.fingerprint != record.fingerprint:
+        previous = _previous(path)
+        if previous is None:
+            shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # whose they are cannot be told
+        elif previous.fingerprint != record.fingerprint and (
+            previous.status == "done" or (directory / CHECKPOINTS).exists()
+        ):
             raise UserError(
                 f"{directory} holds a run of another configuration ({previous.method}, seed {previous.seed}, "
                 f"{previous.date}); choose another hydra.run.dir, or give the settings with which it was started"
             )
-        if previous.status == "done":
+        elif previous.fingerprint == record.fingerprint and previous.status == "done":
             return previous
     write_once(record, path)
     try:
@@ -70,6 +79,14 @@ def _recorded(record: Result, directory: Path, work: Callable[[Result], Result])
                 f"python train.py resume={directory}"
             ) from error
         raise
+
+
+def _previous(path: Path) -> Result | None:
+    try:
+        return read(path)
+    except UserError as error:
+        log.warning("%s; the run begins anew", error)
+        return None
 
 
 def write_once(record: Result, path: Path) -> None:

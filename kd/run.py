@@ -3,7 +3,7 @@
 import platform
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from kd.data.module import DataModule
 from kd.errors import UserError
 from kd.lit import Classifier
 from kd.logs import Pictures, conclude
+from kd.record import CHECKPOINTS
 from kd.results import FILE, Result, write
 from kd.weights import save_weights
 
-CHECKPOINT = Path("checkpoints/last.ckpt")
+CHECKPOINT = Path(CHECKPOINTS, "last.ckpt")
 
 
 def train(
@@ -34,6 +35,7 @@ def train(
     metadata: dict[str, Any],
     make_trainer: Callable[..., L.Trainer],
     logger: Logger | None,
+    watchers: Sequence[Callback] = (),
 ) -> Result:
     """Fit, test with the last epoch's weights, and leave weights and result record in the run directory.
 
@@ -48,6 +50,7 @@ def train(
         metadata: kept in the weights, beside the test accuracy.
         make_trainer: makes the Lightning Trainer, given callbacks, plugins, logger, directory and intervals.
         logger: where scalars and pictures go, if anywhere.
+        watchers: further callbacks, which may end the training early by raising what they like.
 
     Returns:
         The completed record, status "done".
@@ -59,11 +62,11 @@ def train(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    watchers: list[Callback] = [EpochSeed(record.seed), history, checkpoint]
+    callbacks: list[Callback] = [EpochSeed(record.seed), history, checkpoint, *watchers]
     if logger is not None:
-        watchers.append(Pictures(data.images.classes))
+        callbacks.append(Pictures(data.images.classes))
     trainer = make_trainer(
-        callbacks=watchers,
+        callbacks=callbacks,
         plugins=[WholeCheckpoints()],
         logger=logger or False,
         default_root_dir=directory,

@@ -3,12 +3,14 @@
 Settings are plain values here: nested dictionaries as YAML has them. No torch import.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
+from kd.hashing import digest
 from kd.ranges import RANGES, require, require_sum
 
 KNOBS = ("T", "alpha", "beta")
@@ -78,6 +80,15 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     kept["data"] = without(kept["data"], STORAGE)
     kept["data"]["source"] = without(kept["data"]["source"], STORAGE)
     return kept
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """Names a run by all that decides its result, a teacher's weights by what is in their file."""
+    known = decisive(settings)
+    weights = known["teacher_weights"]
+    if weights is not None and Path(weights).expanduser().is_file():
+        known["teacher_weights"] = hashlib.blake2b(Path(weights).expanduser().read_bytes()).hexdigest()
+    return digest({**known, "root": settings["data"].get("root")})
 
 
 def without(settings: dict[str, Any], names: set[str]) -> dict[str, Any]:

@@ -243,24 +243,6 @@ def test_your_own_images(run, tmp_path):
     assert same_weights(tmp_path / "run" / "student.safetensors", tmp_path / "disk" / "student.safetensors")
 
 
-class TestASweep:
-    @pytest.fixture(autouse=True)
-    def sweep(self, run, tmp_path):
-        grid = ("-m", *SMALL, "logger=none", "method=logits,feature", "T=1,-1,2", "hydra.sweep.dir=sweep")
-        self.code, self.said = run(*grid)
-        self.directory = tmp_path / "sweep"
-
-    def test_a_failing_job_stops_no_other(self):
-        assert self.code == 1
-        assert "T must be in (0, inf), got -1" in self.said
-        status = {path.parent.name: read(path) for path in self.directory.glob("*/result.json")}
-        assert {name: result.status for name, result in status.items()} == {
-            "0": "done", "1": "failed", "2": "done", "3": "done", "4": "failed", "5": "done"
-        }  # fmt: skip
-        assert status["1"].error == "T must be in (0, inf), got -1"
-        assert [status[job].T for job in "025"] == [1, 2, 2]
-
-
 @pytest.mark.parametrize(
     ("teacher_phase", "stop"), [(False, signal.SIGINT), (True, signal.SIGTERM)], ids=["student", "teacher"]
 )

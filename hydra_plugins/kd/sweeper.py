@@ -1,0 +1,131 @@
+"""Hydra's grid of jobs, made resumable: `hydra/sweeper=resumable`, which conf/config.yaml chooses.
+
+The same command with the same `hydra.sweep.dir` runs what is missing there, under whatever launcher.
+"""
+
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf, open_dict
+
+from kd import cli
+from kd.errors import UserError
+from kd.settings import fingerprint
+from kd.sweep import Job, Progress, alone_in, count, place, table
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""How often jobs are launched that a dying launcher takes with it."""
+QUIET = ("trainer.enable_progress_bar=false", "hydra.job_logging.root.handlers=[file]")
+"""Jobs side by side tell their log files what they have to say."""
+
+
+@dataclass
+class ResumableSweeperConf:
+    _target_: str = "hydra_plugins.kd.sweeper.ResumableSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = None
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="resumable", node=ResumableSweeperConf, provider="kd")
+
+
+class ResumableSweeper(BasicSweeper):
+    """The grid that Hydra's own sweeper makes, less what is done, impossible or asked for twice."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        directory = Path(self.config.hydra.sweep.dir)
+        with alone_in(directory):
+            OmegaConf.save(self.config, directory / "multirun.yaml")
+            jobs = [self._job(number, overrides) for number, overrides in enumerate(self._grid(arguments))]
+            left = place(jobs, directory)
+            if not left and all(job.status == "refused" for job in jobs):
+                raise UserError(jobs[0].why)
+            progress = Progress(jobs, lambda line: print(line, flush=True))
+            progress.look()
+            try:
+                returns = self._launch(left, progress)
+            except BaseException:
+                _show(jobs)
+                print(f"continue with: {_command(directory)}", file=sys.stderr)
+                raise
+            _show(jobs)
+            statuses = {job.status for job in jobs}
+            if statuses - {"done", "skipped", "refused"}:
+                raise UserError(f"{count(jobs)}; what is missing is tried again by: {_command(directory)}")
+            if "refused" in statuses:
+                raise UserError(count(jobs))
+            return returns
+
+    def _grid(self, arguments: list[str]) -> list[list[str]]:
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        (grid,) = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
+        return grid
+
+    def _job(self, number: int, overrides: Sequence[str]) -> Job:
+        import train
+
+        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(cfg):
+            cfg.hydra.job.num = cfg.hydra.job.id = number
+            name = str(cfg.hydra.sweep.subdir)
+            del cfg["hydra"]
+        job = Job(tuple(overrides), fingerprint(train.plain(cfg)), name)
+        try:
+            train.refuse_mistakes(cfg, multirun=True)
+        except UserError as error:
+            job.reason = str(error)
+        return job
+
+    def _launch(self, jobs: list[Job], progress: Progress) -> list[Sequence[JobReturn]]:
+        in_turn = isinstance(self.launcher, BasicLauncher)
+        returns = []
+        for batch in self.split_overrides_to_chunks(jobs, 1 if in_turn else self.max_batch_size) if jobs else ():
+            with nullcontext() if in_turn else progress.watching():
+                returns.append(self._insist(batch, () if in_turn else QUIET))
+            progress.look()
+        return returns
+
+    def _insist(self, jobs: list[Job], more: Sequence[str]) -> Sequence[JobReturn]:
+        """Launch jobs, and launch again those that a dying launcher took with it."""
+        for _ in range(ATTEMPTS):
+            left = [job for job in jobs if job.status not in ("done", "failed")]
+            commands = [[*job.overrides, f"hydra.sweep.subdir='{job.directory.name}'", *more] for job in left]
+            try:
+                returns = self.launcher.launch(commands, initial_job_idx=0)
+            except Exception as error:
+                log.warning("the launcher failed: %s", error)
+                continue
+            for job, returned in zip(left, returns, strict=True):
+                if returned.status is not JobStatus.COMPLETED:
+                    job.reason = cli.explain(returned._return_value, job.overrides)
+            return returns
+        for job in jobs:
+            if job.status not in ("done", "failed"):
+                job.reason = "its launcher died"
+        return []
+
+
+def _show(jobs: Sequence[Job]) -> None:
+    from rich.console import Console
+
+    Console().print("", table(jobs), sep="\n")
+
+
+def _command(directory: Path) -> str:
+    arguments = sys.argv[1:]
+    if not any(argument.startswith("hydra.sweep.dir=") for argument in arguments):
+        arguments = [*arguments, f"hydra.sweep.dir={directory}"]
+    return f"python train.py {shlex.join(arguments)}"

@@ -1,0 +1,70 @@
+"""Sweeps as they are typed."""
+
+
+import pytest
+
+from kd.results import read
+
+SMALL = (
+    "data=digits", "data.epochs=1", "teacher.scale=2", "student.scale=2", "trainer=cpu",
+    "trainer.enable_progress_bar=false", "logger=none",
+)  # fmt: skip
+
+
+def records(sweep):
+    return {path.parent.name: read(path) for path in sorted(sweep.glob("*/result.json"))}
+
+
+@pytest.fixture
+def sweep(run, tmp_path):
+    return lambda *arguments: (*run("-m", *SMALL, "hydra.sweep.dir=sweep", *arguments), tmp_path / "sweep")
+
+
+def test_what_fails_or_is_impossible_stops_nothing(sweep):
+    grid = ("method=feature", "alpha=0.5,0.8", "beta=0.3", "method.stages=[-1],[7]")
+    code, said, directory = sweep(*grid)
+    assert code == 1
+    assert said.index("refused alpha=0.8") < said.index("done    alpha=0.5")  # told before anything runs
+    assert "alpha + beta must be in [0, 1], got alpha=0.8 and beta=0.3" in said
+    assert "error: 1 done, 1 failed, 2 refused; what is missing is tried again by: python train.py -m" in said
+    assert {name: record.status for name, record in records(directory).items()} == {"0": "done", "1": "failed"}
+    assert "stages must be in [-2, 1]" in records(directory)["1"].error
+
+
+def test_given_again_it_runs_what_is_missing(sweep):
+    code, said, directory = sweep("method=logits", "T=1,4")
+    assert (code, said.count("done    T=")) == (0, 2)
+    before = {name: (directory / name / "result.json").stat().st_mtime_ns for name in "01"}
+    # Cut short, a record is no result; the grid has grown, and asks for the same run twice.
+    (directory / "1" / "result.json").write_text("{")
+    code, said, _ = sweep("method=logits", "T=4,2,1,1.0")
+    assert code == 0
+    assert "skipped T=1: done before" in said
+    assert "skipped T=1.0: the same as T=1" in said
+    assert (directory / "0" / "result.json").stat().st_mtime_ns == before["0"]
+    assert {name: (record.T, record.status) for name, record in records(directory).items()} == {
+        "0": (1, "done"), "1": (4, "done"), "2": (2, "done")
+    }  # fmt: skip
+
+
+def test_another_teacher_in_the_same_file_is_another_run(sweep, run, tmp_path):
+    for seed in (0, 1):
+        assert run(*SMALL, "method=teacher", f"seed={seed}", f"hydra.run.dir=teacher{seed}")[0] == 0
+    weights = tmp_path / "weights.safetensors"
+    for seed, done in ((0, 1), (0, 0), (1, 1)):
+        weights.write_bytes((tmp_path / f"teacher{seed}" / "teacher.safetensors").read_bytes())
+        code, said, directory = sweep("method=logits", f"teacher_weights={weights}")
+        assert (code, said.count("done    the run")) == (0, done)
+    assert len(records(directory)) == 2
+
+
+def test_a_directory_of_ones_own(sweep):
+    _, _, directory = sweep("method=standard", "seed=0,1", "hydra.sweep.subdir=seed${seed}")
+    assert {name: record.seed for name, record in records(directory).items()} == {"seed0": 0, "seed1": 1}
+
+
+def test_nothing_but_mistakes_is_one_mistake(sweep):
+    code, said, directory = sweep("T=0,-1")
+    assert code == 1
+    assert said.strip().splitlines()[-1] == "error: T must be in (0, inf), got 0"
+    assert not records(directory)
