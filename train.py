@@ -45,12 +45,17 @@ if "OMP_WAIT_POLICY" not in os.environ:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """One run. Returns the last epoch's validation accuracy, for whatever searches over runs."""
+    return job(cfg)
+
+
+def job(cfg: DictConfig, others: Any = None) -> float | None:
+    """One run, alone or with others in the same process, see `kd.cohort`."""
     directory = Path(HydraConfig.get().runtime.output_dir)
     multirun = HydraConfig.get().mode is RunMode.MULTIRUN
 
     def work(record: Result) -> Result:
         refuse_mistakes(cfg, multirun)
-        return run(cfg, record, directory)
+        return run(cfg, record, directory, others=others)
 
     result = recorded(describe(cfg), directory, work)
     if first_process() and not multirun:
@@ -62,20 +67,20 @@ def main(cfg: DictConfig) -> float | None:
     return result.val_acc
 
 
-def run(cfg: DictConfig, record: Result, directory: Path, watchers: Sequence[Any] = ()) -> Result:
+def run(cfg: DictConfig, record: Result, directory: Path, watchers: Sequence[Any] = (), others: Any = None) -> Result:
     """Data, then the teacher if one is wanted, then the student if one is wanted, whom the watchers watch."""
     from lightning import seed_everything
 
     from kd.lit import Classifier, Distiller
     from kd.run import parameter_count, train
 
-    make = Workshop(cfg)
+    make = Workshop(cfg, others)
     make.rehearsal(directory)
     record = replace(record, dataset=make.images.name)
 
     teacher = None
     if "teacher" in cfg.roles:
-        teacher, entry, accuracy = find_teacher(make, record)
+        teacher, entry, accuracy = make.others.once("teacher", lambda: find_teacher(make, record))
         record = replace(
             record, teacher_id=teacher.id, teacher_params=parameter_count(teacher.net), teacher_test_acc=accuracy
         )
@@ -91,11 +96,11 @@ def run(cfg: DictConfig, record: Result, directory: Path, watchers: Sequence[Any
         module = Classifier(**parts)
     else:
         method = make.method(student, teacher.net)
-        stored = make.stored_logits(teacher) if method.logits_only else None
-        module = Distiller(**parts, teacher=stored or teacher, method=method)
+        stored = make.others.once("logits", lambda: make.stored_logits(teacher)) if method.logits_only else None
+        module = Distiller(**parts, teacher=make.others.hearing(stored or teacher), method=method)
     result = train(
         module,
-        make.data(cfg.recipe, cfg.seed),
+        make.data(cfg.recipe, cfg.data.order_seed, make.others),
         replace(record, student_params=parameter_count(student)),
         directory,
         weights="student.safetensors",
@@ -103,6 +108,7 @@ def run(cfg: DictConfig, record: Result, directory: Path, watchers: Sequence[Any
         make_trainer=make.trainer(cfg.recipe),
         logger=make.logger(directory),
         watchers=watchers,
+        clock=make.others.clock,
     )
     if stored is not None:
         log.info(stored.summary())
@@ -183,11 +189,13 @@ def adopt(entry: Path, record: Result, directory: Path) -> Result:
 class Workshop:
     """Makes what a run needs from its configuration: the only place that instantiates."""
 
-    def __init__(self, cfg: DictConfig) -> None:
-        self.cfg = cfg
+    def __init__(self, cfg: DictConfig, others: Any = None) -> None:
+        from kd.cohort import Alone
+
+        self.cfg, self.others = cfg, others or Alone()
         self.speed = self._new(cfg.speed)
         self.speed.settle(cfg.threads)
-        self.images = self._new(cfg.data.source)
+        self.images = self.others.once("images", lambda: self._new(cfg.data.source))
 
     def net(self, node: DictConfig) -> Any:
         images = self.images
@@ -246,7 +254,7 @@ class Workshop:
             "label_smoothing": recipe.label_smoothing,
         }
 
-    def data(self, recipe: DictConfig, seed: int) -> Any:
+    def data(self, recipe: DictConfig, seed: int, others: Any = None) -> Any:
         from kd.data.module import DataModule
 
         data = self.cfg.data
@@ -261,6 +269,7 @@ class Workshop:
             self.speed.memory_format,
             data.in_memory,
             data.workers,
+            others,
         )
 
     def trainer(self, recipe: DictConfig, **where: Any) -> Any:

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ class History(L.Callback):
 
     Args:
         path: where the file goes.
+        clock: the time in seconds.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.path, self.clock = path, clock
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
         self.images = 0
@@ -57,13 +59,13 @@ class History(L.Callback):
         self.seconds, self.images = state_dict["seconds"], state_dict["images"]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started, self._paused = time.perf_counter(), 0.0
+        self._started, self._paused = self.clock(), 0.0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._paused -= time.perf_counter()
+        self._paused -= self.clock()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._paused += time.perf_counter()
+        self._paused += self.clock()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -71,7 +73,7 @@ class History(L.Callback):
         self.images += len(batch.y) * trainer.world_size
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.seconds += time.perf_counter() - self._started - self._paused
+        self.seconds += self.clock() - self._started - self._paused
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.rows.append({"epoch": trainer.current_epoch, **metrics})
         if trainer.is_global_zero:

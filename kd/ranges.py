@@ -21,6 +21,7 @@ RANGES = {
     "label_smoothing": "[0, 1]",
     "lr": "[0, inf)",
     "momentum": "[0, 1)",
+    "order_seed": "whole [0, inf)",
     "scale": "whole [1, inf)",
     "seed": "whole [0, inf)",
     "split_seed": "whole [0, inf)",

@@ -1,6 +1,7 @@
 """One training, from its first epoch or its last checkpoint to its result record."""
 
 import platform
+import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ def train(
     make_trainer: Callable[..., L.Trainer],
     logger: Logger | None,
     watchers: Sequence[Callback] = (),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Result:
     """Fit, test with the last epoch's weights, and leave weights and result record in the run directory.
 
@@ -51,11 +53,12 @@ def train(
         make_trainer: makes the Lightning Trainer, given callbacks, plugins, logger, directory and intervals.
         logger: where scalars and pictures go, if anywhere.
         watchers: further callbacks, which may end the training early by raising what they like.
+        clock: the time in seconds, for the record.
 
     Returns:
         The completed record, status "done".
     """
-    history = History(directory / "metrics.csv")
+    history = History(directory / "metrics.csv", clock)
     checkpoint = ModelCheckpoint(
         directory / CHECKPOINT.parent,
         filename=CHECKPOINT.stem,

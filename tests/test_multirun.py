@@ -1,7 +1,10 @@
 """Sweeps as they are typed."""
 
+from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from kd.results import read
 
@@ -68,3 +71,37 @@ def test_nothing_but_mistakes_is_one_mistake(sweep):
     assert code == 1
     assert said.strip().splitlines()[-1] == "error: T must be in (0, inf), got 0"
     assert not records(directory)
+
+
+class TestACohort:
+    GRID = ("speed.stored_logits=false", "data.epochs=2", "method=standard,logits,feature", "seed=0,1")
+
+    def test_gives_each_job_what_it_would_have_been_alone(self, run, tmp_path):
+        shared = (*SMALL, *self.GRID, "data.order_seed=7")
+        assert run("-m", *shared, "hydra.sweep.dir=alone")[0] == 0
+        code, said = run("-m", *shared, "hydra/launcher=cohort", "hydra.sweep.dir=together")
+        assert (code, said.count("done    method=")) == (0, 6)
+        alone, together = records(tmp_path / "alone"), records(tmp_path / "together")
+        timing = {"date": "", "train_seconds": None, "images_per_second": None}
+        for name in alone:
+            mine, theirs = (replace(found[name], **timing) for found in (alone, together))
+            assert mine == replace(theirs, variant=mine.variant)
+            assert same_files(tmp_path, name, "student.safetensors", "metrics.csv")
+            log = (tmp_path / "together" / name / "train.log").read_text()
+            assert log.count("training the student") == 1
+            assert f"method {mine.method}, seed {mine.seed}" in log
+
+    def test_tells_of_what_fails(self, run, tmp_path):
+        grid = (*SMALL, "method=feature", "method.stages=[-1],[7]", "hydra/launcher=cohort", "hydra.sweep.dir=sweep")
+        code, said = run("-m", *grid)
+        assert code == 1
+        assert "failed  method.stages=[7]: stages must be in [-2, 1]" in said
+        assert "done    method.stages=[-1]" in said
+
+
+def same_files(folder, run, *names):
+    """Weights and curves to the bit."""
+    weights, curves = names
+    left, right = (load_file(folder / kind / run / weights) for kind in ("alone", "together"))
+    equal = left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+    return equal and len({(folder / kind / run / curves).read_text() for kind in ("alone", "together")}) == 1

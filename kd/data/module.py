@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from kd.cohort import Alone
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.images import Images
@@ -158,7 +159,13 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        draws = (draw.share(self.rank, self.ranks) for draw in self.sampler)
+        return self.batches(self.draws())
+
+    def draws(self) -> Iterator[Draw]:
+        """This rank's part of each step's choice."""
+        return (draw.share(self.rank, self.ranks) for draw in self.sampler)
+
+    def batches(self, draws: Iterable[Draw]) -> Iterator[Batch]:
         for draw, x, y in self.pixels.find(draws):
             index, view = draw.index.to(self.device), draw.view.to(self.device)
             x = self.augment.apply(x, view) * self.scale + self.shift
@@ -183,6 +190,7 @@ class DataModule(L.LightningDataModule):
         memory_format: of the batches; convolutions run about twice as fast when channels lie side by side.
         in_memory: whether to put all images on the device; otherwise worker processes look them up.
         workers: how many, at least 0, where this process does it itself.
+        others: trainings to share batches with.
 
     Raises:
         ValueError: for a value outside its range.
@@ -200,12 +208,14 @@ class DataModule(L.LightningDataModule):
         memory_format: torch.memory_format = torch.channels_last,
         in_memory: bool = True,
         workers: int = 0,
+        others: Alone | None = None,
     ) -> None:
         super().__init__()
         require("data.val_fraction", val_fraction)
         require("data.workers", workers)
         self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
         self.memory_format, self.in_memory, self.workers = memory_format, in_memory, workers
+        self.others = others or Alone()
         self.train_index, self.val_index = stratified_split(images.train_y, val_fraction, split_seed)
         if not 1 <= batch_size <= len(self.train_index):
             raise UserError(
@@ -223,23 +233,26 @@ class DataModule(L.LightningDataModule):
             )
         image_size = self.images.train_x.shape[-1]
         sampler = Shuffled(self.train_index, self.batch_size, self.augment, image_size, self.seed)
-        return self._loader(sampler, self.images.train_x, self.images.train_y)
+        return self._loader("train", sampler, self.images.train_x, self.images.train_y)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         if not len(self.val_index):
             return []
-        return self._loader(InOrder(self.val_index, self.augment), self.images.train_x, self.images.train_y)
+        return self._loader("val", InOrder(self.val_index, self.augment), self.images.train_x, self.images.train_y)
 
     def test_dataloader(self) -> Loader:
         index = torch.arange(len(self.images.test_y))
         return self._loader(
-            InOrder(index, self.augment), self.images.test_x, self.images.test_y, len(self.images.train_y)
+            "test", InOrder(index, self.augment), self.images.test_x, self.images.test_y, len(self.images.train_y)
         )
 
-    def _loader(self, sampler: Shuffled | InOrder, x: Tensor, y: Tensor, first: int = 0) -> Loader:
+    def _loader(self, split: str, sampler: Shuffled | InOrder, x: Tensor, y: Tensor, first: int = 0) -> Loader:
         device, rank, ranks = torch.device("cpu"), 0, 1
         if self.trainer is not None:
             device, rank, ranks = self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
-        pixels = InMemory(x, y, device) if self.in_memory else OnDisk(x, y, device, self.workers)
-        mean_std = self.images.mean_std
-        return Loader(pixels, sampler, self.augment, mean_std, self.memory_format, device, rank, ranks, first)
+        arguments = (sampler, self.augment, self.images.mean_std, self.memory_format, device, rank, ranks, first)
+        if not self.in_memory:
+            return Loader(OnDisk(x, y, device, self.workers), *arguments)
+        source = "test" if split == "test" else "train"
+        pixels = self.others.once(f"{source} images on {device}", lambda: InMemory(x, y, device))
+        return self.others.loader(split, Loader(pixels, *arguments))
