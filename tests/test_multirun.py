@@ -1,13 +1,18 @@
 """Sweeps as they are typed."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.plugins import Plugins
 from safetensors.torch import load_file
 
 from kd.results import read
 
+ROOT = Path(__file__).parents[1]
 SMALL = (
     "data=digits", "data.epochs=1", "teacher.scale=2", "student.scale=2", "trainer=cpu",
     "trainer.enable_progress_bar=false", "logger=none",
@@ -73,6 +78,25 @@ def test_nothing_but_mistakes_is_one_mistake(sweep):
     assert not records(directory)
 
 
+@pytest.mark.parametrize("deaths", [1, 9])
+def test_jobs_that_a_dying_launcher_takes_with_it_are_launched_again(sweep, monkeypatch, deaths):
+    # Hydra loads its plugins itself: what an import here finds is another class.
+    launcher = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    launch, left = launcher.launch, [None] * deaths
+
+    def die(self, job_overrides, initial_job_idx):
+        if left:
+            left.pop()
+            raise RuntimeError("a worker was killed")
+        return launch(self, job_overrides, initial_job_idx)
+
+    monkeypatch.setattr(launcher, "launch", die)
+    code, said, _ = sweep("method=standard")
+    assert "the launcher failed: a worker was killed" in said
+    assert ("done    the run" in said, code) == ((True, 0) if deaths == 1 else (False, 1))
+    assert deaths == 1 or "its launcher died" in said
+
+
 class TestACohort:
     GRID = ("speed.stored_logits=false", "data.epochs=2", "method=standard,logits,feature", "seed=0,1")
 
@@ -105,3 +129,12 @@ def same_files(folder, run, *names):
     left, right = (load_file(folder / kind / run / weights) for kind in ("alone", "together"))
     equal = left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
     return equal and len({(folder / kind / run / curves).read_text() for kind in ("alone", "together")}) == 1
+
+
+def test_a_sweep_that_is_killed_again_and_again_ends_with_the_right_results():
+    """Three kills here; `python tests/kill_sweep.py` for twenty."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "kill_sweep.py", "--kills=3"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "exactly the 12 right results"

@@ -3,16 +3,14 @@
 The same command with the same `hydra.sweep.dir` runs what is missing there, under whatever launcher.
 """
 
-import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,8 +21,6 @@ from kd import cli
 from kd.errors import UserError
 from kd.settings import fingerprint
 from kd.sweep import Job, Progress, alone_in, count, place, table
-
-log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How often jobs are launched that a dying launcher takes with it."""
@@ -90,15 +86,15 @@ class ResumableSweeper(BasicSweeper):
         return job
 
     def _launch(self, jobs: list[Job], progress: Progress) -> list[Sequence[JobReturn]]:
-        in_turn = isinstance(self.launcher, BasicLauncher)
+        in_turn = self.config.hydra.launcher._target_.endswith(".BasicLauncher")
         returns = []
         for batch in self.split_overrides_to_chunks(jobs, 1 if in_turn else self.max_batch_size) if jobs else ():
             with nullcontext() if in_turn else progress.watching():
-                returns.append(self._insist(batch, () if in_turn else QUIET))
+                returns.append(self._insist(batch, () if in_turn else QUIET, progress.say))
             progress.look()
         return returns
 
-    def _insist(self, jobs: list[Job], more: Sequence[str]) -> Sequence[JobReturn]:
+    def _insist(self, jobs: list[Job], more: Sequence[str], say: Callable[[str], None]) -> Sequence[JobReturn]:
         """Launch jobs, and launch again those that a dying launcher took with it."""
         for _ in range(ATTEMPTS):
             left = [job for job in jobs if job.status not in ("done", "failed")]
@@ -106,7 +102,7 @@ class ResumableSweeper(BasicSweeper):
             try:
                 returns = self.launcher.launch(commands, initial_job_idx=0)
             except Exception as error:
-                log.warning("the launcher failed: %s", error)
+                say(f"the launcher failed: {error}")
                 continue
             for job, returned in zip(left, returns, strict=True):
                 if returned.status is not JobStatus.COMPLETED:

@@ -1,0 +1,74 @@
+"""How long one sweep takes under several launchers, whole commands timed in turns.
+
+A ratio is the median over rounds of one launcher's time divided by the first one's in the same round. The teacher is
+trained beforehand.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+GRID = (
+    "data=digits", "data.batch_size=256", "data.epochs=20", "method=logits", "T=1,2,4,8", "alpha=0.1,0.5",
+    "speed.stored_logits=false", "logger=none",
+)  # fmt: skip
+
+
+def timed(folder: Path, launcher: str, grid: list[str], number: int) -> float:
+    """Seconds of the sweep, from command to exit."""
+    command = [
+        sys.executable, str(ROOT / "train.py"), "-m", *grid, f"hydra/launcher={launcher}",
+        f"hydra.sweep.dir={folder}/{launcher}{number}", f"teacher_store={folder}/teachers",
+        "trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"error: {launcher}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python scripts/benchmark_sweep.py --launchers basic cohort joblib",
+    )
+    parser.add_argument("grid", nargs="*", help=f"the sweep (default: {' '.join(GRID)})")
+    parser.add_argument("--launchers", nargs="+", default=["basic", "cohort"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    options = parser.parse_intermixed_args()
+    grid = options.grid or list(GRID)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        first = [override.split(",")[0] for override in grid]
+        timed(folder, "basic", [*first, "recipe.epochs=1"], -1)
+        seconds: dict[str, list[float]] = {launcher: [] for launcher in options.launchers}
+        for number in range(options.rounds):
+            for launcher in options.launchers:
+                seconds[launcher].append(timed(folder, launcher, grid, number))
+                print(f"{launcher:<8} {seconds[launcher][-1]:6.1f} s", flush=True)
+    base = seconds[options.launchers[0]]
+    ratios = {
+        launcher: statistics.median(mine / first for mine, first in zip(times, base, strict=True))
+        for launcher, times in seconds.items()
+    }
+    for launcher, times in seconds.items():
+        print(
+            f"{launcher:<8} median {statistics.median(times):6.1f} s, {ratios[launcher]:.2f} of {options.launchers[0]}"
+        )
+    if options.json is not None:
+        figures = {"grid": grid, "cores": os.cpu_count(), "seconds": seconds, "ratios": ratios}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
