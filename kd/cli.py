@@ -59,7 +59,8 @@ Examples
   python train.py data=folder data.root=my_images            your own images: train/CLASS/*.png and test/CLASS/*.png
 
 More: --cfg job shows the whole configuration without running it, --hydra-help what Hydra itself offers,
-`python scripts/report.py DIR...` makes tables and pictures of finished runs.
+`python scripts/report.py DIR...` makes tables and pictures of finished runs, `python scripts/search.py DIR ...` looks for
+the knobs that give the best validation accuracy.
 """
 
 GROUPS = ("data", "student", "teacher", "trainer", "speed", "logger", "experiment")

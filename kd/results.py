@@ -62,7 +62,7 @@ class Result:
     git: str = ""
     versions: str = ""
     status: str
-    """"running", "done", "failed" or "interrupted"."""
+    """"running", "done", "failed", "interrupted", or "pruned" by a search that saw no hope in it."""
 
     variant: str = ""
     """The other overrides that set this run apart, as in "student.scale=8 recipe.epochs=50"."""

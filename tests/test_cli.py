@@ -188,8 +188,8 @@ def test_resume_gives_the_overrides_back_and_the_users_own_last(tmp_path, monkey
         expand_resume([f"resume={tmp_path}"])
 
 
-@pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
-def test_every_experiment_composes_each_of_its_jobs(run, tmp_path, experiment):
+@pytest.mark.parametrize("experiment", ["seed_table"])  # the longer ones are composed in tests/scripts/test_search.py
+def test_an_experiment_runs_each_of_its_jobs(run, tmp_path, experiment):
     params = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())["hydra"]["sweeper"]["params"]
     jobs = 1
     for choices in params.values():

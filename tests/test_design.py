@@ -81,7 +81,11 @@ def test_training_knows_no_concrete_method_and_the_store_no_training():
 
 
 @pytest.mark.parametrize(
-    "module", ["kd.ranges", "kd.settings", "kd.record", "kd.results", "kd.report", *below("kd.report")]
+    "module",
+    [
+        *("kd.ranges", "kd.settings", "kd.record", "kd.results", "kd.search", "kd.sweep"),
+        *("kd.report", *below("kd.report")),
+    ],
 )
 def test_records_and_reports_need_no_torch(module):
     assert not reached(module) & HEAVY

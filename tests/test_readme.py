@@ -98,6 +98,7 @@ def test_looking_at_runs(command, further, folder, finished, tmp_path):
 
 def test_no_command_is_left_out():
     elsewhere = {"python scripts/benchmark.py --quick", "python scripts/benchmark.py --quick speed.keep_memory=false"}
+    elsewhere |= {"python scripts/search.py searches/first --trials 30 method=logits data=digits"}
     here = {"python scripts/report.py multirun", "tensorboard --logdir runs", *TRAINING, *elsewhere}
     assert {command for command in COMMANDS if not command.startswith("pip")} == here
 
