@@ -54,7 +54,7 @@ def job(cfg: DictConfig, others: Any = None) -> float | None:
     multirun = HydraConfig.get().mode is RunMode.MULTIRUN
 
     def work(record: Result) -> Result:
-        refuse_mistakes(cfg, multirun)
+        refuse_mistakes(cfg, HydraConfig.get().launcher._target_ if multirun else None)
         return run(cfg, record, directory, others=others)
 
     result = recorded(describe(cfg), directory, work)
@@ -390,11 +390,11 @@ def number(value: Any, otherwise: Any) -> Any:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
 
 
-def refuse_mistakes(cfg: DictConfig, multirun: bool) -> None:
+def refuse_mistakes(cfg: DictConfig, launcher: str | None) -> None:
     """Say what is wrong with the settings before anything is loaded."""
     run_wide = yaml.safe_load((CONF / "config.yaml").read_text())
     read = OmegaConf.to_yaml(cfg.method) if cfg.method is not None else ""
-    check(plain(cfg), run_wide, read, multirun)
+    check(plain(cfg), run_wide, read, launcher)
 
 
 def plain(node: Any) -> Any:

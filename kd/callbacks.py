@@ -40,8 +40,8 @@ class History(L.Callback):
         clock: the time in seconds.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.path, self.clock = path, clock
+    def __init__(self, path: Path, clock: Callable[[], float] | None = None) -> None:
+        self.path, self.clock = path, clock or time.perf_counter
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
         self.images = 0

@@ -59,9 +59,12 @@ Examples
   python train.py data=folder data.root=my_images            your own images: train/CLASS/*.png and test/CLASS/*.png
 
 More: --cfg job shows the whole configuration without running it, --hydra-help what Hydra itself offers,
-`python scripts/report.py DIR...` makes tables and pictures of finished runs, `python scripts/search.py DIR ...` looks for
-the knobs that give the best validation accuracy.
+`python scripts/report.py DIR...` makes tables and pictures of finished runs, `python scripts/search.py DIR ...` looks
+for the knobs that give the best validation accuracy.
 """
+
+EXTRAS = {"joblib": "parallel", "submitit": "slurm"}
+"""Which of the extras in pyproject.toml brings a launcher, by the first word of its name."""
 
 GROUPS = ("data", "student", "teacher", "trainer", "speed", "logger", "experiment")
 
@@ -96,6 +99,9 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot use {error.filename}: {error.strerror}"
     message = str(error).split("Config search path")[0]
+    launchers = re.findall(r"not (?:find|load) 'hydra/launcher/([a-z]+)", message)
+    if launchers and launchers[0] in EXTRAS:
+        return f"this launcher is not installed: pip install -e '.[{EXTRAS[launchers[0]]}]'"
     unknown = re.match(r"Could not override '(.+?)'", message)
     if unknown:
         chosen = [argument for argument in arguments if argument.startswith("method=")] or ["the default method"]

@@ -11,7 +11,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -21,7 +20,6 @@ from kd.data.batch import Batch
 from kd.models.output import Output
 
 T = TypeVar("T")
-L = TypeVar("L")
 
 SETTLED = 3
 """A training that asks for its third batch has taken the memory that it will take."""
@@ -36,9 +34,9 @@ class Alone:
         """What all trainings of a cohort use and none changes: made by the first that needs it."""
         return make()
 
-    def loader(self, split: str, loader: L) -> L:
-        """A `kd.data.module.Loader` that shares its batches with the others' for the same split."""
-        return loader
+    def batches(self, split: str, loader: Any) -> Iterator[Batch]:
+        """What a `kd.data.module.Loader` hands out, shared with the others' loaders for the same split."""
+        return cast(Iterator[Batch], loader.batches(loader.draws()))
 
     def hearing(self, teacher: Callable[[Batch], Output]) -> Callable[[Batch], Output]:
         """A teacher that is asked once about a batch that all see."""
@@ -117,41 +115,21 @@ class Member(Alone):
         made: T = self.cohort.made[name]
         return made
 
-    def loader(self, split: str, loader: L) -> L:
-        return cast(L, SharedLoader(self, split, loader))
-
-    def batch(self, key: Any, make: Callable[[], Batch]) -> Batch:
-        """The batch of that name, made unless it is the one that was asked for last."""
-        self.asked += 1
-        self._pause()
-        if self.cohort.batch is None or self.cohort.batch[0] != key:
-            self.cohort.batch = key, make()
-        return self.cohort.batch[1]
+    def batches(self, split: str, loader: Any) -> Iterator[Batch]:
+        epoch = getattr(loader.sampler, "epoch", 0)
+        for step, draw in enumerate(loader.draws()):
+            self.asked += 1
+            self._pause()
+            key = split, epoch, step
+            if self.cohort.batch is None or self.cohort.batch[0] != key:
+                self.cohort.batch = key, next(loader.batches([draw]))
+            yield self.cohort.batch[1]
 
     def hearing(self, teacher: Callable[[Batch], Output]) -> Callable[[Batch], Output]:
         return self.once(f"what {id(teacher)} says", lambda: Echo(teacher))
 
     def clock(self) -> float:
         return time.perf_counter() - self._others
-
-
-class SharedLoader:
-    """Hands out batches that others of the cohort may have made."""
-
-    def __init__(self, member: Member, split: str, loader: Any) -> None:
-        self.member, self.split, self.own = member, split, loader
-        self.sampler, self.batch_sampler = loader.sampler, loader.batch_sampler
-
-    def __len__(self) -> int:
-        return len(self.own)
-
-    def __iter__(self) -> Iterator[Batch]:
-        epoch = getattr(self.sampler, "epoch", 0)
-        for step, draw in enumerate(self.own.draws()):
-            yield self.member.batch((self.split, epoch, step), partial(self._make, draw))
-
-    def _make(self, draw: Any) -> Batch:
-        return cast(Batch, next(self.own.batches([draw])))
 
 
 class Echo:

@@ -1,7 +1,6 @@
 """One training, from its first epoch or its last checkpoint to its result record."""
 
 import platform
-import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -37,7 +36,7 @@ def train(
     make_trainer: Callable[..., L.Trainer],
     logger: Logger | None,
     watchers: Sequence[Callback] = (),
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> Result:
     """Fit, test with the last epoch's weights, and leave weights and result record in the run directory.
 

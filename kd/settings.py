@@ -4,7 +4,6 @@ Settings are plain values here: nested dictionaries as YAML has them. No torch i
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,29 +30,29 @@ AFTERWARDS = {"keep_memory", "fold_teacher", "stored_logits", "stored_logits_gb"
 """Speed-ups that change nothing about how a teacher is trained."""
 
 
-def check(settings: dict[str, Any], run_wide: Sequence[str], read: str, multirun: bool) -> None:
+def check(settings: dict[str, Any], run_wide: Sequence[str], read: str, launcher: str | None) -> None:
     """Refuse what would otherwise surprise late, or never.
 
     Args:
         settings: all of them, resolved.
         run_wide: names of the top-level settings that every method has.
         read: the method's own part of the configuration, unresolved.
-        multirun: whether this is one of several jobs of one command.
+        launcher: class that starts this job of a multirun, dotted; None for a run by itself.
 
     Raises:
         UserError: for a number outside its range, a knob that nothing reads, settings that exclude each other.
     """
-    if multirun and settings["trainer"]["strategy"] == "ddp" and "SLURM_JOB_ID" not in os.environ:
+    if launcher is not None and not launcher.endswith(".SlurmLauncher") and _several_processes(settings["trainer"]):
         raise UserError(
-            "trainer=ddp starts this command again in further processes, which a multirun cannot be; "
-            "sweep on one device, or run the jobs one by one"
+            "training on several devices starts this command again in further processes, which a job of a multirun "
+            "cannot be; sweep on one device, run the jobs one by one, or use hydra/launcher=slurm"
         )
     for name, value in settings.items():
         if isinstance(value, dict | None) or name in run_wide:
             continue
         if f"${{{name}}}" not in read:
             raise UserError(f"{name}={value}: this method has no such knob, so nothing would come of it")
-    for name, value in _leaves(settings):
+    for name, value in sorted(_leaves(settings), key=lambda leaf: leaf[0].count(".")):  # what others refer to first
         kind = name.rpartition(".")[2]
         if kind not in RANGES or (kind in MAY_BE_NULL and value is None):
             continue
@@ -71,6 +70,12 @@ def check(settings: dict[str, Any], run_wide: Sequence[str], read: str, multirun
         raise UserError("teacher_weights is for methods that learn from a teacher; this one does not")
     if weights is not None and not Path(weights).expanduser().is_file():
         raise UserError(f"no weights at {weights}")
+
+
+def _several_processes(trainer: dict[str, Any]) -> bool:
+    devices = trainer["devices"]
+    one = len(devices) == 1 if isinstance(devices, list) else str(devices) == "1"
+    return not one or str(trainer["strategy"]).startswith(("ddp", "fsdp", "deepspeed"))
 
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:

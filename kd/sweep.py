@@ -56,6 +56,12 @@ class Job:
         except UserError:
             return None
 
+    def wait(self) -> None:
+        """Until no process is at work in its directory."""
+        if self.directory is not None and self.directory.exists():
+            with FileLock(self.directory / ".lock"):
+                pass
+
     @property
     def status(self) -> str:
         """skipped, refused, done, failed, interrupted, running, or waiting."""

@@ -7,9 +7,15 @@ from pathlib import Path
 from rich.console import Console
 
 from kd.errors import UserError
+from kd.report.choice import best, leaders
+from kd.report.comparison import by_baseline, compare, reading
 from kd.report.rows import summarize
-from kd.report.tables import to_rich
+from kd.report.tables import differences_to_rich, to_rich
 from kd.results import REPORT, collect
+
+MANY = 40
+"""With more rows than this, a terminal shows a few of them; the files have all."""
+FEW = 20
 
 
 def main() -> int:
@@ -17,28 +23,44 @@ def main() -> int:
     try:
         results, skipped = collect(args.dirs)
         summary = summarize(results, skipped)
+        comparisons = compare(summary.rows, args.baseline)
         from kd.report.page import write_report  # matplotlib takes a second that help and mistakes need not wait for
 
-        written = write_report(summary, args.out or args.dirs[0] / REPORT)
+        written = write_report(summary, args.out or args.dirs[0] / REPORT, comparisons)
     except UserError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 1
-    Console().print(to_rich(summary.rows))
-    print(*summary.notes, "", *written, sep="\n")
+    places, said = leaders(summary.rows, FEW if len(summary.rows) > MANY else MANY)
+    shown = [summary.rows[i] for i in places]
+    console = Console()
+    console.print(to_rich(shown))
+    for baseline, compared in by_baseline(comparisons):
+        print(f"Compared with {baseline}:")
+        console.print(differences_to_rich([one for one in compared if any(one.row is row for row in shown)]))
+    if said:
+        print(f"{said}. All of them are in results.md and results.csv.\n")
+    print(*best(summary.rows), "", *summary.notes, *reading(summary.rows, comparisons), "", *written, sep="\n")
     return 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Compare training runs: one row per configuration, over its seeds. Reads every result.json below\n"
-        "the directories; writes results.md, results.csv, accuracy_comparison.png and distillation_comparison.png.",
+        description="Compare training runs: one row per configuration, over its seeds, compared with a baseline over\n"
+        "the seeds that both have. Reads every result.json below the directories; writes results.md, results.csv and\n"
+        "pictures of accuracies, learning curves and whatever knobs or sizes were swept.",
         epilog="example:\n"
         "  python train.py -m method=standard,logits,feature seed=0,1,2 hydra.sweep.dir=multirun/first\n"
-        "  python scripts/report.py multirun/first",
+        "  python scripts/report.py multirun/first\n"
+        "  python scripts/report.py multirun/first --baseline logits",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="where runs were written to, at any depth")
     parser.add_argument("--out", type=Path, help="where the report goes (default: DIR/report of the first DIR)")
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="label or method of the row to compare the others with (default: the only student without a teacher)",
+    )
     return parser.parse_args()
 
 

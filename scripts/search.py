@@ -129,7 +129,7 @@ def plan(options: argparse.Namespace) -> Search:
     )
     for part in ranges:
         part.within(search.limits, {**search.fixed, **search.lowest})
-    train.refuse_mistakes(search.compose(search.lowest), multirun=True)
+    train.refuse_mistakes(search.compose(search.lowest), launcher="search")
     return search
 
 
@@ -291,7 +291,7 @@ def do(search: Search, trial: Any, values: dict[str, float]) -> Result:
     OmegaConf.save(hydra.hydra.overrides.task, directory / ".hydra" / "overrides.yaml")
 
     def work(record: Result) -> Result:
-        train.refuse_mistakes(cfg, multirun=True)
+        train.refuse_mistakes(cfg, launcher="search")
         try:
             return train.run(cfg, record, directory, watchers=[watcher(trial)])
         except TrialPruned as pruned:

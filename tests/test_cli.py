@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from kd.cli import expand_resume, help_text
+from kd.cli import expand_resume, explain, help_text
 from kd.errors import UserError
 from kd.results import read
 
@@ -96,10 +96,13 @@ def test_mistakes_in_the_command(run, arguments, message):
     assert line.startswith(message)
 
 
-def test_a_sweep_of_data_parallel_runs_is_refused(run):
-    code, said = run("-m", "data=digits", "trainer=ddp", "hydra.sweep.dir=sweep")
+@pytest.mark.parametrize(
+    "several", [("trainer=ddp",), ("trainer.devices=2",), ("hydra/launcher=cohort", "trainer=ddp")]
+)
+def test_a_sweep_of_data_parallel_runs_is_refused(run, several):
+    code, said = run("-m", "data=digits", *several, "hydra.sweep.dir=sweep")
     assert code == 1
-    assert "error: trainer=ddp starts this command again" in said
+    assert "error: training on several devices starts this command again" in said
 
 
 @pytest.mark.parametrize(
@@ -197,3 +200,14 @@ def test_an_experiment_runs_each_of_its_jobs(run, tmp_path, experiment):
     code, said = run(f"experiment={experiment}", *TINY, QUIET, "data.val_fraction=0.9", "hydra.sweep.dir=sweep")
     assert code == 0, said
     assert len(list((tmp_path / "sweep").glob("*/result.json"))) == jobs
+
+
+@pytest.mark.parametrize(
+    ("message", "extra"),
+    [
+        ("In 'hydra/config': Could not find 'hydra/launcher/joblib'\n\nAvailable options", "parallel"),
+        ("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.", "slurm"),
+    ],
+)
+def test_a_launcher_that_is_not_installed(message, extra):
+    assert explain(Exception(message), []) == f"this launcher is not installed: pip install -e '.[{extra}]'"

@@ -97,7 +97,7 @@ def test_scores_are_those_of_plain_formulas(tiny_net, noise, trainer, monkeypatc
     p, predicted = np.exp(log_p), log_p.argmax(axis=1)
     known = np.arange(80) % 5 > 1  # else the student is wrong about nearly all of this noise
     y[known] = predicted[known]
-    loader.y[loader.sampler.index] = torch.from_numpy(y)
+    loader.pixels.y[loader.sampler.index] = torch.from_numpy(y)
 
     module, lightning = distiller(student, teacher), trainer()
     (lightning.validate if split == "val" else lightning.test)(module, data, verbose=False)

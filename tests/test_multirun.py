@@ -116,8 +116,8 @@ class TestACohort:
             assert f"method {mine.method}, seed {mine.seed}" in log
 
     def test_tells_of_what_fails(self, run, tmp_path):
-        grid = (*SMALL, "method=feature", "method.stages=[-1],[7]", "hydra/launcher=cohort", "hydra.sweep.dir=sweep")
-        code, said = run("-m", *grid)
+        grid = ("logger=tensorboard", "method=feature", "method.stages=[-1],[7]", "hydra.sweep.dir=sweep")
+        code, said = run("-m", *SMALL, *grid, "hydra/launcher=cohort")
         assert code == 1
         assert "failed  method.stages=[7]: stages must be in [-2, 1]" in said
         assert "done    method.stages=[-1]" in said

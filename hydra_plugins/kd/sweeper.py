@@ -80,7 +80,7 @@ class ResumableSweeper(BasicSweeper):
             del cfg["hydra"]
         job = Job(tuple(overrides), fingerprint(train.plain(cfg)), name)
         try:
-            train.refuse_mistakes(cfg, multirun=True)
+            train.refuse_mistakes(cfg, self.config.hydra.launcher._target_)
         except UserError as error:
             job.reason = str(error)
         return job
@@ -103,6 +103,8 @@ class ResumableSweeper(BasicSweeper):
                 returns = self.launcher.launch(commands, initial_job_idx=0)
             except Exception as error:
                 say(f"the launcher failed: {error}")
+                for job in left:
+                    job.wait()
                 continue
             for job, returned in zip(left, returns, strict=True):
                 if returned.status is not JobStatus.COMPLETED:

@@ -146,9 +146,11 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         first: int = 0,
+        split: str = "",
+        others: Alone | None = None,
     ) -> None:
         self.pixels, self.augment, self.device, self.rank, self.ranks = pixels, augment, device, rank, ranks
-        self.memory_format, self.first = memory_format, first
+        self.memory_format, self.first, self.split, self.others = memory_format, first, split, others or Alone()
         # Named as in a DataLoader whose sampler yields whole batches: Lightning tells the epoch to `sampler`.
         self.sampler, self.batch_sampler = sampler, None
         mean, std = (torch.tensor(values, device=device)[None, :, None, None] for values in mean_std)
@@ -159,13 +161,14 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.batches(self.draws())
+        return self.others.batches(self.split, self)
 
     def draws(self) -> Iterator[Draw]:
         """This rank's part of each step's choice."""
         return (draw.share(self.rank, self.ranks) for draw in self.sampler)
 
     def batches(self, draws: Iterable[Draw]) -> Iterator[Batch]:
+        """Made here and now."""
         for draw, x, y in self.pixels.find(draws):
             index, view = draw.index.to(self.device), draw.view.to(self.device)
             x = self.augment.apply(x, view) * self.scale + self.shift
@@ -250,9 +253,9 @@ class DataModule(L.LightningDataModule):
         device, rank, ranks = torch.device("cpu"), 0, 1
         if self.trainer is not None:
             device, rank, ranks = self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
-        arguments = (sampler, self.augment, self.images.mean_std, self.memory_format, device, rank, ranks, first)
+        arguments = (sampler, self.augment, self.images.mean_std, self.memory_format, device, rank, ranks, first, split)
         if not self.in_memory:
             return Loader(OnDisk(x, y, device, self.workers), *arguments)
         source = "test" if split == "test" else "train"
         pixels = self.others.once(f"{source} images on {device}", lambda: InMemory(x, y, device))
-        return self.others.loader(split, Loader(pixels, *arguments))
+        return Loader(pixels, *arguments, self.others)

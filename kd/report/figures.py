@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import cycle, groupby, product
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -11,52 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kd.report.rows import Role, Row, Summary
+from kd.report.choice import leaders
+from kd.report.rows import Row, Summary
+from kd.report.style import INK, Colour, Look, literal, looks, nothing, panels
 from kd.results import Result
 
-Colour = tuple[float, float, float]
-
-# Okabe and Ito's colours without black and yellow, then four of Paul Tol's: chosen for the colour-blind, too.
-HUES = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#882255", "#999933", "#332288", "#44AA99")
-TEACHER = "#595959"
-INK = "#262626"
-FAINT = "#E3E3E3"
-DASHES = ("-", "--", ":")
 MANY = 12
 """With more rows than this, lines are no longer named one by one."""
+CROWD, FEW = 64, 24
+"""With more rows than the first, only as many as the second have a bar."""
 WIDE = 14.0
 """Inches. Labels that need more than this side by side are turned."""
-WIDEST = 200.0
-"""Inches. A picture has 65,536 pixels across at most."""
-
-
-class Look(NamedTuple):
-    """How a row is drawn, in every picture."""
-
-    colour: Colour
-    dash: str
-
-
-def looks(rows: Sequence[Row]) -> list[Look]:
-    """A hue per method, grey for teachers; a method's rows go from light to dark in their order."""
-    places: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        places.setdefault(row.first.method, []).append(i)
-    found: dict[int, Look] = {}
-    styles = cycle(product(DASHES, HUES))  # dashes only once the hues are used up
-    for mates in places.values():
-        dash, hue = ("-", TEACHER) if rows[mates[0]].role is Role.TEACHER else next(styles)
-        found.update((i, Look(_shade(hue, place, len(mates)), dash)) for place, i in enumerate(mates))
-    return [found[i] for i in range(len(rows))]
-
-
-def _shade(base: str, place: int, of: int) -> Colour:
-    """`base` itself where it stands alone, else one of its mixtures, from with white to with black."""
-    reach = min(0.42, 0.14 * of)
-    mix = 0.0 if of == 1 else reach * (1 - 2 * place / (of - 1))
-    rgb = (int(base[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    red, green, blue = ((1 - abs(mix)) * part + max(mix, 0.0) for part in rgb)
-    return red, green, blue
 
 
 # Accuracies
@@ -80,14 +45,17 @@ class _Bar(NamedTuple):
 def accuracy(summary: Summary) -> Figure:
     """The mean test accuracy of each row with its standard deviation, every seed, and the teacher's accuracy.
 
-    The axis begins near the lowest value, so that differences can be seen, and says so.
+    Of very many rows, a few are drawn, and the title says which. The axis begins near the lowest value, so that
+    differences can be seen, and says so.
     """
     bars = _bars(summary.rows)
+    shown, said = leaders([bar.row for bar in bars], FEW if len(bars) > CROWD else CROWD)
+    bars = [bars[i] for i in shown]
     size, ticks, turned = _layout(bars)
     figure = Figure(figsize=size, layout="constrained")
-    (axes,) = _panels(figure, [f"Test accuracy on {summary.datasets}"])
+    (axes,) = panels(figure, [f"Test accuracy on {summary.datasets}" + (f"\n{said}" if said else "")])
     if not bars:
-        return _nothing(figure, "No run has a test accuracy.")
+        return nothing(figure, "No run has a test accuracy.")
     lowest, highest = _limits(bars)
     axes.set_ylim(lowest, highest)
     axes.set_ylabel("test accuracy, %" + (f" (axis begins at {lowest})" if lowest else ""))
@@ -107,10 +75,10 @@ def _layout(bars: Sequence[_Bar]) -> tuple[tuple[float, float], list[str], bool]
     names = [(bar.row.first.method, *bar.row.pieces, f"n = {bar.row.n}") for bar in bars]
     each = max(1.05, 0.085 * max((len(line) for name in names for line in name), default=0))
     turned = each * len(bars) > WIDE
-    ticks = [_literal(("  " if turned else "\n").join(name)) for name in names]
+    ticks = [literal(("  " if turned else "\n").join(name)) for name in names]
     width = max(7.0, 1.5 + len(bars) * (0.32 if turned else each))
     height = 4.8 + (0.07 * max(map(len, ticks)) if turned else 0.0)
-    return (min(width, WIDEST), height), ticks, turned
+    return (width, height), ticks, turned
 
 
 def _bars(rows: Sequence[Row]) -> list[_Bar]:
@@ -219,17 +187,19 @@ def curves(summary: Summary) -> Figure:
     accuracies = [_curve(row, split.accuracy, 100.0) for row in rows]
     losses = [_curve(row, split.loss, 1.0) for row in rows]
     names = _names(rows, accuracies)
+    drawn, said = leaders(rows, FEW if len(rows) > CROWD else CROWD)
     columns = max(1, 120 // (max(map(len, names.values()), default=0) + 9))
     figure = Figure(figsize=(11, 4.9 + 0.21 * math.ceil(len(names) / columns)), layout="constrained")
-    figure.suptitle(_literal(_title(summary, split, rows, len(names))), x=0.01, ha="left", fontsize=11)
-    panels = _panels(figure, [f"{split.name} accuracy, %", f"{split.name} loss ({split.loss_is})"])
+    figure.suptitle(literal(_title(summary, split, rows, len(names), said)), x=0.01, ha="left", fontsize=11)
+    both = panels(figure, [f"{split.name} accuracy, %", f"{split.name} loss ({split.loss_is})"])
     if not rows:
-        return _nothing(figure, "No run has learning curves.")
-    for axes, lines in zip(panels, (accuracies, losses), strict=True):
-        for i, (line, (_, look)) in enumerate(zip(lines, shown, strict=True)):
-            _draw_curve(axes, line, look, names.get(i))
-        _fit(axes, lines)
-    handles, labels = panels[0].get_legend_handles_labels()
+        return nothing(figure, "No run has learning curves.")
+    drawn = sorted({*drawn, *names})
+    for axes, lines in zip(both, (accuracies, losses), strict=True):
+        for i in drawn:
+            _draw_curve(axes, lines[i], shown[i][1], names.get(i))
+        _fit(axes, [lines[i] for i in drawn])
+    handles, labels = both[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
     return figure
 
@@ -257,7 +227,7 @@ def _names(rows: Sequence[Row], accuracies: Sequence[_Curve]) -> dict[int, str]:
     return {i: names[i] + (f", the highest of {of} at the end" if of > 1 else "") for i, of in best.items()}
 
 
-def _title(summary: Summary, split: _Split, rows: Sequence[Row], named: int) -> str:
+def _title(summary: Summary, split: _Split, rows: Sequence[Row], named: int, few: str) -> str:
     of = len(summary.rows)
     title = f"Learning curves on {summary.datasets}, {split.name} split"
     if split is TRAINING:
@@ -265,7 +235,7 @@ def _title(summary: Summary, split: _Split, rows: Sequence[Row], named: int) -> 
     elif len(rows) < of:
         title += f" (rows without one are not shown: {of - len(rows)} of {of})"
     legend = ["line: mean over n seeds, band: ± sample std"] if any(row.n > 1 for row in rows) else []
-    legend += ["thin: the other rows"] if named < len(rows) else []
+    legend += [f"{few}; thin: the others of them" if few else "thin: the other rows"] if named < len(rows) else []
     return "\n".join([title, *legend])
 
 
@@ -282,7 +252,7 @@ def _draw_curve(axes: Axes, line: _Curve, look: Look, name: str | None) -> None:
         alpha=alpha,
         zorder=zorder,
         marker="o" if len(epochs) == 1 else "",  # of a single point, no line can be seen
-        label=None if name is None else _literal(name),
+        label=None if name is None else literal(name),
     )
     if name is not None and line.std is not None:
         low, high = line.mean - line.std, line.mean + line.std
@@ -300,30 +270,3 @@ def _fit(axes: Axes, lines: Sequence[_Curve]) -> None:
     axes.set_xlim((1, longest) if longest > 1 else (0, 2))
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
-
-
-# Common
-
-
-def _panels(figure: Figure, titles: Sequence[str]) -> list[Axes]:
-    panels = []
-    for i, title in enumerate(titles, start=1):
-        axes = figure.add_subplot(1, len(titles), i)
-        axes.set_title(_literal(title), loc="left", fontsize=11)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color=FAINT, linewidth=0.8)
-        axes.set_axisbelow(True)
-        panels.append(axes)
-    return panels
-
-
-def _nothing(figure: Figure, why: str) -> Figure:
-    for axes in figure.axes:
-        axes.set_axis_off()
-    figure.text(0.5, 0.5, why, ha="center", color=INK)
-    return figure
-
-
-def _literal(text: str) -> str:
-    """An override may hold "$", which matplotlib would take for the start of a formula."""
-    return text.replace("$", r"\$")

@@ -1,37 +1,54 @@
 """The report on disk: the table for people and for programs, and the pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kd.errors import UserError
 from kd.report import figures
+from kd.report.choice import best
+from kd.report.comparison import Comparison, by_baseline, reading
 from kd.report.rows import Summary
-from kd.report.tables import to_csv, to_markdown
+from kd.report.sweeps import Picture, pictures
+from kd.report.tables import differences_to_markdown, to_csv, to_markdown
 
 ACCURACY = "accuracy_comparison.png"
 CURVES = "distillation_comparison.png"
 DPI = 150
 
 
-def write_report(summary: Summary, out: Path) -> list[Path]:
-    """Write `results.csv`, `results.md` and the two pictures into `out`, over what an earlier report left there.
+def write_report(summary: Summary, out: Path, comparisons: Sequence[Comparison] = ()) -> list[Path]:
+    """Write `results.csv`, `results.md` and the pictures into `out`, over what an earlier report left there.
 
-    Returns their paths. Raises UserError if `out` cannot be written.
+    Two pictures are always there; more follow the swept knobs. Returns the paths of all that was written. Raises
+    UserError if `out` cannot be written.
     """
     table, page = out / "results.csv", out / "results.md"
-    accuracy, curves = out / ACCURACY, out / CURVES
+    drawn = [
+        Picture(ACCURACY, figures.accuracy(summary), "Test accuracy"),
+        Picture(CURVES, figures.curves(summary), "Learning curves"),
+        *pictures(summary),
+    ]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        table.write_text(to_csv(summary.rows), encoding="utf-8")
-        page.write_text(to_page(summary), encoding="utf-8")
-        figures.accuracy(summary).savefig(accuracy, dpi=DPI)
-        figures.curves(summary).savefig(curves, dpi=DPI)
+        table.write_text(to_csv(summary.rows, comparisons), encoding="utf-8")
+        page.write_text(to_page(summary, comparisons, drawn), encoding="utf-8")
+        for picture in drawn:
+            picture.figure.savefig(out / picture.name, dpi=DPI)
     except OSError as error:
         raise UserError(f"the report cannot be written to {out}: {error.strerror or error}; choose another") from error
-    return [table, page, accuracy, curves]
+    return [table, page, *(out / picture.name for picture in drawn)]
 
 
-def to_page(summary: Summary) -> str:
-    """`results.md`: the table, what to know about it, and the pictures that lie beside it."""
-    notes = "".join(f"- {note}\n" for note in summary.notes)
-    pictures = f"![Test accuracy]({ACCURACY})\n\n![Learning curves]({CURVES})\n"
-    return f"# Results on {summary.datasets}\n\n{to_markdown(summary.rows)}\n{notes}\n{pictures}"
+def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence[Picture]) -> str:
+    """`results.md`: the tables, what to know about them, and the pictures that lie beside it."""
+    parts = [f"# Results on {summary.datasets}", "\n\n".join(best(summary.rows)), to_markdown(summary.rows)]
+    parts.append(_listed(summary.notes))
+    for baseline, compared in by_baseline(comparisons):
+        parts += [f"## Compared with {baseline}", differences_to_markdown(compared)]
+    parts.append(_listed(reading(summary.rows, comparisons)))
+    parts += [f"![{picture.what}]({picture.name})" for picture in drawn]
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def _listed(notes: Sequence[str]) -> str:
+    return "".join(f"- {note}\n" for note in notes)

@@ -5,10 +5,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from statistics import fmean, stdev
 from typing import NamedTuple
 
 from kd.errors import UserError
+from kd.report.statistics import Interval, t_interval
 from kd.results import Result
 
 
@@ -76,11 +78,17 @@ class Row:
     def params(self) -> int | None:
         return self.first.teacher_params if self.role is Role.TEACHER else self.first.student_params
 
-    @property
+    @cached_property
     def test_acc(self) -> Spread | None:
         return _spread(run.test_acc for run in self.runs)
 
-    @property
+    @cached_property
+    def test_interval(self) -> Interval | None:
+        """Of the mean test accuracy, 95 %, over seeds."""
+        known = [run.test_acc for run in self.runs if run.test_acc is not None]
+        return t_interval(known) if len(known) == self.n else None
+
+    @cached_property
     def val_acc(self) -> Spread | None:
         return _spread(run.val_acc for run in self.runs)
 
@@ -222,16 +230,20 @@ def _teacher_acc(runs: Sequence[Result], known: float | None) -> float | None:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    spread = _spread(values)
-    return spread.mean if spread else None
+    every = _all_known(values)
+    return fmean(every) if every else None
 
 
 def _spread(values: Iterable[float | None]) -> Spread | None:
+    every = _all_known(values)
+    return Spread(fmean(every), stdev(every) if len(every) > 1 else None) if every else None
+
+
+def _all_known(values: Iterable[float | None]) -> list[float]:
+    """All of them, or none if one is unknown."""
     every = list(values)
     known = [value for value in every if value is not None]
-    if len(known) < len(every):
-        return None
-    return Spread(fmean(known), stdev(known) if len(known) > 1 else None)
+    return known if len(known) == len(every) else []
 
 
 def _reading(rows: Sequence[Row]) -> list[str]:
@@ -239,6 +251,8 @@ def _reading(rows: Sequence[Row]) -> list[str]:
         "Test figures are those of the last epoch's weights; the test split was never used to select anything.",
         "n is the number of seeds; ± is the sample standard deviation over them (n - 1), the rest are means.",
     ]
+    if any(row.test_interval for row in rows):
+        notes.append("The 95 % interval is that of the mean test accuracy over seeds (Student's t).")
     if any(row.n == 1 for row in rows):
         notes.append("n = 1 is one seed: no ranking can be read from this.")
     if any(row.retention for row in rows):

@@ -9,13 +9,22 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from kd.report.comparison import Comparison
 from kd.report.rows import Role, Row, Spread, role
+from kd.report.statistics import Interval
 from kd.results import Result
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """For programs: fractions of 1 in full precision, seconds, seeds separated by spaces; empty where unknown."""
-    records = [_record(row) for row in rows]
+def to_csv(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> str:
+    """For programs: fractions of 1 in full precision, seconds, seeds separated by spaces; empty where unknown.
+
+    With comparisons, also each row's difference to the baseline.
+    """
+    compared = {id(one.row): one for one in comparisons}
+    labels = {one.baseline.label for one in comparisons}
+    methods = {one.baseline.first.method for one in comparisons}
+    baseline = " or ".join(sorted(labels if len(labels) == 1 else methods))
+    records = [_record(row, _difference(compared.get(id(row)), baseline) if comparisons else {}) for row in rows]
     file = io.StringIO()
     writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
     writer.writeheader()
@@ -23,7 +32,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     return file.getvalue()
 
 
-def _record(row: Row) -> dict[str, object]:
+def _record(row: Row, difference: dict[str, object]) -> dict[str, object]:
     first = row.first
     return {
         "method": first.method,
@@ -39,6 +48,8 @@ def _record(row: Row) -> dict[str, object]:
         "params": row.params,
         "test_acc_mean": row.test_acc and row.test_acc.mean,
         "test_acc_std": row.test_acc and row.test_acc.std,
+        "test_acc_low": row.test_interval and row.test_interval.low,
+        "test_acc_high": row.test_interval and row.test_interval.high,
         "val_acc_mean": row.val_acc and row.val_acc.mean,
         "val_acc_std": row.val_acc and row.val_acc.std,
         "test_nll_mean": row.test_nll,
@@ -47,7 +58,19 @@ def _record(row: Row) -> dict[str, object]:
         "retention": row.retention,
         "agreement_mean": row.agreement,
         "train_seconds_mean": row.train_seconds,
+        **difference,
         "seeds": " ".join(map(str, row.seeds)),
+    }
+
+
+def _difference(one: Comparison | None, baseline: str) -> dict[str, object]:
+    return {
+        f"diff_vs_{baseline}": one and one.difference,
+        "diff_low": one and one.interval and one.interval.low,
+        "diff_high": one and one.interval and one.interval.high,
+        "diff_n": one and one.n,
+        "diff_p": one and one.p,
+        "diff_verdict": one and one.verdict,
     }
 
 
@@ -68,14 +91,15 @@ COLUMNS = (
     Column("beta", lambda row: _number(row.first.beta), terminal=False),
     Column("data", lambda row: row.first.dataset, numeric=False, terminal=False),
     Column("network", lambda row: row.network or "", numeric=False, terminal=False),
-    Column("parameters", lambda row: _parameters(row.params), terminal=False),
+    Column("parameters", lambda row: parameters(row.params), terminal=False),
     Column("n", lambda row: str(row.n)),
     Column("test accuracy, %", lambda row: _plus_minus(row.test_acc)),
+    Column("95 % interval", lambda row: _interval(row.test_interval)),
     Column("retention", lambda row: _percent(row.retention, 1, " %")),
-    Column("agreement, %", lambda row: _percent(row.agreement)),
-    Column("NLL", lambda row: _decimals(row.test_nll)),
-    Column("ECE, %", lambda row: _percent(row.test_ece)),
-    Column("val accuracy, %", lambda row: _plus_minus(row.val_acc), terminal=False),
+    Column("agreement, %", lambda row: _percent(row.agreement), terminal=False),
+    Column("NLL", lambda row: _decimals(row.test_nll), terminal=False),
+    Column("ECE, %", lambda row: _percent(row.test_ece), terminal=False),
+    Column("val accuracy, %", lambda row: _plus_minus(row.val_acc)),
     Column("teacher, %", lambda row: _percent(row.teacher_acc), terminal=False),
     Column("training", lambda row: _duration(row.train_seconds)),
 )
@@ -84,12 +108,8 @@ COLUMNS = (
 def to_markdown(rows: Sequence[Row]) -> str:
     """For people: a table with percentages. Columns that would be empty are left out."""
     columns = _filled(COLUMNS, rows)
-    lines = [
-        [column.header for column in columns],
-        ["---:" if column.numeric else ":---" for column in columns],
-        *([column.cell(row).replace("|", r"\|") for column in columns] for row in rows),
-    ]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    left = [column.header for column in columns if not column.numeric]
+    return _markdown([column.header for column in columns], [[c.cell(row) for c in columns] for row in rows], left)
 
 
 def to_rich(rows: Sequence[Row]) -> Table:
@@ -105,6 +125,38 @@ def _filled(columns: Iterable[Column], rows: Sequence[Row]) -> list[Column]:
     return [column for column in columns if any(column.cell(row) for row in rows)]
 
 
+def differences_to_markdown(comparisons: Sequence[Comparison]) -> str:
+    """Rows against their baseline, for people."""
+    return _markdown(*_differences(comparisons), left=["in words"])
+
+
+def differences_to_rich(comparisons: Sequence[Comparison]) -> Table:
+    """The same for a terminal."""
+    headers, lines = _differences(comparisons)
+    return _table([header.replace(", ", "\n") for header in headers], lines)
+
+
+def _differences(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells. Columns that would be empty are left out."""
+    columns = [
+        ("run", [one.row.label for one in comparisons]),
+        ("difference, points", [_points(one.difference) for one in comparisons]),
+        ("95 % interval", [_interval(one.interval, "+") for one in comparisons]),
+        ("seeds", [str(one.n) for one in comparisons]),
+        ("p (Holm)", [_p(one.p) for one in comparisons]),
+        ("in words", [one.verdict for one in comparisons]),
+    ]
+    filled = [(header, cells) for header, cells in columns if any(cells)]
+    return [header for header, _ in filled], [list(line) for line in zip(*(cells for _, cells in filled), strict=True)]
+
+
+def _markdown(headers: Sequence[str], lines: Iterable[Sequence[str]], left: Iterable[str] = ()) -> str:
+    """Columns to the right, but the first and those whose headers are in `left`."""
+    rules = [":---" if i == 0 or header in left else "---:" for i, header in enumerate(headers)]
+    escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headers, rules, *escaped))
+
+
 def single(result: Result) -> Table:
     """One run, for the terminal at its end: a column for each network that the record knows of.
 
@@ -112,10 +164,10 @@ def single(result: Result) -> Table:
     """
     teacher = {
         "network": result.teacher or "",
-        "parameters": _parameters(result.teacher_params),
+        "parameters": parameters(result.teacher_params),
         "test accuracy": _percent(result.teacher_test_acc, 2, " %"),
     }
-    student = {"network": result.student or "", "parameters": _parameters(result.student_params)}
+    student = {"network": result.student or "", "parameters": parameters(result.student_params)}
     trained = {
         "test accuracy": _percent(result.test_acc, 2, " %"),
         "retention": _percent(result.retention, 1, " %"),
@@ -159,13 +211,28 @@ def _percent(fraction: float | None, digits: int = 2, unit: str = "") -> str:
     return "" if fraction is None else f"{100 * fraction:.{digits}f}{unit}"
 
 
+def _interval(interval: Interval | None, sign: str = "") -> str:
+    return "" if interval is None else " to ".join(f"{100 * bound:{sign}.2f}" for bound in interval)
+
+
+def _points(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:+.2f}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
 def _plus_minus(spread: Spread | None) -> str:
     if spread is None:
         return ""
     return _percent(spread.mean) + ("" if spread.std is None else f" ± {_percent(spread.std)}")
 
 
-def _parameters(count: int | None) -> str:
+def parameters(count: int | None) -> str:
+    """Of a network, as in "1.07 M"."""
     if count is None:
         return ""
     return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"

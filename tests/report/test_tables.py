@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from kd.errors import UserError
+from kd.report.comparison import compare
 from kd.report.rows import Role, Spread, role, summarize
-from kd.report.tables import single, to_csv, to_markdown, to_rich
+from kd.report.tables import differences_to_markdown, differences_to_rich, single, to_csv, to_markdown, to_rich
 from kd.results import Result
 
 ALONE = Result(
@@ -67,7 +68,7 @@ def text(table, width=80):
 
 
 def test_needs_no_torch():
-    modules = "kd.results, kd.report.tables, kd.report.figures, kd.report.page, sys"
+    modules = "kd.results, kd.report.tables, kd.report.sweeps, kd.report.figures, kd.report.page, sys"
     code = f"import {modules}; assert 'torch' not in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -85,9 +86,18 @@ def test_mean_and_sample_standard_deviation():
     assert row.retention == pytest.approx(0.84 / 0.9, abs=1e-12)
 
 
-def test_one_seed_has_no_standard_deviation():
+def test_one_seed_has_no_standard_deviation_and_no_interval():
     (row,) = summarize([ALONE]).rows
     assert row.test_acc == Spread(0.8, None)
+    assert row.test_interval is None
+    assert "95 % interval" not in to_markdown([row])
+
+
+def test_no_interval_over_some_of_the_runs():
+    lost = replace(DISTILLED, seed=2, test_acc=None)
+    (row,) = summarize([*seeds(DISTILLED, 0.8, 0.81), lost]).rows
+    assert row.test_acc is None
+    assert row.test_interval is None
 
 
 def test_the_other_figures_are_means():
@@ -273,8 +283,9 @@ def test_csv():
     runs = [TEACHER, *seeds(replace(DISTILLED, variant="a=1,2"), 0.82, 0.83, 0.87)]
     teacher, logits = records(runs)
     assert ",".join(teacher) == (
-        "method,T,alpha,beta,variant,student,teacher,dataset,epochs,n,params,test_acc_mean,test_acc_std,val_acc_mean,"
-        "val_acc_std,test_nll_mean,test_ece_mean,teacher_test_acc,retention,agreement_mean,train_seconds_mean,seeds"
+        "method,T,alpha,beta,variant,student,teacher,dataset,epochs,n,params,test_acc_mean,test_acc_std,test_acc_low,"
+        "test_acc_high,val_acc_mean,val_acc_std,test_nll_mean,test_ece_mean,teacher_test_acc,retention,agreement_mean,"
+        "train_seconds_mean,seeds"
     )
     assert logits["variant"] == "a=1,2"
     assert (logits["method"], logits["T"], logits["alpha"], logits["beta"]) == ("logits", "4.0", "0.1", "")
@@ -284,7 +295,15 @@ def test_csv():
     assert float(logits["test_acc_std"]) == row.test_acc.std
     assert float(logits["retention"]) == row.retention
     assert teacher["params"] == "1070000"
-    assert teacher["test_acc_std"] == teacher["retention"] == teacher["student"] == teacher["val_acc_mean"] == ""
+    assert (float(logits["test_acc_low"]), float(logits["test_acc_high"])) == row.test_interval
+    assert (
+        teacher["test_acc_low"]
+        == teacher["test_acc_std"]
+        == teacher["retention"]
+        == teacher["student"]
+        == teacher["val_acc_mean"]
+        == ""
+    )
 
 
 def test_markdown():
@@ -294,6 +313,9 @@ def test_markdown():
     assert "beta" not in cells[0]
     teacher, logits = (dict(zip(cells[0], line, strict=True)) for line in cells[2:])
     assert logits["test accuracy, %"] == "84.00 ± 2.65"
+    # mean 84, sample standard deviation 2.6458, t = 4.3027 with two degrees of freedom: 84 -+ 4.3027 * 2.6458 / sqrt(3)
+    assert logits["95 % interval"] == "77.43 to 90.57"
+    assert teacher["95 % interval"] == ""
     assert logits["n"] == "3"
     assert logits["parameters"] == "21.4 k"
     assert logits["retention"] == "93.3 %"
@@ -306,6 +328,45 @@ def test_markdown():
     assert teacher["test accuracy, %"] == "90.00"
     assert teacher["parameters"] == "1.07 M"
     assert teacher["retention"] == ""
+
+
+def compared(*others):
+    summary = summarize([*seeds(ALONE, 0.80, 0.81, 0.80), *seeds(DISTILLED, 0.82, 0.83, 0.824), *others])
+    return summary.rows, compare(summary.rows)
+
+
+def test_csv_with_a_baseline():
+    rows, comparisons = compared(TEACHER)
+    records = list(csv.DictReader(io.StringIO(to_csv(rows, comparisons))))
+    teacher, standard, logits = records
+    (one,) = comparisons
+    assert list(logits)[-7:] == [
+        "diff_vs_standard", "diff_low", "diff_high", "diff_n", "diff_p", "diff_verdict", "seeds"
+    ]  # fmt: skip
+    assert (float(logits["diff_low"]), float(logits["diff_high"])) == one.interval
+    assert float(logits["diff_vs_standard"]) == one.difference == pytest.approx((0.02 + 0.02 + 0.024) / 3)
+    assert (float(logits["diff_p"]), logits["diff_n"], logits["diff_verdict"]) == (one.p, "3", "better")
+    assert standard["diff_vs_standard"] == teacher["diff_low"] == standard["diff_verdict"] == ""
+
+
+def test_differences_for_people():
+    lines = differences_to_markdown(compared()[1]).splitlines()
+    # mean 2.1333, sample standard deviation 0.23094, t = 4.3027: 2.1333 -+ 0.5737; p of t = 16 with two degrees
+    assert lines == [
+        "| run | difference, points | 95 % interval | seeds | p (Holm) | in words |",
+        "| :--- | ---: | ---: | ---: | ---: | :--- |",
+        "| logits | +2.13 | +1.56 to +2.71 | 3 | 0.004 | better |",
+    ]
+    shown = text(differences_to_rich(compared()[1]), width=100)
+    assert "+1.56 to +2.71" in shown
+    assert "better" in shown
+
+
+def test_columns_without_a_figure_are_left_out():
+    summary = summarize([ALONE, DISTILLED])
+    shown = differences_to_markdown(compare(summary.rows))
+    assert shown.splitlines()[0] == "| run | difference, points | seeds | in words |"
+    assert "| logits | +0.00 | 1 | one seed: no statement |" in shown
 
 
 def test_a_bar_in_a_label_does_not_split_the_cell():

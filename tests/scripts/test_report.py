@@ -1,3 +1,4 @@
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -84,6 +85,57 @@ def test_an_out_that_cannot_be_written_is_one_line(tmp_path):
     put(tmp_path / "runs" / "0")
     (tmp_path / "taken").touch()
     assert "cannot be written to taken" in one_line(report("runs", "--out", "taken", cwd=tmp_path))
+
+
+TAUGHT = replace(
+    ALONE, method="logits", T=4.0, teacher="big", teacher_params=50_000, teacher_test_acc=0.9, val_acc=0.82
+)
+
+
+def test_rows_are_compared_and_the_best_is_named(tmp_path):
+    for seed, acc in enumerate((0.80, 0.81, 0.805)):
+        put(tmp_path / f"s{seed}", replace(ALONE, seed=seed, test_acc=acc, val_acc=acc))
+        put(tmp_path / f"a{seed}", replace(TAUGHT, seed=seed, T=1.0, test_acc=acc + 0.02 + seed / 1000))
+        put(tmp_path / f"b{seed}", replace(TAUGHT, seed=seed, T=8.0, test_acc=acc + 0.01 + seed / 1000, val_acc=0.83))
+    done = report(".", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report" / "results.md").read_text("utf-8")
+    assert "Compared with standard:" in done.stdout
+    assert "## Compared with standard" in page
+    assert "| logits T=1 | +2.10 | +1.85 to +2.35 | 3 | 0.002 | better |" in page
+    assert "+1.85 to +2.35" in done.stdout
+    chosen = "best by validation accuracy, of 3: logits T=8 (n = 3), 83.00 ± 0.00 %; test accuracy 81.60 ± 0.56 %."
+    assert chosen in page
+    assert chosen in done.stdout
+    assert "sweep_T.png" in done.stdout
+    assert "diff_vs_standard" in (tmp_path / "report" / "results.csv").read_text("utf-8")
+    other = report(".", "--baseline", "logits T=8", cwd=tmp_path)
+    assert "Compared with logits T=8:" in other.stdout
+
+
+def test_a_baseline_that_is_not_there_is_one_line(tmp_path):
+    put(tmp_path / "a", TAUGHT)
+    put(tmp_path / "b", replace(TAUGHT, T=8.0))
+    assert "give one of: 'logits T=4', 'logits T=8'" in one_line(report(".", "--baseline", "logits", cwd=tmp_path))
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_thousand_runs(tmp_path):
+    curve = [epoch / 50 for epoch in range(30)]
+    put(tmp_path / "standard", replace(ALONE, val_acc=0.5))
+    for i in range(1000):
+        T, alpha, seed = float(1 + i // 3 // 20), i // 3 % 20 / 20, i % 3
+        acc = 0.8 + i % 7 / 100
+        curves = {f"epoch_{split}_{kind}": curve for split in ("train", "val") for kind in ("acc", "loss")}
+        put(tmp_path / str(i), replace(TAUGHT, T=T, alpha=alpha, seed=seed, test_acc=acc, val_acc=acc, **curves))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = report(".", cwd=tmp_path)
+    took = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert done.returncode == 0, done.stderr
+    assert "20 of 335 rows, the best of each method" in done.stdout
+    assert len((tmp_path / "report" / "results.csv").read_text("utf-8").splitlines()) == 336
+    assert len(done.stdout.splitlines()) < 100
+    assert took < 10  # 3 s of a processor with nothing else on it; the clock would depend on who else is there
 
 
 def test_help_has_an_example(tmp_path):

@@ -341,6 +341,6 @@ def test_every_job_of_a_preset_is_one_that_its_method_takes(path):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for job in itertools.product(*grid):
             cfg = search.composed([f"experiment={path.stem}", *job])
-            train.refuse_mistakes(cfg, multirun=True)
+            train.refuse_mistakes(cfg, launcher=None)
             seen.add(fingerprint(train.plain(cfg)))
     assert len(seen) == len(list(itertools.product(*grid)))

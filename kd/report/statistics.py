@@ -1,0 +1,100 @@
+"""What a few seeds and a finite test split allow to say. Pure functions; what scipy has is scipy's."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy  # whose parts are loaded when they are first used
+
+LEVEL = 0.95
+"""Of every interval, unless told otherwise."""
+RESOLUTION = 1e-6
+"""A smaller spread is none: accuracies are whole images out of far fewer than a million, as 32-bit floats at times."""
+
+
+class Interval(NamedTuple):
+    """From a lower to an upper bound."""
+
+    low: float
+    high: float
+
+
+def paired_differences(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
+    """Ours minus theirs for each seed that both have, by seed."""
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
+    """Of the mean, by Student's t with n - 1 degrees of freedom; None where there are not two different values."""
+    error = _standard_error(values)
+    if error is None:
+        return None
+    # What scipy.stats.t asks, too, without the second that it takes to load.
+    reach = error * float(scipy.special.stdtrit(len(values) - 1, (1 + level) / 2))
+    mean = float(np.mean(values))
+    return Interval(mean - reach, mean + reach)
+
+
+def t_test(differences: Sequence[float]) -> float | None:
+    """Two-sided p value of the mean being 0, by the paired t test; None where `t_interval` is None."""
+    error = _standard_error(differences)
+    if error is None:
+        return None
+    return float(2 * scipy.special.stdtr(len(differences) - 1, -abs(np.mean(differences)) / error))
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean. None for a single value, and for equal ones: their spread, and with it t, is not known to be 0."""
+    if len(values) < 2 or np.ptp(values) < RESOLUTION:
+        return None
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def bootstrap_interval(
+    values: Sequence[float], level: float = LEVEL, resamples: int = 9999, seed: int = 0
+) -> Interval | None:
+    """Of the mean, bias-corrected and accelerated (BCa, Efron 1987); None where there are not two different values.
+
+    With fewer than about ten values it is too narrow: prefer `t_interval` over a handful of seeds.
+    """
+    if _standard_error(values) is None:
+        return None
+    found = scipy.stats.bootstrap(
+        (values,), np.mean, confidence_level=level, n_resamples=resamples, method="BCa", rng=np.random.default_rng(seed)
+    )
+    return Interval(*map(float, found.confidence_interval))
+
+
+def binomial_interval(correct: int, of: int, level: float = LEVEL) -> Interval:
+    """Of an accuracy, as fractions of 1, for the finite number of test images (Wilson 1927).
+
+    What another draw of as many images would change; nothing about other seeds. Raises ValueError unless
+    0 <= correct <= of and of >= 1.
+    """
+    found = scipy.stats.binomtest(correct, of).proportion_ci(level, method="wilson")
+    return Interval(float(found.low), float(found.high))
+
+
+def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
+    """Two-sided exact p value of two networks being equally often right, from which images each got right (N,).
+
+    Only the images that exactly one of them got right count (McNemar 1947); 1 if there are none. Raises
+    ValueError if the two are not answers to as many images.
+    """
+    one, other = np.asarray(ours, dtype=bool), np.asarray(theirs, dtype=bool)
+    if one.shape != other.shape or one.ndim != 1:
+        raise ValueError(f"not the same images: shapes {one.shape} and {other.shape}")
+    only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
+    if only_one + only_other == 0:
+        return 1.0
+    return float(scipy.stats.binomtest(only_one, only_one + only_other, 0.5).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values corrected for their number, in their order (Holm 1979): below 0.05 in 5 % of families by chance."""
+    corrected = [0.0] * len(p_values)
+    so_far = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        so_far = max(so_far, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = so_far
+    return corrected

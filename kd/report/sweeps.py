@@ -1,0 +1,318 @@
+"""Pictures of accuracy over the swept knobs, and over the students' size."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from kd.report.knobs import SIZE, Line, Sweep, sizes, sweeps
+from kd.report.rows import Role, Row, Spread, Summary
+from kd.report.style import INK, Colour, Look, framed, literal, methods, shades
+from kd.report.tables import parameters
+
+MOST_LINES = 12
+MOST_MAPS = 12
+MOST_CELLS = 16
+"""On a side of a heat map. A larger grid, or an emptier one than a quarter, is drawn as dots."""
+MOST_REFERENCES = 3
+MARK = "#D55E00"
+
+
+class Metric(NamedTuple):
+    """What the pictures show of a row."""
+
+    name: str
+    of: Callable[[Row], Spread | None]
+
+    def mean(self, row: Row) -> float:
+        """In percent; NaN where unknown."""
+        spread = self.of(row)
+        return 100 * spread.mean if spread else math.nan
+
+    def std(self, row: Row) -> float:
+        """In percent points; 0 for one seed."""
+        spread = self.of(row)
+        return 100 * (spread.std or 0.0) if spread else 0.0
+
+
+VALIDATION = Metric("validation accuracy, %", lambda row: row.val_acc)
+TEST = Metric("test accuracy, %", lambda row: row.test_acc)
+
+
+class Picture(NamedTuple):
+    """A figure, the name of its file, and what it shows, in a few words."""
+
+    name: str
+    figure: Figure
+    what: str
+
+
+def pictures(summary: Summary) -> list[Picture]:
+    """One for each set of swept knobs: curves for a single one, heat maps for two; and one over sizes.
+
+    None where nothing was swept. Each shows validation accuracy if any of its rows has one, else test accuracy,
+    and says which.
+    """
+    found = []
+    for sweep in [*sweeps(summary.rows), *sizes(summary.rows)]:
+        metric, known = _measured(sweep)
+        if known.lines:
+            draw = _curves if len(sweep.axes) == 1 else _maps
+            found.append(Picture(_file(sweep, summary), draw(known, metric, summary), _what(sweep, metric)))
+    return found
+
+
+def _measured(sweep: Sweep) -> tuple[Metric, Sweep]:
+    """What to show, and the sweep without the rows that lack it."""
+    rows = [row for line in sweep.lines for row in line.points.values()]
+    metric = VALIDATION if any(row.val_acc for row in rows) else TEST
+    lines = [line._replace(points={x: row for x, row in line.points.items() if metric.of(row)}) for line in sweep.lines]
+    lines = [line for line in lines if line.points]
+    lacking = len(rows) - sum(len(line.points) for line in lines)
+    return metric, sweep._replace(lines=lines, left_out=sweep.left_out + lacking)
+
+
+def _file(sweep: Sweep, summary: Summary) -> str:
+    stem = "sizes" if sweep.axes == (SIZE,) else "_".join(("sweep", *sweep.axes))
+    several = len({row.first.dataset for row in summary.rows}) > 1
+    name = f"{stem}_{sweep.dataset}" if several else stem
+    return re.sub(r"[^\w.]+", "-", name).strip("-") + ".png"
+
+
+def _what(sweep: Sweep, metric: Metric) -> str:
+    over = "the students' size" if sweep.axes == (SIZE,) else " and ".join(sweep.axes)
+    return f"{metric.name.split(',')[0].capitalize()} over {over}, {sweep.dataset}"
+
+
+def _foremost(lines: Sequence[Line], metric: Metric, most: int) -> tuple[list[Line], str]:
+    """Of too many lines those with the highest validation accuracy, else the first, in their order; and a remark."""
+    if len(lines) <= most:
+        return list(lines), ""
+    places = list(range(len(lines)))
+    how = "first"
+    if metric is VALIDATION:
+        tops = [max(metric.mean(row) for row in line.points.values()) for line in lines]
+        places.sort(key=lambda i: -tops[i])
+        how = "highest"
+    return [lines[i] for i in sorted(places[:most])], f"the {how} {most} of {len(lines)} combinations"
+
+
+def _title(sweep: Sweep, metric: Metric, *remarks: str) -> str:
+    """What is shown, and what a reader must know about it, on lines of their own."""
+    out = f"{sweep.left_out} without a place here left out" if sweep.left_out else ""
+    said = "; ".join(filter(None, [*remarks, out]))
+    return literal(f"{_what(sweep, metric)}\n{said}".rstrip())
+
+
+def _n(rows: Sequence[Row]) -> str:
+    seeds = sorted({row.n for row in rows})
+    return f"n = {seeds[0]}" + (f" to {seeds[-1]}" if len(seeds) > 1 else "")
+
+
+# One axis: curves
+
+
+def _curves(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
+    """A line with a band for each method and combination of further settings; sizes on a logarithmic axis."""
+    size = sweep.axes == (SIZE,)
+    lines, remark = _foremost(sweep.lines, metric, MOST_LINES)
+    beside = _beside(sweep, metric, summary, Role.TEACHER if size else Role.ALONE)
+    names = [_named(line.name, list(line.points.values())) for line in lines] + [_named(r.label, [r]) for r in beside]
+    columns = max(1, 75 // (max(map(len, names)) + 8))
+    figure = Figure(figsize=(7.6, 4.7 + 0.21 * math.ceil(len(names) / columns)), layout="constrained")
+    axes = framed(figure.add_subplot())
+    styles = methods(summary.rows)
+    for line, look, name in zip(lines, shades([line.method for line in lines], styles), names, strict=False):
+        _draw_line(axes, line, look, metric, name)
+    values = [x for line in lines for (x,) in line.points]
+    for row, name in zip(beside, names[len(lines) :], strict=True):
+        hue = styles[row.first.method][1]
+        if size:
+            axes.plot([row.params or 0], [metric.mean(row)], "D", color=hue, label=literal(name))
+            values.append(float(row.params or 0))
+        else:
+            axes.axhline(metric.mean(row), color=hue, linestyle="--", linewidth=1.4, label=literal(name))
+    _ticks(axes, sorted(set(values)), size)
+    axes.margins(y=0.08)
+    axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axes.set_ylabel(metric.name)
+    axes.set_xlabel(
+        literal("parameters of the student (diamond: of the teacher)" if size and beside else sweep.axes[0])
+    )
+    banded = any(metric.std(row) for line in lines for row in line.points.values())
+    axes.set_title(_title(sweep, metric, "band: ± sample std" * banded, remark), loc="left", fontsize=11)
+    figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
+    return figure
+
+
+def _beside(sweep: Sweep, metric: Metric, summary: Summary, role: Role) -> list[Row]:
+    """Rows to compare the lines with that are on none of them; nothing if these are many."""
+    on_lines = {id(row) for line in sweep.lines for row in line.points.values()}
+    here = [row for row in summary.rows if row.first.dataset == sweep.dataset and row.role is role]
+    rows = [row for row in here if id(row) not in on_lines and metric.of(row)]
+    return rows if len(rows) <= MOST_REFERENCES else []
+
+
+def _named(name: str, rows: Sequence[Row]) -> str:
+    return f"{name} ({_n(rows)})"
+
+
+def _draw_line(axes: Axes, line: Line, look: Look, metric: Metric, name: str) -> None:
+    x = [x for (x,) in line.points]
+    mean = np.array([metric.mean(row) for row in line.points.values()])
+    std = np.array([metric.std(row) for row in line.points.values()])
+    axes.plot(
+        x,
+        mean,
+        color=look.colour,
+        linestyle=look.dash,
+        linewidth=1.8,
+        marker="o",
+        markersize=4.5,
+        label=literal(name),
+    )
+    if len(x) == 1:
+        axes.errorbar(x, mean, std, fmt="none", ecolor=look.colour, capsize=3)
+    else:
+        axes.fill_between(x, mean - std, mean + std, color=look.colour, alpha=0.16, linewidth=0)
+
+
+def _ticks(axes: Axes, values: Sequence[float], size: bool) -> None:
+    """The swept values themselves, except where two would be too close to be read."""
+    if size or geometric(values):
+        axes.set_xscale("log")
+    where = np.log(values) if size or geometric(values) else np.array(values)
+    room = 0.09 if size else 0.04
+    kept: list[int] = []
+    for i, at in enumerate(where):
+        if not kept or at - where[kept[-1]] >= room * np.ptp(where):
+            kept.append(i)
+    axes.xaxis.set_major_locator(FixedLocator([values[i] for i in kept]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: parameters(round(x)) if size else f"{x:g}"))
+
+
+def geometric(values: Sequence[float]) -> bool:
+    """Whether ascending values are nearer to equal ratios than to equal steps, as 1, 2, 4, 8 are."""
+    if len(values) < 3 or values[0] <= 0:
+        return False
+    steps, ratios = np.diff(values), np.diff(np.log(values))
+    return bool(np.std(ratios) / np.mean(ratios) < np.std(steps) / np.mean(steps) - 1e-9)
+
+
+# Two axes: heat maps
+
+
+def _maps(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
+    """A map for each method and combination of further settings, all on one scale of colours."""
+    lines, remark = _foremost(sweep.lines, metric, MOST_MAPS)
+    grid = _grid(lines)
+    width, height = (3.6, 3.0) if grid.loose else (0.8 + 0.5 * len(grid.xs), max(1.8, 0.9 + 0.34 * len(grid.ys)))
+    columns = _columns(len(lines), width / height)
+    rows = math.ceil(len(lines) / columns)
+    size = (1.3 + max(columns * width, 5.8), 1.1 + rows * height)
+    figure = Figure(figsize=size, layout="constrained")
+    known = [row for line in lines for row in line.points.values()]
+    colours = _colours([metric.mean(row) for row in known])
+    draw = _draw_dots if grid.loose else _draw_cells
+    panels = [figure.add_subplot(rows, columns, i + 1) for i in range(len(lines))]
+    for axes, line in zip(panels, lines, strict=True):
+        draw(axes, line, grid, metric, colours)
+        axes.set_title(literal(line.name), loc="left", fontsize=10)
+        axes.set_ylabel(literal(sweep.axes[0]))
+        axes.set_xlabel(literal(sweep.axes[1]))
+    best = "" if metric is TEST else "marked: the highest of each map"
+    beside = ", ".join(f"{row.label}: {metric.mean(row):.2f}" for row in _beside(sweep, metric, summary, Role.ALONE))
+    figure.suptitle(_title(sweep, metric, _n(known), best, beside, remark), x=0.01, ha="left", fontsize=11)
+    bar = figure.colorbar(colours, ax=panels, label=metric.name, aspect=25)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _columns(maps: int, aspect: float) -> int:
+    """So many side by side that no place is left empty, if that can be, and the whole is about as wide as a page."""
+
+    def oddness(columns: int) -> tuple[int, float]:
+        rows = math.ceil(maps / columns)
+        return rows * columns - maps, abs(math.log(aspect * columns / rows / 1.5))
+
+    return min(range(1, 5), key=oddness)
+
+
+class _Grid(NamedTuple):
+    """The values on both axes, over all lines."""
+
+    xs: list[float]
+    ys: list[float]
+    loose: bool
+    """Too large or too empty for cells."""
+
+
+def _grid(lines: Sequence[Line]) -> _Grid:
+    ys, xs = (sorted({place[axis] for line in lines for place in line.points}) for axis in (0, 1))
+    fullest = max(len(line.points) for line in lines)
+    return _Grid(xs, ys, max(len(xs), len(ys)) > MOST_CELLS or 4 * fullest < len(xs) * len(ys))
+
+
+def _colours(means: Sequence[float]) -> ScalarMappable:
+    """From the lowest to the highest, but never over less than a tenth of a point, which would be noise in colours."""
+    middle, reach = (max(means) + min(means)) / 2, max((max(means) - min(means)) / 2, 0.05)
+    return ScalarMappable(Normalize(middle - reach, middle + reach), "viridis")
+
+
+def _colour(colours: ScalarMappable, value: float) -> Colour:
+    red, green, blue, _ = colours.to_rgba(np.array([value]))[0]
+    return float(red), float(green), float(blue)
+
+
+def _draw_cells(axes: Axes, line: Line, grid: _Grid, metric: Metric, colours: ScalarMappable) -> None:
+    """A cell for each row with its value in it; the others stay empty."""
+    highest = max(line.points, key=lambda place: metric.mean(line.points[place]))
+    for place, row in line.points.items():
+        x, y, mean = grid.xs.index(place[1]), grid.ys.index(place[0]), metric.mean(row)
+        red, green, blue = colour = _colour(colours, mean)
+        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.8))
+        dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.45
+        axes.text(x, y, f"{mean:.2f}", ha="center", va="center", fontsize=8, color="white" if dark else INK)
+        if place == highest and metric is VALIDATION and len(line.points) > 1:
+            frame = Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=MARK, linewidth=2.2, zorder=3)
+            frame.set_clip_on(False)
+            axes.add_patch(frame)
+    axes.set_xlim(-0.5, len(grid.xs) - 0.5)
+    axes.set_ylim(-0.5, len(grid.ys) - 0.5)
+    axes.set_xticks(range(len(grid.xs)), [f"{x:g}" for x in grid.xs])
+    axes.set_yticks(range(len(grid.ys)), [f"{y:g}" for y in grid.ys])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _draw_dots(axes: Axes, line: Line, grid: _Grid, metric: Metric, colours: ScalarMappable) -> None:
+    """As of a random search: a dot for each row, the highest on top."""
+    ranked = sorted(line.points.items(), key=lambda item: metric.mean(item[1]))
+    x, y = [place[1] for place, _ in ranked], [place[0] for place, _ in ranked]
+    axes.scatter(
+        x,
+        y,
+        c=[_colour(colours, metric.mean(row)) for _, row in ranked],
+        s=36,
+        edgecolors="white",
+        linewidths=0.5,
+    )
+    if metric is VALIDATION:
+        axes.scatter(x[-1:], y[-1:], s=80, facecolors="none", edgecolors=MARK, linewidths=1.8)
+    axes.set_xscale("log" if _wide(grid.xs) else "linear")
+    axes.set_yscale("log" if _wide(grid.ys) else "linear")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _wide(values: Sequence[float]) -> bool:
+    """Whether ascending values want a logarithmic axis, told by their lower quartile: the lowest may be an accident."""
+    return values[0] > 0 and values[-1] >= 20 * values[len(values) // 4]

@@ -1,0 +1,48 @@
+"""Launchers on one machine, and what none of them can start."""
+
+from datetime import datetime
+
+import joblib
+import pytest
+
+SMALL = ("data=digits", "data.epochs=1", "teacher.scale=2", "student.scale=2", "trainer=cpu")
+
+
+GRID = (*SMALL, "method=feature", "method.stages=[7],[-1]")
+"""Of two jobs the first cannot be, as the network has two stages."""
+
+
+def test_joblib_shares_the_cores_out(sweep, records):
+    process = sweep("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *GRID)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    found = records()
+    assert {name: record.status for name, record in found.items()} == {"0": "failed", "1": "done"}, said
+    assert "stages must be in [-2, 1]" in found["0"].error
+    assert found["1"].device.endswith(f"({max(1, joblib.cpu_count() // 2)} threads)")
+
+
+def test_local_starts_no_more_than_it_is_let(sweep, records, tmp_path):
+    process = sweep("hydra/launcher=local", "hydra.sweeper.max_batch_size=1", "threads=1", *GRID)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    found = records()
+    assert {name: record.status for name, record in found.items()} == {"0": "failed", "1": "done"}, said
+    assert found["1"].device.endswith("(1 threads)")
+    first_ended = (tmp_path / "sweep" / "0" / "result.json").stat().st_mtime
+    assert datetime.fromisoformat(found["1"].date).timestamp() >= int(first_ended)
+    assert len(list(tmp_path.glob("sweep/.submitit/*/*_result.pkl"))) == 2
+
+
+@pytest.mark.parametrize("several", [("trainer=ddp",), ("trainer=cpu", "trainer.devices=2")], ids=["ddp", "devices"])
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "local", "cohort"])
+def test_several_processes_for_one_job_are_refused(run, tmp_path, launcher, several):
+    code, said = run("-m", "data=digits", f"hydra/launcher={launcher}", *several, "seed=0,1", "hydra.sweep.dir=sweep")
+    assert code == 1
+    assert "hydra/launcher=slurm" in said.splitlines()[-1]
+    assert not list(tmp_path.glob("sweep/*/result.json"))
+
+
+def test_local_jobs_are_not_killed_after_an_hour(run):
+    _, said = run("hydra/launcher=local", "--cfg", "hydra", "-p", "hydra.launcher.timeout_min")
+    assert int(said) > 60 * 24 * 30

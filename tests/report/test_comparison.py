@@ -1,0 +1,184 @@
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kd.errors import UserError
+from kd.report.choice import best, leaders
+from kd.report.comparison import by_baseline, compare, reading
+from kd.report.rows import summarize
+from kd.results import Result
+
+ALONE = Result(
+    method="standard", seed=0, student="cnn", student_params=21_350, dataset="CIFAR-10", epochs=30, status="done"
+)
+TAUGHT = replace(ALONE, method="logits", teacher="resnet", teacher_params=1_070_000, teacher_test_acc=0.9)
+TEACHER = replace(TAUGHT, method="teacher", student=None, student_params=None, teacher_test_acc=None)
+
+
+def seeds(run, *accuracies, first=0, **changes):
+    return [replace(run, seed=first + i, test_acc=acc, **changes) for i, acc in enumerate(accuracies)]
+
+
+STANDARD = seeds(ALONE, 0.80, 0.81, 0.805, 0.80)
+
+
+def comparisons(*results, name=None):
+    return compare(summarize(results).rows, name)
+
+
+def verdicts(*results, name=None):
+    return {one.row.label: one.verdict for one in comparisons(*results, name=name)}
+
+
+# Against the baseline
+
+
+def test_seed_by_seed():
+    """The baseline's seeds differ by far more than the two rows do: only the pairs show it."""
+    base, ours = [0.70, 0.75, 0.80, 0.85], [0.712, 0.763, 0.811, 0.862]
+    (one,) = comparisons(*seeds(ALONE, *base), *seeds(TAUGHT, *ours))
+    reference = stats.ttest_rel(ours, base)
+    assert stats.ttest_ind(ours, base).pvalue > 0.5
+    assert (one.n, one.baseline.label, one.row.label) == (4, "standard", "logits")
+    assert one.difference == pytest.approx(0.012)
+    assert one.p == pytest.approx(reference.pvalue)
+    assert one.interval == pytest.approx(tuple(reference.confidence_interval(0.95)))
+    assert one.verdict == "better"
+
+
+def test_only_common_seeds_count():
+    (one,) = comparisons(*STANDARD, *seeds(TAUGHT, 0.82, 0.84, 0.99, first=2))
+    assert one.n == 2
+    assert one.difference == pytest.approx((0.82 - 0.805 + 0.84 - 0.80) / 2)
+
+
+def test_in_plain_words():
+    rows = [
+        seeds(TAUGHT, 0.83, 0.841, 0.834, 0.831, T=1.0),
+        seeds(TAUGHT, 0.77, 0.782, 0.774, 0.771, T=2.0),
+        seeds(TAUGHT, 0.79, 0.83, 0.80, 0.81, T=3.0),
+        seeds(TAUGHT, 0.9, T=4.0),
+        seeds(TAUGHT, 0.9, 0.9, first=7, T=5.0),
+        seeds(TAUGHT, 0.9, 0.91, 0.905, T=6.0),
+        seeds(TAUGHT, 0.9, None, T=7.0),
+    ]
+    assert verdicts(*STANDARD, *chain(*rows)) == {
+        "logits T=1": "better",
+        "logits T=2": "worse",
+        "logits T=3": "no difference seen",
+        "logits T=4": "one seed: no statement",
+        "logits T=5": "no common seed: no statement",
+        "logits T=6": "no spread: no statement",
+        "logits T=7": "one seed: no statement",
+    }
+
+
+def test_many_comparisons_are_corrected():
+    """A difference that is one in forty by chance is nothing to speak of when forty were looked at."""
+    rng = np.random.default_rng(0)
+    noise = [seeds(TAUGHT, *rng.normal(0.8, 0.01, 4), T=float(T)) for T in range(2, 40)]
+    found = seeds(TAUGHT, 0.82, 0.826, 0.816, 0.816, T=1.0)
+    (alone,) = comparisons(*STANDARD, *found)
+    assert alone.verdict == "better"
+    among = comparisons(*STANDARD, *found, *chain(*noise))
+    assert {one.verdict for one in among} == {"no difference seen"}
+    assert among[0].difference == alone.difference
+    assert among[0].interval == alone.interval  # said not to be corrected
+    assert among[0].p == min(1, 39 * alone.p)
+    assert any("39 comparisons" in note for note in reading([], among))
+
+
+def test_what_cannot_be_tested_is_no_comparison():
+    one_seed = [seeds(TAUGHT, 0.9, T=float(T)) for T in range(2, 40)]
+    found = seeds(TAUGHT, 0.82, 0.826, 0.816, 0.816, T=1.0)
+    (alone,) = comparisons(*STANDARD, *found)
+    assert comparisons(*STANDARD, *found, *chain(*one_seed))[0].p == alone.p
+
+
+# Which baseline
+
+
+def test_teachers_are_neither_compared_nor_baselines():
+    rows = [*STANDARD, *seeds(TEACHER, 0.9, 0.91), *seeds(TAUGHT, 0.82, 0.83)]
+    assert list(verdicts(*rows)) == ["logits"]
+    with pytest.raises(UserError, match="'teacher' is not the name of a student"):
+        comparisons(*rows, name="teacher")
+
+
+def test_any_student_can_be_the_baseline():
+    rows = [*STANDARD, *seeds(TAUGHT, 0.82, 0.83, T=1.0), *seeds(TAUGHT, 0.82, 0.83, T=4.0)]
+    assert list(verdicts(*rows, name="logits T=4")) == ["standard", "logits T=1"]
+
+
+def test_without_a_name_there_must_be_exactly_one():
+    taught = seeds(TAUGHT, 0.82, 0.83)
+    assert comparisons(*taught) == []
+    assert reading(summarize(taught).rows, []) == []
+    several = summarize([*STANDARD, *seeds(ALONE, 0.8, variant="student.scale=8"), *taught]).rows
+    assert compare(several) == []
+    assert "several rows could be the baseline" in reading(several, [])[0]
+
+
+def test_a_name_of_none_or_several_is_one_line_with_the_candidates():
+    rows = [*STANDARD, *seeds(TAUGHT, 0.82, T=1.0), *seeds(TAUGHT, 0.82, T=4.0)]
+    with pytest.raises(UserError) as none:
+        comparisons(*rows, name="logit")
+    assert str(none.value) == (
+        "baseline 'logit' is not the name of a student; give one of: 'standard', 'logits T=1', 'logits T=4'"
+    )
+    with pytest.raises(UserError) as several:
+        comparisons(*rows, name="logits")
+    assert str(several.value) == "baseline 'logits' is the name of 2 rows; give one of: 'logits T=1', 'logits T=4'"
+    many = [run for T in range(100) for run in seeds(TAUGHT, 0.82, T=float(T))]
+    with pytest.raises(UserError, match=r"'logits T=11' and 88 more$"):
+        comparisons(*many, name="logits")
+
+
+def test_each_data_set_has_its_own_baseline():
+    rows = [*STANDARD, *seeds(TAUGHT, 0.82, 0.83)]
+    both = comparisons(
+        *rows, *(replace(run, dataset="SVHN", test_acc=run.test_acc - 0.3) for run in rows), name="standard"
+    )
+    assert [one.difference for one in both] == pytest.approx([0.02, 0.02])
+    assert [baseline for baseline, _ in by_baseline(both)] == ["standard data=CIFAR-10", "standard data=SVHN"]
+
+
+# Choosing
+
+
+def test_validation_chooses_and_test_is_told():
+    flashy = seeds(TAUGHT, 0.99, 0.98, T=1.0, val_acc=0.80)
+    solid = [*seeds(TAUGHT, 0.82, T=4.0, val_acc=0.83), *seeds(TAUGHT, 0.84, first=1, T=4.0, val_acc=0.85)]
+    teacher = seeds(TEACHER, 0.95, val_acc=0.95)
+    assert best(summarize([*flashy, *solid, *teacher]).rows) == [
+        "CIFAR-10: best by validation accuracy, of 2: logits T=4 (n = 2), 84.00 ± 1.41 %; test accuracy 83.00 ± 1.41 %."
+    ]
+
+
+def test_nothing_is_chosen_without_validation():
+    (said,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99)]).rows)
+    assert said == "CIFAR-10: no validation accuracy is known, so no run is chosen as the best."
+    (said,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99, val_acc=0.5)]).rows)
+    assert "of the 1 (of 2) that have one: logits (n = 1), 50.00 %; test accuracy 99.00 %." in said
+
+
+def test_teachers_are_chosen_among_themselves():
+    (said,) = best(summarize([*seeds(TEACHER, 0.9, val_acc=0.9), *seeds(TEACHER, 0.95, val_acc=0.8, epochs=50)]).rows)
+    assert "teacher epochs=30 (n = 1), 90.00 %" in said
+
+
+def test_leaders_are_the_best_of_each_method_and_of_the_rest():
+    sweep = [seeds(TAUGHT, 0.99 - T / 100, T=float(T), val_acc=0.5 + T / 100) for T in range(10)]
+    rows = summarize([*seeds(ALONE, 0.9, val_acc=0.1), *chain(*sweep)]).rows
+    places, said = leaders(rows, 4)
+    assert [rows[i].label for i in places] == ["standard", "logits T=7", "logits T=8", "logits T=9"]
+    assert said == "4 of 11 rows, the best of each method and of the rest by validation accuracy"
+    assert leaders(rows, 11) == (list(range(11)), "")
+
+
+def test_the_test_split_makes_no_leaders():
+    rows = summarize(chain(*(seeds(TAUGHT, 0.5 + T / 100, T=float(T)) for T in range(10)))).rows
+    assert leaders(rows, 3) == ([0, 1, 2], "3 of 10 rows, the first of the table")

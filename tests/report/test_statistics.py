@@ -1,0 +1,143 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kd.report.statistics import (
+    Interval,
+    binomial_interval,
+    bootstrap_interval,
+    holm,
+    mcnemar,
+    paired_differences,
+    t_interval,
+    t_test,
+)
+
+# Student's own data (1908), R's `sleep`: hours of sleep gained by ten patients with two drugs.
+FIRST = dict(enumerate([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]))
+SECOND = dict(enumerate([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]))
+SLEEP = paired_differences(SECOND, FIRST)
+
+
+def test_pairs_are_the_common_seeds_whatever_their_order():
+    assert paired_differences({2: 0.9, 0: 0.8, 7: 0.1}, {0: 0.5, 1: 0.2, 2: 0.5}) == pytest.approx([0.3, 0.4])
+    assert paired_differences({0: 0.5}, {1: 0.5}) == []
+
+
+def test_paired_t_on_students_own_data():
+    assert np.mean(SLEEP) == pytest.approx(1.58)
+    # R: t.test(extra ~ group, data = sleep, paired = TRUE): p-value = 0.002833, interval 0.7001142 to 2.4598858
+    assert t_test(SLEEP) == pytest.approx(0.002833, abs=5e-7)
+    assert t_interval(SLEEP) == pytest.approx((0.7001142, 2.4598858), abs=5e-8)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_t_as_scipy_has_it(n, level):
+    ours, theirs = np.random.default_rng(n).normal(0.8, 0.01, (2, n))
+    reference = stats.ttest_rel(ours, theirs)
+    assert t_test(list(ours - theirs)) == pytest.approx(reference.pvalue, rel=1e-9)
+    assert t_interval(list(ours - theirs), level) == pytest.approx(
+        tuple(reference.confidence_interval(level)), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("values", [[], [0.3], [0.1, 0.1], [0.82 - 0.80, 0.83 - 0.81], [0.5, 0.5 + 6e-8]])
+def test_nothing_is_said_without_a_spread(values):
+    """Equal differences of few seeds would give t = infinity, and rounding errors a p of 1e-9."""
+    assert t_interval(values) is None
+    assert t_test(values) is None
+    assert bootstrap_interval(values) is None
+
+
+def test_t_covers_the_mean_as_often_as_it_says():
+    samples = np.random.default_rng(0).normal(0.8, 0.003, (2000, 3))
+    covered = np.mean([low <= 0.8 <= high for low, high in map(t_interval, samples)])
+    assert covered == pytest.approx(0.95, abs=0.015)  # three of its own standard deviations
+
+
+def test_bootstrap():
+    values = np.random.default_rng(3).normal(0.8, 0.01, 200)
+    assert bootstrap_interval(values) == bootstrap_interval(values)  # the seed is fixed
+    assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
+    assert bootstrap_interval(values) == pytest.approx(t_interval(values), abs=1e-4)  # many values, near normal
+    low, high = bootstrap_interval(values, level=0.5)
+    assert high - low == pytest.approx(2 * 0.6745 * np.std(values) / 200**0.5, rel=0.05)
+
+
+def test_bootstrap_follows_a_skewed_sample():
+    values = [0.0] * 15 + [1.0, 2.0, 8.0, 9.0, 10.0]
+    low, high = bootstrap_interval(values)
+    assert np.mean(values) - low < high - np.mean(values)
+
+
+@pytest.mark.parametrize(
+    ("correct", "of", "expected"),
+    [
+        # Newcombe (1998), Statistics in Medicine 17, table I, Wilson's score method without continuity correction
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+    ],
+)
+def test_binomial_interval(correct, of, expected):
+    assert binomial_interval(correct, of) == pytest.approx(expected, abs=5e-5)
+
+
+def test_ten_thousand_test_images_leave_almost_a_point():
+    low, high = binomial_interval(8000, 10_000)
+    z, p, n = 1.959964, 0.8, 10_000
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    assert (low + high) / 2 == pytest.approx(middle, abs=1e-9)
+    assert high - low == pytest.approx(2 * z * (p * (1 - p) / n) ** 0.5, rel=1e-3)
+    assert all(isinstance(bound, float) for bound in Interval(low, high))
+
+
+@pytest.mark.parametrize(("correct", "of"), [(11, 10), (-1, 10), (0, 0)])
+def test_no_accuracy_beyond_its_images(correct, of):
+    with pytest.raises(ValueError):  # noqa: PT011 scipy's own words
+        binomial_interval(correct, of)
+
+
+def answers(both, ours, theirs, none):
+    one = [True] * both + [True] * ours + [False] * theirs + [False] * none
+    return one, [True] * both + [False] * ours + [True] * theirs + [False] * none
+
+
+def test_mcnemar_counts_the_disagreements_only():
+    # (1 + 10) / 2^10, twice: nine of ten coins, or a more extreme number
+    assert mcnemar(*answers(70, 9, 1, 20)) == pytest.approx(22 / 1024)
+    assert mcnemar(*answers(7000, 9, 1, 2000)) == pytest.approx(22 / 1024)
+    assert mcnemar(*answers(70, 1, 9, 20)) == pytest.approx(22 / 1024)
+    assert mcnemar(*answers(70, 5, 5, 20)) == 1
+    assert mcnemar(*answers(70, 0, 0, 30)) == 1
+
+
+def test_mcnemar_pairs_the_images():
+    """As many right answers, on other images: not the marginal counts decide."""
+    ours = np.arange(100) < 60
+    assert mcnemar(ours, np.roll(ours, 20)) == 1
+    assert mcnemar(ours, np.arange(100) < 50) == pytest.approx(2 / 1024)
+
+
+@pytest.mark.parametrize("theirs", [[True], [[True, False]], []])
+def test_mcnemar_wants_the_same_images(theirs):
+    with pytest.raises(ValueError, match="not the same images"):
+        mcnemar([True, False], theirs)
+
+
+def test_holm():
+    # R: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([0.04]) == [0.04]
+    assert holm([]) == []
+
+
+def test_the_end_of_a_training_need_not_wait_for_scipy_stats():
+    code = "import kd.report.tables, sys; assert 'scipy.stats' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
