@@ -33,10 +33,11 @@ def main() -> int:
     places, said = leaders(summary.rows, FEW if len(summary.rows) > MANY else MANY)
     shown = [summary.rows[i] for i in places]
     console = Console()
-    console.print(to_rich(shown))
+    console.print(to_rich(shown, console.width))
     for baseline, compared in by_baseline(comparisons):
         print(f"Compared with {baseline}:")
-        console.print(differences_to_rich([one for one in compared if any(one.row is row for row in shown)]))
+        compared = [one for one in compared if any(one.row is row for row in shown)]
+        console.print(differences_to_rich(compared, console.width))
     if said:
         print(f"{said}. All of them are in results.md and results.csv.\n")
     print(*best(summary.rows), "", *summary.notes, *reading(summary.rows, comparisons), "", *written, sep="\n")

@@ -112,13 +112,11 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return _markdown([column.header for column in columns], [[c.cell(row) for c in columns] for row in rows], left)
 
 
-def to_rich(rows: Sequence[Row]) -> Table:
-    """The same for a terminal, with fewer columns."""
+def to_rich(rows: Sequence[Row], width: int = 100) -> Table:
+    """The same for a terminal `width` characters wide, with fewer columns."""
     columns = _filled([column for column in COLUMNS if column.terminal], rows)
-    return _table(
-        [column.header.replace(", ", "\n") for column in columns],
-        [[column.cell(row) for column in columns] for row in rows],
-    )
+    cells = {column.header: [column.cell(row) for row in rows] for column in columns}
+    return _fitted(cells, width, ("training", "retention", "95 % interval"))
 
 
 def _filled(columns: Iterable[Column], rows: Sequence[Row]) -> list[Column]:
@@ -130,10 +128,25 @@ def differences_to_markdown(comparisons: Sequence[Comparison]) -> str:
     return _markdown(*_differences(comparisons), left=["in words"])
 
 
-def differences_to_rich(comparisons: Sequence[Comparison]) -> Table:
-    """The same for a terminal."""
+def differences_to_rich(comparisons: Sequence[Comparison], width: int = 100) -> Table:
+    """The same for a terminal `width` characters wide."""
     headers, lines = _differences(comparisons)
-    return _table([header.replace(", ", "\n") for header in headers], lines)
+    cells = dict(zip(headers, map(list, zip(*lines, strict=True)), strict=True))
+    return _fitted(cells, width, ("p (Holm)", "seeds"))
+
+
+def _fitted(cells: dict[str, list[str]], width: int, dispensable: Sequence[str]) -> Table:
+    """A table of columns by their headers, without the first few of those that are dispensable if it is too wide."""
+    cells = {header.replace(", ", "\n"): column for header, column in cells.items()}
+
+    def needed() -> int:
+        entries = ([*header.split("\n"), *column] for header, column in cells.items())
+        return 2 + sum(1 + max(map(len, texts)) for texts in entries)
+
+    for header in dispensable:
+        if needed() > width:
+            cells.pop(header, None)
+    return _table(list(cells), list(zip(*cells.values(), strict=True)))
 
 
 def _differences(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:

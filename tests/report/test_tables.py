@@ -429,3 +429,14 @@ def test_single_of_a_teacher():
 def test_single_of_a_run_that_has_just_begun():
     started = Result(method="x", seed=0, dataset="d", epochs=1, status="running")
     assert single(started).row_count == 0
+
+
+def test_a_narrow_terminal_has_fewer_columns_rather_than_broken_lines():
+    runs = [replace(ALONE, method="logits", T=float(T), seed=seed, group=str(T)) for T in (1, 16) for seed in (0, 1)]
+    rows = summarize(runs).rows
+    wide, narrow = text(to_rich(rows, 100), width=100), text(to_rich(rows, 50), width=50)
+    assert "training" in wide
+    assert "training" not in narrow
+    for label in ("logits T=1 ", "logits T=16 "):
+        assert label in wide
+        assert label in narrow
