@@ -92,7 +92,7 @@ def test_a_search_and_its_best_run_again(look, run, tmp_path):
     table = said.split("test acc\n")[1].splitlines()
     assert table[0].split()[0] == best
     assert f"{100 * results[best].test_acc:.2f} %" in table[0]
-    command = shlex.split(said.split("the best again: ")[1])
+    command = shlex.split(said.split("the best again: ")[1].splitlines()[0])
     assert command[:2] == ["python", "train.py"]
     assert run(*command[2:], "trainer.enable_progress_bar=false", "hydra.run.dir=again")[0] == 0
     again = read(tmp_path / "again" / "result.json")
@@ -259,7 +259,7 @@ def test_whole_numbers_and_other_settings_are_searched_too(look, tmp_path):
         (("student.scal=2",), "there is no setting 'student.scal'"),
         (("alpha=2",), "alpha must be in [0, 1], got 2"),
         (("experiment=seed_table",), "a grid of runs cannot be searched"),
-        (("trainer=ddp",), "trainer=ddp starts this command again"),
+        (("trainer=ddp",), "training on several devices starts this command again"),
         (("method.stages=[7]", "method=feature"), "stages must be in"),
         (("--trials", "0"), "--trials must be at least 1"),
     ],
