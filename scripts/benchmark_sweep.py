@@ -12,9 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from kd.record import git_revision, versions  # noqa: E402
+
 GRID = (
     "data=digits", "data.batch_size=256", "data.epochs=20", "method=logits", "T=1,2,4,8", "alpha=0.1,0.5",
     "speed.stored_logits=false", "logger=none",
@@ -66,7 +71,16 @@ def main() -> None:
             f"{launcher:<8} median {statistics.median(times):6.1f} s, {ratios[launcher]:.2f} of {options.launchers[0]}"
         )
     if options.json is not None:
-        figures = {"grid": grid, "cores": os.cpu_count(), "seconds": seconds, "ratios": ratios}
+        figures = {
+            "command": " ".join(["python", "scripts/benchmark_sweep.py", *sys.argv[1:]]),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "git": git_revision(),
+            "versions": versions(),
+            "cores": os.cpu_count(),
+            "grid": grid,
+            "seconds": seconds,
+            "ratios": ratios,
+        }
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
