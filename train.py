@@ -50,6 +50,7 @@ def main(cfg: DictConfig) -> float | None:
 
 def job(cfg: DictConfig, others: Any = None) -> float | None:
     """One run, alone or with others in the same process, see `kd.cohort`."""
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # who wants Slurm asks for it
     directory = Path(HydraConfig.get().runtime.output_dir)
     multirun = HydraConfig.get().mode is RunMode.MULTIRUN
 
@@ -411,7 +412,6 @@ def console() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped is stopped: resumable, exit code 130
-    warnings.filterwarnings("ignore", message="The `srun` command is available")  # who wants Slurm asks for it
     try:
         sys.argv[1:] = cli.expand_resume(sys.argv[1:])
         main()

@@ -215,7 +215,9 @@ class Progress:
             elapsed = self.now() - self.began
             line += f" | {clock(elapsed)} gone"
             if self.left:
-                line += f", {len(self.left)} left in about {clock(elapsed / self.run * len(self.left))}"
+                running = sum(other.status == "running" for other in self.left)
+                line += f", {len(self.left)} left{f', {running} of them running,' if running else ''}"
+                line += f" in about {clock(elapsed / self.run * len(self.left))}"
             if self.best[1]:
                 line += f" | best val {100 * self.best[0]:.2f} %: {self.best[1]}"
         self.say(line)

@@ -1,5 +1,6 @@
 """Sweeps as they are typed."""
 
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -76,6 +77,20 @@ def test_nothing_but_mistakes_is_one_mistake(sweep):
     assert code == 1
     assert said.strip().splitlines()[-1] == "error: T must be in (0, inf), got 0"
     assert not records(directory)
+
+
+def test_a_full_disk_fails_what_needs_it_and_loses_nothing(sweep, run, tmp_path):
+    assert run(*SMALL, "method=teacher", "hydra.run.dir=teacher")[0] == 0
+    grid = (*SMALL, "hydra.sweep.dir=sweep", "method=logits", "T=1,2", "speed.stored_logits=false")
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *grid]
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, **limit)
+    assert done.returncode == 1
+    assert done.stdout.count("cannot save the run: File too large; once there is space") >= 2
+    assert "error: 2 failed; what is missing is tried again by" in done.stderr
+    code, said, directory = sweep("method=logits", "T=1,2,4", "speed.stored_logits=false")
+    assert (code, said.count("done    T=")) == (0, 3)
+    assert [record.T for record in records(directory).values()] == [1, 2, 4]
 
 
 @pytest.mark.parametrize("deaths", [1, 9])

@@ -79,7 +79,9 @@ def test_the_lines_of_a_sweep(tmp_path):
     leave(jobs[0].directory, "f0", status="running")
     leave(jobs[3].directory, "f3", val_acc=0.8123)
     progress.look()
-    assert said[2:] == ["[3/5] done    T=4: val 81.23 % | 1:00 gone, 2 left in about 2:00 | best val 81.23 %: T=4"]
+    assert said[2:] == [
+        "[3/5] done    T=4: val 81.23 % | 1:00 gone, 2 left, 1 of them running, in about 2:00 | best val 81.23 %: T=4"
+    ]
     time[0] = 90
     leave(jobs[0].directory, "f0", status="failed", val_acc=None, error="diverged")
     progress.look()

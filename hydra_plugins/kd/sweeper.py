@@ -102,7 +102,8 @@ class ResumableSweeper(BasicSweeper):
             try:
                 returns = self.launcher.launch(commands, initial_job_idx=0)
             except Exception as error:
-                say(f"the launcher failed: {error}")
+                reason, _, _ = str(error).partition("\n")
+                say(f"the launcher failed: {reason}")
                 for job in left:
                     job.wait()
                 continue
