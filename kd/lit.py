@@ -90,6 +90,7 @@ class Classifier(L.LightningModule):
         self._optimizer, self._schedule = optimizer, schedule
         self._check_every = 1
         self._unchecked: list[tuple[_Step, Tensor]] = []
+        self._sums: dict[str, Tensor | float] = {}
         self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_scores, self.test_scores = Scores(num_classes), Scores(num_classes)
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
@@ -101,17 +102,25 @@ class Classifier(L.LightningModule):
     def on_fit_start(self) -> None:
         self._check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
 
+    def on_train_epoch_start(self) -> None:
+        self._sums = {}
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self.net(batch.x)
         terms = self.losses(output, batch)
         loss = torch.stack(list(terms.values())).sum()
-        self._refuse_divergence(terms, loss, last=batch_idx + 1 == self.trainer.num_training_batches)
+        last = batch_idx + 1 == self.trainer.num_training_batches
+        self._refuse_divergence(terms, loss, last)
         self.train_acc.update(output.logits.detach(), batch.y)
-        named: dict[str, Any] = {f"train/{name}": term.detach() for name, term in terms.items()}
-        self.log_dict(named, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(batch.y))
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.y))
-        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, batch_size=len(batch.y))
-        self.log("lr", self._learning_rate)
+        for name, value in {**terms, "loss": loss}.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach()
+        if last:
+            # Once an epoch and not at every step: each call of `log` takes as long as a small layer.
+            means = {f"train/{name}": total / (batch_idx + 1) for name, total in self._sums.items()}
+            self.log_dict(means, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=1)
+            self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, batch_size=1)
+        if last or (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
+            self.log("lr", self._learning_rate)
         return loss
 
     @property
