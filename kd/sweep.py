@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 POLL_SECONDS = 1.0
+ENDED = ("skipped", "refused", "done", "failed")
 LONG = 40
 """Of more jobs than this the table at the end names only those that a reader has to know of."""
 
@@ -167,8 +168,8 @@ class Progress:
         self.jobs, self.say, self.now = jobs, say, now
         self.began = now()
         self.left = list(jobs)
-        self.run = 0
-        """Jobs that this sweep has run."""
+        self.told = self.run = 0
+        """Jobs that have been told of, and that this sweep has run."""
         self.best: tuple[float, str] = (-math.inf, "")
         """Highest validation accuracy, and whose."""
         self._lock = threading.Lock()
@@ -176,11 +177,12 @@ class Progress:
     def look(self) -> None:
         """Tell of the jobs that have ended since the last look."""
         with self._lock:
-            for job in list(self.left):
-                status = job.status
-                if status in ("skipped", "refused", "done", "failed"):
-                    self.left.remove(job)
-                    self._tell(job, status)
+            ended = [(job, status) for job in self.left if (status := job.status) in ENDED]
+            for job, status in ended:
+                self.left.remove(job)
+                self.run += status in ("done", "failed")
+            for job, status in ended:
+                self._tell(job, status)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -206,12 +208,11 @@ class Progress:
         if record is not None and record.val_acc is not None:
             told.append(f"val {100 * record.val_acc:.2f} %")
             self.best = max(self.best, (record.val_acc, job.label))
-        line = (
-            f"[{len(self.jobs) - len(self.left):{len(str(len(self.jobs)))}}/{len(self.jobs)}] {status:<7} {job.label}"
-        )
+        self.told += 1
+        of = str(len(self.jobs))
+        line = f"[{self.told:{len(of)}}/{of}] {status:<7} {job.label}"
         line += f": {', '.join(told)}" if told else ""
         if status in ("done", "failed"):
-            self.run += 1
             elapsed = self.now() - self.began
             line += f" | {clock(elapsed)} gone"
             if self.left:
