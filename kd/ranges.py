@@ -14,6 +14,8 @@ RANGES = {
     "conv_dropout": "[0, 1)",
     "crop": "whole [0, inf)",
     "cutout": "whole [0, inf)",
+    "depth": "whole [1, inf)",
+    "dropout": "[0, 1)",
     "epochs": "whole [1, inf)",
     "gamma": "(0, 1]",
     "head_dropout": "[0, 1)",
@@ -31,6 +33,7 @@ RANGES = {
     "val_fraction": "[0, 1)",
     "warmup": "[0, 1)",
     "weight_decay": "[0, inf)",
+    "widen": "whole [1, inf)",
     "workers": "whole [0, inf)",
 }
 """By the last part of the setting's name. A bracket includes its end and a parenthesis does not, as in mathematics."""

@@ -1,0 +1,97 @@
+"""Wide residual networks, which differ in depth and width alone."""
+
+from torch import Tensor, nn
+
+from kd.models.output import Output
+from kd.ranges import require
+
+
+class WideResNet(nn.Module):
+    """WRN-d-k of Zagoruyko and Komodakis 2016, arXiv 1605.07146, with pre-activation.
+
+    A 3x3 convolution to 16 channels, then three groups of n blocks with 16k, 32k and 64k channels, the second and the
+    third at half the resolution of the one before; BN-ReLU, average pooling, a linear layer. At 10 classes WRN-22-2
+    has 1,079,642 parameters and WRN-16-8 has 10,961,370.
+
+    Args:
+        depth: d = 6n + 4 convolutions, those in the three shortcuts included (two at k = 1); at least 10.
+        widen: k, how many times as wide as a plain residual network; at least 1.
+        num_classes: C, at least 2.
+        image_size: height and width of the input in pixels, at least 1. Any fits, and no weight depends on it.
+        dropout: probability of dropping an element between the two convolutions of a block, in [0, 1).
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    def __init__(self, depth: int, widen: int, num_classes: int, image_size: int, dropout: float) -> None:
+        super().__init__()
+        require("depth", depth)
+        if depth < 10 or depth % 6 != 4:
+            raise ValueError(f"depth must be 6n + 4 with n at least 1, such as 10, 16 or 22, got {depth}")
+        require("widen", widen)
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        require("image_size", image_size)
+        require("dropout", dropout)
+
+        n = (depth - 4) // 6
+        w = (16, 16 * widen, 32 * widen, 64 * widen)
+        # Where a block widens, shortcut and convolutions read the same activated map. It is the end of what comes
+        # before and not the beginning of the block: that is the map which the stage shows as its feature.
+        self.stem = nn.Sequential(_conv(3, w[0]), *(_bn_relu(w[0]) if w[0] != w[1] else ()))
+        self.stages = nn.ModuleList(
+            [_stage(w[0], w[1], n, 1, dropout), _stage(w[1], w[2], n, 2, dropout), _stage(w[2], w[3], n, 2, dropout)]
+        )
+        self.classifier = nn.Linear(w[3], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # He et al. 2015, arXiv 1502.01852, by the outgoing side as in the paper
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: Tensor) -> Output:
+        """(B, 3, H, W) normalised images -> `Output`.
+
+        Its features are (B, 16k, H, W), (B, 32k, H/2, W/2) and (B, 64k, H/4, W/4), sizes rounded up; its embedding
+        (B, 64k) is the mean of the last one.
+        """
+        x = self.stem(x)
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        embedding = x.mean(dim=(2, 3))
+        return Output(self.classifier(embedding), tuple(features), embedding)
+
+
+class _Block(nn.Module):
+    """BN-ReLU-conv-BN-ReLU-dropout-conv beside a shortcut; one that widens is handed a map with BN-ReLU behind it."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        widens = in_channels != channels
+        self.convs = nn.Sequential(
+            *(() if widens else _bn_relu(in_channels)),
+            _conv(in_channels, channels, stride=stride),
+            *_bn_relu(channels),
+            nn.Dropout(dropout),
+            _conv(channels, channels),
+        )
+        self.shortcut = _conv(in_channels, channels, size=1, stride=stride) if widens else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.convs(x) + self.shortcut(x)
+        return total
+
+
+def _stage(in_channels: int, channels: int, n: int, stride: int, dropout: float) -> nn.Sequential:
+    others = (_Block(channels, channels, 1, dropout) for _ in range(n - 1))
+    return nn.Sequential(_Block(in_channels, channels, stride, dropout), *others, *_bn_relu(channels))
+
+
+def _conv(in_channels: int, channels: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, channels, size, stride, padding=size // 2, bias=False)
+
+
+def _bn_relu(channels: int) -> tuple[nn.BatchNorm2d, nn.ReLU]:
+    return nn.BatchNorm2d(channels), nn.ReLU(inplace=True)

@@ -1,0 +1,49 @@
+"""Whatever is in conf/experiment composes; and the one that makes the best small student runs, made tiny."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from kd.results import read
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_experiment_composes(run, file):
+    code, said = run(f"experiment={file.stem}", "--cfg", "job", "--resolve")
+    assert code == 0, said
+    composed = yaml.safe_load(said)
+    assert composed["recipe"]["epochs"] >= 1
+    assert "_target_" in composed["student"]
+
+
+def test_best_1m_is_what_it_says():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", ["experiment=best_1m"])
+    with torch.device("meta"):
+        student = instantiate(cfg.student, num_classes=10, image_size=32)
+    assert sum(p.numel() for p in student.parameters()) < 1_100_000
+    assert (cfg.data.val_fraction, cfg.data.augment.cutout) == (0, 16)
+
+
+def test_best_1m_runs(run, tmp_path):
+    networks = [f"{role}.{size}" for role in ("teacher", "student") for size in ("depth=10", "widen=1")]
+    short = ("recipe.epochs=1", "teacher_recipe.epochs=1", "trainer=cpu", "trainer.enable_progress_bar=false")
+    digits = ("data=digits", "data.source.image_size=8", "logger=none", "hydra.sweep.dir=sweep")
+    code, said = run("experiment=best_1m", *networks, *short, *digits)
+    assert code == 0, said
+    records = [read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
+    assert [(record.seed, record.method, record.status) for record in records] == [
+        (seed, "logits", "done") for seed in range(3)
+    ]
+    assert {(record.student, record.teacher) for record in records} == {("wrn22_2", "wrn16_8")}
+    assert len({record.teacher_id for record in records}) == 1
+    assert len(list((tmp_path / "teachers").glob("*/entry.json"))) == 1
+    assert all(record.val_acc is None and record.test_acc > 0 for record in records)
+    assert len({record.test_nll for record in records}) == 3
