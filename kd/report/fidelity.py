@@ -1,0 +1,253 @@
+"""How closely a student follows its teacher, and how far its confidence can be trusted. Pure functions of logits.
+
+The question is that of Stanton et al. 2021, "Does Knowledge Distillation Really Work?", https://arxiv.org/abs/2106.05945.
+Shapes: M test images, C classes, n seeds. Logarithms are natural.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from math import comb
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from kd.report.rows import Spread
+
+BINS = 15
+"""Of equal width, for the expected calibration error."""
+TEMPERATURES = (0.01, 100.0)
+"""Between which one is looked for."""
+
+Labels = NDArray[np.int64]
+"""(M,)."""
+Logits = NDArray[np.floating[Any]]
+"""(M, C)."""
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+# What a network's answers are worth
+
+
+def correct(labels: Labels, logits: Logits) -> Mask:
+    """(M,), which images are classified right."""
+    right: Mask = logits.argmax(axis=1) == labels
+    return right
+
+
+def accuracy(labels: Labels, logits: Logits) -> float:
+    """In [0, 1]."""
+    return float(correct(labels, logits).mean())
+
+
+def class_accuracy(labels: Labels, logits: Logits) -> Floats:
+    """(C,), the accuracy on the images of each class; NaN where a class has none."""
+    classes = logits.shape[1]
+    images = np.bincount(labels, minlength=classes)
+    right = np.bincount(labels[correct(labels, logits)], minlength=classes)
+    found: Floats = np.divide(right, images, out=np.full(classes, np.nan), where=images > 0)
+    return found
+
+
+def nll(labels: Labels, logits: Logits) -> float:
+    """Mean negative log-likelihood of the labels, in nats."""
+    return float(-_log_softmax(logits)[np.arange(len(labels)), labels].mean())
+
+
+class Bins(NamedTuple):
+    """Predictions sorted by their confidence, the probability of the predicted class; (B,) each, in [0, 1]."""
+
+    share: Floats
+    """Of all images."""
+    confidence: Floats
+    """Mean over the bin; NaN in an empty one, as the accuracy."""
+    accuracy: Floats
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean distance of confidence and accuracy."""
+        return float(np.nansum(self.share * np.abs(self.accuracy - self.confidence)))
+
+
+def reliability(labels: Labels, logits: Logits, bins: int = BINS) -> Bins:
+    """Confidence and accuracy in bins of equal width that include their lower ends.
+
+    A confidence of exactly 1 counts as just below, and so belongs to the last bin.
+    """
+    confidence = np.exp(_log_softmax(logits).max(axis=1)).clip(max=1 - 1e-6)
+    place = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="right") - 1
+    images = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
+        mean = np.bincount(place, confidence, bins) / images
+        right = np.bincount(place, correct(labels, logits), bins) / images
+    return Bins(images / len(labels), mean, right)
+
+
+def ece(labels: Labels, logits: Logits, bins: int = BINS) -> float:
+    """Expected calibration error, in [0, 1] (Naeini et al. 2015)."""
+    return reliability(labels, logits, bins).ece
+
+
+def _log_softmax(logits: Logits) -> Floats:
+    found: Floats = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
+    return found
+
+
+# Two networks
+
+
+def agreement(one: Logits, other: Logits, where: Mask | None = None) -> float | None:
+    """Share of the images, or of those `where` a mask (M,) is true, for which both name one class; None of no image."""
+    same = one.argmax(axis=1) == other.argmax(axis=1)
+    if where is not None:
+        same = same[where]
+    return float(same.mean()) if same.size else None
+
+
+def kl(teacher: Logits, student: Logits) -> float:
+    """KL(teacher || student) at T = 1, in nats: summed over the classes, averaged over the images."""
+    log_p, log_q = _log_softmax(teacher), _log_softmax(student)
+    return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
+
+
+# Temperature scaling
+
+
+def temperature(labels: Labels, logits: Logits) -> float:
+    """The T for which logits / T have the lowest NLL (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+
+    Within `TEMPERATURES`. Above 1 for an overconfident network.
+    """
+    low, high = np.log(TEMPERATURES)
+    # The NLL is convex in 1 / T, so in log T it has one minimum as well.
+    found = scipy.optimize.minimize_scalar(
+        lambda log_T: nll(labels, logits / np.exp(log_T)), bounds=(low, high), method="bounded", options={"xatol": 1e-6}
+    )
+    return float(np.exp(found.x))
+
+
+class Scaled(NamedTuple):
+    """Logits after temperature scaling."""
+
+    logits: Floats
+    """(M, C)."""
+    temperatures: tuple[float, float]
+    """Of the images with an even and of those with an odd index; each was fitted on the other half."""
+
+
+def cross_fitted(labels: Labels, logits: Logits) -> Scaled:
+    """Temperature scaling in two folds: no temperature is fitted on an image that it is applied to.
+
+    For runs without a validation split, of whose test images none else could be used to fit. Raises ValueError
+    with fewer than two images.
+    """
+    if len(labels) < 2:
+        raise ValueError(f"temperature scaling in two folds needs two images, not {len(labels)}")
+    scaled = logits.astype(np.float64)
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    even, odd = (temperature(labels[other], scaled[other]) for other in reversed(halves))
+    for half, T in zip(halves, (even, odd), strict=True):
+        scaled[half] /= T
+    return Scaled(scaled, (even, odd))
+
+
+# One network's figures, and their spread over seeds
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one network on the test images. What compares it with a teacher is None for the teacher itself."""
+
+    accuracy: float
+    nll: float
+    """In nats."""
+    ece: float
+    temperature: float
+    """Mean of the two that were fitted."""
+    nll_scaled: float
+    """After temperature scaling, as `ece_scaled`."""
+    ece_scaled: float
+    agreement: float | None = None
+    agreement_right: float | None = None
+    """With the teacher, on the images that the teacher gets right; None where there are none, as the next."""
+    agreement_wrong: float | None = None
+    """On those that the teacher gets wrong: the same wrong answer."""
+    kl: float | None = None
+    """KL(teacher || student) at T = 1, in nats."""
+    kl_scaled: float | None = None
+    """The same with teacher and student scaled, each by its own temperature: what calibration does not explain."""
+
+
+NAMES = [field.name for field in fields(Figures)]
+
+
+def measure(labels: Labels, logits: Logits, teacher: Logits | None = None) -> Figures:
+    """All figures of a network, with a teacher those of its fidelity, too."""
+    scaled, temperatures = cross_fitted(labels, logits)
+    alone = Figures(
+        accuracy=accuracy(labels, logits),
+        nll=nll(labels, logits),
+        ece=ece(labels, logits),
+        temperature=fmean(temperatures),
+        nll_scaled=nll(labels, scaled),
+        ece_scaled=ece(labels, scaled),
+    )
+    if teacher is None:
+        return alone
+    right = correct(labels, teacher)
+    return Figures(
+        **{name: getattr(alone, name) for name in NAMES[:6]},
+        agreement=agreement(logits, teacher),
+        agreement_right=agreement(logits, teacher, right),
+        agreement_wrong=agreement(logits, teacher, ~right),
+        kl=kl(teacher, logits),
+        kl_scaled=kl(cross_fitted(labels, teacher).logits, scaled),
+    )
+
+
+def spread(figures: Sequence[Figures], name: str) -> Spread | None:
+    """Mean and sample standard deviation of one figure over n seeds; None where one of them lacks it."""
+    values = [getattr(one, name) for one in figures]
+    if not values or None in values:
+        return None
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
+
+
+# Images that one kind of network gets right and another does not
+
+
+def flipped(before: Mask, after: Mask) -> NDArray[np.intp]:
+    """Indices of the images that all seeds before (n, M) get wrong and all seeds after (m, M) get right."""
+    return np.flatnonzero(~before.any(axis=0) & after.all(axis=0))
+
+
+def expected_flips(before: Mask, after: Mask, k: int) -> float:
+    """Mean number of `flipped` images over all choices of k of the seeds before (n, M) and k of those after (m, M).
+
+    Raises ValueError unless k is from 1 to n and to m.
+    """
+    if not 1 <= k <= min(len(before), len(after)):
+        raise ValueError(f"cannot choose {k} of {len(before)} and of {len(after)} seeds")
+    wrong, right = _choices(~before, k), _choices(after, k)
+    return float((wrong * right).sum() / (comb(len(before), k) * comb(len(after), k)))
+
+
+def flips_by_seed(correct: Mask, k: int) -> float:
+    """The same between two disjoint sets of k of the same network's seeds (n, M): what seeds alone flip.
+
+    As many the one way as the other. Raises ValueError unless k is from 1 to n / 2.
+    """
+    n = len(correct)
+    if not 1 <= k <= n // 2:
+        raise ValueError(f"cannot choose two sets of {k} of {n} seeds")
+    return float((_choices(~correct, k) * _choices(correct, k)).sum() / (comb(n, k) * comb(n - k, k)))
+
+
+def _choices(true: Mask, k: int) -> Floats:
+    """(M,), in how many ways k seeds can be chosen for all of which an image is true (n, M)."""
+    ways = np.array([comb(count, k) for count in range(len(true) + 1)], dtype=np.float64)
+    found: Floats = ways[true.sum(axis=0)]
+    return found

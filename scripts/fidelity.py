@@ -1,0 +1,73 @@
+"""How closely students follow their teacher, how far their confidence can be trusted, and what distillation changed."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kd.errors import UserError
+from kd.results import REPORT
+
+if TYPE_CHECKING:
+    from kd.report.fidelity_page import Pixels
+
+
+def main() -> int:
+    args = _arguments()
+    # matplotlib and scipy take a second that help need not wait for
+    from kd.report.fidelity_page import named, write_page
+    from kd.report.fidelity_study import collect, study
+
+    try:
+        found = study(collect(args.dirs), args.baseline)
+        pixels = _pixels(args.images, found.labels) if args.images else named(found)
+        written = write_page(found, pixels, args.out or args.dirs[0] / REPORT)
+    except UserError as error:
+        print(f"fidelity.py: {error}", file=sys.stderr)
+        return 1
+    print(*written, sep="\n")
+    return 0
+
+
+def _pixels(root: Path, labels: NDArray[np.int64]) -> "Pixels":
+    """CIFAR-10's test images, checked to be those that the networks saw."""
+    if not root.is_dir():  # where nothing is, it would be downloaded
+        raise UserError(f"{root}: no such directory; give the one that CIFAR-10 is in")
+    from kd.data.cifar import cifar10  # and with it torch
+    from kd.report.fidelity_page import Pixels
+
+    images = cifar10(root)
+    if not np.array_equal(images.test_y.numpy(), labels):
+        raise UserError(f"{root}: not the images that the runs were tested on, their labels differ")
+    return Pixels(images.test_x.permute(0, 2, 3, 1).numpy(), images.classes)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Is distillation really at work? Compares the final students with their teacher and with a student\n"
+        "that had none, image by image: agreement, KL, calibration before and after temperature scaling, gains by\n"
+        "class, and the images that distillation fixed and broke. Reads every result.json with a predictions.npz\n"
+        "beside it; writes fidelity.md, fidelity.csv and pictures.",
+        epilog="example:\n"
+        "  python train.py -m method=standard,logits,feature seed=0,1,2 hydra.sweep.dir=multirun/final\n"
+        "  python scripts/fidelity.py multirun/final --images data --out docs/fidelity",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="where runs were written to, at any depth")
+    parser.add_argument("--out", type=Path, help="where the page goes (default: DIR/report of the first DIR)")
+    parser.add_argument(
+        "--images", type=Path, metavar="ROOT", help="where CIFAR-10 is, to show images and name classes"
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="label or method of the row to compare the others with (default: the only student without a teacher)",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
