@@ -117,24 +117,38 @@ def run(cfg: DictConfig, record: Result, directory: Path, watchers: Sequence[Any
 
 
 def find_teacher(make: "Workshop", record: Result) -> tuple[Any, Path, float]:
-    """The frozen teacher, the directory it lies in, and its test accuracy, measured before anything builds on it."""
-    from kd.teacher import WEIGHTS, find_or_train, load, verify
+    """The frozen teacher, or several as one, measured before anything builds on it.
+
+    Also the directory that the first one lies in, and the test accuracy of all together.
+    """
+    from kd.teacher import WEIGHTS, find_or_train, joined, load, verify
 
     cfg = make.cfg
-    claimed = None
+    test = make.data(cfg.teacher_recipe, cfg.teacher_seed).test_dataloader()
+    claims: list[float | None] = [None]
     if cfg.teacher_weights is not None:
-        path = Path(cfg.teacher_weights).expanduser()
+        paths = [Path(cfg.teacher_weights).expanduser()]
     else:
         store = Path(cfg.teacher_store).expanduser()
-        path = find_or_train(store, make.teacher_key(), lambda to: train_teacher(make, record, to)) / WEIGHTS
-        claimed = read(path.parent / FILE).test_acc
-    teacher = load(make.net(cfg.teacher), path, make.frozen)
-    measured = verify(teacher, make.data(cfg.teacher_recipe, cfg.teacher_seed).test_dataloader(), claimed, path)
-    return teacher, path.parent, measured if claimed is None else claimed
+        entries = [
+            find_or_train(store, make.teacher_key(seed), lambda to, seed=seed: train_teacher(make, record, to, seed))
+            for seed in make.teacher_seeds
+        ]
+        paths = [entry / WEIGHTS for entry in entries]
+        claims = [read(entry / FILE).test_acc for entry in entries]
+    nets = [make.net(cfg.teacher) for _ in paths]
+    teachers = [load(net, path, make.frozen) for net, path in zip(nets, paths, strict=True)]
+    measured = [verify(one, test, claim, path) for one, claim, path in zip(teachers, claims, paths, strict=True)]
+    if len(teachers) == 1:
+        return teachers[0], paths[0].parent, measured[0] if claims[0] is None else claims[0]
+    together = joined(teachers, make.frozen)
+    accuracy = together.accuracy(test)
+    log.info("the %d teachers together: %.2f %% on the test split", len(teachers), 100 * accuracy)
+    return together, paths[0].parent, accuracy
 
 
-def train_teacher(make: "Workshop", record: Result, directory: Path) -> None:
-    """Train it alone on one device, whatever the student's trainer: other ranks and jobs find it, or wait for it."""
+def train_teacher(make: "Workshop", record: Result, directory: Path, seed: int) -> None:
+    """Train one alone on one device, whatever the student's trainer: other ranks and jobs find it, or wait for it."""
     from lightning import seed_everything
 
     from kd.lit import Classifier
@@ -142,12 +156,12 @@ def train_teacher(make: "Workshop", record: Result, directory: Path) -> None:
     from kd.teacher import WEIGHTS
 
     cfg = make.cfg
-    seed_everything(cfg.teacher_seed, verbose=False)
+    seed_everything(seed, verbose=False)
     net = make.net(cfg.teacher)
     own = Result(
         method="teacher",
-        seed=cfg.teacher_seed,
-        teacher=record.teacher,
+        seed=seed,
+        teacher=HydraConfig.get().runtime.choices.teacher,
         teacher_params=parameter_count(net),
         dataset=record.dataset,
         epochs=cfg.teacher_recipe.epochs,
@@ -158,11 +172,11 @@ def train_teacher(make: "Workshop", record: Result, directory: Path) -> None:
     )
     train(
         Classifier(**make.parts(make.speed.trained(net), cfg.teacher_recipe)),
-        make.data(cfg.teacher_recipe, cfg.teacher_seed),
+        make.data(cfg.teacher_recipe, seed),
         own,
         directory,
         weights=WEIGHTS,
-        metadata=make.metadata(cfg.teacher, cfg.teacher_recipe, cfg.teacher_seed, method=None),
+        metadata=make.metadata(cfg.teacher, cfg.teacher_recipe, seed, method=None),
         make_trainer=make.trainer(cfg.teacher_recipe, devices=1, num_nodes=1, strategy="auto"),
         logger=make.logger(directory),
     )
@@ -305,10 +319,19 @@ class Workshop:
                     self.trainer(recipe)(logger=False)
         self.logger(directory)
         if cfg.method is not None:
-            self.method(self.net(cfg.student), self.net(cfg.teacher))
+            from kd.models.ensemble import Ensemble
 
-    def teacher_key(self) -> dict[str, Any]:
-        """All that decides what the teacher becomes."""
+            teachers = [self.net(cfg.teacher) for _ in self.teacher_seeds]
+            self.method(self.net(cfg.student), teachers[0] if len(teachers) == 1 else Ensemble(teachers))
+
+    @property
+    def teacher_seeds(self) -> list[int]:
+        """Of those who teach a student together; a run of the teacher alone is of one."""
+        first, count = self.cfg.teacher_seed, self.cfg.ensemble if "student" in self.cfg.roles else 1
+        return list(range(first, first + count))
+
+    def teacher_key(self, seed: int) -> dict[str, Any]:
+        """All that decides what the teacher of that seed becomes."""
         cfg = self.cfg
         return {
             "format": 1,
@@ -321,7 +344,7 @@ class Workshop:
             },
             "recipe": plain(cfg.teacher_recipe),
             "speed": without(plain(cfg.speed), AFTERWARDS),
-            "seed": cfg.teacher_seed,
+            "seed": seed,
             "trainer": without(plain(cfg.trainer), WHERE),
         }
 
@@ -368,12 +391,14 @@ def describe(cfg: DictConfig) -> Result:
     settings = plain(cfg)
     choices = HydraConfig.get().runtime.choices
     learner = cfg.recipe if "student" in cfg.roles else cfg.teacher_recipe
+    several = cfg.ensemble != 1 and "student" in cfg.roles
+    teacher = f"{cfg.ensemble} x {choices.teacher}" if several else choices.teacher
     return Result(
         method=choices.method,
         **{knob: number(cfg[knob], None) for knob in KNOBS if knob in cfg},
         seed=number(cfg.seed, -1),
         student=choices.student if "student" in cfg.roles else None,
-        teacher=choices.teacher if "teacher" in cfg.roles else None,
+        teacher=teacher if "teacher" in cfg.roles else None,
         dataset=choices.data,
         epochs=number(learner.epochs, 0),
         git=git_revision(),

@@ -44,6 +44,7 @@ Knobs of the run
   student.scale=S                width; likewise student.conv_dropout, student.head_dropout (0 to below 1),
                                  student.activation (relu, elu), and teacher.scale ...
   teacher_seed=0                 seed of the teacher
+  ensemble=N                     N teachers with seeds from teacher_seed on, whose logits are averaged
   teacher_weights=FILE           use this safetensors file instead of a teacher from teachers/
   trainer.precision=auto         bf16-mixed where the device multiplies in bf16 by itself, else 32-true
   speed=reference                every speed-up off; with trainer.precision=32-true the plain loop, to compare with

@@ -15,6 +15,7 @@ from kd.data.batch import Batch
 from kd.errors import UserError
 from kd.methods.base import Method, hard_loss, soft_loss
 from kd.models.output import Output
+from kd.predictions import Predictions
 from kd.ranges import require
 from kd.recipe import OptimizerFactory, ScheduleFactory, parameter_groups
 
@@ -91,6 +92,7 @@ class Classifier(L.LightningModule):
         self._check_every = 1
         self._unchecked: list[tuple[_Step, Tensor]] = []
         self._sums: dict[str, Tensor | float] = {}
+        self._answers: dict[str, list[Tensor]] = {}
         self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_scores, self.test_scores = Scores(num_classes), Scores(num_classes)
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
@@ -149,10 +151,32 @@ class Classifier(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.score("val", self.val_scores, self.net(batch.x), batch)
 
+    def on_test_start(self) -> None:
+        self._answers = {}
+
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         output = self.net(batch.x)
         self.confusion.update(output.logits, batch.y)
+        self.keep(index=batch.index, labels=batch.y, logits=output.logits)
         self.score("test", self.test_scores, output, batch)
+
+    def keep(self, **parts: Tensor) -> None:
+        """What `predictions` is to have of one test batch, with as many rows as that has images."""
+        for name, part in parts.items():
+            self._answers.setdefault(name, []).append(part.cpu())
+
+    def predictions(self) -> Predictions:
+        """What was said to the test images, on every rank: to be called on all of them, as they gather it."""
+        parts = {name: torch.cat(kept) for name, kept in self._answers.items()}
+        if self.trainer.world_size > 1:
+            gathered: list[dict[str, Tensor]] = [{}] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, parts)
+            parts = {name: torch.cat([one[name] for one in gathered]) for name in parts}
+        order = parts.pop("index").argsort()
+        arrays = {
+            name: (part.float() if part.is_floating_point() else part)[order].numpy() for name, part in parts.items()
+        }
+        return Predictions(**arrays)
 
     def score(self, split: str, scores: Scores, output: Output, batch: Batch) -> None:
         """Account for one evaluation batch."""
@@ -216,10 +240,13 @@ class Distiller(Classifier):
         self.val_fidelity, self.test_fidelity = FidelityScores(num_classes), FidelityScores(num_classes)
 
     def losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        return cast(dict[str, Tensor], self.method(output, self.teacher(batch), batch))
+        return cast(dict[str, Tensor], self.method(output, self.method.ask(self.teacher, batch), batch))
 
     def score(self, split: str, scores: Scores, output: Output, batch: Batch) -> None:
         super().score(split, scores, output, batch)
         fidelity = self.val_fidelity if split == "val" else self.test_fidelity
-        fidelity.update(output.logits.float(), self.teacher(batch).logits.float())
+        answer = self.teacher(batch).logits.float()
+        fidelity.update(output.logits.float(), answer)
+        if split == "test":
+            self.keep(teacher_logits=answer)
         self.log_scores(split, fidelity, len(batch.y))

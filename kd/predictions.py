@@ -32,14 +32,10 @@ class Predictions(NamedTuple):
 
 def write(predictions: Predictions, path: Path) -> None:
     """Write the file whole or not at all. Logits are kept in float16, which holds what bf16 computed to the bit."""
-    arrays: dict[str, NDArray[np.generic]] = {
-        "labels": predictions.labels.astype(np.int16),
-        "logits": _halved(predictions.logits),
-    }
-    if predictions.teacher_logits is not None:
-        arrays["teacher_logits"] = _halved(predictions.teacher_logits)
+    labels, logits, teacher = predictions
+    taught = {} if teacher is None else {"teacher_logits": _halved(teacher)}
     with replaced(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, labels=labels.astype(np.int16), logits=_halved(logits), **taught)
 
 
 def read(path: Path) -> Predictions:
@@ -49,7 +45,7 @@ def read(path: Path) -> Predictions:
         UserError: if there is none, or it is damaged or no such file.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             teacher = arrays["teacher_logits"].astype(np.float32) if "teacher_logits" in arrays else None
             found = Predictions(arrays["labels"].astype(np.int64), arrays["logits"].astype(np.float32), teacher)
     except FileNotFoundError as error:

@@ -16,6 +16,7 @@ RANGES = {
     "cutout": "whole [0, inf)",
     "depth": "whole [1, inf)",
     "dropout": "[0, 1)",
+    "ensemble": "whole [1, inf)",
     "epochs": "whole [1, inf)",
     "gamma": "(0, 1]",
     "head_dropout": "[0, 1)",

@@ -19,6 +19,8 @@ from kd.data.module import DataModule
 from kd.errors import UserError
 from kd.lit import Classifier
 from kd.logs import Pictures, conclude
+from kd.predictions import FILE as PREDICTIONS
+from kd.predictions import write as write_predictions
 from kd.record import CHECKPOINTS
 from kd.results import FILE, Result, write
 from kd.weights import save_weights
@@ -38,7 +40,7 @@ def train(
     watchers: Sequence[Callback] = (),
     clock: Callable[[], float] | None = None,
 ) -> Result:
-    """Fit, test with the last epoch's weights, and leave weights and result record in the run directory.
+    """Fit, test with the last epoch's weights, and leave weights, test predictions and result record in the directory.
 
     Continues from `checkpoints/last.ckpt` if the directory has one.
 
@@ -88,6 +90,7 @@ def train(
         trainer.fit(module, data, ckpt_path=resumable if resumable.exists() else None, weights_only=True)
         trainer.test(module, data, verbose=False)
 
+    predictions = module.predictions()
     test = {name: value.item() for name, value in trainer.callback_metrics.items()}
     record = replace(
         record,
@@ -109,6 +112,7 @@ def train(
     if record.teacher_test_acc:
         record = replace(record, retention=test["test/acc"] / record.teacher_test_acc)
     if trainer.is_global_zero:
+        write_predictions(predictions, directory / PREDICTIONS)
         save_weights(module.net, directory / weights, {**metadata, "test_acc": record.test_acc})
         conclude(trainer.loggers, *_summary(record))
         write(record, directory / FILE)

@@ -68,6 +68,8 @@ def check(settings: dict[str, Any], run_wide: Sequence[str], read: str, launcher
     weights = settings["teacher_weights"]
     if weights is not None and settings["method"] is None:
         raise UserError("teacher_weights is for methods that learn from a teacher; this one does not")
+    if weights is not None and settings["ensemble"] != 1:
+        raise UserError("teacher_weights is one teacher; ensemble is for those of the store")
     if weights is not None and not Path(weights).expanduser().is_file():
         raise UserError(f"no weights at {weights}")
 

@@ -12,7 +12,7 @@ A store entry is the run directory of the training that made it, named by the di
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from torch import nn
 from kd.data.batch import Batch
 from kd.errors import UserError
 from kd.hashing import digest
+from kd.models.ensemble import Ensemble
 from kd.models.output import Output
 from kd.weights import checksum, content_id, fill, load_weights
 
@@ -106,6 +107,14 @@ def load(net: nn.Module, path: Path, prepare: Callable[[nn.Module], nn.Module] =
     tensors, _ = load_weights(path)
     fill(net, tensors, path)
     return FrozenTeacher(net, content_id(tensors), prepare)
+
+
+def joined(
+    teachers: Sequence[FrozenTeacher], prepare: Callable[[nn.Module], nn.Module] = lambda net: net
+) -> FrozenTeacher:
+    """Several teachers who answer as one, see `kd.models.ensemble`."""
+    net = Ensemble(teacher.net for teacher in teachers)
+    return FrozenTeacher(net, content_id(net.state_dict()), prepare)
 
 
 def verify(teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | None, path: Path) -> float:

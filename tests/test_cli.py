@@ -83,6 +83,7 @@ def test_help_and_mistakes_answer_without_loading_torch(tmp_path, arguments):
         (("T",), "error: Error parsing override 'T'"),
         (("resume=nowhere",), "error: resume=nowhere: not the directory of a run"),
         (("method=teacher", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
+        (("ensemble=2", f"teacher_weights={__file__}"), "error: teacher_weights is one teacher; ensemble is for those"),
         (("method=standard", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
         (("T=null",), "error: T must be a number in (0, inf), got None"),
         (("seed=-1",), "error: seed must be a whole number in [0, inf), got -1"),

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from kd import predictions
 from kd.results import read
 from kd.speed import choose_precision
 
@@ -60,9 +61,19 @@ class TestARun:
             "student.safetensors",
             "checkpoints/last.ckpt",
             "metrics.csv",
+            "predictions.npz",
         ):
             assert (self.directory / name).is_file(), name
         assert list((self.directory / "tensorboard").glob("events*"))
+
+    def test_keeps_its_predictions(self):
+        kept = predictions.read(self.directory / "predictions.npz")
+        assert kept.logits.shape == kept.teacher_logits.shape == (len(kept.labels), 10)
+        assert kept.correct.mean() == pytest.approx(self.result.test_acc)
+        taught = (kept.teacher_logits.argmax(1) == kept.labels).mean()  # by a folded copy, in half precision
+        assert taught == pytest.approx(self.result.teacher_test_acc, abs=0.01)
+        agreement = (kept.logits.argmax(1) == kept.teacher_logits.argmax(1)).mean()
+        assert agreement == pytest.approx(self.result.agreement)
 
     def test_records_what_it_did(self):
         result = self.result
@@ -181,6 +192,23 @@ class TestARun:
         assert not (tmp_path / "other" / "student.safetensors").exists()
 
 
+def test_several_teachers_answer_together(run, tmp_path, finished):
+    shutil.copytree(finished / "teachers", tmp_path / "teachers")
+    code, said = run(*SMALL, "method=feature", "ensemble=2", "logger=none", "hydra.run.dir=run")
+    assert code == 0, said
+    record = read(tmp_path / "run" / "result.json")
+    entries = [read(path) for path in (tmp_path / "teachers").glob("*/result.json")]
+    assert sorted(entry.seed for entry in entries) == [0, 1]
+    assert {entry.teacher for entry in entries} == {"cnn32"}
+    assert record.teacher == "2 x cnn32"
+    assert record.teacher_params == sum(entry.teacher_params for entry in entries)
+    assert record.teacher_id not in {entry.teacher_id for entry in entries}
+    kept = [predictions.read(path) for path in (tmp_path / "teachers").glob("*/predictions.npz")]
+    together = predictions.read(tmp_path / "run" / "predictions.npz").teacher_logits
+    assert abs(together - (kept[0].logits + kept[1].logits) / 2).max() < 0.05  # half precision
+    assert record.teacher_test_acc == pytest.approx((together.argmax(1) == kept[0].labels).mean())
+
+
 def test_standard_and_feature(run, tmp_path):
     assert run(*SMALL, "method=standard", "data.val_fraction=0", "hydra.run.dir=standard")[0] == 0
     standard = read(tmp_path / "standard" / "result.json")
@@ -223,6 +251,7 @@ def test_two_processes_train_one_student_together(tmp_path, finished):
     record = read(tmp_path / "run" / "result.json")
     assert record.status == "done"
     assert record.test_acc > 0.12
+    assert predictions.read(tmp_path / "run" / "predictions.npz").correct.mean() == pytest.approx(record.test_acc)
     assert said.count("test accuracy") == 1  # one of the two speaks
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2  # the teacher and the student, each once
     assert len(list((tmp_path / "teachers").iterdir())) == len(list((finished / "teachers").iterdir()))

@@ -81,7 +81,14 @@ def in_common(cfg: DictConfig) -> str:
     recipe = cfg.recipe
     shared = {
         "data": cfg.data,
-        "teacher": [cfg.teacher, cfg.teacher_recipe, cfg.teacher_seed, cfg.teacher_weights, cfg.teacher_store],
+        "teacher": [
+            cfg.teacher,
+            cfg.teacher_recipe,
+            cfg.teacher_seed,
+            cfg.teacher_weights,
+            cfg.teacher_store,
+            cfg.ensemble,
+        ],
         "students": "student" in cfg.roles,
         "pace": [recipe.batch_size, recipe.epochs],
         "machine": [cfg.trainer, cfg.speed, cfg.threads],

@@ -8,6 +8,8 @@ The objectives, where hard is `hard_loss` and soft is `soft_loss`:
 * any further method:  alpha * hard + (1 - alpha) * soft + beta * term
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,6 +31,10 @@ class Method(nn.Module):
         Raises:
             ValueError: if this method cannot work with such a pair of networks.
         """
+
+    def ask(self, teacher: Callable[[Batch], Output], batch: Batch) -> Output:
+        """What the teacher says to a batch: for a method to override that asks about other images, or otherwise."""
+        return teacher(batch)
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         """The weighted, named terms of the loss, scalars in fp32. The loss is their sum."""
