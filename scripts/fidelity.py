@@ -47,8 +47,8 @@ def _pixels(root: Path, labels: NDArray[np.int64]) -> "Pixels":
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Is distillation really at work? Compares the final students with their teacher and with a student\n"
-        "that had none, image by image: agreement, KL, calibration before and after temperature scaling, gains by\n"
+        description="Is distillation really at work? Compares students with their teacher and with a student that had\n"
+        "none, image by image: agreement, KL, calibration before and after temperature scaling, gains by\n"
         "class, and the images that distillation fixed and broke. Reads every result.json with a predictions.npz\n"
         "beside it; writes fidelity.md, fidelity.csv and pictures.",
         epilog="example:\n"

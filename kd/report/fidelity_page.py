@@ -211,7 +211,7 @@ def _confidence(study: Study) -> Iterator[str]:
     yield (
         f"ECE is the expected calibration error over {BINS} bins of equal width. Temperature scaling (Guo et al. 2017) "
         "is cross-fitted: final runs have no validation split, so the images with an even index get the temperature "
-        "that minimises the NLL of those with an odd index, and the reverse. No temperature is judged on images that it "
+        "that minimises the NLL of those with an odd index, and the reverse. None is judged on images that it "
         "was fitted on; the table has the mean of the two. Above 1, the network was overconfident."
     )
     every = [("The teacher", [study.teacher_figures]), *((one.label, one.figures) for one in study.students)]
