@@ -45,6 +45,8 @@ class Result:
     val_acc: float | None = None
     """With the last epoch's weights, like all that follow; None without a validation split."""
     test_acc: float | None = None
+    test_images: int | None = None
+    """How many there are: what bounds the precision of the test accuracy."""
     test_nll: float | None = None
     """Mean negative log-likelihood of the test labels, in nats."""
     test_ece: float | None = None

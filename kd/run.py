@@ -96,6 +96,7 @@ def train(
         record,
         val_acc=next(reversed(history.curve("val/acc")), None),
         test_acc=test["test/acc"],
+        test_images=len(predictions.labels),
         test_nll=test["test/nll"],
         test_ece=test["test/ece"],
         agreement=test.get("test/agreement"),

@@ -24,6 +24,11 @@ class Comparison(NamedTuple):
     """Of the paired t test, corrected by Holm's method for the number of tests; None where there is no interval."""
 
     @property
+    def by_seed(self) -> list[float]:
+        """The n differences, by seed."""
+        return paired_differences(_by_seed(self.row), _by_seed(self.baseline))
+
+    @property
     def verdict(self) -> str:
         """In plain words."""
         if self.p is None or self.difference is None:

@@ -8,12 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kd.report.choice import leaders
+from kd.report.comparison import Comparison
 from kd.report.rows import Row, Summary
-from kd.report.style import INK, Colour, Look, literal, looks, nothing, panels
+from kd.report.style import FAINT, INK, TEACHER, Colour, Look, literal, looks, nothing, panels
 from kd.results import Result
 
 MANY = 12
@@ -150,6 +152,48 @@ def _draw_teachers(axes: Axes, bars: Sequence[_Bar]) -> None:
             x = list(group)
             axes.hlines(teacher, x[0] - 0.5, x[-1] + 0.5, colors=INK, linestyles="--", linewidth=1.1, label=label)
             label = "_nolegend_"
+
+
+# Differences
+
+
+VERDICTS = {"better": "#0072B2", "worse": "#D55E00"}
+"""Colours; grey for whatever else may be said."""
+
+
+def differences(comparisons: Sequence[Comparison]) -> Figure:
+    """Test accuracy minus that of one baseline, with its interval and every seed, from the highest to the lowest.
+
+    Args:
+        comparisons: with one baseline, each with a difference.
+    """
+    ranked = sorted(comparisons, key=lambda one: one.difference or 0.0)
+    figure = Figure(figsize=(8.5, 1.5 + 0.36 * len(ranked)), layout="constrained")
+    baseline = comparisons[0].baseline
+    (axes,) = panels(figure, [f"Test accuracy compared with {baseline.label} on {baseline.first.dataset}"])
+    axes.axvline(0, color=INK, linewidth=1.0)
+    for place, one in enumerate(ranked):
+        colour = VERDICTS.get(one.verdict, TEACHER)
+        mean = 100 * (one.difference or 0.0)
+        axes.plot([100 * seed for seed in one.by_seed], [place] * one.n, "o", color=colour, alpha=0.35, markersize=4)
+        if one.interval:
+            axes.plot([100 * end for end in one.interval], [place, place], color=colour, linewidth=1.6)
+        axes.plot(mean, place, "D", color=colour, markersize=6)
+        # Outside the axes, where no interval can run through it.
+        axes.text(
+            1.01, place, f"{mean:+.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9.5, color=INK
+        )
+    axes.set_yticks(range(len(ranked)), [literal(f"{one.row.label} (n = {one.n})") for one in ranked])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(-0.6, len(ranked) - 0.4)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_xlabel("difference, points (diamond: mean, line: 95 % interval, dots: seeds)")
+    marks = [Line2D([], [], color=colour, marker="D", label=word) for word, colour in VERDICTS.items()]
+    marks.append(Line2D([], [], color=TEACHER, marker="D", label="no difference seen, or no statement"))
+    figure.legend(handles=marks, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
+    return figure
 
 
 # Learning curves

@@ -1,5 +1,6 @@
 """The report on disk: the table for people and for programs, and the pictures."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def write_report(summary: Summary, out: Path, comparisons: Sequence[Comparison] 
     drawn = [
         Picture(ACCURACY, figures.accuracy(summary), "Test accuracy"),
         Picture(CURVES, figures.curves(summary), "Learning curves"),
+        *_differences(comparisons),
         *pictures(summary),
     ]
     try:
@@ -37,6 +39,17 @@ def write_report(summary: Summary, out: Path, comparisons: Sequence[Comparison] 
     except OSError as error:
         raise UserError(f"the report cannot be written to {out}: {error.strerror or error}; choose another") from error
     return [table, page, *(out / picture.name for picture in drawn)]
+
+
+def _differences(comparisons: Sequence[Comparison]) -> list[Picture]:
+    """One for each baseline with which several rows are compared, unless these are too many to be named."""
+    found: list[Picture] = []
+    for baseline, compared in by_baseline(comparisons):
+        known = [one for one in compared if one.difference is not None]
+        if 1 < len(known) <= figures.CROWD:
+            name = re.sub(r"[^\w.=-]+", "_", baseline) + (f"_{len(found)}" if found else "")
+            found.append(Picture(f"difference_{name}.png", figures.differences(known), f"Compared with {baseline}"))
+    return found
 
 
 def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence[Picture]) -> str:

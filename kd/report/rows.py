@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from kd.errors import UserError
-from kd.report.statistics import Interval, t_interval
+from kd.report.statistics import Interval, binomial_interval, t_interval
 from kd.results import Result
 
 
@@ -255,12 +255,33 @@ def _reading(rows: Sequence[Row]) -> list[str]:
         notes.append("The 95 % interval is that of the mean test accuracy over seeds (Student's t).")
     if any(row.n == 1 for row in rows):
         notes.append("n = 1 is one seed: no ranking can be read from this.")
+    size = _widest(rows)
+    if size:
+        notes.append(size)
     if any(row.retention for row in rows):
         notes.append(
             "Retention is the test accuracy divided by the teacher's; a student without a teacher of its own "
             "is measured against the one teacher of the others, where there is exactly one."
         )
     return notes
+
+
+def _widest(rows: Sequence[Row]) -> str:
+    """What the finite test split does to the accuracy for which it does most."""
+    known = [(row.first.test_images, row.test_acc.mean) for row in rows if row.first.test_images and row.test_acc]
+    if not known:
+        return ""
+
+    def reach(images: int, acc: float) -> float:
+        interval = binomial_interval(round(acc * images), images)
+        return (interval.high - interval.low) / 2
+
+    images, acc = max(known, key=lambda one: reach(*one))
+    return (
+        f"Other test images, {images:,} again, would move an accuracy of {100 * acc:.2f} % by up to "
+        f"±{100 * reach(images, acc):.2f} points (95 %, binomial), those of all rows largely together; "
+        "the spreads over seeds do not tell of that."
+    )
 
 
 def _left_out(others: int, listed: str, repeats: int) -> list[str]:

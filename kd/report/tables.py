@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from kd.report.comparison import Comparison
+from kd.report.comparison import Comparison, by_baseline
 from kd.report.rows import Role, Row, Spread, role
 from kd.report.statistics import Interval
 from kd.results import Result
@@ -110,6 +110,23 @@ def to_markdown(rows: Sequence[Row]) -> str:
     columns = _filled(COLUMNS, rows)
     left = [column.header for column in columns if not column.numeric]
     return _markdown([column.header for column in columns], [[c.cell(row) for c in columns] for row in rows], left)
+
+
+def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
+    """For people in a hurry: what each row reached, and whether that differs from the baseline."""
+    compared = {id(one.row): one for one in comparisons}
+    headers = ["run", "network", "parameters", "n", "test accuracy, %", "retention"]
+    chosen = [column for column in COLUMNS if column.header in headers]
+    headers += [f"minus {name}, points" for name, _ in by_baseline(comparisons)[:1]]
+    headers += ["95 % interval", "in words"] if comparisons else []
+    lines = []
+    for row in rows:
+        line = [column.cell(row) for column in chosen]
+        one = compared.get(id(row))
+        if comparisons:
+            line += [_points(one.difference), _interval(one.interval, "+"), one.verdict] if one else [""] * 3
+        lines.append(line)
+    return _markdown(headers, lines, left=["network", "in words"])
 
 
 def to_rich(rows: Sequence[Row], width: int = 100) -> Table:

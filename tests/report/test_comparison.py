@@ -182,3 +182,14 @@ def test_leaders_are_the_best_of_each_method_and_of_the_rest():
 def test_the_test_split_makes_no_leaders():
     rows = summarize(chain(*(seeds(TAUGHT, 0.5 + T / 100, T=float(T)) for T in range(10)))).rows
     assert leaders(rows, 3) == ([0, 1, 2], "3 of 10 rows, the first of the table")
+
+
+# The finite test split
+
+
+def test_what_other_test_images_would_change_is_told():
+    told = [note for note in summarize(seeds(ALONE, 0.85, 0.85, test_images=10_000)).notes if "binomial" in note]
+    low, high = stats.binomtest(8500, 10_000).proportion_ci(method="wilson")
+    assert len(told) == 1
+    assert f"10,000 again, would move an accuracy of 85.00 % by up to ±{50 * (high - low):.2f} points" in told[0]
+    assert not any("binomial" in note for note in summarize(STANDARD).notes)  # records of old do not say how many

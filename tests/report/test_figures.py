@@ -7,7 +7,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from kd.report.figures import accuracy, curves, looks
+from kd.report.comparison import compare
+from kd.report.figures import accuracy, curves, differences, looks
 from kd.report.page import write_report
 from kd.report.rows import summarize
 from kd.results import Result
@@ -260,3 +261,31 @@ def test_the_report_is_written(tmp_path):
     assert "(accuracy_comparison.png)" in page
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[2:])
     assert dict(matplotlib.rcParams) == before
+
+
+def test_differences_are_ranked_and_coloured_by_what_can_be_said():
+    rows = summarize(
+        [
+            *runs("standard", 0.8, seeds=4, teacher_acc=None),
+            *runs("better", 0.85, seeds=4),
+            *runs("worse", 0.7, seeds=4),
+            *runs("lone", 0.9, seeds=1),
+        ]
+    ).rows
+    compared = compare(rows)
+    axes = drawn(differences(compared)).axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["worse (n = 4)", "better (n = 4)", "lone (n = 1)"]
+    diamonds = [line for line in axes.lines if line.get_marker() == "D"]
+    assert [line.get_xdata()[0] for line in diamonds] == pytest.approx(sorted(100 * one.difference for one in compared))
+    assert [line.get_color() for line in diamonds] == ["#D55E00", "#0072B2", "#595959"]
+    lines = [line for line in axes.lines if line.get_linestyle() == "-" and len(set(line.get_ydata())) == 1]
+    by_label = {one.row.label: one for one in compared}
+    for line, label in zip(lines, ("worse", "better"), strict=True):
+        assert line.get_xdata() == pytest.approx([100 * end for end in by_label[label].interval])
+
+
+def test_several_comparisons_have_their_picture(tmp_path):
+    summary = few()
+    written = write_report(summary, tmp_path, compare(summary.rows))
+    assert "difference_standard.png" in [path.name for path in written]
+    assert "(difference_standard.png)" in (tmp_path / "results.md").read_text(encoding="utf-8")

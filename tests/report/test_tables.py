@@ -10,7 +10,15 @@ from rich.console import Console
 from kd.errors import UserError
 from kd.report.comparison import compare
 from kd.report.rows import Role, Spread, role, summarize
-from kd.report.tables import differences_to_markdown, differences_to_rich, single, to_csv, to_markdown, to_rich
+from kd.report.tables import (
+    differences_to_markdown,
+    differences_to_rich,
+    single,
+    to_brief,
+    to_csv,
+    to_markdown,
+    to_rich,
+)
 from kd.results import Result
 
 ALONE = Result(
@@ -440,3 +448,25 @@ def test_a_narrow_terminal_has_fewer_columns_rather_than_broken_lines():
     for label in ("logits T=1 ", "logits T=16 "):
         assert label in wide
         assert label in narrow
+
+
+# For people in a hurry
+
+
+def test_the_brief_table_has_each_row_and_what_it_differs_by():
+    rows = summarize([TEACHER, *seeds(ALONE, 0.8, 0.81, 0.805), *seeds(DISTILLED, 0.82, 0.831, 0.824)]).rows
+    header, _, *lines = to_brief(rows, compare(rows)).splitlines()
+    assert header == (
+        "| run | network | parameters | n | test accuracy, % | retention | minus standard, points | 95 % interval "
+        "| in words |"
+    )
+    assert [line.split(" | ")[0] for line in lines] == ["| teacher", "| standard", "| logits"]
+    assert lines[0].endswith("|  |  |  |")
+    assert lines[1].endswith("|  |  |  |")
+    assert " | +2.00 | " in lines[2]
+    assert lines[2].endswith(" | better |")
+
+
+def test_without_a_baseline_the_brief_table_compares_nothing():
+    header = to_brief(summarize([TEACHER]).rows, []).splitlines()[0]
+    assert header.endswith("| test accuracy, % |" if "retention" not in header else "| retention |")
