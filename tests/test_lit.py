@@ -175,6 +175,38 @@ def test_training_logs_each_weighted_term_and_their_sum(tiny_net, noise, trainer
     assert logged == pytest.approx({f"train/{name}": value for name, value in expected.items()}, rel=1e-4)
 
 
+def test_a_method_may_ask_otherwise(tiny_net, noise, trainer):
+    """What `ask` returns is what the loss is made of; what is measured is the teacher's own answer."""
+
+    class Contrary(Logits):
+        def ask(self, teacher, batch):
+            answer = teacher(batch)
+            return answer._replace(logits=-answer.logits)
+
+    fits = {}
+    for method in (Logits, Contrary):
+        module = distiller(tiny_net(), tiny_net(6, seed=1), method(2.0, 0.0, 0.0), lr=0.0)
+        fit = trainer(max_epochs=1)
+        fit.fit(module, data_of(noise()))
+        fits[method] = dict(fit.callback_metrics)
+    assert fits[Contrary]["train/soft"] != fits[Logits]["train/soft"]
+    assert fits[Contrary]["val/kl_to_teacher"] == fits[Logits]["val/kl_to_teacher"]
+
+
+def test_predictions_are_in_the_order_of_the_test_split(tiny_net, noise, trainer):
+    images = noise()
+    module = distiller(tiny_net(), tiny_net(6, seed=1))
+    fit = trainer(max_epochs=1)
+    fit.fit(module, data_of(images))
+    fit.test(module, data_of(images), verbose=False)
+    kept = module.predictions()
+    (batch,) = list(data_of(images).test_dataloader())
+    assert kept.labels.tolist() == images.test_y.tolist()
+    with torch.no_grad():
+        assert np.allclose(kept.logits, module.net.eval()(batch.x).logits, atol=1e-5)
+    assert np.allclose(kept.teacher_logits, module.teacher(batch).logits, atol=1e-5)
+
+
 def test_student_alone_has_labels_alone(tiny_net, noise, trainer):
     data, net = data_of(noise()), tiny_net()
     expected = standing_still(

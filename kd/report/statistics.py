@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy  # whose parts are loaded when they are first used
+from numpy.typing import NDArray
 
 LEVEL = 0.95
 """Of every interval, unless told otherwise."""
@@ -73,6 +74,35 @@ def binomial_interval(correct: int, of: int, level: float = LEVEL) -> Interval:
     """
     found = scipy.stats.binomtest(correct, of).proportion_ci(level, method="wilson")
     return Interval(float(found.low), float(found.high))
+
+
+def images_interval(
+    ours: NDArray[np.bool_],
+    theirs: NDArray[np.bool_],
+    level: float = LEVEL,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Interval:
+    """Of our mean accuracy minus theirs, as fractions of 1: what another draw of the test images would change.
+
+    A percentile bootstrap over the images, each of which keeps the answers of all networks to it; nothing about other
+    seeds.
+
+    Args:
+        ours, theirs: (n, M) and (m, M), which of the same M images each of n and m networks gets right.
+
+    Raises:
+        ValueError: if the two are not answers to as many images.
+    """
+    if ours.ndim != 2 or theirs.ndim != 2 or ours.shape[1] != theirs.shape[1]:
+        raise ValueError(f"not the same images: shapes {ours.shape} and {theirs.shape}")
+    differences = ours.mean(axis=0) - theirs.mean(axis=0)
+    # Few values are possible: to draw images is to draw how often each of these comes up.
+    values, counts = np.unique(differences, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(differences), counts / len(differences), resamples)
+    means = drawn @ values / len(differences)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
 
 
 def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:

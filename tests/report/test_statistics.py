@@ -10,6 +10,7 @@ from kd.report.statistics import (
     binomial_interval,
     bootstrap_interval,
     holm,
+    images_interval,
     mcnemar,
     paired_differences,
     t_interval,
@@ -101,6 +102,35 @@ def test_ten_thousand_test_images_leave_almost_a_point():
 def test_no_accuracy_beyond_its_images(correct, of):
     with pytest.raises(ValueError):  # noqa: PT011 scipy's own words
         binomial_interval(correct, of)
+
+
+def test_other_test_images():
+    """Against the normal approximation, which 10,000 images justify, and against scipy's resampling of few."""
+    rng = np.random.default_rng(0)
+    theirs = rng.random((3, 10_000)) < 0.8
+    ours = theirs ^ (rng.random((2, 10_000)) < 0.1)[[0, 1, 1]]
+    differences = ours.mean(axis=0) - theirs.mean(axis=0)
+    reach = 1.959964 * differences.std(ddof=1) / 100
+    found = images_interval(ours, theirs)
+    assert found == pytest.approx((differences.mean() - reach, differences.mean() + reach), abs=4e-4)
+    few = images_interval(ours[:, :30], theirs[:, :30])
+    reference = stats.bootstrap((differences[:30],), np.mean, method="percentile", rng=rng).confidence_interval
+    assert few == pytest.approx(tuple(reference), abs=0.012)
+    assert images_interval(theirs, theirs) == (0, 0)
+
+
+def test_other_test_images_keep_the_pairs():
+    """Two networks that err on the same images differ by less than the accuracy of either is uncertain."""
+    theirs = np.arange(10_000)[None] < 8000
+    low, high = images_interval(np.arange(10_000)[None] < 8010, theirs)
+    assert high - low < 0.002
+    assert 0 < low < 0.001 < high
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (10,)])
+def test_other_test_images_have_to_be_the_same_ones(shape):
+    with pytest.raises(ValueError, match="not the same images"):
+        images_interval(np.ones((1, 10), bool), np.ones(shape, bool))
 
 
 def answers(both, ours, theirs, none):
