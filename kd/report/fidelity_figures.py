@@ -1,13 +1,16 @@
 """Pictures of what distillation did: calibration, classes, images, and how close the student came to its teacher."""
 
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -19,8 +22,8 @@ RIGHT, WRONG = "#0072B2", "#D55E00"
 """Blue and vermilion: apart for the colour-blind, too."""
 FEWEST = 0.002
 """Share of the images below which a bin is not drawn: its accuracy would be that of a few."""
-COLUMNS, LINES = 7, 2
-"""Of images, for fixed ones and as many for broken ones."""
+COLUMNS, LINES = 6, 2
+"""Of images: at most so many fixed ones, and as many broken ones."""
 
 
 # Reliability
@@ -30,7 +33,11 @@ class _Panel(NamedTuple):
     name: str
     colour: Colour | str
     before: Bins
+    """Over all seeds."""
     after: Bins
+    ece: float
+    """Mean over seeds."""
+    ece_scaled: float
 
 
 def calibration(study: Study) -> Figure:
@@ -39,29 +46,33 @@ def calibration(study: Study) -> Figure:
     Below each, how its confidences are spread.
     """
     colours = [look.colour for look in looks([one.row for one in study.students])]
-    shown = [_panel("teacher", TEACHER, study.labels, [study.teacher_logits])]
-    shown += [
-        _panel(one.label, colour, study.labels, one.logits) for one, colour in zip(study.students, colours, strict=True)
-    ]
+    shown = [_panel("teacher", TEACHER, study.labels, [study.teacher_logits], [study.teacher_figures])]
+    for one, colour in zip(study.students, colours, strict=True):
+        shown.append(_panel(one.label, colour, study.labels, one.logits, one.figures))
     columns = min(len(shown), 4)
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(11, 0.5 + 3.9 * lines), layout="constrained")
     grid = GridSpec(2 * lines, columns, figure, height_ratios=[3, 1] * lines)
+    highest = 105 * max(bins.share.max() for panel in shown for bins in (panel.before, panel.after))
     for i, panel in enumerate(shown):
         line, column = divmod(i, columns)
         upper = figure.add_subplot(grid[2 * line, column])
         lower = figure.add_subplot(grid[2 * line + 1, column], sharex=upper)
         _draw_reliability(upper, lower, panel, first=column == 0)
+        lower.set_ylim(0, highest)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
-def _panel(name: str, colour: Colour | str, labels: Labels, logits: Sequence[Logits]) -> _Panel:
+def _panel(
+    name: str, colour: Colour | str, labels: Labels, logits: Sequence[Logits], figures: Sequence[Figures]
+) -> _Panel:
     every = np.tile(labels, len(logits))
     scaled = [cross_fitted(labels, one).logits for one in logits]
     before, after = (reliability(every, np.concatenate(some)) for some in (logits, scaled))
-    return _Panel(name, colour, before, after)
+    ece, ece_scaled = fmean(one.ece for one in figures), fmean(one.ece_scaled for one in figures)
+    return _Panel(name, colour, before, after, ece, ece_scaled)
 
 
 def _draw_reliability(upper: Axes, lower: Axes, panel: _Panel, first: bool) -> None:
@@ -81,7 +92,7 @@ def _draw_reliability(upper: Axes, lower: Axes, panel: _Panel, first: bool) -> N
     upper.text(
         0.97,
         0.05,
-        f"ECE {100 * panel.before.ece:.1f} %\nscaled {100 * panel.after.ece:.1f} %",
+        f"ECE {100 * panel.ece:.2f} %\nscaled {100 * panel.ece_scaled:.2f} %",
         transform=upper.transAxes,
         ha="right",
         va="bottom",
@@ -96,7 +107,7 @@ def _draw_reliability(upper: Axes, lower: Axes, panel: _Panel, first: bool) -> N
     lower.set_xlabel("confidence", fontsize=9)
     lower.yaxis.set_major_locator(MaxNLocator(3))
     for axes in (upper, lower):
-        axes.tick_params(labelsize=8.5)
+        axes.tick_params(labelsize=8.5, labelleft=first)
     if first:
         upper.set_ylabel("accuracy", fontsize=9)
         lower.set_ylabel("images, %", fontsize=9)
@@ -135,9 +146,8 @@ def classes(study: Study, names: Sequence[str]) -> Figure:
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"test accuracy minus that of {literal(study.baseline.label)}, points")
-    axes.set_title("Gains by class", loc="left", fontsize=11)
+    axes.set_title("Gains by class: mean over n common seeds, and 95 % interval", loc="left", fontsize=11)
     figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
-    figure.text(0.99, 0.01, "dot: mean over n seeds, bar: 95 % interval", ha="right", fontsize=8.5, color=INK)
     return figure
 
 
@@ -151,26 +161,63 @@ def images(study: Study, compared: Compared, pixels: NDArray[np.uint8], names: S
         pixels: (M, H, W, 3), the test images.
         names: of the C classes.
     """
-    of = compared.changes
-    figure = Figure(figsize=(11, 2 * (0.45 + 1.92 * LINES)), layout="constrained")
-    grid = GridSpec(2, 1, figure)
-    student, base = compared.student, study.baseline
-    blocks = (
-        ("Fixed", of.fixed, "right", "wrong"),
-        ("Broken", of.broken, "wrong", "right"),
-    )
-    for line, (title, chosen, ours, theirs) in enumerate(blocks):
-        shown = min(len(chosen), COLUMNS * LINES)
+    student, base, changes = compared.student, study.baseline, compared.changes
+    blocks = (("Fixed", changes.fixed, "right", "wrong"), ("Broken", changes.broken, "wrong", "right"))
+    lines = [min(LINES, -(-len(chosen) // COLUMNS)) for _, chosen, _, _ in blocks]
+    height = _NOTE + sum(_TITLE + number * _LINE for number in lines)
+    # Placed by hand: pixels side by side want one size, whatever the words around them need.
+    figure = Figure(figsize=(WIDTH, height))
+    top = height
+    for (title, chosen, ours, theirs), number in zip(blocks, lines, strict=True):
+        shown = chosen[: COLUMNS * LINES]
         said = f"{ours} in {_seeds(student.n)} of {student.label}, {theirs} in {_seeds(base.n)} of {base.label}"
-        whole = f"{title}: {said}. {len(chosen)} images" + (f", {shown} of them:" if shown < len(chosen) else "")
-        block = figure.add_subfigure(grid[line])
-        block.suptitle(literal(whole), x=0.01, ha="left", fontsize=11, color=INK)
-        _draw_images(block, chosen[:shown], lambda i: _answers(study, student, i, names), study, pixels, names)
+        few = f", the {len(shown)} whose confidence changed most" if len(shown) < len(chosen) else ""
+        _write(figure, 0.1, top - 0.12, f"{title}: {said}; {_count(len(chosen))}{few}", fontsize=10.5, ha="left")
+        for place, image in enumerate(map(int, shown)):
+            line, column = divmod(place, COLUMNS)
+            left, upper = 0.1 + column * (WIDTH - 0.1) / COLUMNS, top - _TITLE - line * _LINE
+            _draw_image(figure, left, upper, pixels[image], names[int(study.labels[image])])
+            for i, answer in enumerate(_answers(study, student, image, names)):
+                colour = RIGHT if answer.right else WRONG
+                height_of = upper - 0.22 - _SIDE - 0.05 - 0.165 * i
+                _write(figure, left + _SIDE / 2, height_of, answer.text, fontsize=8, color=colour)
+        top -= _TITLE + number * _LINE
+    note = f"above: the true class; below: the answers, {_WRONG} where wrong; 3/5: of 3 of 5 seeds"
+    _write(figure, 0.1, top, note, fontsize=8.5, ha="left")
     return figure
+
+
+WIDTH, _SIDE = 9.0, 1.38
+"""Inches, of the picture and of an image."""
+_TITLE, _LINE, _NOTE = 0.45, 2.32, 0.25
+"""Inches, the heights of a title, a line of images with what is written around it, and the note below."""
+
+
+def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
+    """With its upper end at y, both in inches."""
+    width, height = figure.get_size_inches()
+    figure.text(x / width, y / height, literal(text), va="top", **{"color": INK, "ha": "center", **style})
+
+
+def _draw_image(figure: Figure, left: float, upper: float, pixels: NDArray[np.uint8], name: str) -> None:
+    width, height = figure.get_size_inches()
+    _write(figure, left + _SIDE / 2, upper, name, fontsize=9.5, fontweight="bold")
+    bottom = upper - 0.22 - _SIDE
+    axes = figure.add_axes((left / width, bottom / height, _SIDE / width, _SIDE / height))
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set_axis_off()
 
 
 def _seeds(n: int) -> str:
     return "the only seed" if n == 1 else f"all {n} seeds"
+
+
+def _count(images: int) -> str:
+    return f"{images} image{'s' * (images != 1)}"
+
+
+_RIGHT, _WRONG = "\N{CHECK MARK}", "\N{BALLOT X}"
+"""As colour alone would not tell everyone."""
 
 
 class _Answer(NamedTuple):
@@ -182,42 +229,14 @@ def _answers(study: Study, student: Student, image: int, names: Sequence[str]) -
     label = int(study.labels[image])
     taught = int(study.teacher_logits[image].argmax())
     found = [("teacher", taught, 1, 1)]
-    found += [(one.row.first.method, *one.answers(image), one.n) for one in (study.baseline, student)]
-    return [
-        _Answer(f"{who}: {names[what]}" + (f" {times}/{n}" if times < n else ""), what == label)
-        for who, what, times, n in found
-    ]
-
-
-def _draw_images(
-    block: SubFigure,
-    chosen: NDArray[np.intp],
-    answers: Callable[[int], list[_Answer]],
-    study: Study,
-    pixels: NDArray[np.uint8],
-    names: Sequence[str],
-) -> None:
-    for place in range(COLUMNS * LINES):
-        axes = block.add_subplot(LINES, COLUMNS, place + 1)
-        axes.set_axis_off()
-        if place >= len(chosen):
-            if place == 0:
-                axes.text(0, 0.5, "none", fontsize=10, color=INK)
-            continue
-        image = int(chosen[place])
-        axes.imshow(pixels[image], interpolation="nearest")
-        axes.set_title(literal(names[int(study.labels[image])]), fontsize=9, fontweight="bold", color=INK, pad=3)
-        for line, answer in enumerate(answers(image)):
-            axes.text(
-                0.5,
-                -0.04 - 0.125 * line,
-                literal(answer.text),
-                transform=axes.transAxes,
-                ha="center",
-                va="top",
-                fontsize=7.5,
-                color=RIGHT if answer.right else WRONG,
-            )
+    alike = study.baseline.row.first.method == student.row.first.method
+    for one in (study.baseline, student):
+        found.append((one.label if alike else one.row.first.method, *one.answers(image), one.n))
+    answers = []
+    for who, what, times, n in found:
+        mark, few = _RIGHT if what == label else _WRONG, f" {times}/{n}" if times < n else ""
+        answers.append(_Answer(f"{who} {mark} {names[what]}{few}", what == label))
+    return answers
 
 
 # Bars
@@ -230,27 +249,39 @@ class _Quantity(NamedTuple):
     scale: float
     digits: int
     of_teacher: bool
+    end: float | None = None
+    """Of the axis, where that is given."""
 
 
 _QUANTITIES = (
-    _Quantity("agreement with the teacher, %", ("agreement",), 100, 1, False),
-    _Quantity("the same where the teacher is wrong, %", ("agreement_wrong",), 100, 1, False),
+    _Quantity("agreement with the teacher, %", ("agreement",), 100, 1, False, 100),
+    _Quantity("agreement where the teacher is wrong, %", ("agreement_wrong",), 100, 1, False, 100),
     _Quantity("KL(teacher ‖ student), nats", ("kl", "kl_scaled"), 1, 3, False),
     _Quantity("NLL, nats", ("nll", "nll_scaled"), 1, 3, True),
 )
 
 
 def bars(study: Study) -> Figure:
-    """Agreement, KL to the teacher and NLL of each student, as trained and temperature scaled, with every seed."""
+    """Agreement, KL to the teacher and NLL of each student, as trained and temperature scaled."""
     colours = [look.colour for look in looks([one.row for one in study.students])]
     students = [(one.label, one.figures, colour) for one, colour in zip(study.students, colours, strict=True)]
     teacher: list[tuple[str, list[Figures], Colour | str]] = [("teacher", [study.teacher_figures], TEACHER)]
-    figure = Figure(figsize=(11, 1.2 + 2 * (0.6 + 0.44 * (len(students) + 1))), layout="constrained")
+    size = (11, 1.4 + 2 * (0.6 + 0.44 * (len(students) + 1)))
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.09))
     for place, quantity in enumerate(_QUANTITIES, 1):
         axes = framed(figure.add_subplot(2, 2, place))
         axes.set_title(quantity.title, loc="left", fontsize=10.5)
         _draw_bars(axes, [*(teacher if quantity.of_teacher else []), *students], quantity)
+    note = "light: temperature scaled (of KL, both networks)"
+    if any(one.n > 1 for one in study.students):
+        note = f"mean over n seeds ± sample std; {note}"
+    figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color=INK)
     return figure
+
+
+def _light(colour: Colour | str) -> Colour:
+    red, green, blue = (1 - 0.45 * (1 - part) for part in to_rgb(colour))
+    return red, green, blue
 
 
 def _draw_bars(axes: Axes, shown: Sequence[tuple[str, Sequence[Figures], Colour | str]], quantity: _Quantity) -> None:
@@ -262,18 +293,16 @@ def _draw_bars(axes: Axes, shown: Sequence[tuple[str, Sequence[Figures], Colour 
             if np.isnan(values).any():
                 continue
             y = line + (i - (len(quantity.names) - 1) / 2) * height
-            axes.barh(y, values.mean(), 0.92 * height, color=colour, alpha=0.45 if i else 1.0)
-            if len(values) > 1:
-                axes.errorbar(
-                    values.mean(), y, xerr=values.std(ddof=1), fmt="none", ecolor=INK, elinewidth=1.2, capsize=3
-                )
-            text = f"{values.mean():.{quantity.digits}f}" + (" scaled" if i else "")
-            end = values.mean() + (values.std(ddof=1) if len(values) > 1 else 0.0)
+            mean, std = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+            axes.barh(y, mean, 0.92 * height, color=_light(colour) if i else colour)
+            if std:
+                axes.errorbar(mean, y, xerr=std, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+            text, end = f"{mean:.{quantity.digits}f}" + (" scaled" if i else ""), mean + std
             axes.annotate(
                 text, (end, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK
             )
             longest = max(longest, end)
-    axes.set_xlim(0, 1.22 * longest or 1)
+    axes.set_xlim(0, quantity.end or 1.22 * longest or 1)
     axes.set_yticks(range(len(shown)), [_wrapped(name, 22) for name, _, _ in shown], fontsize=9.5)
     axes.set_ylim(len(shown) - 0.45, -0.55)
     axes.tick_params(axis="y", length=0)

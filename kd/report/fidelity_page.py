@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from kd.report import fidelity_figures as figures
 from kd.report.fidelity import BINS, Figures, spread
 from kd.report.fidelity_study import COMPARED, Compared, Difference, Student, Study
 from kd.report.rows import Spread
-from kd.report.statistics import LEVEL
+from kd.report.statistics import LEVEL, t_interval
 from kd.report.sweeps import Picture
 
 DPI = 150
@@ -34,12 +35,8 @@ class Quantity(NamedTuple):
         return f"{100 * value:+.2f}" if self.percent else f"{value:+.3f}"
 
     @property
-    def unit(self) -> str:
-        return "%" if self.percent else ""
-
-    @property
     def difference_unit(self) -> str:
-        return " points" if self.percent else ""
+        return " points" if self.percent else " nats"
 
 
 QUANTITIES = {
@@ -212,17 +209,25 @@ def _confidence(study: Study) -> Iterator[str]:
         f"ECE is the expected calibration error over {BINS} bins of equal width. Temperature scaling (Guo et al. 2017) "
         "is cross-fitted: final runs have no validation split, so the images with an even index get the temperature "
         "that minimises the NLL of those with an odd index, and the reverse. None is judged on images that it "
-        "was fitted on; the table has the mean of the two. Above 1, the network was overconfident."
+        "was fitted on; the table has the mean of the two. A network that needs a T above 1 is overconfident."
     )
-    every = [("The teacher", [study.teacher_figures]), *((one.label, one.figures) for one in study.students)]
+    every = [("teacher", [study.teacher_figures]), *((one.label, one.figures) for one in study.students)]
     for name, of in every:
-        T = _mean(of, "temperature")
-        how = "overconfident" if T > 1 else "underconfident"
-        yield (
-            f"{name} is {how} by its NLL (T = {T:.2f}): scaling takes its ECE from {100 * _mean(of, 'ece'):.2f} to "
-            f"{100 * _mean(of, 'ece_scaled'):.2f} % and its NLL from {_mean(of, 'nll'):.3f} to "
-            f"{_mean(of, 'nll_scaled'):.3f}."
-        )
+        ece = f"{100 * _mean(of, 'ece'):.2f} to {100 * _mean(of, 'ece_scaled'):.2f} %"
+        nll = f"{_mean(of, 'nll'):.3f} to {_mean(of, 'nll_scaled'):.3f}"
+        said = _confident([one.temperature for one in of])
+        yield f"{name}: {said}; scaling takes its ECE from {ece} and its NLL from {nll}."
+
+
+def _confident(temperatures: Sequence[float]) -> str:
+    """What the fitted temperatures of n networks say; a word only if the interval of their mean does not hold 1."""
+    mean, interval = fmean(temperatures), t_interval(temperatures)
+    if interval is None:
+        return f"T = {mean:.2f}, no statement on other seeds"
+    word = "neither over- nor underconfidence seen"
+    if interval.low > 1 or interval.high < 1:
+        word = "overconfident" if mean > 1 else "underconfident"
+    return f"{word}, T = {mean:.2f} ({100 * LEVEL:.0f} % interval {interval.low:.2f} to {interval.high:.2f})"
 
 
 def _mean(of: Sequence[Figures], name: str) -> float:
@@ -281,7 +286,7 @@ def _fidelity_table(study: Study) -> str:
     names = ("accuracy", "agreement", "agreement_right", "agreement_wrong", "kl", "kl_scaled")
     headers = ["run", "n", "test accuracy, %", "agreement, %", "teacher right, %", "teacher wrong, %"]
     headers += ["between seeds, %", "KL", "KL, scaled"]
-    lines = []
+    lines = [["teacher", "1", f"{100 * study.teacher_figures.accuracy:.2f}", *[""] * 6]]
     for one in study.students:
         cells = [_cell(one.spread(name), name) for name in names]
         between = "" if one.between_seeds is None else f"{100 * one.between_seeds:.2f}"

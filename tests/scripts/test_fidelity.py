@@ -1,0 +1,115 @@
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kd.predictions import Predictions, write
+from kd.results import Result
+from kd.results import write as write_result
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "fidelity.py"
+CLASSES = [f"c{i}" for i in range(10)]
+LABELS = np.repeat(np.arange(10), 8)
+
+
+def fidelity(*arguments, cwd):
+    return subprocess.run([sys.executable, SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def one_line(done):
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("fidelity.py: ")
+    return done.stderr
+
+
+@pytest.fixture
+def runs(tmp_path):
+    rng = np.random.default_rng(0)
+    teacher = (rng.normal(0, 1, (80, 10)) + 3 * np.eye(10)[LABELS]).astype(np.float32)
+    student = {"student": "cnn16", "student_params": 1_000, "dataset": "CIFAR-10", "epochs": 1, "status": "done"}
+    for seed in range(3):
+        for method, knobs in (("standard", {}), ("logits", {"teacher_params": 4_000, "teacher_id": "a", "T": 4.0})):
+            directory = tmp_path / "runs" / f"{method}{seed}"
+            directory.mkdir(parents=True)
+            logits = rng.normal(0, 1, (80, 10)) + 2 * np.eye(10)[LABELS] + (teacher if knobs else 0)
+            write(
+                Predictions(LABELS, logits.astype(np.float32), teacher if knobs else None),
+                directory / "predictions.npz",
+            )
+            write_result(Result(method=method, seed=seed, **student, **knobs), directory / "result.json")
+    return tmp_path
+
+
+def tree(root, order=1):
+    """Ten classes of images as files; the test images in the runs' order, or backwards."""
+    rng = np.random.default_rng(1)
+    for split, images in (("train", 1), ("test", 8)):
+        for name in CLASSES:
+            here = root / split / name
+            here.mkdir(parents=True)
+            for i in range(images if order == 1 or name != "c0" else 7):
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(here / f"{i}.png")
+
+
+def test_page_table_and_pictures(runs):
+    done = fidelity("runs", "--out", "page", cwd=runs)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    names = ["fidelity.md", "fidelity.csv", "fidelity_bars.png", "fidelity_calibration.png", "fidelity_classes.png"]
+    assert done.stdout.splitlines() == [str(Path("page", name)) for name in names]
+    page = (runs / "page" / "fidelity.md").read_text("utf-8")
+    assert "**logits**, compared with standard: agreement with the teacher: higher (+" in page
+    assert "Without the images" in page
+    with open(runs / "page" / "fidelity.csv", newline="") as file:
+        lines = {(line["run"], line["figure"]): line for line in csv.DictReader(file)}
+    agreement = lines["logits", "agreement"]
+    assert f"| logits | 3 | {100 * float(lines['logits', 'accuracy']['mean']):.2f} ± " in page
+    assert float(agreement["difference"]) == pytest.approx(
+        float(agreement["mean"]) - float(lines["standard", "agreement"]["mean"])
+    )
+    assert lines["teacher", "accuracy"]["std"] == ""
+    assert lines["logits", "accuracy of class 3"]["pairs"] == "3"
+
+
+def test_images_and_class_names(runs):
+    tree(runs / "data")
+    done = fidelity("runs", "--images", "data", cwd=runs)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(Path("runs", "report", "fidelity_images_logits.png"))
+    page = (runs / "runs" / "report" / "fidelity.md").read_text("utf-8")
+    assert "](fidelity_images_logits.png)" in page
+    assert "| c9 |" in page
+
+
+def test_other_images_are_refused(runs):
+    tree(runs / "data", order=-1)
+    assert "not the images that the runs were tested on" in one_line(fidelity("runs", "--images", "data", cwd=runs))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing"], "missing: no such directory"),
+        (["empty"], "no finished run with its predictions.npz: no runs"),
+        (["runs", "--baseline", "nobody"], "give one of: 'standard', 'logits'"),
+        (["runs", "--images", "missing"], "missing: no such directory"),
+        (["runs", "--out", "taken"], "cannot be written to taken"),
+    ],
+)
+def test_a_mistake_is_one_line(runs, arguments, said):
+    (runs / "empty").mkdir()
+    (runs / "taken").touch()
+    assert said in one_line(fidelity(*arguments, cwd=runs))
+
+
+def test_help_has_an_example(tmp_path):
+    shown = fidelity("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "python scripts/fidelity.py multirun/final --images data" in shown.stdout
+    assert fidelity(cwd=tmp_path).returncode == 2
