@@ -284,7 +284,14 @@ def _changes(study: Study) -> Iterator[str]:
 
 def _fidelity_table(study: Study) -> str:
     names = ("accuracy", "agreement", "agreement_right", "agreement_wrong", "kl", "kl_scaled")
-    headers = ["run", "n", "test accuracy, %", "agreement, %", "teacher right, %", "teacher wrong, %"]
+    headers = [
+        "run",
+        "n",
+        "test accuracy, %",
+        "agreement with teacher, %",
+        "where it is right, %",
+        "where it is wrong, %",
+    ]
     headers += ["between seeds, %", "KL", "KL, scaled"]
     lines = [["teacher", "1", f"{100 * study.teacher_figures.accuracy:.2f}", *[""] * 6]]
     for one in study.students:
@@ -337,7 +344,7 @@ def _class_table(study: Study, names: Sequence[str]) -> str:
             mean, interval, _, _ = _difference_cells(one.classes[i], QUANTITIES["accuracy"])
             line += [mean, interval, one.classes[i].verdict]
         lines.append(line)
-    return _markdown(headers, lines)
+    return _markdown(headers, lines, range(4, len(headers), 3))
 
 
 def _change_table(study: Study) -> str:
