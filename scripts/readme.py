@@ -1,0 +1,78 @@
+"""Brings README and docs in line with the records in docs/results: `python scripts/readme.py`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from kd.errors import UserError
+from kd.report.comparison import Comparison, compare
+from kd.report.page import write_report
+from kd.report.rows import Row, Summary, summarize
+from kd.report.tables import to_brief, to_csv
+from kd.results import collect
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for the table that another script makes
+PAGES = {"README.md": ("results", "speed"), "docs/seed_anomaly.md": ("anomaly",)}
+"""Tables, by the pages that have them between marks such as <!-- speed --> and <!-- /speed -->."""
+TABLES = {"results": "seed_table", "anomaly": "seed_anomaly"}
+"""Folders in docs/results of those that are made of result records."""
+BASELINES = {"anomaly": "logits mistake=LabelsOnly"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
+    check = parser.parse_args().check
+    try:
+        wanted = {ROOT / page: filled(page) for page in PAGES}
+        wanted[ROOT / "docs" / "results" / "seed_table.csv"] = to_csv(*_rows("results"))
+        if check:
+            stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
+            print(
+                *(f"{path.relative_to(ROOT)} differs from the records: python scripts/readme.py" for path in stale),
+                sep="\n",
+            )
+            return bool(stale)
+        for path, text in wanted.items():
+            path.write_text(text, encoding="utf-8")
+        for name in TABLES:
+            summary, comparisons = _records(name)
+            write_report(summary, ROOT / "docs" / "results" / TABLES[name], comparisons)
+    except (UserError, OSError) as error:
+        print(f"readme.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def filled(page: str) -> str:
+    """The page with each of its tables as the records make it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in PAGES[page]:
+        before, mark, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->\n")
+        if not (mark and end):
+            raise UserError(f"{page} has no place for a table: <!-- {name} --> to <!-- /{name} -->")
+        text = f"{before}{mark}{_speed() if name == 'speed' else to_brief(*_rows(name))}{end}{after}"
+    return text
+
+
+def _speed() -> str:
+    from scripts.benchmark import markdown
+
+    return markdown(json.loads((ROOT / "docs" / "results" / "speed" / "two_cores.json").read_text(encoding="utf-8")))
+
+
+def _rows(name: str) -> tuple[list[Row], list[Comparison]]:
+    summary, comparisons = _records(name)
+    return summary.rows, comparisons
+
+
+def _records(name: str) -> tuple[Summary, list[Comparison]]:
+    summary = summarize(*collect([ROOT / "docs" / "results" / TABLES[name]]))
+    return summary, compare(summary.rows, BASELINES.get(name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
