@@ -14,9 +14,9 @@ from kd.results import collect
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for the table that another script makes
-PAGES = {"README.md": ("results", "speed"), "docs/seed_anomaly.md": ("anomaly",)}
+PAGES = {"README.md": ("results", "speed")}
 """Tables, by the pages that have them between marks such as <!-- speed --> and <!-- /speed -->."""
-TABLES = {"results": "seed_table", "anomaly": "seed_anomaly"}
+TABLES = {"results": "seed_table"}
 """Folders in docs/results of those that are made of result records."""
 BASELINES = {"anomaly": "logits mistake=LabelsOnly"}
 
