@@ -16,7 +16,7 @@ from kd.report import fidelity_figures as figures
 from kd.report.fidelity import BINS, Figures, spread
 from kd.report.fidelity_study import COMPARED, Compared, Difference, Student, Study
 from kd.report.rows import Spread
-from kd.report.statistics import LEVEL, t_interval
+from kd.report.statistics import LEVEL, images_interval, t_interval
 from kd.report.sweeps import Picture
 
 DPI = 150
@@ -202,6 +202,14 @@ def _reading(study: Study) -> Iterator[str]:
         yield "They tell of other seeds of these students, not of other teachers or test images."
     else:
         yield "No two common seeds with different differences: no test, and no ranking can be read from this."
+    for one in study.compared:
+        interval = images_interval(one.student.correct, study.baseline.correct)
+        low, high = (QUANTITIES["accuracy"].signed(end) for end in interval)
+        yield (
+            f"{one.student.label}: with other test images and these very networks, the difference in test accuracy "
+            f"would lie between {low} and {high} points ({100 * LEVEL:.0f} %, bootstrap over the {len(study.labels):,} "
+            "images)."
+        )
 
 
 def _confidence(study: Study) -> Iterator[str]:
