@@ -1,4 +1,4 @@
-"""Whatever is in conf/experiment composes; and the one that makes the best small student runs, made tiny."""
+"""Whatever is in conf/experiment composes; and those with networks or methods of their own run, made tiny."""
 
 from pathlib import Path
 
@@ -47,3 +47,16 @@ def test_best_1m_runs(run, tmp_path):
     assert len(list((tmp_path / "teachers").glob("*/entry.json"))) == 1
     assert all(record.val_acc is None and record.test_acc > 0 for record in records)
     assert len({record.test_nll for record in records}) == 3
+
+
+def test_mistakes_are_trained_side_by_side(run, tmp_path):
+    """One of each kind: in the loss, in the teacher's mode, in what the teacher is shown; and doing it right."""
+    small = ("data=digits", "teacher.scale=2", "student.scale=2", "recipe.epochs=1", "teacher_recipe.epochs=1")
+    mistakes = ("Right", "LabelsOnly", "NoTSquared", "TeacherInTrainMode", "OtherView")
+    quiet = ("trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "hydra.sweep.dir=sweep")
+    code, said = run("experiment=seed_anomaly", f"mistake={','.join(mistakes)}", "seed=0", *small, *quiet)
+    assert code == 0, said
+    records = [read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
+    assert [record.variant.split("mistake=")[1].split()[0] for record in records] == list(mistakes)
+    assert len({record.test_nll for record in records}) == len(mistakes)  # none of them is another
+    assert {record.method for record in records} == {"logits"}
