@@ -83,6 +83,8 @@ def _several_processes(trainer: dict[str, Any]) -> bool:
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes of a run; not where it happens, what it shows and where things lie."""
     kept = {name: value for name, value in settings.items() if name not in ASIDE}
+    if kept.get("ensemble") == 1:
+        del kept["ensemble"]  # as in runs from before there were any
     kept["trainer"] = without(kept["trainer"], WHERE)
     kept["data"] = without(kept["data"], STORAGE)
     kept["data"]["source"] = without(kept["data"]["source"], STORAGE)

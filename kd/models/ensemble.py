@@ -26,8 +26,8 @@ class Ensemble(nn.Module):
             raise ValueError("an ensemble needs at least one network")
 
     def forward(self, x: Tensor) -> Output:
-        """(B, 3, H, W) -> `Output` with logits (B, C), maps (B, C_1i + .. + C_Ki, H_i, W_i), embedding (B, KD)."""
+        """(B, 3, H, W) -> `Output` with logits (B, C) in fp32, maps (B, C_1i + .. + C_Ki, H_i, W_i), embedding (B, KD)."""
         outputs: list[Output] = [net(x) for net in self.nets]
         logits, features, embeddings = zip(*outputs, strict=True)
         maps = tuple(torch.cat(stage, dim=1) for stage in zip(*features, strict=True))
-        return Output(torch.stack(logits).mean(dim=0), maps, torch.cat(embeddings, dim=1))
+        return Output(torch.stack(logits).float().mean(dim=0), maps, torch.cat(embeddings, dim=1))
