@@ -31,7 +31,10 @@ class Predictions(NamedTuple):
 
 
 def write(predictions: Predictions, path: Path) -> None:
-    """Write the file whole or not at all. Logits are kept in float16, which holds what bf16 computed to the bit."""
+    """Write the file whole or not at all. Logits are kept in float16.
+
+    That holds bf16 of ordinary size (beyond 1e-5 and below 65504) to the bit; fp32 is rounded to 11 bits.
+    """
     labels, logits, teacher = predictions
     taught = {} if teacher is None else {"teacher_logits": _halved(teacher)}
     with replaced(path) as temporary, open(temporary, "wb") as file:
@@ -52,7 +55,8 @@ def read(path: Path) -> Predictions:
         raise UserError(f"no predictions at {path}") from error
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} does not hold whole predictions: {error}") from error
-    if not found.labels.shape == found.logits.shape[:1] or found.logits.ndim != 2:
+    shapes = {found.logits.shape} if teacher is None else {found.logits.shape, teacher.shape}
+    if not found.labels.shape == found.logits.shape[:1] or found.logits.ndim != 2 or len(shapes) > 1:
         raise UserError(f"{path} does not hold whole predictions: {found.labels.shape} labels, {found.logits.shape}")
     return found
 

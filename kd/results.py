@@ -140,9 +140,8 @@ def collect(dirs: Iterable[Path]) -> Collected:
     A file reached twice counts once. Directories called "report" below `dirs` are not searched. Raises UserError
     if a directory does not exist or holds no record, or if none of the records can be read.
     """
-    found = {path.resolve(): path for root in dirs for path in _below(root)}
     results, skipped = [], []
-    for path in sorted(found.values()):
+    for path in records(dirs):
         try:
             results.append(read(path))
         except UserError as error:
@@ -150,6 +149,11 @@ def collect(dirs: Iterable[Path]) -> Collected:
     if not results:
         raise UserError(f"none of {len(skipped)} result records can be read, the first: {skipped[0]}")
     return Collected(results, skipped)
+
+
+def records(dirs: Iterable[Path]) -> list[Path]:
+    """Where every `result.json` below `dirs` is, each once, sorted; see `collect`."""
+    return sorted({path.resolve(): path for root in dirs for path in _below(root)}.values())
 
 
 def _below(root: Path) -> list[Path]:

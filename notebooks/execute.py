@@ -12,13 +12,14 @@ from nbclient import NotebookClient
 NOTEBOOK = Path(__file__).with_name("distillation.ipynb")
 
 
-def executed(path: Path, folder: Path, cells: int | None = None) -> nbformat.NotebookNode:
+def executed(path: Path, folder: Path, cells: int | None = None, timeout: int | None = None) -> nbformat.NotebookNode:
     """The notebook with its outputs.
 
     Args:
         path: the notebook; it is left as it is.
         folder: where it is started.
         cells: how many of its cells, counted from the first; None for all.
+        timeout: the most seconds for one of them.
 
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell fails, with its traceback.
@@ -27,7 +28,7 @@ def executed(path: Path, folder: Path, cells: int | None = None) -> nbformat.Not
     notebook.cells = notebook.cells[:cells]
     client = NotebookClient(
         notebook,
-        timeout=None,
+        timeout=timeout,
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,

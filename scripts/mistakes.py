@@ -1,11 +1,13 @@
 """Logits distillation done wrong, one common mistake a class: for `python train.py experiment=seed_anomaly` only.
 
 Each class is alpha * hard + (1 - alpha) * soft with one thing about soft that is not as it should be, or not asked of
-the teacher as it should be. They live here and not in `kd`, so that none of them is ever an option.
+the teacher as it should be. They live here and not in `kd`, so that none of them is ever an option; and as scripts may,
+they instantiate settings.
 """
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
+from kd.data.images import Images
 from kd.methods.base import Method, hard_loss, soft_loss
 from kd.models.output import Output
 
@@ -57,7 +60,7 @@ class LabelsOnly(Right):
 
 
 class NoTSquared(Right):
-    """The factor T^2 is left out, so the soft loss's gradients are about T^2 times too small."""
+    """The factor T^2 is left out: the soft loss and its gradients are T^2 times too small."""
 
     def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
         return soft_loss(student, teacher, self.T) / self.T**2
@@ -93,14 +96,18 @@ class TeacherInTrainMode(Right):
 
     def ask(self, teacher: Ask, batch: Batch) -> Output:
         if "mistaken" not in self.__dict__:
-            self.__dict__["mistaken"] = copy.deepcopy(_network(teacher)).train()  # no submodule: it is not trained
+            net = copy.deepcopy(_network(teacher)).train()
+            self.__dict__["mistaken"] = net.to(batch.x.device)  # no submodule: it is not trained
         with torch.no_grad():
             answer: Output = self.__dict__["mistaken"](batch.x)
         return answer
 
 
 class OtherImages(Right):
-    """Answers kept batch by batch in one epoch and used in the next, in which the order is another."""
+    """Answers that belong to other images, as when they are kept by their place in an order that is then shuffled.
+
+    Here each image gets the answer to its neighbour in the batch.
+    """
 
     def ask(self, teacher: Ask, batch: Batch) -> Output:
         answer = teacher(batch)
@@ -111,9 +118,12 @@ class _OtherPixels(Right):
     """The teacher is shown the batch's images, but not as the student sees them."""
 
     def build(self, student: Output, teacher: Output) -> None:
-        self.images = instantiate(self.source)
         self.views = instantiate(self.augment)
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator().manual_seed(0)  # begins anew when a run is resumed
+
+    @cached_property
+    def images(self) -> Images:
+        return instantiate(self.source)
 
     def seen(self, batch: Batch, view: Tensor) -> Batch:
         mean, std = (torch.tensor(values)[None, :, None, None] for values in self.images.mean_std)

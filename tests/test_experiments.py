@@ -45,7 +45,7 @@ def test_best_1m_runs(run, tmp_path):
     assert {(record.student, record.teacher) for record in records} == {("wrn22_2", "wrn16_8")}
     assert len({record.teacher_id for record in records}) == 1
     assert len(list((tmp_path / "teachers").glob("*/entry.json"))) == 1
-    assert all(record.val_acc is None and record.test_acc > 0 for record in records)
+    assert all(record.val_acc is None for record in records)
     assert len({record.test_nll for record in records}) == 3
 
 

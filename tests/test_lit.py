@@ -199,8 +199,14 @@ def test_predictions_are_in_the_order_of_the_test_split(tiny_net, noise, trainer
     fit = trainer(max_epochs=1)
     fit.fit(module, data_of(images))
     fit.test(module, data_of(images), verbose=False)
-    kept = module.predictions()
     (batch,) = list(data_of(images).test_dataloader())
+    module.on_test_start()
+    for part in reversed(torch.arange(len(batch.y)).split(7)):  # as batches may come from several ranks
+        module.keep(
+            index=batch.index[part], labels=batch.y[part], logits=module.net.eval()(batch.x[part]).logits.detach()
+        )
+        module.keep(teacher_logits=module.teacher(batch).logits[part])
+    kept = module.predictions()
     assert kept.labels.tolist() == images.test_y.tolist()
     with torch.no_grad():
         assert np.allclose(kept.logits, module.net.eval()(batch.x).logits, atol=1e-5)

@@ -24,7 +24,7 @@ def ran(folder, scratch, cells=None):
         patch.setenv("KD_NOTEBOOK_RUNS", str(scratch / "runs"))
         patch.setenv("IPYTHONDIR", str(scratch / "ipython"))
         patch.setenv("JUPYTER_RUNTIME_DIR", str(scratch / "jupyter"))
-        return executed(NOTEBOOK, folder, cells)
+        return executed(NOTEBOOK, folder, cells, timeout=900)
 
 
 @pytest.fixture(scope="module")

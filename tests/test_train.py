@@ -69,11 +69,11 @@ class TestARun:
     def test_keeps_its_predictions(self):
         kept = predictions.read(self.directory / "predictions.npz")
         assert kept.logits.shape == kept.teacher_logits.shape == (len(kept.labels), 10)
-        assert kept.correct.mean() == pytest.approx(self.result.test_acc)
+        assert kept.correct.mean() == pytest.approx(self.result.test_acc, abs=1.5 / len(kept.labels))  # rounded: a tie
         taught = (kept.teacher_logits.argmax(1) == kept.labels).mean()  # by a folded copy, in half precision
         assert taught == pytest.approx(self.result.teacher_test_acc, abs=0.01)
         agreement = (kept.logits.argmax(1) == kept.teacher_logits.argmax(1)).mean()
-        assert agreement == pytest.approx(self.result.agreement)
+        assert agreement == pytest.approx(self.result.agreement, abs=2.5 / len(kept.labels))
 
     def test_records_what_it_did(self):
         result = self.result
@@ -251,7 +251,10 @@ def test_two_processes_train_one_student_together(tmp_path, finished):
     record = read(tmp_path / "run" / "result.json")
     assert record.status == "done"
     assert record.test_acc > 0.12
-    assert predictions.read(tmp_path / "run" / "predictions.npz").correct.mean() == pytest.approx(record.test_acc)
+    kept = predictions.read(tmp_path / "run" / "predictions.npz")
+    (alone,) = (predictions.read(path) for path in (tmp_path / "teachers").glob("*/predictions.npz"))
+    assert kept.labels.tolist() == alone.labels.tolist()  # in the order that one process has them in
+    assert kept.correct.mean() == pytest.approx(record.test_acc, abs=1.5 / len(kept.labels))
     assert said.count("test accuracy") == 1  # one of the two speaks
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2  # the teacher and the student, each once
     assert len(list((tmp_path / "teachers").iterdir())) == len(list((finished / "teachers").iterdir()))

@@ -26,7 +26,10 @@ class Ensemble(nn.Module):
             raise ValueError("an ensemble needs at least one network")
 
     def forward(self, x: Tensor) -> Output:
-        """(B, 3, H, W) -> `Output` with logits (B, C) in fp32, maps (B, C_1i + .. + C_Ki, H_i, W_i), embedding (B, KD)."""
+        """(B, 3, H, W) -> `Output`.
+
+        Its logits (B, C) are in fp32, its maps (B, C_1i + .. + C_Ki, H_i, W_i), its embedding (B, D_1 + .. + D_K).
+        """
         outputs: list[Output] = [net(x) for net in self.nets]
         logits, features, embeddings = zip(*outputs, strict=True)
         maps = tuple(torch.cat(stage, dim=1) for stage in zip(*features, strict=True))

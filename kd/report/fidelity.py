@@ -5,7 +5,7 @@ Shapes: M test images, C classes, n seeds. Logarithms are natural.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import comb
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -198,8 +198,8 @@ def measure(labels: Labels, logits: Logits, teacher: Logits | None = None) -> Fi
     if teacher is None:
         return alone
     right = correct(labels, teacher)
-    return Figures(
-        **{name: getattr(alone, name) for name in NAMES[:6]},
+    return replace(
+        alone,
         agreement=agreement(logits, teacher),
         agreement_right=agreement(logits, teacher, right),
         agreement_wrong=agreement(logits, teacher, ~right),

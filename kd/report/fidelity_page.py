@@ -149,7 +149,7 @@ def to_page(study: Study, pixels: Pixels, drawn: Sequence[Picture]) -> str:
 
 def _sizes(study: Study) -> str:
     sizes = ", ".join(f"{one.label} (n = {one.n})" for one in study.students)
-    return f"Teacher: {study.teacher}, one network. Students: {sizes}."
+    return f"Teacher: {study.teacher}, the same for all. Students: {sizes}."
 
 
 def _in_short(one: Compared, base: Student) -> str:
@@ -172,7 +172,8 @@ def _following(study: Study) -> Iterator[str]:
     wrong = 1 - study.teacher_figures.accuracy
     yield (
         f"Agreement is the share of the images for which student and teacher name the same class. The teacher is wrong "
-        f"on {100 * wrong:.2f} % of them; to agree there is to repeat its wrong answer, which the labels do not teach."
+        f"on {100 * wrong:.2f} % of them; to agree there is to repeat its wrong answer, as a student without a "
+        "teacher also does where an image misleads."
     )
     yield (
         "Between seeds: mean agreement of two students of the same row. KL is KL(teacher ‖ student) at T = 1, in nats; "
@@ -206,9 +207,8 @@ def _reading(study: Study) -> Iterator[str]:
         interval = images_interval(one.student.correct, study.baseline.correct)
         low, high = (QUANTITIES["accuracy"].signed(end) for end in interval)
         yield (
-            f"{one.student.label}: with other test images and these very networks, the difference in test accuracy "
-            f"would lie between {low} and {high} points ({100 * LEVEL:.0f} %, bootstrap over the {len(study.labels):,} "
-            "images)."
+            f"{one.student.label}: on all images of this kind, the accuracy of these very networks differs by {low} to "
+            f"{high} points ({100 * LEVEL:.0f} %, bootstrap over the {len(study.labels):,} test images)."
         )
 
 

@@ -278,9 +278,8 @@ def _widest(rows: Sequence[Row]) -> str:
 
     images, acc = max(known, key=lambda one: reach(*one))
     return (
-        f"Other test images, {images:,} again, would move an accuracy of {100 * acc:.2f} % by up to "
-        f"±{100 * reach(images, acc):.2f} points (95 %, binomial), those of all rows largely together; "
-        "the spreads over seeds do not tell of that."
+        f"{images:,} test images tell an accuracy of {100 * acc:.2f} % to within about ±{100 * reach(images, acc):.2f} "
+        "points of what it is on all images of their kind (95 %, binomial); the spreads over seeds do not tell of that."
     )
 
 

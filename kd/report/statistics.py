@@ -67,9 +67,9 @@ def bootstrap_interval(
 
 
 def binomial_interval(correct: int, of: int, level: float = LEVEL) -> Interval:
-    """Of an accuracy, as fractions of 1, for the finite number of test images (Wilson 1927).
+    """Of the accuracy on all images of the kind that finitely many were tested of, as fractions of 1 (Wilson 1927).
 
-    What another draw of as many images would change; nothing about other seeds. Raises ValueError unless
+    It tells nothing about other seeds. Raises ValueError unless
     0 <= correct <= of and of >= 1.
     """
     found = scipy.stats.binomtest(correct, of).proportion_ci(level, method="wilson")
@@ -83,10 +83,10 @@ def images_interval(
     resamples: int = 9999,
     seed: int = 0,
 ) -> Interval:
-    """Of our mean accuracy minus theirs, as fractions of 1: what another draw of the test images would change.
+    """Of our mean accuracy minus theirs on all images of the kind that the test images were drawn from.
 
-    A percentile bootstrap over the images, each of which keeps the answers of all networks to it; nothing about other
-    seeds.
+    As fractions of 1, for these very networks. A percentile bootstrap over the images, each of which keeps all answers
+    to it.
 
     Args:
         ours, theirs: (n, M) and (m, M), which of the same M images each of n and m networks gets right.

@@ -115,9 +115,11 @@ def to_markdown(rows: Sequence[Row]) -> str:
 def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
     """For people in a hurry: what each row reached, and whether that differs from the baseline."""
     compared = {id(one.row): one for one in comparisons}
-    headers = ["run", "network", "parameters", "n", "test accuracy, %", "retention"]
-    chosen = [column for column in COLUMNS if column.header in headers]
-    headers += [f"minus {name}, points" for name, _ in by_baseline(comparisons)[:1]]
+    brief = {"run", "network", "parameters", "n", "test accuracy, %", "teacher, %", "retention"}
+    chosen = _filled([column for column in COLUMNS if column.header in brief], rows)
+    headers = [column.header for column in chosen]
+    names = {name for name, _ in by_baseline(comparisons)}
+    headers += [f"minus {names.pop() if len(names) == 1 else 'baseline'}, points"] if comparisons else []
     headers += ["95 % interval", "in words"] if comparisons else []
     lines = []
     for row in rows:

@@ -308,9 +308,14 @@ def test_runs_that_do_not_belong_together(runs, changes, said):
 def test_nothing_to_compare(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         collect([tmp_path / "x"])
-    with pytest.raises(UserError, match="no finished run"):
+    with pytest.raises(UserError, match=r"no result\.json"):
         collect([tmp_path])
     put(tmp_path / "s", "standard", 0, noisy(0))
+    predictions = tmp_path / "s" / "predictions.npz"
+    predictions.rename(tmp_path / "kept")
+    with pytest.raises(UserError, match=r"no finished run with its predictions\.npz: 1 without"):
+        collect([tmp_path])
+    (tmp_path / "kept").rename(predictions)
     with pytest.raises(UserError, match="only one row"):
         study(collect([tmp_path]))
     put(tmp_path / "t", "smooth", 0, noisy(1))

@@ -457,8 +457,8 @@ def test_the_brief_table_has_each_row_and_what_it_differs_by():
     rows = summarize([TEACHER, *seeds(ALONE, 0.8, 0.81, 0.805), *seeds(DISTILLED, 0.82, 0.831, 0.824)]).rows
     header, _, *lines = to_brief(rows, compare(rows)).splitlines()
     assert header == (
-        "| run | network | parameters | n | test accuracy, % | retention | minus standard, points | 95 % interval "
-        "| in words |"
+        "| run | network | parameters | n | test accuracy, % | retention | teacher, % | minus standard, points "
+        "| 95 % interval | in words |"
     )
     assert [line.split(" | ")[0] for line in lines] == ["| teacher", "| standard", "| logits"]
     assert lines[0].endswith("|  |  |  |")

@@ -97,7 +97,7 @@ def test_other_images_are_refused(runs):
     ("arguments", "said"),
     [
         (["missing"], "missing: no such directory"),
-        (["empty"], "no finished run with its predictions.npz: no runs"),
+        (["empty"], "empty: no result.json in it or below it"),
         (["runs", "--baseline", "nobody"], "give one of: 'standard', 'logits'"),
         (["runs", "--images", "missing"], "missing: no such directory"),
         (["runs", "--out", "taken"], "cannot be written to taken"),
