@@ -66,7 +66,7 @@ def test_page_table_and_pictures(runs):
     page = (runs / "page" / "fidelity.md").read_text("utf-8")
     assert "**logits**, compared with standard: agreement with the teacher: higher (+" in page
     assert "Without the images" in page
-    assert "bootstrap over the 80 images" in page
+    assert "bootstrap over the 80 test images" in page
     with open(runs / "page" / "fidelity.csv", newline="") as file:
         lines = {(line["run"], line["figure"]): line for line in csv.DictReader(file)}
     agreement = lines["logits", "agreement"]
