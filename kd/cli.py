@@ -44,7 +44,7 @@ Knobs of the run
   student.scale=S                width; likewise student.conv_dropout, student.head_dropout (0 to below 1),
                                  student.activation (relu, elu), and teacher.scale ...
   teacher_seed=0                 seed of the teacher
-  ensemble=N                     N teachers with seeds from teacher_seed on, whose logits are averaged
+  ensemble=N                     N teachers with seeds from teacher_seed on, whose logits are averaged for a student
   teacher_weights=FILE           use this safetensors file instead of a teacher from teachers/
   trainer.precision=auto         bf16-mixed where the device multiplies in bf16 by itself, else 32-true
   speed=reference                every speed-up off; with trainer.precision=32-true the plain loop, to compare with
@@ -60,8 +60,9 @@ Examples
   python train.py data=folder data.root=my_images            your own images: train/CLASS/*.png and test/CLASS/*.png
 
 More: --cfg job shows the whole configuration without running it, --hydra-help what Hydra itself offers,
-`python scripts/report.py DIR...` makes tables and pictures of finished runs, `python scripts/search.py DIR ...` looks
-for the knobs that give the best validation accuracy.
+`python scripts/report.py DIR...` makes tables and pictures of finished runs, `python scripts/fidelity.py DIR...`
+compares students with their teacher image by image, `python scripts/search.py DIR ...` looks for the knobs that give
+the best validation accuracy.
 """
 
 EXTRAS = {"joblib": "parallel", "submitit": "slurm"}

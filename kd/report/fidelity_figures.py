@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -172,7 +172,7 @@ def images(study: Study, compared: Compared, pixels: NDArray[np.uint8], names: S
         shown = chosen[: COLUMNS * LINES]
         said = f"{ours} in {_seeds(student.n)} of {student.label}, {theirs} in {_seeds(base.n)} of {base.label}"
         few = f", the {len(shown)} whose confidence changed most" if len(shown) < len(chosen) else ""
-        _write(figure, 0.1, top - 0.12, f"{title}: {said}; {_count(len(chosen))}{few}", fontsize=10.5, ha="left")
+        _write(figure, 0.1, top - 0.12, f"{title}: {said}; {_count(len(chosen))}{few}", 10.5, ha="left")
         for place, image in enumerate(map(int, shown)):
             line, column = divmod(place, COLUMNS)
             left, upper = 0.1 + column * (WIDTH - 0.1) / COLUMNS, top - _TITLE - line * _LINE
@@ -180,10 +180,10 @@ def images(study: Study, compared: Compared, pixels: NDArray[np.uint8], names: S
             for i, answer in enumerate(_answers(study, student, image, names)):
                 colour = RIGHT if answer.right else WRONG
                 height_of = upper - 0.22 - _SIDE - 0.05 - 0.165 * i
-                _write(figure, left + _SIDE / 2, height_of, answer.text, fontsize=8, color=colour)
+                _write(figure, left + _SIDE / 2, height_of, answer.text, 8, color=colour)
         top -= _TITLE + number * _LINE
     note = f"above: the true class; below: the answers, {_WRONG} where wrong; 3/5: of 3 of 5 seeds"
-    _write(figure, 0.1, top, note, fontsize=8.5, ha="left")
+    _write(figure, 0.1, top, note, 8.5, ha="left")
     return figure
 
 
@@ -193,15 +193,24 @@ _TITLE, _LINE, _NOTE = 0.45, 2.32, 0.25
 """Inches, the heights of a title, a line of images with what is written around it, and the note below."""
 
 
-def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
+def _write(
+    figure: Figure,
+    x: float,
+    y: float,
+    text: str,
+    size: float,
+    ha: str = "center",
+    color: str = INK,
+    weight: str = "normal",
+) -> None:
     """With its upper end at y, both in inches."""
     width, height = figure.get_size_inches()
-    figure.text(x / width, y / height, literal(text), va="top", **{"color": INK, "ha": "center", **style})
+    figure.text(x / width, y / height, literal(text), va="top", ha=ha, color=color, fontsize=size, fontweight=weight)
 
 
 def _draw_image(figure: Figure, left: float, upper: float, pixels: NDArray[np.uint8], name: str) -> None:
     width, height = figure.get_size_inches()
-    _write(figure, left + _SIDE / 2, upper, name, fontsize=9.5, fontweight="bold")
+    _write(figure, left + _SIDE / 2, upper, name, 9.5, weight="bold")
     bottom = upper - 0.22 - _SIDE
     axes = figure.add_axes((left / width, bottom / height, _SIDE / width, _SIDE / height))
     axes.imshow(pixels, interpolation="nearest")
