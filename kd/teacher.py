@@ -121,15 +121,15 @@ def verify(teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | No
     """The teacher's accuracy in [0, 1], measured, so that nothing is distilled from a teacher that went bad unnoticed.
 
     Args:
-        claimed: the accuracy on record for these weights and data, if any; up to one point of difference is taken
-            for the rounding of another device or precision, which on few images shows.
+        claimed: the accuracy on record for these weights and data, if any; up to two points of difference are
+            taken for the rounding of another device or precision, which shows where images are few and the network unsure.
 
     Raises:
         UserError: if the two differ.
     """
     accuracy = teacher.accuracy(batches)
     log.info("teacher %s: %.2f %% on the test split", path, 100 * accuracy)
-    if claimed is not None and abs(accuracy - claimed) > 0.01:
+    if claimed is not None and abs(accuracy - claimed) > 0.02:
         raise UserError(
             f"{path} is on record with {100 * claimed:.2f} % on this test split but reaches {100 * accuracy:.2f} %; "
             f"remove {path.parent} to have the teacher trained again"

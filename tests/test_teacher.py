@@ -258,7 +258,7 @@ def test_loaded_teacher_is_the_saved_network(tiny_net, tmp_path):
         load(tiny_net(num_classes=3), path)
 
 
-@pytest.mark.parametrize("claimed", [None, 0.75, 0.754, 0.746])
+@pytest.mark.parametrize("claimed", [None, 0.75, 0.769, 0.731])
 def test_verified_teacher_reaches_what_it_claims(tmp_path, claimed, caplog):
     caplog.set_level(logging.INFO, "kd.teacher")
     some = batches([(0, 0), (1, 1), (2, 2), (2, 1)])
@@ -266,7 +266,7 @@ def test_verified_teacher_reaches_what_it_claims(tmp_path, claimed, caplog):
     assert "75.00 % on the test split" in caplog.text
 
 
-@pytest.mark.parametrize("claimed", [0.76, 0.74, 0.0])
+@pytest.mark.parametrize("claimed", [0.771, 0.729, 0.0])
 def test_teacher_that_went_bad_is_refused(tmp_path, claimed):
     message = f"{tmp_path / 't'} is on record with {100 * claimed:.2f} % .* but reaches 75.00 %; remove {tmp_path} to"
     with pytest.raises(UserError, match=message):
