@@ -122,7 +122,7 @@ def verify(teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | No
 
     Args:
         claimed: the accuracy on record for these weights and data, if any; up to two points of difference are
-            taken for the rounding of another device or precision, which shows where images are few and the network unsure.
+            taken for the rounding of another device or precision, which shows on few images and an unsure network.
 
     Raises:
         UserError: if the two differ.
