@@ -107,7 +107,7 @@ class Member(Alone):
         self._go.acquire()
         self._others += time.perf_counter() - began
         if self.cohort.interrupted:
-            raise KeyboardInterrupt
+            raise SystemExit(130)  # at KeyboardInterrupt Lightning sets a signal's handler, which no thread may
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         if name not in self.cohort.made:
@@ -168,7 +168,7 @@ class Cohort:
         """Do all of them, as many at a time as there is memory for; returns what each returned or raised.
 
         Raises:
-            KeyboardInterrupt: if interrupted, once each has ended by a KeyboardInterrupt of its own.
+            KeyboardInterrupt: if interrupted, once each has ended by a SystemExit.
         """
         outside = self.state()
         waiting = list(works)

@@ -1,6 +1,7 @@
 """Trainings side by side: each is to be what it would have been alone."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from kd.cohort import SETTLED, Alone, Cohort, Echo, free_memory
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.module import DataModule
+from kd.lit import Classifier
+from kd.recipe import one_cycle
 
 
 def loaded(images, others=None):
@@ -100,7 +103,7 @@ def test_an_interruption_reaches_all(noise, monkeypatch):
             try:
                 for _ in loaded(images, others).train_dataloader():
                     steps.append(number)
-            except KeyboardInterrupt:
+            except SystemExit:
                 ended.append(number)
                 raise
 
@@ -119,6 +122,32 @@ def test_an_interruption_reaches_all(noise, monkeypatch):
         Cohort().run([work(number) for number in range(4)])
     assert ended == [0, 1, 2, 3]
     assert len(steps) == 20
+
+
+def test_lightning_lets_an_interruption_through(noise, tiny_net, trainer, monkeypatch):
+    """As an interruption: a run that says that it failed would be taken for one with a mistake in it."""
+    ended, put = [], Cohort.put
+
+    def work(others):
+        module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
+        try:
+            trainer(max_epochs=100).fit(module, loaded(noise(), others))
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
+    calls = []
+
+    def interrupt_once(self, values):
+        calls.append(values)
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        put(self, values)
+
+    monkeypatch.setattr(Cohort, "put", interrupt_once)
+    with pytest.raises(KeyboardInterrupt):
+        Cohort().run([work, work])
+    assert ended == [SystemExit, SystemExit]
 
 
 def test_no_more_at_a_time_than_there_is_memory_for(noise):
