@@ -170,7 +170,7 @@ def differences(comparisons: Sequence[Comparison]) -> Figure:
     ranked = sorted(comparisons, key=lambda one: one.difference or 0.0)
     figure = Figure(figsize=(8.5, 1.5 + 0.36 * len(ranked)), layout="constrained")
     baseline = comparisons[0].baseline
-    (axes,) = panels(figure, [f"Test accuracy compared with {baseline.label} on {baseline.first.dataset}"])
+    (axes,) = panels(figure, [f"Test accuracy on {baseline.first.dataset}\ncompared with {baseline.label}"])
     axes.axvline(0, color=INK, linewidth=1.0)
     for place, one in enumerate(ranked):
         colour = VERDICTS.get(one.verdict, TEACHER)
