@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd.errors import UserError
+from kd.report.arguments import parser
 from kd.results import REPORT
 
 if TYPE_CHECKING:
@@ -46,27 +47,18 @@ def _pixels(root: Path, labels: NDArray[np.int64]) -> "Pixels":
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Is distillation really at work? Compares students with their teacher and with a student that had\n"
+    with_images = parser(
+        "Is distillation really at work? Compares students with their teacher and with a student that had\n"
         "none, image by image: agreement, KL, calibration before and after temperature scaling, gains by\n"
         "class, and the images that distillation fixed and broke. Reads every result.json with a predictions.npz\n"
         "beside it; writes fidelity.md, fidelity.csv and pictures.",
-        epilog="example:\n"
         "  python train.py -m method=standard,logits,feature seed=0,1,2 hydra.sweep.dir=multirun/final\n"
         "  python scripts/fidelity.py multirun/final --images data --out docs/fidelity",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="where runs were written to, at any depth")
-    parser.add_argument("--out", type=Path, help="where the page goes (default: DIR/report of the first DIR)")
-    parser.add_argument(
+    with_images.add_argument(
         "--images", type=Path, metavar="ROOT", help="where CIFAR-10 is, to show images and name classes"
     )
-    parser.add_argument(
-        "--baseline",
-        metavar="NAME",
-        help="label or method of the row to compare the others with (default: the only student without a teacher)",
-    )
-    return parser.parse_args()
+    return with_images.parse_args()
 
 
 if __name__ == "__main__":

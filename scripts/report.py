@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
 from kd.errors import UserError
+from kd.report.arguments import parser
 from kd.report.choice import best, leaders
 from kd.report.comparison import by_baseline, compare, reading
 from kd.report.rows import summarize
@@ -45,24 +45,14 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Compare training runs: one row per configuration, over its seeds, compared with a baseline over\n"
+    return parser(
+        "Compare training runs: one row per configuration, over its seeds, compared with a baseline over\n"
         "the seeds that both have. Reads every result.json below the directories; writes results.md, results.csv and\n"
         "pictures of accuracies, learning curves and whatever knobs or sizes were swept.",
-        epilog="example:\n"
         "  python train.py -m method=standard,logits,feature seed=0,1,2 hydra.sweep.dir=multirun/first\n"
         "  python scripts/report.py multirun/first\n"
         "  python scripts/report.py multirun/first --baseline logits",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="where runs were written to, at any depth")
-    parser.add_argument("--out", type=Path, help="where the report goes (default: DIR/report of the first DIR)")
-    parser.add_argument(
-        "--baseline",
-        metavar="NAME",
-        help="label or method of the row to compare the others with (default: the only student without a teacher)",
-    )
-    return parser.parse_args()
+    ).parse_args()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from kd.errors import UserError
 from kd.report.rows import Role, Row
-from kd.report.statistics import LEVEL, Interval, holm, paired_differences, t_interval, t_test
+from kd.report.statistics import LEVEL, Interval, holm, paired_differences, t_interval, t_test, verdict
 
 
 class Comparison(NamedTuple):
@@ -31,12 +31,7 @@ class Comparison(NamedTuple):
     @property
     def verdict(self) -> str:
         """In plain words."""
-        if self.p is None or self.difference is None:
-            reasons = {0: "no common seed", 1: "one seed"}
-            return f"{reasons.get(self.n, 'no spread')}: no statement"
-        if self.p >= 1 - LEVEL:
-            return "no difference seen"
-        return "better" if self.difference > 0 else "worse"
+        return verdict(self.difference, self.p, self.n, "better", "worse")
 
 
 def compare(rows: Sequence[Row], name: str | None = None) -> list[Comparison]:
@@ -53,11 +48,7 @@ def compare(rows: Sequence[Row], name: str | None = None) -> list[Comparison]:
     baselines = _baselines(rows, name)
     pairs = [(row, baselines[row.first.dataset]) for row in rows if row.first.dataset in baselines]
     compared = [_pair(row, base) for row, base in pairs if row is not base and row.role is not Role.TEACHER]
-    tested = [i for i, one in enumerate(compared) if one.p is not None]
-    corrected = holm([compared[i].p or 0.0 for i in tested])
-    for i, p in zip(tested, corrected, strict=True):
-        compared[i] = compared[i]._replace(p=p)
-    return compared
+    return [one._replace(p=p) for one, p in zip(compared, holm([one.p for one in compared]), strict=True)]
 
 
 def _baselines(rows: Sequence[Row], name: str | None) -> dict[str, Row]:

@@ -1,9 +1,7 @@
 """The page on fidelity: tables, pictures, and sentences that say no more than the figures in them."""
 
-import csv
-import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -14,44 +12,19 @@ from numpy.typing import NDArray
 from kd.errors import UserError
 from kd.report import fidelity_figures as figures
 from kd.report.fidelity import BINS, Figures, spread
-from kd.report.fidelity_study import COMPARED, Compared, Difference, Student, Study
-from kd.report.rows import Spread
+from kd.report.fidelity_study import Compared, Difference, Student, Study
+from kd.report.fidelity_tables import (
+    QUANTITIES,
+    change_table,
+    class_table,
+    confidence_table,
+    difference_table,
+    fidelity_table,
+    to_csv,
+)
+from kd.report.page import DPI, listed
 from kd.report.statistics import LEVEL, images_interval, t_interval
 from kd.report.sweeps import Picture
-
-DPI = 150
-
-
-class Quantity(NamedTuple):
-    """How a figure is called and written."""
-
-    words: str
-    percent: bool
-
-    def number(self, value: float) -> str:
-        return f"{100 * value:.2f}" if self.percent else f"{value:.3f}"
-
-    def signed(self, value: float) -> str:
-        return f"{100 * value:+.2f}" if self.percent else f"{value:+.3f}"
-
-    @property
-    def difference_unit(self) -> str:
-        return " points" if self.percent else " nats"
-
-
-QUANTITIES = {
-    "accuracy": Quantity("test accuracy", True),
-    "agreement": Quantity("agreement with the teacher", True),
-    "agreement_right": Quantity("agreement where the teacher is right", True),
-    "agreement_wrong": Quantity("agreement where the teacher is wrong", True),
-    "kl": Quantity("KL(teacher ‖ student)", False),
-    "kl_scaled": Quantity("KL, both temperature scaled", False),
-    "nll": Quantity("NLL", False),
-    "nll_scaled": Quantity("NLL, temperature scaled", False),
-    "ece": Quantity("ECE", True),
-    "ece_scaled": Quantity("ECE, temperature scaled", True),
-    "temperature": Quantity("fitted temperature", False),
-}
 
 
 class Pixels(NamedTuple):
@@ -120,30 +93,30 @@ def to_page(study: Study, pixels: Pixels, drawn: Sequence[Picture]) -> str:
         "# Is distillation really at work?",
         f"{study.dataset}, {len(study.labels):,} test images. {_sizes(study)} Each figure of a student is the mean "
         f"over its n seeds, ± the sample standard deviation; it is compared with {base.label} over common seeds.",
-        _listed(_in_short(one, base) for one in study.compared),
+        listed(_in_short(one, base) for one in study.compared),
         *shown(BARS),
         "## Following the teacher",
-        _fidelity_table(study),
-        _listed(_following(study)),
+        fidelity_table(study),
+        listed(_following(study)),
         f"## Compared with {base.label}",
-        _difference_table(study),
-        _listed(_reading(study)),
+        difference_table(study),
+        listed(_reading(study)),
         "## Confidence",
-        _confidence_table(study),
+        confidence_table(study),
         *shown(CALIBRATION),
-        _listed(_confidence(study)),
+        listed(_confidence(study)),
         "## Classes",
         *shown(CLASSES),
-        _class_table(study, pixels.classes),
-        _listed([*_classes(study, pixels.classes), _CLASS_NOTE]),
+        class_table(study, pixels.classes),
+        listed([*_classes(study, pixels.classes), _CLASS_NOTE]),
         "## Images fixed and broken",
-        _change_table(study),
-        _listed(_changes(study)),
+        change_table(study),
+        listed(_changes(study)),
         *shown(IMAGES),
         "" if pixels.images is not None else "Without the images, which `--images ROOT` would read, none is shown.",
     ]
     if study.notes:
-        parts += ["## Left out", _listed(study.notes)]
+        parts += ["## Left out", listed(study.notes)]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
@@ -278,163 +251,10 @@ def _changes(study: Study) -> Iterator[str]:
         else:
             yield f"{s.label}: with one seed of {base.label}, what seeds alone change is not known."
         if c.p:
-            seen = [better for p, better in zip(c.p, c.better, strict=True) if p < 1 - LEVEL]
+            seen = [better for p, better in zip(c.p, c.better, strict=True) if p is not None and p < 1 - LEVEL]
             for_it, against = sum(seen), len(seen) - sum(seen)
             yield (
                 f"{s.label}, McNemar's exact test for each of {len(c.p)} common seeds (corrected by Holm's method for "
                 f"all pairs here): more images right in {for_it}, fewer in {against}, no difference seen in "
                 f"{len(c.p) - len(seen)}."
             )
-
-
-# Tables
-
-
-def _fidelity_table(study: Study) -> str:
-    names = ("accuracy", "agreement", "agreement_right", "agreement_wrong", "kl", "kl_scaled")
-    headers = [
-        "run",
-        "n",
-        "test accuracy, %",
-        "agreement with teacher, %",
-        "where it is right, %",
-        "where it is wrong, %",
-    ]
-    headers += ["between seeds, %", "KL", "KL, scaled"]
-    lines = [["teacher", "1", f"{100 * study.teacher_figures.accuracy:.2f}", *[""] * 6]]
-    for one in study.students:
-        cells = [_cell(one.spread(name), name) for name in names]
-        between = "" if one.between_seeds is None else f"{100 * one.between_seeds:.2f}"
-        lines.append([one.label, str(one.n), *cells[:4], between, *cells[4:]])
-    return _markdown(headers, lines)
-
-
-def _confidence_table(study: Study) -> str:
-    names = ("nll", "nll_scaled", "ece", "ece_scaled", "temperature")
-    headers = ["run", "n", "NLL", "NLL, scaled", "ECE, %", "ECE, scaled, %", "fitted T"]
-    every = [("teacher", [study.teacher_figures]), *((one.label, one.figures) for one in study.students)]
-    lines = [[name, str(len(of)), *(_cell(spread(of, figure), figure) for figure in names)] for name, of in every]
-    return _markdown(headers, lines)
-
-
-def _cell(found: Spread | None, name: str) -> str:
-    if found is None:
-        return ""
-    number = QUANTITIES[name].number
-    return number(found.mean) + ("" if found.std is None else f" ± {number(found.std)}")
-
-
-def _difference_table(study: Study) -> str:
-    lines = []
-    for one in study.compared:
-        for name, d in one.differences.items():
-            quantity = QUANTITIES[name]
-            words = quantity.words + (", points" if quantity.percent else "")
-            lines.append([one.student.label, words, *_difference_cells(d, quantity), d.verdict])
-    return _markdown(["run", "figure", "difference", "95 % interval", "seeds", "p (Holm)", "in words"], lines, (1, 6))
-
-
-def _difference_cells(d: Difference, quantity: Quantity) -> list[str]:
-    mean = "" if d.mean is None else quantity.signed(d.mean)
-    interval = " to ".join(map(quantity.signed, d.interval)) if d.interval else ""
-    return [mean, interval, str(d.n), _p(d.p)]
-
-
-def _class_table(study: Study, names: Sequence[str]) -> str:
-    base = study.baseline
-    headers = ["class", f"{base.label}, %"]
-    for one in study.compared:
-        headers += [f"{one.student.label}, points", "95 % interval", "in words"]
-    lines = []
-    for i, name in enumerate(names):
-        line = [name, f"{100 * base.class_accuracy[:, i].mean():.2f}"]
-        for one in study.compared:
-            mean, interval, _, _ = _difference_cells(one.classes[i], QUANTITIES["accuracy"])
-            line += [mean, interval, one.classes[i].verdict]
-        lines.append(line)
-    return _markdown(headers, lines, range(4, len(headers), 3))
-
-
-def _change_table(study: Study) -> str:
-    headers = [
-        "run",
-        "fixed",
-        "broken",
-        "seeds a set",
-        "fixed, sets",
-        "broken, sets",
-        f"by {study.baseline.label}'s seeds",
-    ]
-    lines = []
-    for one in study.compared:
-        c = one.changes
-        sets = [str(c.k), f"{c.fixed_k:.1f}", f"{c.broken_k:.1f}", f"{c.by_seed_k:.1f}"] if c.k else [""] * 4
-        lines.append([one.student.label, str(len(c.fixed)), str(len(c.broken)), *sets])
-    return _markdown(headers, lines)
-
-
-def _markdown(headers: Sequence[str], lines: Iterable[Sequence[str]], left: Iterable[int] = ()) -> str:
-    """Columns to the right, but the first and those whose places are in `left`."""
-    rules = [":---" if i == 0 or i in left else "---:" for i in range(len(headers))]
-    escaped = [[cell.replace("|", r"\|") for cell in line] for line in (headers, rules, *lines)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def _listed(sentences: Iterable[str]) -> str:
-    return "".join(f"- {sentence}\n" for sentence in sentences)
-
-
-# For programs
-
-
-def to_csv(study: Study, classes: Sequence[str]) -> str:
-    """A line for each figure of each network: fractions of 1 and nats in full precision, empty where unknown."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(_records(study, classes))
-    return file.getvalue()
-
-
-_COLUMNS = (
-    *("run", "method", "T", "alpha", "beta", "variant", "n", "figure", "mean", "std"),
-    *("difference", "low", "high", "pairs", "p", "verdict"),
-)
-
-
-def _records(study: Study, classes: Sequence[str]) -> Iterator[dict[str, object]]:
-    for name in QUANTITIES:
-        found = spread([study.teacher_figures], name)
-        if found:
-            yield {"run": "teacher", "method": "teacher", "n": 1, "figure": name, "mean": found.mean}
-    compared = {id(one.student): one for one in study.compared}
-    for student in study.students:
-        first, one = student.row.first, compared.get(id(student))
-        about: dict[str, object] = {
-            **{"run": student.label, "method": first.method, "T": first.T, "alpha": first.alpha, "beta": first.beta},
-            **{"variant": first.variant, "n": student.n},
-        }
-        for name in QUANTITIES:
-            found = student.spread(name)
-            differs = _difference_record(one.differences[name]) if one and name in COMPARED else {}
-            yield {**about, "figure": name, "mean": found and found.mean, "std": found and found.std, **differs}
-        yield {**about, "figure": "between_seeds", "mean": student.between_seeds}
-        for i, name in enumerate(classes):
-            of = student.class_accuracy[:, i]
-            std = float(of.std(ddof=1)) if len(of) > 1 else None
-            differs = _difference_record(one.classes[i]) if one else {}
-            yield {**about, "figure": f"accuracy of {name}", "mean": float(of.mean()), "std": std, **differs}
-        if one:
-            yield {**about, "figure": "fixed", "mean": len(one.changes.fixed)}
-            yield {**about, "figure": "broken", "mean": len(one.changes.broken)}
-
-
-def _difference_record(d: Difference) -> dict[str, object]:
-    low, high = d.interval or (None, None)
-    return {"difference": d.mean, "low": low, "high": high, "pairs": d.n, "p": d.p, "verdict": d.verdict}

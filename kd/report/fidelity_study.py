@@ -31,7 +31,7 @@ from kd.report.fidelity import (
     spread,
 )
 from kd.report.rows import Role, Row, Spread, summarize
-from kd.report.statistics import LEVEL, Interval, holm, mcnemar, paired_differences, t_interval, t_test
+from kd.report.statistics import Interval, holm, mcnemar, paired_differences, t_interval, t_test, verdict
 from kd.results import Result
 
 MOST = 8
@@ -158,12 +158,7 @@ class Difference(NamedTuple):
     @property
     def verdict(self) -> str:
         """In plain words."""
-        if self.p is None or self.mean is None:
-            reasons = {0: "no common seed", 1: "one seed"}
-            return f"{reasons.get(self.n, 'no spread')}: no statement"
-        if self.p >= 1 - LEVEL:
-            return "no difference seen"
-        return "higher" if self.mean > 0 else "lower"
+        return verdict(self.mean, self.p, self.n, "higher", "lower")
 
 
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> Difference:
@@ -174,8 +169,7 @@ def difference(ours: dict[int, float], theirs: dict[int, float]) -> Difference:
 
 def corrected(found: Sequence[Difference]) -> list[Difference]:
     """With p values corrected for their number."""
-    p_values = iter(holm([one.p for one in found if one.p is not None]))
-    return [one if one.p is None else one._replace(p=next(p_values)) for one in found]
+    return [one._replace(p=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
 
 
 class Changes(NamedTuple):
@@ -192,7 +186,7 @@ class Changes(NamedTuple):
     broken_k: float
     by_seed_k: float
     """Between k seeds of the baseline and k others of it, either way."""
-    p: list[float]
+    p: list[float | None]
     """McNemar's of each common seed, corrected by Holm's method for all pairs of the study."""
     better: list[bool]
     """Whether the student has more images right than the baseline, by common seed."""

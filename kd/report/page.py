@@ -1,7 +1,7 @@
 """The report on disk: the table for people and for programs, and the pictures."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kd.errors import UserError
@@ -55,13 +55,14 @@ def _differences(comparisons: Sequence[Comparison]) -> list[Picture]:
 def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence[Picture]) -> str:
     """`results.md`: the tables, what to know about them, and the pictures that lie beside it."""
     parts = [f"# Results on {summary.datasets}", "\n\n".join(best(summary.rows)), to_markdown(summary.rows)]
-    parts.append(_listed(summary.notes))
+    parts.append(listed(summary.notes))
     for baseline, compared in by_baseline(comparisons):
         parts += [f"## Compared with {baseline}", differences_to_markdown(compared)]
-    parts.append(_listed(reading(summary.rows, comparisons)))
+    parts.append(listed(reading(summary.rows, comparisons)))
     parts += [f"![{picture.what}]({picture.name})" for picture in drawn]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
-def _listed(notes: Sequence[str]) -> str:
+def listed(notes: Iterable[str]) -> str:
+    """As a Markdown list."""
     return "".join(f"- {note}\n" for note in notes)

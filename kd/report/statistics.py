@@ -120,11 +120,32 @@ def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
     return float(scipy.stats.binomtest(only_one, only_one + only_other, 0.5).pvalue)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values corrected for their number, in their order (Holm 1979): below 0.05 in 5 % of families by chance."""
-    corrected = [0.0] * len(p_values)
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """The p values corrected for their number, in their order (Holm 1979): below 0.05 in 5 % of families by chance.
+
+    None is where no test could be made; it stays None and counts for nothing.
+    """
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
     so_far = 0.0
-    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        so_far = max(so_far, min(1.0, (len(p_values) - rank) * p_values[i]))
+    for rank, (p, i) in enumerate(known):
+        so_far = max(so_far, min(1.0, (len(known) - rank) * p))
         corrected[i] = so_far
     return corrected
+
+
+def verdict(difference: float | None, p: float | None, n: int, more: str, less: str) -> str:
+    """What may be said of a mean difference over n pairs, in plain words.
+
+    Args:
+        difference: None without a pair.
+        p: of its being 0, corrected where several are tested; None where no test could be made.
+        n: number of pairs.
+        more, less: what a positive and a negative difference are called.
+    """
+    if p is None or difference is None:
+        reasons = {0: "no common seed", 1: "one seed"}
+        return f"{reasons.get(n, 'no spread')}: no statement"
+    if p >= 1 - LEVEL:
+        return "no difference seen"
+    return more if difference > 0 else less

@@ -109,7 +109,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     """For people: a table with percentages. Columns that would be empty are left out."""
     columns = _filled(COLUMNS, rows)
     left = [column.header for column in columns if not column.numeric]
-    return _markdown([column.header for column in columns], [[c.cell(row) for c in columns] for row in rows], left)
+    return markdown([column.header for column in columns], [[c.cell(row) for c in columns] for row in rows], left)
 
 
 def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
@@ -128,7 +128,7 @@ def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
         if comparisons:
             line += [_points(one.difference), _interval(one.interval, "+"), one.verdict] if one else [""] * 3
         lines.append(line)
-    return _markdown(headers, lines, left=["network", "in words"])
+    return markdown(headers, lines, left=["network", "in words"])
 
 
 def to_rich(rows: Sequence[Row], width: int = 100) -> Table:
@@ -144,7 +144,7 @@ def _filled(columns: Iterable[Column], rows: Sequence[Row]) -> list[Column]:
 
 def differences_to_markdown(comparisons: Sequence[Comparison]) -> str:
     """Rows against their baseline, for people."""
-    return _markdown(*_differences(comparisons), left=["in words"])
+    return markdown(*_differences(comparisons), left=["in words"])
 
 
 def differences_to_rich(comparisons: Sequence[Comparison], width: int = 100) -> Table:
@@ -175,18 +175,18 @@ def _differences(comparisons: Sequence[Comparison]) -> tuple[list[str], list[lis
         ("difference, points", [_points(one.difference) for one in comparisons]),
         ("95 % interval", [_interval(one.interval, "+") for one in comparisons]),
         ("seeds", [str(one.n) for one in comparisons]),
-        ("p (Holm)", [_p(one.p) for one in comparisons]),
+        ("p (Holm)", [p_value(one.p) for one in comparisons]),
         ("in words", [one.verdict for one in comparisons]),
     ]
     filled = [(header, cells) for header, cells in columns if any(cells)]
     return [header for header, _ in filled], [list(line) for line in zip(*(cells for _, cells in filled), strict=True)]
 
 
-def _markdown(headers: Sequence[str], lines: Iterable[Sequence[str]], left: Iterable[str] = ()) -> str:
+def markdown(headers: Sequence[str], lines: Iterable[Sequence[str]], left: Iterable[str] = ()) -> str:
     """Columns to the right, but the first and those whose headers are in `left`."""
     rules = [":---" if i == 0 or header in left else "---:" for i, header in enumerate(headers)]
-    escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headers, rules, *escaped))
+    escaped = [[cell.replace("|", r"\|") for cell in line] for line in (headers, rules, *lines)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
 
 
 def single(result: Result) -> Table:
@@ -251,7 +251,8 @@ def _points(fraction: float | None) -> str:
     return "" if fraction is None else f"{100 * fraction:+.2f}"
 
 
-def _p(value: float | None) -> str:
+def p_value(value: float | None) -> str:
+    """As in "0.012"."""
     if value is None:
         return ""
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"

@@ -168,6 +168,10 @@ def test_holm():
     assert holm([]) == []
 
 
+def test_what_could_not_be_tested_is_no_test():
+    assert holm([None, 0.01, None, 0.03]) == [None, pytest.approx(0.02), None, pytest.approx(0.03)]
+
+
 def test_the_end_of_a_training_need_not_wait_for_scipy_stats():
     code = "import kd.report.tables, sys; assert 'scipy.stats' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

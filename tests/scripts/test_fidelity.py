@@ -20,14 +20,6 @@ def fidelity(*arguments, cwd):
     return subprocess.run([sys.executable, SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True)
 
 
-def one_line(done):
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("fidelity.py: ")
-    return done.stderr
-
-
 @pytest.fixture
 def runs(tmp_path):
     rng = np.random.default_rng(0)
@@ -88,7 +80,7 @@ def test_images_and_class_names(runs):
     assert "| c9 |" in page
 
 
-def test_other_images_are_refused(runs):
+def test_other_images_are_refused(runs, one_line):
     tree(runs / "data", order=-1)
     assert "not the images that the runs were tested on" in one_line(fidelity("runs", "--images", "data", cwd=runs))
 
@@ -103,7 +95,7 @@ def test_other_images_are_refused(runs):
         (["runs", "--out", "taken"], "cannot be written to taken"),
     ],
 )
-def test_a_mistake_is_one_line(runs, arguments, said):
+def test_a_mistake_is_one_line(runs, arguments, said, one_line):
     (runs / "empty").mkdir()
     (runs / "taken").touch()
     assert said in one_line(fidelity(*arguments, cwd=runs))

@@ -31,14 +31,6 @@ def put(directory, result=ALONE):
     return directory / "result.json"
 
 
-def one_line(done):
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("report.py: ")
-    return done.stderr
-
-
 def test_the_report_goes_below_the_first_directory(tmp_path):
     put(tmp_path / "a" / "0")
     put(tmp_path / "a" / "1", replace(ALONE, seed=1, test_acc=0.81))
@@ -75,13 +67,13 @@ def test_a_second_report_replaces_the_first_and_does_not_read_it(tmp_path):
     ("name", "said"),
     [("missing", "missing: no such directory"), ("empty", "empty: no result.json"), ("running", "no finished run")],
 )
-def test_a_mistake_is_one_line(tmp_path, name, said):
+def test_a_mistake_is_one_line(tmp_path, name, said, one_line):
     (tmp_path / "empty").mkdir()
     put(tmp_path / "running", replace(ALONE, status="running"))
     assert said in one_line(report(name, cwd=tmp_path))
 
 
-def test_an_out_that_cannot_be_written_is_one_line(tmp_path):
+def test_an_out_that_cannot_be_written_is_one_line(tmp_path, one_line):
     put(tmp_path / "runs" / "0")
     (tmp_path / "taken").touch()
     assert "cannot be written to taken" in one_line(report("runs", "--out", "taken", cwd=tmp_path))
@@ -113,7 +105,7 @@ def test_rows_are_compared_and_the_best_is_named(tmp_path):
     assert "Compared with logits T=8:" in other.stdout
 
 
-def test_a_baseline_that_is_not_there_is_one_line(tmp_path):
+def test_a_baseline_that_is_not_there_is_one_line(tmp_path, one_line):
     put(tmp_path / "a", TAUGHT)
     put(tmp_path / "b", replace(TAUGHT, T=8.0))
     assert "give one of: 'logits T=4', 'logits T=8'" in one_line(report(".", "--baseline", "logits", cwd=tmp_path))
