@@ -5,7 +5,6 @@ torch and Lightning are imported once there is something to train: help and mist
 
 import logging
 import os
-import shutil
 import signal
 import sys
 import warnings
@@ -28,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kd import cli
 from kd.errors import UserError
 from kd.hashing import digest
-from kd.record import first_process, git_revision, recorded, versions, write_once
+from kd.record import first_process, git_revision, recorded, versions
 from kd.results import FILE, Result, read
 from kd.settings import AFTERWARDS, KNOBS, WHERE, check, decisive, fingerprint, variant, without
 
@@ -86,6 +85,8 @@ def run(cfg: DictConfig, record: Result, directory: Path, watchers: Sequence[Any
             record, teacher_id=teacher.id, teacher_params=parameter_count(teacher.net), teacher_test_acc=accuracy
         )
         if "student" not in cfg.roles:
+            from kd.teacher import adopt
+
             return adopt(entry, record, directory)
 
     log.info("training the student, method %s, seed %s", record.method, cfg.seed)
@@ -139,12 +140,11 @@ def find_teacher(make: "Workshop", record: Result) -> tuple[Any, Path, float]:
     nets = [make.net(cfg.teacher) for _ in paths]
     teachers = [load(net, path, make.frozen) for net, path in zip(nets, paths, strict=True)]
     measured = [verify(one, test, claim, path) for one, claim, path in zip(teachers, claims, paths, strict=True)]
-    if len(teachers) == 1:
-        return teachers[0], paths[0].parent, measured[0] if claims[0] is None else claims[0]
-    together = joined(teachers, make.frozen)
-    accuracy = together.accuracy(test)
-    log.info("the %d teachers together: %.2f %% on the test split", len(teachers), 100 * accuracy)
-    return together, paths[0].parent, accuracy
+    teacher, accuracy = joined(teachers, make.frozen), measured[0] if claims[0] is None else claims[0]
+    if len(teachers) > 1:
+        accuracy = teacher.accuracy(test)
+        log.info("the %d teachers together: %.2f %% on the test split", len(teachers), 100 * accuracy)
+    return teacher, paths[0].parent, accuracy
 
 
 def train_teacher(make: "Workshop", record: Result, directory: Path, seed: int) -> None:
@@ -180,25 +180,6 @@ def train_teacher(make: "Workshop", record: Result, directory: Path, seed: int) 
         make_trainer=make.trainer(cfg.teacher_recipe, devices=1, num_nodes=1, strategy="auto"),
         logger=make.logger(directory),
     )
-
-
-def adopt(entry: Path, record: Result, directory: Path) -> Result:
-    """Make a run that wants nothing but the teacher look like the training in the store that it came from."""
-    from kd.teacher import ENTRY
-
-    if first_process():
-        shutil.copytree(entry, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENTRY, FILE))
-    own = read(entry / FILE)
-    result = replace(
-        own,
-        teacher_id=record.teacher_id,
-        teacher_test_acc=record.teacher_test_acc,
-        variant=record.variant,
-        fingerprint=record.fingerprint,
-        group=record.group,
-    )
-    write_once(result, directory / FILE)
-    return result
 
 
 class Workshop:
@@ -304,6 +285,7 @@ class Workshop:
         """Build everything once and throw it away: a mistake in the last knob shows before a teacher is trained."""
 
         from kd.lit import Classifier
+        from kd.models.ensemble import Ensemble
         from kd.recipe import parameter_groups
 
         cfg = self.cfg
@@ -319,10 +301,7 @@ class Workshop:
                     self.trainer(recipe)(logger=False)
         self.logger(directory)
         if cfg.method is not None:
-            from kd.models.ensemble import Ensemble
-
-            teachers = [self.net(cfg.teacher) for _ in self.teacher_seeds]
-            self.method(self.net(cfg.student), teachers[0] if len(teachers) == 1 else Ensemble(teachers))
+            self.method(self.net(cfg.student), Ensemble(self.net(cfg.teacher) for _ in self.teacher_seeds))
 
     @property
     def teacher_seeds(self) -> list[int]:

@@ -12,8 +12,10 @@ A store entry is the run directory of the training that made it, named by the di
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +28,8 @@ from kd.errors import UserError
 from kd.hashing import digest
 from kd.models.ensemble import Ensemble
 from kd.models.output import Output
+from kd.record import first_process, write_once
+from kd.results import FILE, Result, read
 from kd.weights import checksum, content_id, fill, load_weights
 
 WEIGHTS = "teacher.safetensors"
@@ -120,7 +124,9 @@ def load(net: nn.Module, path: Path, prepare: Callable[[nn.Module], nn.Module] =
 def joined(
     teachers: Sequence[FrozenTeacher], prepare: Callable[[nn.Module], nn.Module] = lambda net: net
 ) -> FrozenTeacher:
-    """Several teachers who answer as one, see `kd.models.ensemble`."""
+    """Several teachers who answer as one, see `kd.models.ensemble`; one is itself."""
+    if len(teachers) == 1:
+        return teachers[0]
     net = Ensemble(teacher.net for teacher in teachers)
     return FrozenTeacher(net, content_id(net.state_dict()), prepare)
 
@@ -147,6 +153,28 @@ def verify(teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | No
             f"remove {path.parent} to have the teacher trained again"
         )
     return accuracy
+
+
+def adopt(entry: Path, record: Result, directory: Path) -> Result:
+    """Make a run that wants nothing but the teacher look like the training in the store that it came from.
+
+    Args:
+        entry: the store's directory of that teacher.
+        record: of the run, which keeps its own settings, teacher and its accuracy.
+        directory: of the run.
+    """
+    if first_process():
+        shutil.copytree(entry, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENTRY, FILE))
+    result = replace(
+        read(entry / FILE),
+        teacher_id=record.teacher_id,
+        teacher_test_acc=record.teacher_test_acc,
+        variant=record.variant,
+        fingerprint=record.fingerprint,
+        group=record.group,
+    )
+    write_once(result, directory / FILE)
+    return result
 
 
 def _accuracy(asked: Callable[[Batch], Output], batches: Iterable[Batch]) -> float:

@@ -1,0 +1,44 @@
+"""Records that the tests of rows and tables have in common."""
+
+from dataclasses import replace
+
+from kd.results import Result
+
+ALONE = Result(
+    method="standard",
+    seed=0,
+    student="cnn",
+    student_params=21_350,
+    dataset="CIFAR-10",
+    epochs=30,
+    test_acc=0.8,
+    test_nll=0.6,
+    test_ece=0.03,
+    val_acc=0.81,
+    train_seconds=100.0,
+    status="done",
+)
+DISTILLED = replace(
+    ALONE,
+    method="logits",
+    T=4.0,
+    alpha=0.1,
+    teacher="resnet20",
+    teacher_params=1_070_000,
+    teacher_test_acc=0.9,
+    agreement=0.85,
+)
+TEACHER = Result(
+    method="teacher",
+    seed=0,
+    teacher="resnet20",
+    teacher_params=1_070_000,
+    dataset="CIFAR-10",
+    epochs=30,
+    test_acc=0.9,
+    status="done",
+)
+
+
+def seeds(run, *accuracies, **changes):
+    return [replace(run, seed=seed, test_acc=acc, **changes) for seed, acc in enumerate(accuracies)]

@@ -1,0 +1,217 @@
+from dataclasses import replace
+
+import pytest
+
+from kd.errors import UserError
+from kd.report.rows import Role, Spread, role, summarize
+from kd.report.tables import (
+    to_markdown,
+)
+from tests.report.made import ALONE, DISTILLED, TEACHER, seeds
+
+
+def labels(results):
+    return [row.label for row in summarize(results).rows]
+
+
+# Figures over seeds
+
+
+def test_mean_and_sample_standard_deviation():
+    (row,) = summarize(seeds(DISTILLED, 0.82, 0.83, 0.87)).rows
+    assert row.n == 3
+    assert row.seeds == [0, 1, 2]
+    # mean 2.52 / 3; deviations -0.02, -0.01, 0.03; their squares sum to 0.0014; sqrt(0.0014 / 2)
+    assert row.test_acc.mean == pytest.approx(0.84, abs=1e-12)
+    assert row.test_acc.std == pytest.approx(0.026457513110645907, abs=1e-12)
+    assert row.retention == pytest.approx(0.84 / 0.9, abs=1e-12)
+
+
+def test_one_seed_has_no_standard_deviation_and_no_interval():
+    (row,) = summarize([ALONE]).rows
+    assert row.test_acc == Spread(0.8, None)
+    assert row.test_interval is None
+    assert "95 % interval" not in to_markdown([row])
+
+
+def test_no_interval_over_some_of_the_runs():
+    lost = replace(DISTILLED, seed=2, test_acc=None)
+    (row,) = summarize([*seeds(DISTILLED, 0.8, 0.81), lost]).rows
+    assert row.test_acc is None
+    assert row.test_interval is None
+
+
+def test_the_other_figures_are_means():
+    runs = [replace(DISTILLED, seed=0), replace(DISTILLED, seed=1, test_nll=0.8, test_ece=0.05, agreement=0.75)]
+    (row,) = summarize(runs).rows
+    assert row.test_nll == pytest.approx(0.7)
+    assert row.test_ece == pytest.approx(0.04)
+    assert row.agreement == pytest.approx(0.8)
+    assert row.train_seconds == 100
+
+
+def test_no_mean_over_some_of_the_runs():
+    diverged = replace(DISTILLED, seed=1, test_nll=None, test_acc=0.1)
+    (row,) = summarize([DISTILLED, diverged]).rows
+    assert row.test_nll is None
+    assert row.test_acc.mean == pytest.approx(0.45)
+
+
+# Which runs count
+
+
+def test_only_finished_runs_count_and_the_others_are_listed():
+    failed = replace(ALONE, seed=1, status="failed")
+    running = [replace(ALONE, seed=seed, status="running") for seed in (2, 3)]
+    summary = summarize([ALONE, failed, *running])
+    assert [row.n for row in summary.rows] == [1]
+    assert "3 runs not counted: 1 failed, 2 running." in summary.notes
+    assert "1 run not counted: 1 failed." in summarize([ALONE, failed]).notes
+    assert not any("not counted" in note for note in summarize([ALONE]).notes)
+
+
+@pytest.mark.parametrize(("results", "said"), [([], "no runs at all"), ([replace(ALONE, status="failed")], "1 failed")])
+def test_no_finished_run_is_a_mistake(results, said):
+    with pytest.raises(UserError, match=f"no finished run to report on: {said}"):
+        summarize(results)
+
+
+def test_skipped_records_are_named():
+    assert "Skipped a/result.json: cut short" in summarize([ALONE], ["a/result.json: cut short"]).notes
+
+
+def test_a_repeated_run_counts_once_the_latest():
+    first = replace(ALONE, group="g", fingerprint="f", date="2026-01-01T10:00:00", test_acc=0.7)
+    again = replace(first, date="2026-01-02T10:00:00", test_acc=0.8)
+    other = replace(first, seed=1, fingerprint="f1", test_acc=0.9)
+    for results in ([first, again, other], [again, other, first]):
+        summary = summarize(results)
+        (row,) = summary.rows
+        assert row.n == 2
+        assert row.test_acc.mean == pytest.approx(0.85)
+        assert "1 repeat of a run (same configuration and seed) left out: the latest counts." in summary.notes
+
+
+def test_one_seed_counts_once_whatever_its_fingerprint():
+    """As with a teacher from the store that a sweep over the students' seeds brings up again and again."""
+    taken = [replace(TEACHER, group="g", fingerprint=name) for name in "abc"]
+    (row,) = summarize(taken).rows
+    assert row.n == 1
+    assert row.test_acc == Spread(0.9, None)
+    (row,) = summarize([ALONE, ALONE]).rows
+    assert row.n == 1
+
+
+# Groups, labels, order
+
+
+def test_runs_of_one_group_are_one_row():
+    runs = seeds(replace(DISTILLED, group="g"), 0.8, 0.82)
+    assert [row.n for row in summarize(runs).rows] == [2]
+
+
+def test_groups_with_the_same_knobs_stay_apart():
+    runs = [replace(DISTILLED, group="aaaaaaaaaa"), replace(DISTILLED, group="bbbbbbbbbb", seed=1)]
+    assert labels(runs) == ["logits #aaaaaaaa", "logits #bbbbbbbb"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "other"},
+        {"T": 2.0},
+        {"alpha": 0.2},
+        {"beta": 0.2},
+        {"student": "mlp"},
+        {"teacher": "resnet8"},
+        {"dataset": "CIFAR-10 (JPEG)"},
+        {"epochs": 50},
+        {"variant": "recipe.lr=0.1"},
+    ],
+)
+def test_without_a_group_all_but_the_seed_is_the_group(change):
+    rows = summarize([DISTILLED, replace(DISTILLED, seed=1), replace(DISTILLED, seed=1, **change)]).rows
+    assert sorted(row.n for row in rows) == [1, 2]
+    assert len({row.label for row in rows}) == 2
+
+
+def test_a_method_with_one_row_is_called_by_its_name():
+    assert labels([ALONE, DISTILLED]) == ["standard", "logits"]
+
+
+def test_a_sweep_over_T_shows_T_only():  # noqa: N802
+    sweep = [replace(DISTILLED, T=T, variant="recipe.epochs=30") for T in (16.0, 4.0, 0.5)]
+    assert labels([ALONE, *sweep]) == ["standard", "logits T=0.5", "logits T=4", "logits T=16"]
+
+
+def test_a_sweep_over_overrides_shows_those_that_differ():
+    variants = ["student.scale=16 recipe.epochs=50", "student.scale=8 recipe.epochs=50", "recipe.epochs=50"]
+    sweep = [replace(ALONE, variant=variant) for variant in variants]
+    assert labels(sweep) == ["standard", "standard student.scale=8", "standard student.scale=16"]
+
+
+def test_what_no_knob_tells_apart_is_told_apart_by_the_networks():
+    assert labels([replace(ALONE, student="mlp"), ALONE]) == ["standard student=cnn", "standard student=mlp"]
+
+
+def test_teachers_then_students_alone_then_distilled_ones():
+    runs = [replace(DISTILLED, method="at"), DISTILLED, ALONE, replace(ALONE, method="smooth"), TEACHER]
+    assert labels(runs) == ["teacher", "smooth", "standard", "at", "logits"]
+    assert [role(run) for run in (TEACHER, ALONE, DISTILLED)] == list(Role)
+
+
+def test_the_role_is_not_told_by_the_name():
+    assert labels([DISTILLED, ALONE, replace(TEACHER, method="oracle")]) == ["oracle", "standard", "logits"]
+
+
+def test_data_sets_are_not_mixed():
+    other = [replace(run, dataset="SVHN") for run in (DISTILLED, TEACHER)]
+    summary = summarize([*other, DISTILLED, TEACHER])
+    assert [(row.first.dataset, row.first.method) for row in summary.rows] == [
+        ("CIFAR-10", "teacher"),
+        ("CIFAR-10", "logits"),
+        ("SVHN", "teacher"),
+        ("SVHN", "logits"),
+    ]
+    assert summary.datasets == "CIFAR-10, SVHN"
+    assert [row.label for row in summary.rows][2:] == ["teacher data=SVHN", "logits data=SVHN"]
+
+
+# Retention
+
+
+def retention_of_alone(*others):
+    return next(row for row in summarize([ALONE, *others]).rows if row.role is Role.ALONE).retention
+
+
+def test_a_student_alone_is_measured_against_the_one_teacher_that_the_others_had():
+    assert retention_of_alone(*seeds(TEACHER, 0.9, 0.92), DISTILLED) == pytest.approx(0.8 / 0.9)
+
+
+def test_else_against_the_teachers_own_rows():
+    assert retention_of_alone(*seeds(TEACHER, 0.9, 0.92)) == pytest.approx(0.8 / 0.91)
+
+
+def test_a_teacher_measured_twice_is_one_teacher():
+    again = replace(DISTILLED, method="at", teacher_test_acc=0.8999999761581421)
+    assert retention_of_alone(DISTILLED, again) == pytest.approx(0.8 / 0.9)
+
+
+def test_else_against_none():
+    assert retention_of_alone() is None
+    assert retention_of_alone(DISTILLED, replace(DISTILLED, method="at", teacher_test_acc=0.91)) is None
+    assert retention_of_alone(TEACHER, replace(TEACHER, teacher="resnet8", test_acc=0.91)) is None
+    assert retention_of_alone(replace(DISTILLED, dataset="SVHN")) is None
+
+
+def test_a_distilled_student_is_measured_against_its_own_teacher():
+    (row,) = (row for row in summarize([TEACHER, replace(DISTILLED, teacher_test_acc=0.88)]).rows if row.agreement)
+    assert row.teacher_acc == 0.88
+    assert row.retention == pytest.approx(0.8 / 0.88)
+
+
+def test_the_teacher_retains_nothing():
+    (row,) = summarize([TEACHER]).rows
+    assert row.retention is None
+    assert row.params == 1_070_000
+    assert row.network == "resnet20"
