@@ -6,19 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kd.results import Result, write
+from kd.results import write
+from tests.report.made import ALONE
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
-ALONE = Result(
-    method="standard",
-    seed=0,
-    student="cnn",
-    student_params=21_350,
-    dataset="CIFAR-10",
-    epochs=30,
-    test_acc=0.8,
-    status="done",
-)
 
 
 def report(*arguments, cwd):
