@@ -171,8 +171,8 @@ def images(study: Study, compared: Compared, pixels: NDArray[np.uint8], names: S
     for (title, chosen, ours, theirs), number in zip(blocks, lines, strict=True):
         shown = chosen[: COLUMNS * LINES]
         said = f"{ours} in {_seeds(student.n)} of {student.label}, {theirs} in {_seeds(base.n)} of {base.label}"
-        few = f", the {len(shown)} whose confidence changed most" if len(shown) < len(chosen) else ""
-        _write(figure, 0.1, top - 0.12, f"{title}: {said}; {_count(len(chosen))}{few}", 10.5, ha="left")
+        few = f"the {len(shown)} most changed of " if len(shown) < len(chosen) else ""
+        _write(figure, 0.1, top - 0.12, f"{title}: {said}; {few}{_count(len(chosen))}", 10.5, ha="left")
         for place, image in enumerate(map(int, shown)):
             line, column = divmod(place, COLUMNS)
             left, upper = 0.1 + column * (WIDTH - 0.1) / COLUMNS, top - _TITLE - line * _LINE

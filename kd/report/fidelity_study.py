@@ -288,18 +288,25 @@ def _teacher(rows: Sequence[Row], found: Found) -> tuple[Labels, str, Logits]:
 
 
 def _compared(base: Student, students: Sequence[Student], labels: Labels) -> list[Compared]:
-    """Each table's tests corrected together: figures, classes, pairs of seeds."""
-    figures = corrected([difference(s.by_seed(name), base.by_seed(name)) for s in students for name in COMPARED])
+    """The tests of accuracy corrected together, as in the report; and those of all other figures, classes, seeds."""
+    others = [name for name in COMPARED if name != "accuracy"]
+    figures = _by_figure(students, base, ["accuracy"]) | _by_figure(students, base, others)
     classes = corrected([one for s in students for one in _by_class(s, base)])
     changes = [_changes(base, s, labels) for s in students]
     p_values = holm([p for one in changes for p in one.p])
     found = []
     for i, (one, change) in enumerate(zip(students, changes, strict=True)):
-        number, p_values, here = len(COMPARED), p_values[len(change.p) :], p_values[: len(change.p)]
+        p_values, here = p_values[len(change.p) :], p_values[: len(change.p)]
         C = base.class_accuracy.shape[1]
-        named = dict(zip(COMPARED, figures[i * number : (i + 1) * number], strict=True))
+        named = {name: figures[name][i] for name in COMPARED}
         found.append(Compared(one, named, classes[i * C : (i + 1) * C], change._replace(p=here)))
     return found
+
+
+def _by_figure(students: Sequence[Student], base: Student, names: Sequence[str]) -> dict[str, list[Difference]]:
+    """By name, for each student; all of them corrected together."""
+    pairs = corrected([difference(s.by_seed(name), base.by_seed(name)) for name in names for s in students])
+    return {name: pairs[i * len(students) : (i + 1) * len(students)] for i, name in enumerate(names)}
 
 
 def _by_class(student: Student, base: Student) -> list[Difference]:
