@@ -1,6 +1,5 @@
 """Pictures of what distillation did: calibration, classes, images, and how close the student came to its teacher."""
 
-import textwrap
 from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from kd.report.fidelity import Bins, Figures, Labels, Logits, cross_fitted, reliability
 from kd.report.fidelity_study import Compared, Student, Study
-from kd.report.style import FAINT, INK, TEACHER, Colour, framed, literal, looks, nothing
+from kd.report.style import FAINT, INK, TEACHER, Colour, framed, literal, looks, nothing, wrapped
 
 RIGHT, WRONG = "#0072B2", "#D55E00"
 """Blue and vermilion: apart for the colour-blind, too."""
@@ -78,7 +77,7 @@ def _panel(
 def _draw_reliability(upper: Axes, lower: Axes, panel: _Panel, first: bool) -> None:
     framed(upper)
     framed(lower)
-    upper.set_title(_wrapped(panel.name), loc="left", fontsize=10.5, color=INK)
+    upper.set_title(wrapped(panel.name), loc="left", fontsize=10.5, color=INK)
     upper.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=":", label="confidence = accuracy")
     styles = (
         (panel.before, "as trained", {"color": panel.colour, "marker": "o", "markerfacecolor": "white"}),
@@ -312,13 +311,9 @@ def _draw_bars(axes: Axes, shown: Sequence[tuple[str, Sequence[Figures], Colour 
             )
             longest = max(longest, end)
     axes.set_xlim(0, quantity.end or 1.22 * longest or 1)
-    axes.set_yticks(range(len(shown)), [_wrapped(name, 22) for name, _, _ in shown], fontsize=9.5)
+    axes.set_yticks(range(len(shown)), [wrapped(name, 22) for name, _, _ in shown], fontsize=9.5)
     axes.set_ylim(len(shown) - 0.45, -0.55)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8.5)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
-
-
-def _wrapped(name: str, width: int = 24) -> str:
-    return literal("\n".join(textwrap.wrap(name, width, break_long_words=False) or [""]))

@@ -170,9 +170,9 @@ def _reading(study: Study) -> Iterator[str]:
     if tests:
         yield (
             f"Differences are means over common seeds, with the {100 * LEVEL:.0f} % interval (Student's t). p is that "
-            f"of the paired t test, corrected by Holm's method, on its own for test accuracy, the first question, and for "
-            f"all other figures together, of {tests} tests in all. The intervals are not corrected. The verdict rests on "
-            f"p < {1 - LEVEL:.2f}."
+            "of the paired t test, corrected by Holm's method: on its own for test accuracy, the first question, and "
+            f"together for all other figures, {tests} tests in all. The intervals are not corrected. The verdict rests "
+            f"on p < {1 - LEVEL:.2f}."
         )
         yield "They tell of other seeds of these students, not of other teachers or test images."
     else:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kd.report.choice import leaders
 from kd.report.comparison import Comparison
 from kd.report.rows import Row, Summary
-from kd.report.style import FAINT, INK, TEACHER, Colour, Look, literal, looks, nothing, panels
+from kd.report.style import FAINT, INK, TEACHER, Colour, Look, framed, literal, looks, nothing, panels, wrapped
 from kd.results import Result
 
 MANY = 12
@@ -159,41 +159,66 @@ def _draw_teachers(axes: Axes, bars: Sequence[_Bar]) -> None:
 
 VERDICTS = {"better": "#0072B2", "worse": "#D55E00"}
 """Colours; grey for whatever else may be said."""
+FAR = 4
+"""Times the largest of the others: beyond that a difference would flatten all of them."""
 
 
 def differences(comparisons: Sequence[Comparison]) -> Figure:
     """Test accuracy minus that of one baseline, with its interval and every seed, from the highest to the lowest.
 
+    One that is far beyond all others is an arrow at the edge, so that the others can be told apart.
+
     Args:
         comparisons: with one baseline, each with a difference.
     """
     ranked = sorted(comparisons, key=lambda one: one.difference or 0.0)
-    figure = Figure(figsize=(8.5, 1.5 + 0.36 * len(ranked)), layout="constrained")
-    baseline = comparisons[0].baseline
-    (axes,) = panels(figure, [f"Test accuracy on {baseline.first.dataset}\ncompared with {baseline.label}"])
+    names = [wrapped(f"{one.row.label} (n = {one.n})", 48) for one in ranked]
+    lines = sum(1 + name.count("\n") for name in names)
+    figure = Figure(figsize=(9, 1.9 + 0.14 * len(names) + 0.2 * lines), layout="constrained")
+    baseline, far = comparisons[0].baseline, _far(ranked)
+    marks = "diamond: mean over n seeds, line: 95 % interval, dots: seeds" + (
+        ", arrow: far beyond the axis" if far else ""
+    )
+    title = f"Test accuracy on {baseline.first.dataset} compared with {baseline.label}\n{marks}"
+    figure.suptitle(literal(title), x=0.01, ha="left", fontsize=11)
+    axes = framed(figure.add_subplot())
     axes.axvline(0, color=INK, linewidth=1.0)
     for place, one in enumerate(ranked):
-        colour = VERDICTS.get(one.verdict, TEACHER)
-        mean = 100 * (one.difference or 0.0)
-        axes.plot([100 * seed for seed in one.by_seed], [place] * one.n, "o", color=colour, alpha=0.35, markersize=4)
-        if one.interval:
-            axes.plot([100 * end for end in one.interval], [place, place], color=colour, linewidth=1.6)
-        axes.plot(mean, place, "D", color=colour, markersize=6)
+        colour, mean = VERDICTS.get(one.verdict, TEACHER), 100 * (one.difference or 0.0)
         # Outside the axes, where no interval can run through it.
         axes.text(
             1.01, place, f"{mean:+.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9.5, color=INK
         )
-    axes.set_yticks(range(len(ranked)), [literal(f"{one.row.label} (n = {one.n})") for one in ranked])
+        if one is far:
+            edge, arrow = (0.015, "<") if mean < 0 else (0.985, ">")
+            axes.plot(edge, place, arrow, color=colour, markersize=8, transform=axes.get_yaxis_transform())
+            continue
+        axes.plot([100 * seed for seed in one.by_seed], [place] * one.n, "o", color=colour, alpha=0.35, markersize=4)
+        if one.interval:
+            axes.plot([100 * end for end in one.interval], [place, place], color=colour, linewidth=1.6)
+        axes.plot(mean, place, "D", color=colour, markersize=6)
+    axes.set_yticks(range(len(ranked)), names)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(-0.6, len(ranked) - 0.4)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
-    axes.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]))
-    axes.set_xlabel("difference, points (diamond: mean, line: 95 % interval, dots: seeds)")
-    marks = [Line2D([], [], color=colour, marker="D", label=word) for word, colour in VERDICTS.items()]
-    marks.append(Line2D([], [], color=TEACHER, marker="D", label="no difference seen, or no statement"))
-    figure.legend(handles=marks, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_xlabel("difference, points")
+    said = [Line2D([], [], color=colour, marker="D", label=word) for word, colour in VERDICTS.items()]
+    said.append(Line2D([], [], color=TEACHER, marker="D", label="no difference seen, or no statement"))
+    figure.legend(handles=said, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
     return figure
+
+
+def _far(comparisons: Sequence[Comparison]) -> Comparison | None:
+    """The one whose difference is several times as large as anything that the others have, if there is one."""
+
+    def reach(one: Comparison) -> float:
+        return float(max(map(abs, (*one.by_seed, *(one.interval or ())))))
+
+    order = sorted(comparisons, key=reach)
+    far = len(order) > 2 and abs(order[-1].difference or 0.0) > FAR * reach(order[-2])
+    return order[-1] if far else None
 
 
 # Learning curves

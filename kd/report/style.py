@@ -1,5 +1,6 @@
 """What the report's pictures have in common: colours, panels, text."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from itertools import cycle, product
@@ -90,3 +91,8 @@ def nothing(figure: Figure, why: str) -> Figure:
 def literal(text: str) -> str:
     """Its "$" made no start of a formula: an override may hold one."""
     return text.replace("$", r"\$")
+
+
+def wrapped(name: str, width: int = 24) -> str:
+    """In lines of so many characters, if its words are no longer; literally."""
+    return literal("\n".join(textwrap.wrap(name, width, break_long_words=False) or [""]))

@@ -289,3 +289,19 @@ def test_several_comparisons_have_their_picture(tmp_path):
     written = write_report(summary, tmp_path, compare(summary.rows))
     assert "difference_standard.png" in [path.name for path in written]
     assert "(difference_standard.png)" in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+def test_one_far_beyond_the_others_does_not_flatten_them():
+    rows = summarize(
+        [
+            *runs("standard", 0.8, seeds=3, teacher_acc=None),
+            *(run for name, acc in (("a", 0.81), ("b", 0.79), ("chance", 0.1)) for run in runs(name, acc)),
+        ]
+    ).rows
+    axes = drawn(differences(compare(rows))).axes[0]
+    assert [line.get_marker() for line in axes.lines].count("<") == 1
+    assert axes.get_xlim()[0] > -20
+    (chance,) = (one for one in compare(rows) if one.row.label == "chance")
+    assert f"{100 * chance.difference:+.2f}" in [text.get_text() for text in axes.texts]
+    near = drawn(differences([one for one in compare(rows) if one.row.label != "chance"])).axes[0]
+    assert not any(line.get_marker() in "<>" for line in near.lines)
