@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from kd.cli import expand_resume, explain, help_text
 from kd.errors import UserError
@@ -190,17 +189,6 @@ def test_resume_gives_the_overrides_back_and_the_users_own_last(tmp_path, monkey
     assert expand_resume(["T=4"]) == ["T=4"]
     with pytest.raises(UserError, match="not the directory of a run"):
         expand_resume([f"resume={tmp_path}"])
-
-
-@pytest.mark.parametrize("experiment", ["seed_table"])  # the longer ones are composed in tests/scripts/test_search.py
-def test_an_experiment_runs_each_of_its_jobs(run, tmp_path, experiment):
-    params = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())["hydra"]["sweeper"]["params"]
-    jobs = 1
-    for choices in params.values():
-        jobs *= len(str(choices).split(","))
-    code, said = run(f"experiment={experiment}", *TINY, QUIET, "data.val_fraction=0.9", "hydra.sweep.dir=sweep")
-    assert code == 0, said
-    assert len(list((tmp_path / "sweep").glob("*/result.json"))) == jobs
 
 
 @pytest.mark.parametrize(

@@ -70,17 +70,17 @@ def test_mistakes_are_trained_side_by_side(run, tmp_path):
 def test_the_comparison_has_a_row_for_each_method(run, tmp_path):
     small = ("data=digits", "teacher.scale=2", "student.scale=2", "recipe.epochs=1", "teacher_recipe.epochs=1")
     quiet = ("trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "hydra.sweep.dir=sweep")
-    code, said = run("experiment=seed_table", "seed=0,1", "ensemble=2", *small, *quiet)
+    code, said = run("experiment=seed_table", *small, *quiet)
     assert code == 0, said
     rows = summarize(collect([tmp_path / "sweep"]).results).rows
     assert [row.label for row in rows] == ["teacher", "standard", "feature", "logits"]
-    assert {row.n for row in rows} == {2}
+    assert {row.n for row in rows} == {3}
     teacher, standard, *taught = rows
     assert standard.first.teacher is None
-    assert {row.first.teacher for row in taught} == {"2 x cnn32"}
+    assert {row.first.teacher for row in taught} == {"3 x cnn32"}
     assert teacher.first.teacher == "cnn32"
-    assert len(list((tmp_path / "teachers").glob("*/entry.json"))) == 2  # the first row's, and no others
-    # All students are measured against the same: the two together.
+    assert len(list((tmp_path / "teachers").glob("*/entry.json"))) == 3  # the first row's, and no others
+    # All students are measured against the same: all three together.
     assert len({round(row.teacher_acc, 6) for row in (standard, *taught)}) == 1
     columns = csv.DictReader(io.StringIO(to_csv(rows, compare(rows)))).fieldnames
     assert {"method", "n", "params", "test_acc_mean", "test_acc_std", "teacher_test_acc", "retention"} <= set(columns)
