@@ -17,36 +17,27 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.data.images import Images
-from kd.methods.base import Method, hard_loss, soft_loss
+from kd.methods.base import hard_loss
+from kd.methods.logits import Logits
 from kd.models.output import Output
 
 Ask = Callable[[Batch], Output]
 
 
-class Right(Method):
+class Right(Logits):
     """No mistake.
 
     Args:
-        T: temperature, > 0.
-        alpha: weight of the labels, in [0, 1].
-        label_smoothing: of the hard loss, in [0, 1].
+        T, alpha, label_smoothing: see `kd.methods.logits`.
         source: settings of the data set, for mistakes that show the teacher other pixels.
         augment: settings of its augmentation, likewise.
     """
 
+    logits_only = False  # so that nothing is kept: some of the mistakes are in what the teacher is asked
+
     def __init__(self, T: float, alpha: float, label_smoothing: float, source: Any, augment: Any) -> None:
-        super().__init__()
-        self.T, self.alpha, self.label_smoothing = T, alpha, label_smoothing
+        super().__init__(T, alpha, label_smoothing)
         self.source, self.augment = source, augment
-
-    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return soft_loss(student, teacher, self.T)
-
-    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        return {
-            "hard": self.alpha * hard_loss(student.logits, batch.y, self.label_smoothing),
-            "soft": (1 - self.alpha) * self.soft(student.logits.float(), teacher.logits.float()),
-        }
 
 
 class LabelsOnly(Right):
@@ -59,33 +50,45 @@ class LabelsOnly(Right):
 # The loss is not what it should be.
 
 
-class NoTSquared(Right):
-    """The factor T^2 is left out: the soft loss and its gradients are T^2 times too small."""
+class _TooWeak(Right):
+    """The soft loss is too small by a factor, and so are its gradients."""
 
-    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return soft_loss(student, teacher, self.T) / self.T**2
+    def factor(self, classes: int) -> float:
+        raise NotImplementedError
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        terms = super().forward(student, teacher, batch)
+        return {**terms, "soft": terms["soft"] / self.factor(student.logits.shape[1])}
 
 
-class MeanReduction(Right):
+class NoTSquared(_TooWeak):
+    """The factor T^2 is left out."""
+
+    def factor(self, classes: int) -> float:
+        return self.T**2
+
+
+class MeanReduction(_TooWeak):
     """reduction="mean" divides by the number of classes as well: ten times too weak on ten classes."""
 
-    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return soft_loss(student, teacher, self.T) / student.shape[1]
+    def factor(self, classes: int) -> float:
+        return classes
 
 
-class MeanReductionNoTSquared(Right):
+class MeanReductionNoTSquared(_TooWeak):
     """Both, as in the plainest call of torch's KLDivLoss."""
 
-    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return soft_loss(student, teacher, self.T) / student.shape[1] / self.T**2
+    def factor(self, classes: int) -> float:
+        return classes * self.T**2
 
 
 class SoftmaxForLogSoftmax(Right):
     """kl_div is given the student's probabilities where it wants their logarithms."""
 
-    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
-        probabilities = F.softmax(student / self.T, dim=1)
-        return self.T**2 * F.kl_div(probabilities, F.softmax(teacher / self.T, dim=1), reduction="batchmean")
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        p, q = (F.softmax(said.logits.float() / self.T, dim=1) for said in (teacher, student))
+        soft = self.T**2 * F.kl_div(q, p, reduction="batchmean")
+        return {**super().forward(student, teacher, batch), "soft": (1 - self.alpha) * soft}
 
 
 # The teacher is not asked what it should be.
