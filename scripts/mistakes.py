@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.data.images import Images
+from kd.data.module import Draw, InMemory, InOrder, Loader
 from kd.methods.base import hard_loss
 from kd.methods.logits import Logits
 from kd.models.output import Output
@@ -125,14 +126,16 @@ class _OtherPixels(Right):
         self.generator = torch.Generator().manual_seed(0)  # begins anew when a run is resumed
 
     @cached_property
-    def images(self) -> Images:
-        return instantiate(self.source)
+    def loader(self) -> Loader:
+        """Of the training images, as the student's own."""
+        images: Images = instantiate(self.source)
+        device, everything = torch.device("cpu"), InOrder(torch.arange(len(images.train_y)), self.views)
+        pixels = InMemory(images.train_x, images.train_y, device)
+        return Loader(pixels, everything, self.views, images.mean_std, torch.channels_last, device)
 
     def seen(self, batch: Batch, view: Tensor) -> Batch:
-        mean, std = (torch.tensor(values)[None, :, None, None] for values in self.images.mean_std)
-        pixels = self.views.apply(self.images.train_x[batch.index.cpu()], view) / 255
-        x = ((pixels - mean) / std.clamp(min=1 / 255)).contiguous(memory_format=torch.channels_last)
-        return batch._replace(x=x.to(batch.x.device), view=view.to(batch.view.device))
+        (other,) = self.loader.batches([Draw(batch.index.cpu(), view, None)])
+        return Batch(*(part.to(batch.x.device) for part in other))
 
 
 class OtherView(_OtherPixels):
