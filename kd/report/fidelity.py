@@ -184,8 +184,14 @@ class Figures:
 NAMES = [field.name for field in fields(Figures)]
 
 
-def measure(labels: Labels, logits: Logits, teacher: Logits | None = None) -> Figures:
-    """All figures of a network, with a teacher those of its fidelity, too."""
+def measure(
+    labels: Labels, logits: Logits, teacher: Logits | None = None, teacher_scaled: Logits | None = None
+) -> Figures:
+    """All figures of a network, with a teacher those of its fidelity, too.
+
+    Args:
+        teacher_scaled: the teacher's logits after temperature scaling, for whoever has them already.
+    """
     scaled, temperatures = cross_fitted(labels, logits)
     alone = Figures(
         accuracy=accuracy(labels, logits),
@@ -204,7 +210,7 @@ def measure(labels: Labels, logits: Logits, teacher: Logits | None = None) -> Fi
         agreement_right=agreement(logits, teacher, right),
         agreement_wrong=agreement(logits, teacher, ~right),
         kl=kl(teacher, logits),
-        kl_scaled=kl(cross_fitted(labels, teacher).logits, scaled),
+        kl_scaled=kl(cross_fitted(labels, teacher).logits if teacher_scaled is None else teacher_scaled, scaled),
     )
 
 

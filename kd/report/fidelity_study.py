@@ -24,6 +24,7 @@ from kd.report.fidelity import (
     agreement,
     class_accuracy,
     correct,
+    cross_fitted,
     expected_flips,
     flipped,
     flips_by_seed,
@@ -103,9 +104,9 @@ def _require_same(found: Predictions, result: Result) -> None:
 class Student:
     """A row and what its networks said; all by seed, in the row's order."""
 
-    def __init__(self, row: Row, logits: Sequence[Logits], labels: Labels, teacher: Logits) -> None:
+    def __init__(self, row: Row, logits: Sequence[Logits], labels: Labels, teacher: Logits, scaled: Logits) -> None:
         self.row, self.logits = row, logits
-        self.figures: list[Figures] = [measure(labels, one, teacher) for one in logits]
+        self.figures: list[Figures] = [measure(labels, one, teacher, scaled) for one in logits]
         self.correct: Mask = np.array([correct(labels, one) for one in logits])
         self.class_accuracy: Floats = np.array([class_accuracy(labels, one) for one in logits])
         """(n, C)."""
@@ -240,9 +241,10 @@ def study(found: Found, baseline: str | None = None) -> Study:
         raise UserError(f"{len(rows)} rows, too many to look at one by one: give the directories of at most {MOST}")
     base, others = _against(rows, baseline)
     labels, name, taught = _teacher(rows, found)
+    scaled = cross_fitted(labels, taught).logits
 
     def student(row: Row) -> Student:
-        return Student(row, [found.predictions[id(run)].logits for run in row.runs], labels, taught)
+        return Student(row, [found.predictions[id(run)].logits for run in row.runs], labels, taught, scaled)
 
     reference = student(base)
     compared = _compared(reference, [student(row) for row in others], labels)
