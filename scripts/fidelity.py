@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def _pixels(root: Path, labels: NDArray[np.int64]) -> "Pixels":
-    """CIFAR-10's test images, checked to be those that the networks saw."""
+    """CIFAR-10's test images; their labels are checked to be those of the runs."""
     if not root.is_dir():  # where nothing is, it would be downloaded
         raise UserError(f"{root}: no such directory; give the one that CIFAR-10 is in")
     from kd.data.cifar import cifar10  # and with it torch

@@ -29,11 +29,9 @@ def main() -> int:
         wanted[ROOT / "docs" / "results" / "seed_table.csv"] = to_csv(*_rows("results"))
         if check:
             stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
-            print(
-                *(f"{path.relative_to(ROOT)} differs from the records: python scripts/readme.py" for path in stale),
-                sep="\n",
-            )
-            return bool(stale)
+            for path in stale:
+                print(f"{path.relative_to(ROOT)} differs from the records: python scripts/readme.py")
+            return 1 if stale else 0
         for path, text in wanted.items():
             path.write_text(text, encoding="utf-8")
         for name in TABLES:

@@ -1,12 +1,11 @@
 """Rows measured against a baseline, over the seeds that both have."""
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean
 from typing import NamedTuple
 
 from kd.errors import UserError
 from kd.report.rows import Role, Row
-from kd.report.statistics import LEVEL, Interval, holm, paired_differences, t_interval, t_test, verdict
+from kd.report.statistics import LEVEL, Interval, corrected, difference, paired_differences, verdict
 
 
 class Comparison(NamedTuple):
@@ -19,7 +18,7 @@ class Comparison(NamedTuple):
     difference: float | None
     """Mean over them, a fraction of 1; None without a common seed."""
     interval: Interval | None
-    """Of that mean, by Student's t; None unless there are two seeds with different differences."""
+    """Of that mean, by Student's t, not corrected; None unless there are two seeds with different differences."""
     p: float | None
     """Of the paired t test, corrected by Holm's method for the number of tests; None where there is no interval."""
 
@@ -47,8 +46,12 @@ def compare(rows: Sequence[Row], name: str | None = None) -> list[Comparison]:
     """
     baselines = _baselines(rows, name)
     pairs = [(row, baselines[row.first.dataset]) for row in rows if row.first.dataset in baselines]
-    compared = [_pair(row, base) for row, base in pairs if row is not base and row.role is not Role.TEACHER]
-    return [one._replace(p=p) for one, p in zip(compared, holm([one.p for one in compared]), strict=True)]
+    pairs = [(row, base) for row, base in pairs if row is not base and row.role is not Role.TEACHER]
+    found = corrected([difference(_by_seed(row), _by_seed(base)) for row, base in pairs])
+    return [
+        Comparison(row, base, one.n, one.mean, one.interval, one.p)
+        for (row, base), one in zip(pairs, found, strict=True)
+    ]
 
 
 def _baselines(rows: Sequence[Row], name: str | None) -> dict[str, Row]:
@@ -72,12 +75,6 @@ def _listed(rows: Iterable[Row], most: int = 12) -> str:
     labels = [repr(row.label) for row in rows]
     more = f" and {len(labels) - most} more" if len(labels) > most else ""
     return ", ".join(labels[:most]) + more
-
-
-def _pair(row: Row, baseline: Row) -> Comparison:
-    differences = paired_differences(_by_seed(row), _by_seed(baseline))
-    mean = fmean(differences) if differences else None
-    return Comparison(row, baseline, len(differences), mean, t_interval(differences), t_test(differences))
 
 
 def _by_seed(row: Row) -> dict[int, float]:
@@ -104,8 +101,9 @@ def reading(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]
     tests = sum(one.p is not None for one in comparisons)
     if tests:
         notes.append(
-            f"The intervals of the differences ({100 * LEVEL:.0f} %, Student's t) tell of the student's seeds only, "
-            "not of other teachers or test images. p is that of the paired t test, corrected by Holm's method for "
-            f"{tests} comparison{'s' * (tests > 1)}; the intervals are not. The verdict rests on p < {1 - LEVEL:.2f}."
+            f"The intervals of the differences ({100 * LEVEL:.0f} %, Student's t) tell of what differs between the "
+            "student's seeds only, not of other teachers or test images. p is that of the paired t test, corrected by "
+            f"Holm's method for {tests} comparison{'s' * (tests > 1)}; the intervals are not. The verdict rests on "
+            f"p < {1 - LEVEL:.2f}."
         )
     return notes

@@ -5,7 +5,7 @@ Shapes: M test images, C classes, n seeds. Logarithms are natural.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import comb
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -129,16 +129,17 @@ def temperature(labels: Labels, logits: Logits) -> float:
     return float(np.exp(found.x))
 
 
-class Scaled(NamedTuple):
-    """Logits after temperature scaling."""
+class Answers(NamedTuple):
+    """What a network says to the test images, as trained and after temperature scaling."""
 
-    logits: Floats
-    """(M, C)."""
+    logits: Logits
+    scaled: Floats
+    """(M, C), likewise."""
     temperatures: tuple[float, float]
     """Of the images with an even and of those with an odd index; each was fitted on the other half."""
 
 
-def cross_fitted(labels: Labels, logits: Logits) -> Scaled:
+def cross_fitted(labels: Labels, logits: Logits) -> Answers:
     """Temperature scaling in two folds: no temperature is fitted on an image that it is applied to.
 
     For runs without a validation split, of whose test images none else could be used to fit. Raises ValueError
@@ -151,7 +152,7 @@ def cross_fitted(labels: Labels, logits: Logits) -> Scaled:
     even, odd = (temperature(labels[other], scaled[other]) for other in reversed(halves))
     for half, T in zip(halves, (even, odd), strict=True):
         scaled[half] /= T
-    return Scaled(scaled, (even, odd))
+    return Answers(logits, scaled, (even, odd))
 
 
 # One network's figures, and their spread over seeds
@@ -181,18 +182,9 @@ class Figures:
     """The same with teacher and student scaled, each by its own temperature: what calibration does not explain."""
 
 
-NAMES = [field.name for field in fields(Figures)]
-
-
-def measure(
-    labels: Labels, logits: Logits, teacher: Logits | None = None, teacher_scaled: Logits | None = None
-) -> Figures:
-    """All figures of a network, with a teacher those of its fidelity, too.
-
-    Args:
-        teacher_scaled: the teacher's logits after temperature scaling, for whoever has them already.
-    """
-    scaled, temperatures = cross_fitted(labels, logits)
+def measure(labels: Labels, answers: Answers, teacher: Answers | None = None) -> Figures:
+    """All figures of a network, with a teacher those of its fidelity, too."""
+    logits, scaled, temperatures = answers
     alone = Figures(
         accuracy=accuracy(labels, logits),
         nll=nll(labels, logits),
@@ -203,14 +195,14 @@ def measure(
     )
     if teacher is None:
         return alone
-    right = correct(labels, teacher)
+    right = correct(labels, teacher.logits)
     return replace(
         alone,
-        agreement=agreement(logits, teacher),
-        agreement_right=agreement(logits, teacher, right),
-        agreement_wrong=agreement(logits, teacher, ~right),
-        kl=kl(teacher, logits),
-        kl_scaled=kl(cross_fitted(labels, teacher).logits if teacher_scaled is None else teacher_scaled, scaled),
+        agreement=agreement(logits, teacher.logits),
+        agreement_right=agreement(logits, teacher.logits, right),
+        agreement_wrong=agreement(logits, teacher.logits, ~right),
+        kl=kl(teacher.logits, logits),
+        kl_scaled=kl(teacher.scaled, scaled),
     )
 
 

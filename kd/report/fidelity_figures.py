@@ -13,7 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kd.report.fidelity import Bins, Figures, Labels, Logits, cross_fitted, reliability
+from kd.report.fidelity import Answers, Bins, Figures, Labels, reliability
 from kd.report.fidelity_study import Compared, Student, Study
 from kd.report.style import FAINT, INK, TEACHER, Colour, framed, literal, looks, nothing, wrapped
 
@@ -45,9 +45,9 @@ def calibration(study: Study) -> Figure:
     Below each, how its confidences are spread.
     """
     colours = [look.colour for look in looks([one.row for one in study.students])]
-    shown = [_panel("teacher", TEACHER, study.labels, [study.teacher_logits], [study.teacher_figures])]
+    shown = [_panel("teacher", TEACHER, study.labels, [study.taught], [study.teacher_figures])]
     for one, colour in zip(study.students, colours, strict=True):
-        shown.append(_panel(one.label, colour, study.labels, one.logits, one.figures))
+        shown.append(_panel(one.label, colour, study.labels, one.said, one.figures))
     columns = min(len(shown), 4)
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(11, 0.5 + 3.9 * lines), layout="constrained")
@@ -65,11 +65,11 @@ def calibration(study: Study) -> Figure:
 
 
 def _panel(
-    name: str, colour: Colour | str, labels: Labels, logits: Sequence[Logits], figures: Sequence[Figures]
+    name: str, colour: Colour | str, labels: Labels, said: Sequence[Answers], figures: Sequence[Figures]
 ) -> _Panel:
-    every = np.tile(labels, len(logits))
-    scaled = [cross_fitted(labels, one).logits for one in logits]
-    before, after = (reliability(every, np.concatenate(some)) for some in (logits, scaled))
+    every = np.tile(labels, len(said))
+    before = reliability(every, np.concatenate([one.logits for one in said]))
+    after = reliability(every, np.concatenate([one.scaled for one in said]))
     ece, ece_scaled = fmean(one.ece for one in figures), fmean(one.ece_scaled for one in figures)
     return _Panel(name, colour, before, after, ece, ece_scaled)
 
@@ -235,7 +235,7 @@ class _Answer(NamedTuple):
 
 def _answers(study: Study, student: Student, image: int, names: Sequence[str]) -> list[_Answer]:
     label = int(study.labels[image])
-    taught = int(study.teacher_logits[image].argmax())
+    taught = int(study.taught.logits[image].argmax())
     found = [("teacher", taught, 1, 1)]
     alike = study.baseline.row.first.method == student.row.first.method
     for one in (study.baseline, student):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kd.errors import UserError
 from kd.report import fidelity_figures as figures
 from kd.report.fidelity import BINS, Figures, spread
-from kd.report.fidelity_study import Compared, Difference, Student, Study
+from kd.report.fidelity_study import FAMILIES, Compared, Student, Study
 from kd.report.fidelity_tables import (
     QUANTITIES,
     change_table,
@@ -23,7 +23,7 @@ from kd.report.fidelity_tables import (
     to_csv,
 )
 from kd.report.page import DPI, listed
-from kd.report.statistics import LEVEL, images_interval, t_interval
+from kd.report.statistics import LEVEL, Difference, images_interval, t_interval
 from kd.report.sweeps import Picture
 
 
@@ -38,7 +38,7 @@ class Pixels(NamedTuple):
 
 def named(study: Study) -> Pixels:
     """Classes by their number, for want of the images."""
-    return Pixels(None, [f"class {i}" for i in range(study.teacher_logits.shape[1])])
+    return Pixels(None, [f"class {i}" for i in range(study.taught.logits.shape[1])])
 
 
 def write_page(study: Study, pixels: Pixels, out: Path) -> list[Path]:
@@ -166,15 +166,16 @@ def _following(study: Study) -> Iterator[str]:
 
 
 def _reading(study: Study) -> Iterator[str]:
-    tests = sum(d.p is not None for one in study.compared for d in one.differences.values())
-    if tests:
+    if any(d.p is not None for one in study.compared for d in one.differences.values()):
         yield (
             f"Differences are means over common seeds, with the {100 * LEVEL:.0f} % interval (Student's t). p is that "
-            "of the paired t test, corrected by Holm's method: on its own for test accuracy, the first question, and "
-            f"together for all other figures, {tests} tests in all. The intervals are not corrected. The verdict rests "
-            f"on p < {1 - LEVEL:.2f}."
+            f"of the paired t test, corrected by Holm's method within each of {len(FAMILIES)} families: "
+            f"{_families(study)}. The intervals are not corrected; the verdict rests on p < {1 - LEVEL:.2f}."
         )
-        yield "They tell of other seeds of these students, not of other teachers or test images."
+        yield (
+            "They tell of what differs between the seeds of these students (initial weights; order and views of the "
+            "images, too, unless the runs share them), not of other teachers or test images."
+        )
     else:
         yield "No two common seeds with different differences: no test, and no ranking can be read from this."
     for one in study.compared:
@@ -186,12 +187,24 @@ def _reading(study: Study) -> Iterator[str]:
         )
 
 
+def _families(study: Study) -> str:
+    """The figures that are corrected together, and how many tests that makes."""
+    said = []
+    for family in FAMILIES:
+        tests = sum(one.differences[name].p is not None for one in study.compared for name in family)
+        words = [QUANTITIES[name].words for name in family]
+        what = ", ".join(words) if len(family) < 3 else "all else in the table"
+        said.append(f"{what} ({tests} tests)")
+    return "; ".join(said)
+
+
 def _confidence(study: Study) -> Iterator[str]:
     yield (
         f"ECE is the expected calibration error over {BINS} bins of equal width. Temperature scaling (Guo et al. 2017) "
         "is cross-fitted: final runs have no validation split, so the images with an even index get the temperature "
         "that minimises the NLL of those with an odd index, and the reverse. None is judged on images that it "
-        "was fitted on; the table has the mean of the two. A network that needs a T above 1 is overconfident."
+        "was fitted on; the fitted T in the table is the mean of the two. A network that needs a T above 1 is "
+        "overconfident."
     )
     every = [("teacher", [study.teacher_figures]), *((one.label, one.figures) for one in study.students)]
     for name, of in every:
@@ -205,7 +218,7 @@ def _confident(temperatures: Sequence[float]) -> str:
     """What the fitted temperatures of n networks say; a word only if the interval of their mean does not hold 1."""
     mean, interval = fmean(temperatures), t_interval(temperatures)
     if interval is None:
-        return f"T = {mean:.2f}, no statement on other seeds"
+        return f"T = {mean:.2f}, one network and so no interval" if len(temperatures) == 1 else f"T = {mean:.2f}"
     word = "neither over- nor underconfidence seen"
     if interval.low > 1 or interval.high < 1:
         word = "overconfident" if mean > 1 else "underconfident"

@@ -16,6 +16,7 @@ from kd.errors import UserError
 from kd.predictions import Predictions
 from kd.report.comparison import compare
 from kd.report.fidelity import (
+    Answers,
     Figures,
     Floats,
     Labels,
@@ -31,16 +32,25 @@ from kd.report.fidelity import (
     measure,
     spread,
 )
-from kd.report.rows import Role, Row, Spread, summarize
-from kd.report.statistics import Interval, holm, mcnemar, paired_differences, t_interval, t_test, verdict
+from kd.report.rows import Role, Row, Spread, role, summarize
+from kd.report.statistics import Difference, corrected, difference, holm, mcnemar
 from kd.results import Result
 
 MOST = 8
 """Students that a page compares; it is for the final few, not for a sweep."""
 TIES = 3
 """Images of which rounding may change the answer, beside one in a thousand."""
-COMPARED = ("agreement", "agreement_wrong", "kl", "kl_scaled", "accuracy", "nll", "nll_scaled", "ece", "ece_scaled")
-"""The figures of which differences are tested."""
+FAMILIES = (
+    ("accuracy",),
+    ("agreement", "kl"),
+    ("agreement_wrong", "kl_scaled", "nll", "nll_scaled", "ece", "ece_scaled"),
+)
+"""The figures of which differences are tested. Those of a family are corrected together.
+
+Does the student gain, does it follow its teacher: these were asked first, and each has a family of its own, so that the
+many figures of the third, which only look closer, do not hide the answer.
+"""
+COMPARED = tuple(name for family in FAMILIES for name in family)
 
 
 # Reading
@@ -57,7 +67,7 @@ class Found(NamedTuple):
 
 
 def collect(dirs: Iterable[Path]) -> Found:
-    """Every finished run below the directories that left its predictions, at any depth, links followed.
+    """Every finished run of a student below the directories that left its predictions, at any depth, links followed.
 
     As `kd.results.collect` does, each file counts once, and directories called "report" are not searched. Raises
     UserError if a directory does not exist, or if no such run is found.
@@ -70,6 +80,8 @@ def collect(dirs: Iterable[Path]) -> Found:
         directory = path.parent
         try:
             result = results.read(path)
+            if role(result) is Role.TEACHER:
+                continue  # its students know what it said
             if result.status != "done":
                 others[result.status] += 1
             elif not (directory / predictions.FILE).exists():
@@ -104,11 +116,12 @@ def _require_same(found: Predictions, result: Result) -> None:
 class Student:
     """A row and what its networks said; all by seed, in the row's order."""
 
-    def __init__(self, row: Row, logits: Sequence[Logits], labels: Labels, teacher: Logits, scaled: Logits) -> None:
-        self.row, self.logits = row, logits
-        self.figures: list[Figures] = [measure(labels, one, teacher, scaled) for one in logits]
-        self.correct: Mask = np.array([correct(labels, one) for one in logits])
-        self.class_accuracy: Floats = np.array([class_accuracy(labels, one) for one in logits])
+    def __init__(self, row: Row, said: Sequence[Answers], labels: Labels, teacher: Answers) -> None:
+        self.row, self.said = row, said
+        self.logits: list[Logits] = [one.logits for one in said]
+        self.figures: list[Figures] = [measure(labels, one, teacher) for one in said]
+        self.correct: Mask = np.array([correct(labels, one) for one in self.logits])
+        self.class_accuracy: Floats = np.array([class_accuracy(labels, one) for one in self.logits])
         """(n, C)."""
 
     @property
@@ -143,34 +156,6 @@ class Student:
         chosen = np.array([one[images] for one in self.logits], dtype=np.float64)
         mean: Floats = scipy.special.softmax(chosen, axis=2).mean(axis=0)
         return mean[np.arange(len(images)), labels[images]]
-
-
-class Difference(NamedTuple):
-    """A student's figure minus the baseline's, seed by seed."""
-
-    mean: float | None
-    """Over the common seeds; None without one."""
-    interval: Interval | None
-    p: float | None
-    """Of the paired t test, corrected by Holm's method for the other tests of its table."""
-    n: int
-    """Number of common seeds."""
-
-    @property
-    def verdict(self) -> str:
-        """In plain words."""
-        return verdict(self.mean, self.p, self.n, "higher", "lower")
-
-
-def difference(ours: dict[int, float], theirs: dict[int, float]) -> Difference:
-    """Its p is not corrected yet."""
-    found = paired_differences(ours, theirs)
-    return Difference(fmean(found) if found else None, t_interval(found), t_test(found), len(found))
-
-
-def corrected(found: Sequence[Difference]) -> list[Difference]:
-    """With p values corrected for their number."""
-    return [one._replace(p=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
 
 
 class Changes(NamedTuple):
@@ -211,7 +196,8 @@ class Study(NamedTuple):
     labels: Labels
     teacher: str
     """What its network is called."""
-    teacher_logits: Logits
+    taught: Answers
+    """By the teacher."""
     teacher_figures: Figures
     baseline: Student
     compared: list[Compared]
@@ -240,19 +226,17 @@ def study(found: Found, baseline: str | None = None) -> Study:
     if len(rows) > MOST:
         raise UserError(f"{len(rows)} rows, too many to look at one by one: give the directories of at most {MOST}")
     base, others = _against(rows, baseline)
-    labels, name, taught = _teacher(rows, found)
-    scaled = cross_fitted(labels, taught).logits
+    labels, name, logits = _teacher(rows, found)
+    taught = cross_fitted(labels, logits)
 
     def student(row: Row) -> Student:
-        return Student(row, [found.predictions[id(run)].logits for run in row.runs], labels, taught, scaled)
+        said = [cross_fitted(labels, found.predictions[id(run)].logits) for run in row.runs]
+        return Student(row, said, labels, taught)
 
     reference = student(base)
     compared = _compared(reference, [student(row) for row in others], labels)
-    left_out = [note for note in summary.notes if note.endswith("the latest counts.")]
-    teacher_figures = measure(labels, taught)
-    return Study(
-        base.first.dataset, labels, name, taught, teacher_figures, reference, compared, [*found.notes, *left_out]
-    )
+    notes = [*found.notes, *summary.left_out]
+    return Study(base.first.dataset, labels, name, taught, measure(labels, taught), reference, compared, notes)
 
 
 def _against(rows: Sequence[Row], name: str | None) -> tuple[Row, list[Row]]:
@@ -290,9 +274,8 @@ def _teacher(rows: Sequence[Row], found: Found) -> tuple[Labels, str, Logits]:
 
 
 def _compared(base: Student, students: Sequence[Student], labels: Labels) -> list[Compared]:
-    """The tests of accuracy corrected together, as in the report; and those of all other figures, classes, seeds."""
-    others = [name for name in COMPARED if name != "accuracy"]
-    figures = _by_figure(students, base, ["accuracy"]) | _by_figure(students, base, others)
+    """Of all students; figures corrected by family, classes together, seeds together."""
+    figures = {name: found for family in FAMILIES for name, found in _by_figure(students, base, family).items()}
     classes = corrected([one for s in students for one in _by_class(s, base)])
     changes = [_changes(base, s, labels) for s in students]
     p_values = holm([p for one in changes for p in one.p])

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from kd.report.fidelity import spread
-from kd.report.fidelity_study import COMPARED, Difference, Study
+from kd.report.fidelity_study import COMPARED, Study
 from kd.report.rows import Spread
+from kd.report.statistics import Difference
 from kd.report.tables import markdown, p_value
 
 
@@ -123,15 +124,15 @@ def change_table(study: Study) -> str:
         "run",
         "fixed",
         "broken",
-        "seeds a set",
-        "fixed, sets",
-        "broken, sets",
-        f"by {study.baseline.label}'s seeds",
+        "seeds against seeds",
+        "fixed so, mean",
+        "broken so, mean",
+        f"either between seeds of {study.baseline.label}",
     ]
     lines = []
     for one in study.compared:
         c = one.changes
-        sets = [str(c.k), f"{c.fixed_k:.1f}", f"{c.broken_k:.1f}", f"{c.by_seed_k:.1f}"] if c.k else [""] * 4
+        sets = [f"{c.k} : {c.k}", f"{c.fixed_k:.1f}", f"{c.broken_k:.1f}", f"{c.by_seed_k:.1f}"] if c.k else [""] * 4
         lines.append([one.student.label, str(len(c.fixed)), str(len(c.broken)), *sets])
     return markdown(headers, lines)
 

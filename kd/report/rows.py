@@ -119,8 +119,14 @@ class Summary(NamedTuple):
 
     rows: list[Row]
     """By data set; teachers, then students without one, then distilled ones; then by method and knobs."""
-    notes: list[str]
-    """One sentence or two each."""
+    reading: list[str]
+    """How the figures are to be read; one sentence or two each."""
+    left_out: list[str]
+    """What is not in the rows, likewise."""
+
+    @property
+    def notes(self) -> list[str]:
+        return [*self.reading, *self.left_out]
 
     @property
     def datasets(self) -> str:
@@ -142,7 +148,7 @@ def summarize(results: Iterable[Result], skipped: Sequence[str] = ()) -> Summary
     rows = _rows(groups)
     repeats = len(done) - sum(map(len, groups))
     left_out = _left_out(others.total(), listed, repeats)
-    return Summary(rows, [*_reading(rows), *left_out, *(f"Skipped {reason}" for reason in skipped)])
+    return Summary(rows, _reading(rows), [*left_out, *(f"Skipped {reason}" for reason in skipped)])
 
 
 def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:

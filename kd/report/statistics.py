@@ -1,6 +1,7 @@
 """What a few seeds and a finite test split allow to say. Pure functions; what scipy has is scipy's."""
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -121,7 +122,8 @@ def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """The p values corrected for their number, in their order (Holm 1979): below 0.05 in 5 % of families by chance.
+    """The p values corrected for their number, in their order (Holm 1979): below 0.05 in at most 5 % of
+    families by chance.
 
     None is where no test could be made; it stays None and counts for nothing.
     """
@@ -149,3 +151,32 @@ def verdict(difference: float | None, p: float | None, n: int, more: str, less: 
     if p >= 1 - LEVEL:
         return "no difference seen"
     return more if difference > 0 else less
+
+
+class Difference(NamedTuple):
+    """Of a figure that two kinds of network have for each seed."""
+
+    mean: float | None
+    """Ours minus theirs, over the common seeds; None without one."""
+    interval: Interval | None
+    """Of that mean, by Student's t, never corrected; None unless there are two seeds with different differences."""
+    p: float | None
+    """Of the paired t test; None where there is no interval."""
+    n: int
+    """Number of common seeds."""
+
+    @property
+    def verdict(self) -> str:
+        """In plain words."""
+        return verdict(self.mean, self.p, self.n, "higher", "lower")
+
+
+def difference(ours: dict[int, float], theirs: dict[int, float]) -> Difference:
+    """Of figures by seed, over the seeds that both have; its p is not corrected."""
+    found = paired_differences(ours, theirs)
+    return Difference(fmean(found) if found else None, t_interval(found), t_test(found), len(found))
+
+
+def corrected(family: Sequence[Difference]) -> list[Difference]:
+    """With p values corrected for their number, by Holm's method."""
+    return [one._replace(p=p) for one, p in zip(family, holm([one.p for one in family]), strict=True)]

@@ -27,8 +27,8 @@ from kd.report.fidelity import (
     temperature,
 )
 from kd.report.fidelity_page import named, to_page
-from kd.report.fidelity_study import COMPARED, Difference, collect, difference, study
-from kd.report.statistics import mcnemar
+from kd.report.fidelity_study import COMPARED, FAMILIES, collect, study
+from kd.report.statistics import holm, mcnemar, paired_differences, t_test
 from kd.results import Result
 from kd.results import write as write_result
 
@@ -80,9 +80,10 @@ def test_a_class_without_images_has_no_accuracy():
 
 
 def test_a_copy_of_the_teacher():
-    copy = measure(LABELS, TEACHER, TEACHER)
+    teacher = cross_fitted(LABELS, TEACHER)
+    copy = measure(LABELS, teacher, teacher)
     assert (copy.agreement, copy.agreement_right, copy.agreement_wrong, copy.kl, copy.kl_scaled) == (1, 1, 1, 0, 0)
-    alone = measure(LABELS, TEACHER)
+    alone = measure(LABELS, teacher)
     assert (alone.accuracy, alone.agreement, alone.kl) == (copy.accuracy, None, None)
 
 
@@ -98,7 +99,7 @@ def test_kl_in_closed_form():
 def test_agreement_where_the_teacher_is_right_and_wrong():
     labels = np.array([0, 0, 0, 0, 1])
     teacher, student = np.eye(3)[[0, 0, 1, 2, 2]], np.eye(3)[[0, 1, 1, 1, 1]]
-    found = measure(labels, student, teacher)
+    found = measure(labels, cross_fitted(labels, student), cross_fitted(labels, teacher))
     assert found.agreement == pytest.approx(2 / 5)
     assert found.agreement_right == pytest.approx(1 / 2)
     assert found.agreement_wrong == pytest.approx(1 / 3)  # right where the teacher is wrong is no agreement
@@ -112,8 +113,8 @@ def test_scaling_recovers_the_temperature_that_made_a_network_overconfident(T):
     assert honest == pytest.approx(1, abs=0.05)
     assert temperature(labels, T * logits) == pytest.approx(T * honest, rel=1e-4)
     scaled = cross_fitted(labels, T * logits)
-    assert nll(labels, scaled.logits) == pytest.approx(nll(labels, logits), abs=1e-3)
-    assert ece(labels, scaled.logits) < 0.02
+    assert nll(labels, scaled.scaled) == pytest.approx(nll(labels, logits), abs=1e-3)
+    assert ece(labels, scaled.scaled) < 0.02
 
 
 def test_no_temperature_is_fitted_on_the_images_it_is_judged_on():
@@ -124,13 +125,13 @@ def test_no_temperature_is_fitted_on_the_images_it_is_judged_on():
     after = cross_fitted(changed, logits)
     assert after.temperatures[0] == before.temperatures[0]
     assert after.temperatures[1] > before.temperatures[1]
-    assert np.array_equal(after.logits[::2], before.logits[::2])
-    assert before.logits[::2] == pytest.approx(logits[::2] / temperature(labels[1::2], logits[1::2]))
+    assert np.array_equal(after.scaled[::2], before.scaled[::2])
+    assert before.scaled[::2] == pytest.approx(logits[::2] / temperature(labels[1::2], logits[1::2]))
 
 
 def test_scaling_changes_no_answer_and_no_argument():
     kept = LOGITS.copy()
-    assert accuracy(LABELS, cross_fitted(LABELS, LOGITS).logits) == accuracy(LABELS, LOGITS)
+    assert accuracy(LABELS, cross_fitted(LABELS, LOGITS).scaled) == accuracy(LABELS, LOGITS)
     assert np.array_equal(LOGITS, kept)
     perfect = cross_fitted(LABELS, np.eye(5)[LABELS])  # the lower T, the better, until the NLL is 0
     assert 0.01 <= max(perfect.temperatures) < 0.03
@@ -139,12 +140,13 @@ def test_scaling_changes_no_answer_and_no_argument():
 
 
 def test_spread():
-    figures = [measure(LABELS, LOGITS + shift, TEACHER) for shift in (0, np.eye(5)[0])]
+    shifted = [cross_fitted(LABELS, LOGITS + shift) for shift in (0, np.eye(5)[0])]
+    figures = [measure(LABELS, one, cross_fitted(LABELS, TEACHER)) for one in shifted]
     mean, std = spread(figures, "nll")
     values = [one.nll for one in figures]
     assert (mean, std) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     assert spread(figures[:1], "nll").std is None
-    assert spread([measure(LABELS, LOGITS)], "kl") is None
+    assert spread([measure(LABELS, shifted[0])], "kl") is None
 
 
 # Images that flip
@@ -182,18 +184,6 @@ def test_the_same_network_flips_as_many_as_its_seeds_do():
     chance = np.random.default_rng(0).random(4000)
     seeds = np.random.default_rng(1).random((8, 4000)) < chance
     assert expected_flips(seeds[:4], seeds[4:], 2) == pytest.approx(flips_by_seed(seeds[:4], 2), rel=0.1)
-
-
-# Verdicts
-
-
-def test_a_difference_in_plain_words():
-    assert difference({0: 0.9}, {1: 0.8}).verdict == "no common seed: no statement"
-    assert difference({0: 0.9}, {0: 0.8}).verdict == "one seed: no statement"
-    assert difference({0: 0.9, 1: 0.9}, {0: 0.8, 1: 0.8}).verdict == "no spread: no statement"
-    assert Difference(0.1, None, 0.01, 3).verdict == "higher"
-    assert Difference(-0.1, None, 0.01, 3).verdict == "lower"
-    assert Difference(-0.1, None, 0.06, 3).verdict == "no difference seen"
 
 
 # The study
@@ -253,6 +243,22 @@ def test_fixed_images_are_ordered_and_tests_corrected(runs):
     given = [p for x in found.compared for p in x.changes.p]
     assert all(p >= q for p, q in zip(given, raw, strict=True))
     assert min(given) == pytest.approx(min(1.0, len(raw) * min(raw)))
+
+
+def test_each_family_of_figures_is_corrected_by_itself(runs):
+    found = study(collect([runs]))
+    for family in FAMILIES:
+        tested = [(one, name) for name in family for one in found.compared]
+        raw = [
+            t_test(paired_differences(one.student.by_seed(name), found.baseline.by_seed(name))) for one, name in tested
+        ]
+        assert [one.differences[name].p for one, name in tested] == holm(raw)
+
+
+def test_a_teachers_own_run_is_not_called_left_out(runs):
+    put(runs / "t0", "teacher", 0, TEACHER, student=None, student_params=None, teacher_params=4_000_000)
+    (runs / "t0" / "predictions.npz").unlink()
+    assert study(collect([runs])).notes == []
 
 
 def test_another_baseline(runs):

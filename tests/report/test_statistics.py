@@ -6,9 +6,11 @@ import pytest
 from scipy import stats
 
 from kd.report.statistics import (
+    Difference,
     Interval,
     binomial_interval,
     bootstrap_interval,
+    difference,
     holm,
     images_interval,
     mcnemar,
@@ -175,3 +177,12 @@ def test_what_could_not_be_tested_is_no_test():
 def test_the_end_of_a_training_need_not_wait_for_scipy_stats():
     code = "import kd.report.tables, sys; assert 'scipy.stats' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_difference_in_plain_words():
+    assert difference({0: 0.9}, {1: 0.8}).verdict == "no common seed: no statement"
+    assert difference({0: 0.9}, {0: 0.8}).verdict == "one seed: no statement"
+    assert difference({0: 0.9, 1: 0.9}, {0: 0.8, 1: 0.8}).verdict == "no spread: no statement"
+    assert Difference(0.1, None, 0.01, 3).verdict == "higher"
+    assert Difference(-0.1, None, 0.01, 3).verdict == "lower"
+    assert Difference(-0.1, None, 0.06, 3).verdict == "no difference seen"
