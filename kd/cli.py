@@ -47,7 +47,7 @@ Knobs of the run
   ensemble=N                     N teachers with seeds from teacher_seed on, whose logits are averaged for a student
   teacher_weights=FILE           use this safetensors file instead of a teacher from teachers/
   trainer.precision=auto         bf16-mixed where the device multiplies in bf16 by itself, else 32-true
-  speed=reference                every speed-up off; with trainer.precision=32-true the plain loop, to compare with
+  speed=reference                what `speed` switches all off; with trainer.precision=32-true the plain loop
   speed.stored_logits=auto       keep the teacher's logits beside the teachers: true, false, auto (on processors)
   threads=N                      of the processor, for one run; all cores unless set
   hydra.run.dir=DIR              where the run is written instead of runs/DATE/TIME; hydra.sweep.dir for sweeps

@@ -94,8 +94,10 @@ def noise() -> Any:
 
 def settings(workload: str, options: argparse.Namespace, folder: Path) -> Any:
     """The configuration that `train.py` would compose."""
+    import textbook as book
     from hydra import compose, initialize_config_dir
 
+    dropout = [f"{role}.{name}={p}" for role in ("teacher", "student") for name, p in book.DROPOUT.items()]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose(
             "config",
@@ -107,6 +109,7 @@ def settings(workload: str, options: argparse.Namespace, folder: Path) -> Any:
                 f"data.batch_size={options.batch}",
                 "data.epochs=1000000",
                 f"teacher_store={folder}",
+                *dropout,
                 "trainer.enable_progress_bar=false",
                 *([] if workload in ("teacher", "student") else [f"teacher_weights={folder / TEACHER}"]),
                 *options.overrides,

@@ -17,6 +17,9 @@ from torchvision import transforms
 from kd.data.images import Images
 from kd.models.cnn import CNN
 
+DROPOUT = {"conv_dropout": 0.25, "head_dropout": 0.5}
+"""Of both networks here, and so of ours in `benchmark.py`: what such networks usually have. Our defaults have less."""
+
 
 class Pictures(Dataset[tuple[Tensor, int]]):
     """As torchvision's CIFAR10 does it: an array, made a PIL image, made a tensor."""
@@ -57,9 +60,8 @@ def train(workload: str, images: Images, teacher_file: Path, batch_size: int, de
         multiprocessing_context="fork",  # what a program on Linux has had all along, if it is not itself spawned
     )
     distils, matches_features = workload not in ("teacher", "student"), workload.startswith("feature")
-    rates = {"activation": "relu", "conv_dropout": 0.25, "head_dropout": 0.5}
-    net = CNN(32 if workload == "teacher" else 16, 10, 32, **rates).to(device)
-    teacher = CNN(32, 10, 32, **rates).to(device)
+    net = CNN(32 if workload == "teacher" else 16, 10, 32, "relu", **DROPOUT).to(device)
+    teacher = CNN(32, 10, 32, "relu", **DROPOUT).to(device)
     teacher.load_state_dict(load_file(teacher_file))
     teacher.eval()
     adapter = nn.Conv2d(32, 64, 1).to(device)
