@@ -13,9 +13,13 @@ from kd.report.tables import to_brief, to_csv
 from kd.results import collect
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {"README.md": ("results", "speed"), "docs/seed_anomaly.md": ("anomaly",)}
+PAGES = {
+    "README.md": ("results", "speed"),
+    "docs/seed_anomaly.md": ("anomaly",),
+    "docs/results/README.md": ("matters",),
+}
 """Tables, by the pages that have them between marks such as <!-- speed --> and <!-- /speed -->."""
-TABLES = {"results": "seed_table", "anomaly": "seed_anomaly"}
+TABLES = {"results": "seed_table", "anomaly": "seed_anomaly", "matters": "what_matters"}
 """Folders in docs/results of those that are made of result records."""
 BASELINES = {"anomaly": "logits mistake=LabelsOnly"}
 
