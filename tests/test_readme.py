@@ -28,6 +28,7 @@ SMALL = (
     "recipe.epochs=1",
     "teacher_recipe.epochs=1",
     "data.batch_size=20",
+    "recipe.batch_size=20",
     "data.val_fraction=0.9",
     "teacher.scale=1",
     "student.scale=1",

@@ -278,7 +278,7 @@ def test_a_directory_is_for_one_search_at_a_time_and_for_no_other(look, tmp_path
         assert "another search is at work in found" in one_line(look(*ALONE))
     assert look(*ALONE, "--trials", "1")[0] == 0
     for other in (("--seed", "1"), ("recipe.epochs=3",), ("--range", "recipe.optimizer.lr=0.01:0.1:log")):
-        assert "found holds another search (recipe.optimizer.lr=0.005:0.5:log" in one_line(look(*ALONE, *other))
+        assert "found holds another search (recipe.optimizer.lr=0.01:1:log" in one_line(look(*ALONE, *other))
     assert states(study_in(found)) == ["COMPLETE"]
     (found / search.STUDY).write_text("no data base at all")
     assert f"found/{search.STUDY} cannot be used: file is not a database" in one_line(look(*ALONE))
