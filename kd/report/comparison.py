@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from kd.errors import UserError
 from kd.report.rows import Role, Row
-from kd.report.statistics import LEVEL, Interval, corrected, difference, paired_differences, verdict
+from kd.report.statistics import LEVEL, VERDICT_NOTE, Difference, corrected, difference, paired_differences
 
 
 class Comparison(NamedTuple):
@@ -13,24 +13,18 @@ class Comparison(NamedTuple):
 
     row: Row
     baseline: Row
-    n: int
-    """Number of seeds that both have."""
-    difference: float | None
-    """Mean over them, a fraction of 1; None without a common seed."""
-    interval: Interval | None
-    """Of that mean, by Student's t, not corrected; None unless there are two seeds with different differences."""
-    p: float | None
-    """Of the paired t test, corrected by Holm's method for the number of tests; None where there is no interval."""
+    difference: Difference
+    """A fraction of 1; its p is corrected by Holm's method for the number of rows that are compared."""
 
     @property
     def by_seed(self) -> list[float]:
-        """The n differences, by seed."""
+        """The difference of each common seed, by seed."""
         return paired_differences(_by_seed(self.row), _by_seed(self.baseline))
 
     @property
     def verdict(self) -> str:
         """In plain words."""
-        return verdict(self.difference, self.p, self.n, "better", "worse")
+        return self.difference.in_words("better", "worse")
 
 
 def compare(rows: Sequence[Row], name: str | None = None) -> list[Comparison]:
@@ -48,10 +42,7 @@ def compare(rows: Sequence[Row], name: str | None = None) -> list[Comparison]:
     pairs = [(row, baselines[row.first.dataset]) for row in rows if row.first.dataset in baselines]
     pairs = [(row, base) for row, base in pairs if row is not base and row.role is not Role.TEACHER]
     found = corrected([difference(_by_seed(row), _by_seed(base)) for row, base in pairs])
-    return [
-        Comparison(row, base, one.n, one.mean, one.interval, one.p)
-        for (row, base), one in zip(pairs, found, strict=True)
-    ]
+    return [Comparison(row, base, one) for (row, base), one in zip(pairs, found, strict=True)]
 
 
 def _baselines(rows: Sequence[Row], name: str | None) -> dict[str, Row]:
@@ -98,12 +89,11 @@ def reading(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]
         "Differences are in test accuracy, in points, over the seeds that a row and the baseline have in common. "
         "They compare; they choose nothing."
     ]
-    tests = sum(one.p is not None for one in comparisons)
+    tests = sum(one.difference.p is not None for one in comparisons)
     if tests:
         notes.append(
             f"The intervals of the differences ({100 * LEVEL:.0f} %, Student's t) tell of what differs between the "
             "student's seeds only, not of other teachers or test images. p is that of the paired t test, corrected by "
-            f"Holm's method for {tests} comparison{'s' * (tests > 1)}; the intervals are not. The verdict rests on "
-            f"p < {1 - LEVEL:.2f}."
+            f"Holm's method for {tests} comparison{'s' * (tests > 1)}; the intervals are not. {VERDICT_NOTE}"
         )
     return notes

@@ -23,7 +23,7 @@ from kd.report.fidelity_tables import (
     to_csv,
 )
 from kd.report.page import DPI, listed
-from kd.report.statistics import LEVEL, Difference, images_interval, t_interval
+from kd.report.statistics import LEVEL, UNCERTAIN, UNSEEN, VERDICT_NOTE, Difference, images_interval, t_interval
 from kd.report.sweeps import Picture
 
 
@@ -170,7 +170,7 @@ def _reading(study: Study) -> Iterator[str]:
         yield (
             f"Differences are means over common seeds, with the {100 * LEVEL:.0f} % interval (Student's t). p is that "
             f"of the paired t test, corrected by Holm's method within each of {len(FAMILIES)} families: "
-            f"{_families(study)}. The intervals are not corrected; the verdict rests on p < {1 - LEVEL:.2f}."
+            f"{_families(study)}. The intervals are not corrected. {VERDICT_NOTE}"
         )
         yield (
             "They tell of what differs between the seeds of these students (initial weights; order and views of the "
@@ -238,8 +238,8 @@ def _classes(study: Study, names: Sequence[str]) -> Iterator[str]:
                 seen[difference.verdict].append(f"{name} ({100 * (difference.mean or 0.0):+.2f})")
         said = [f"{word} for {', '.join(found)}" for word, found in seen.items() if found]
         verdicts = {difference.verdict for difference in one.classes}
-        unseen = "no difference seen in any class" if "no difference seen" in verdicts else "no statement on any class"
-        yield f"{one.student.label}, accuracy by class, points: {'; '.join(said) or unseen}."
+        words = next((f"{word} in" for word in (UNCERTAIN, UNSEEN) if word in verdicts), "no statement on")
+        yield f"{one.student.label}, accuracy by class, points: {'; '.join(said) or f'{words} any class'}."
 
 
 _CLASS_NOTE = (
@@ -269,6 +269,6 @@ def _changes(study: Study) -> Iterator[str]:
             for_it, against = sum(seen), len(seen) - sum(seen)
             yield (
                 f"{s.label}, McNemar's exact test for each of {len(c.p)} common seeds (corrected by Holm's method for "
-                f"all pairs here): more images right in {for_it}, fewer in {against}, no difference seen in "
+                f"all pairs here): more images right in {for_it}, fewer in {against}, {UNSEEN} in "
                 f"{len(c.p) - len(seen)}."
             )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kd.report.choice import leaders
 from kd.report.comparison import Comparison
 from kd.report.rows import Row, Summary
+from kd.report.statistics import UNCERTAIN, UNSEEN
 from kd.report.style import FAINT, INK, TEACHER, Colour, Look, framed, literal, looks, nothing, panels, wrapped
 from kd.results import Result
 
@@ -157,8 +158,8 @@ def _draw_teachers(axes: Axes, bars: Sequence[_Bar]) -> None:
 # Differences
 
 
-VERDICTS = {"better": "#0072B2", "worse": "#D55E00"}
-"""Colours; grey for whatever else may be said."""
+COLOURS = {"better": "#0072B2", "worse": "#D55E00"}
+"""Of verdicts; grey for whatever else may be said."""
 FAR = 4
 """Times the largest of the others: beyond that a difference would flatten all of them."""
 
@@ -171,8 +172,8 @@ def differences(comparisons: Sequence[Comparison]) -> Figure:
     Args:
         comparisons: with one baseline, each with a difference.
     """
-    ranked = sorted(comparisons, key=lambda one: one.difference or 0.0)
-    names = [wrapped(f"{one.row.label} (n = {one.n})", 48) for one in ranked]
+    ranked = sorted(comparisons, key=lambda one: one.difference.mean or 0.0)
+    names = [wrapped(f"{one.row.label} (n = {one.difference.n})", 48) for one in ranked]
     lines = sum(1 + name.count("\n") for name in names)
     figure = Figure(figsize=(9, 1.9 + 0.14 * len(names) + 0.2 * lines), layout="constrained")
     baseline, far = comparisons[0].baseline, _far(ranked)
@@ -184,7 +185,7 @@ def differences(comparisons: Sequence[Comparison]) -> Figure:
     axes = framed(figure.add_subplot())
     axes.axvline(0, color=INK, linewidth=1.0)
     for place, one in enumerate(ranked):
-        colour, mean = VERDICTS.get(one.verdict, TEACHER), 100 * (one.difference or 0.0)
+        colour, mean = COLOURS.get(one.verdict, TEACHER), 100 * (one.difference.mean or 0.0)
         # Outside the axes, where no interval can run through it.
         axes.text(
             1.01, place, f"{mean:+.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9.5, color=INK
@@ -193,9 +194,10 @@ def differences(comparisons: Sequence[Comparison]) -> Figure:
             edge, arrow = (0.015, "<") if mean < 0 else (0.985, ">")
             axes.plot(edge, place, arrow, color=colour, markersize=8, transform=axes.get_yaxis_transform())
             continue
-        axes.plot([100 * seed for seed in one.by_seed], [place] * one.n, "o", color=colour, alpha=0.35, markersize=4)
-        if one.interval:
-            axes.plot([100 * end for end in one.interval], [place, place], color=colour, linewidth=1.6)
+        seeds = [100 * seed for seed in one.by_seed]
+        axes.plot(seeds, [place] * len(seeds), "o", color=colour, alpha=0.35, markersize=4)
+        if one.difference.interval:
+            axes.plot([100 * end for end in one.difference.interval], [place, place], color=colour, linewidth=1.6)
         axes.plot(mean, place, "D", color=colour, markersize=6)
     axes.set_yticks(range(len(ranked)), names)
     axes.tick_params(axis="y", length=0)
@@ -204,8 +206,8 @@ def differences(comparisons: Sequence[Comparison]) -> Figure:
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("difference, points")
-    said = [Line2D([], [], color=colour, marker="D", label=word) for word, colour in VERDICTS.items()]
-    said.append(Line2D([], [], color=TEACHER, marker="D", label="no difference seen, or no statement"))
+    said = [Line2D([], [], color=colour, marker="D", label=word) for word, colour in COLOURS.items()]
+    said.append(Line2D([], [], color=TEACHER, marker="D", label=f"{UNSEEN}, {UNCERTAIN}, or no statement"))
     figure.legend(handles=said, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
     return figure
 
@@ -214,10 +216,10 @@ def _far(comparisons: Sequence[Comparison]) -> Comparison | None:
     """The one whose difference is several times as large as anything that the others have, if there is one."""
 
     def reach(one: Comparison) -> float:
-        return float(max(map(abs, (*one.by_seed, *(one.interval or ())))))
+        return float(max(map(abs, (*one.by_seed, *(one.difference.interval or ())))))
 
     order = sorted(comparisons, key=reach)
-    far = len(order) > 2 and abs(order[-1].difference or 0.0) > FAR * reach(order[-2])
+    far = len(order) > 2 and abs(order[-1].difference.mean or 0.0) > FAR * reach(order[-2])
     return order[-1] if far else None
 
 

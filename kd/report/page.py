@@ -45,7 +45,7 @@ def _differences(comparisons: Sequence[Comparison]) -> list[Picture]:
     """One for each baseline with which several rows are compared, unless these are too many to be named."""
     found: list[Picture] = []
     for baseline, compared in by_baseline(comparisons):
-        known = [one for one in compared if one.difference is not None]
+        known = [one for one in compared if one.difference.n]
         if 1 < len(known) <= figures.CROWD:
             name = re.sub(r"[^\w.=-]+", "_", baseline) + (f"_{len(found)}" if found else "")
             found.append(Picture(f"difference_{name}.png", figures.differences(known), f"Compared with {baseline}"))

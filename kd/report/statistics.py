@@ -12,6 +12,12 @@ LEVEL = 0.95
 """Of every interval, unless told otherwise."""
 RESOLUTION = 1e-6
 """A smaller spread is none: accuracies are whole images out of far fewer than a million, as 32-bit floats at times."""
+UNSEEN, UNCERTAIN = "no difference seen", "not certain"
+VERDICT_NOTE = (
+    f"The verdict rests on p < {1 - LEVEL:.2f}; “{UNCERTAIN}” is said where the interval excludes 0 but the corrected "
+    "p is not below that."
+)
+"""For whoever reads them."""
 
 
 class Interval(NamedTuple):
@@ -136,23 +142,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def verdict(difference: float | None, p: float | None, n: int, more: str, less: str) -> str:
-    """What may be said of a mean difference over n pairs, in plain words.
-
-    Args:
-        difference: None without a pair.
-        p: of its being 0, corrected where several are tested; None where no test could be made.
-        n: number of pairs.
-        more, less: what a positive and a negative difference are called.
-    """
-    if p is None or difference is None:
-        reasons = {0: "no common seed", 1: "one seed"}
-        return f"{reasons.get(n, 'no spread')}: no statement"
-    if p >= 1 - LEVEL:
-        return "no difference seen"
-    return more if difference > 0 else less
-
-
 class Difference(NamedTuple):
     """Of a figure that two kinds of network have for each seed."""
 
@@ -161,14 +150,24 @@ class Difference(NamedTuple):
     interval: Interval | None
     """Of that mean, by Student's t, never corrected; None unless there are two seeds with different differences."""
     p: float | None
-    """Of the paired t test; None where there is no interval."""
+    """Of the paired t test, corrected where several are tested; None where there is no interval."""
     n: int
     """Number of common seeds."""
 
     @property
     def verdict(self) -> str:
         """In plain words."""
-        return verdict(self.mean, self.p, self.n, "higher", "lower")
+        return self.in_words("higher", "lower")
+
+    def in_words(self, more: str, less: str) -> str:
+        """What may be said of it, where a positive difference is called `more` and a negative one `less`."""
+        if self.mean is None or self.interval is None or self.p is None:
+            reasons = {0: "no common seed", 1: "one seed"}
+            return f"{reasons.get(self.n, 'no spread')}: no statement"
+        if self.p < 1 - LEVEL:
+            return more if self.mean > 0 else less
+        # The interval is of one test, p of all of them: without a word between, the two could contradict each other.
+        return UNSEEN if self.interval.low <= 0 <= self.interval.high else UNCERTAIN
 
 
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> Difference:

@@ -64,12 +64,14 @@ def _record(row: Row, difference: dict[str, object]) -> dict[str, object]:
 
 
 def _difference(one: Comparison | None, baseline: str) -> dict[str, object]:
+    mean, interval, p, n = one.difference if one else (None, None, None, None)
+    low, high = interval or (None, None)
     return {
-        f"diff_vs_{baseline}": one and one.difference,
-        "diff_low": one and one.interval and one.interval.low,
-        "diff_high": one and one.interval and one.interval.high,
-        "diff_n": one and one.n,
-        "diff_p": one and one.p,
+        f"diff_vs_{baseline}": mean,
+        "diff_low": low,
+        "diff_high": high,
+        "diff_n": n,
+        "diff_p": p,
         "diff_verdict": one and one.verdict,
     }
 
@@ -126,7 +128,8 @@ def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
         line = [column.cell(row) for column in chosen]
         one = compared.get(id(row))
         if comparisons:
-            line += [_points(one.difference), _interval(one.interval, "+"), one.verdict] if one else [""] * 3
+            d = one and one.difference
+            line += [_points(d.mean), _interval(d.interval, "+"), one.verdict] if one and d else [""] * 3
         lines.append(line)
     return markdown(headers, lines, left=["network", "in words"])
 
@@ -172,10 +175,10 @@ def _differences(comparisons: Sequence[Comparison]) -> tuple[list[str], list[lis
     """Headers and cells. Columns that would be empty are left out."""
     columns = [
         ("run", [one.row.label for one in comparisons]),
-        ("difference, points", [_points(one.difference) for one in comparisons]),
-        ("95 % interval", [_interval(one.interval, "+") for one in comparisons]),
-        ("seeds", [str(one.n) for one in comparisons]),
-        ("p (Holm)", [p_value(one.p) for one in comparisons]),
+        ("difference, points", [_points(one.difference.mean) for one in comparisons]),
+        ("95 % interval", [_interval(one.difference.interval, "+") for one in comparisons]),
+        ("seeds", [str(one.difference.n) for one in comparisons]),
+        ("p (Holm)", [p_value(one.difference.p) for one in comparisons]),
         ("in words", [one.verdict for one in comparisons]),
     ]
     filled = [(header, cells) for header, cells in columns if any(cells)]

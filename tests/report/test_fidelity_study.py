@@ -226,7 +226,8 @@ def test_a_student_that_was_taught_and_one_that_was_not(runs):
     assert taught.differences["agreement_wrong"].verdict == "higher"
     assert taught.differences["kl_scaled"].verdict == "lower"
     assert {untaught.differences[name].verdict for name in COMPARED} == {"no difference seen"}
-    assert {one.verdict for one in untaught.classes} == {"no difference seen"}
+    # Of ten classes one may lie outside of its own interval by chance, which is nothing to call a difference.
+    assert {one.verdict for one in untaught.classes} <= {"no difference seen", "not certain"}
     assert taught.changes.fixed_k > 2 * taught.changes.by_seed_k
     assert untaught.changes.fixed_k == pytest.approx(untaught.changes.by_seed_k, rel=0.15)
     assert all(taught.changes.better)

@@ -276,12 +276,13 @@ def test_differences_are_ranked_and_coloured_by_what_can_be_said():
     axes = drawn(differences(compared)).axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["worse (n = 4)", "better (n = 4)", "lone (n = 1)"]
     diamonds = [line for line in axes.lines if line.get_marker() == "D"]
-    assert [line.get_xdata()[0] for line in diamonds] == pytest.approx(sorted(100 * one.difference for one in compared))
+    means = sorted(100 * one.difference.mean for one in compared)
+    assert [line.get_xdata()[0] for line in diamonds] == pytest.approx(means)
     assert [line.get_color() for line in diamonds] == ["#D55E00", "#0072B2", "#595959"]
     lines = [line for line in axes.lines if line.get_linestyle() == "-" and len(set(line.get_ydata())) == 1]
     by_label = {one.row.label: one for one in compared}
     for line, label in zip(lines, ("worse", "better"), strict=True):
-        assert line.get_xdata() == pytest.approx([100 * end for end in by_label[label].interval])
+        assert line.get_xdata() == pytest.approx([100 * end for end in by_label[label].difference.interval])
 
 
 def test_several_comparisons_have_their_picture(tmp_path):
@@ -302,6 +303,6 @@ def test_one_far_beyond_the_others_does_not_flatten_them():
     assert [line.get_marker() for line in axes.lines].count("<") == 1
     assert axes.get_xlim()[0] > -20
     (chance,) = (one for one in compare(rows) if one.row.label == "chance")
-    assert f"{100 * chance.difference:+.2f}" in [text.get_text() for text in axes.texts]
+    assert f"{100 * chance.difference.mean:+.2f}" in [text.get_text() for text in axes.texts]
     near = drawn(differences([one for one in compare(rows) if one.row.label != "chance"])).axes[0]
     assert not any(line.get_marker() in "<>" for line in near.lines)

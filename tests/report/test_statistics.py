@@ -6,10 +6,10 @@ import pytest
 from scipy import stats
 
 from kd.report.statistics import (
-    Difference,
     Interval,
     binomial_interval,
     bootstrap_interval,
+    corrected,
     difference,
     holm,
     images_interval,
@@ -183,6 +183,15 @@ def test_a_difference_in_plain_words():
     assert difference({0: 0.9}, {1: 0.8}).verdict == "no common seed: no statement"
     assert difference({0: 0.9}, {0: 0.8}).verdict == "one seed: no statement"
     assert difference({0: 0.9, 1: 0.9}, {0: 0.8, 1: 0.8}).verdict == "no spread: no statement"
-    assert Difference(0.1, None, 0.01, 3).verdict == "higher"
-    assert Difference(-0.1, None, 0.01, 3).verdict == "lower"
-    assert Difference(-0.1, None, 0.06, 3).verdict == "no difference seen"
+    assert difference({0: 0.81, 1: 0.82, 2: 0.83}, {0: 0.80, 1: 0.81, 2: 0.819}).verdict == "higher"
+    assert difference({0: 0.80, 1: 0.81, 2: 0.819}, {0: 0.81, 1: 0.82, 2: 0.83}).verdict == "lower"
+    assert difference({0: 0.80, 1: 0.81, 2: 0.82}, {0: 0.81, 1: 0.80, 2: 0.82}).verdict == "no difference seen"
+
+
+def test_a_difference_that_only_the_number_of_tests_leaves_open():
+    """Neither seen nor "not seen": the interval beside it is of one test and excludes 0."""
+    alone = difference({0: 0.80, 1: 0.815, 2: 0.82}, {0: 0.79, 1: 0.80, 2: 0.80})
+    assert alone.interval.low > 0
+    assert 0.025 < alone.p < 0.05
+    one, other = corrected([alone, alone])
+    assert (alone.verdict, one.verdict, other.verdict) == ("higher", "not certain", "not certain")

@@ -105,9 +105,9 @@ def test_csv_with_a_baseline():
     assert list(logits)[-7:] == [
         "diff_vs_standard", "diff_low", "diff_high", "diff_n", "diff_p", "diff_verdict", "seeds"
     ]  # fmt: skip
-    assert (float(logits["diff_low"]), float(logits["diff_high"])) == one.interval
-    assert float(logits["diff_vs_standard"]) == one.difference == pytest.approx((0.02 + 0.02 + 0.024) / 3)
-    assert (float(logits["diff_p"]), logits["diff_n"], logits["diff_verdict"]) == (one.p, "3", "better")
+    assert (float(logits["diff_low"]), float(logits["diff_high"])) == one.difference.interval
+    assert float(logits["diff_vs_standard"]) == one.difference.mean == pytest.approx((0.02 + 0.02 + 0.024) / 3)
+    assert (float(logits["diff_p"]), logits["diff_n"], logits["diff_verdict"]) == (one.difference.p, "3", "better")
     assert standard["diff_vs_standard"] == teacher["diff_low"] == standard["diff_verdict"] == ""
 
 
