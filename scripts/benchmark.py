@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from kd.report.speed import BRIEF, IMAGES, LOOPS, overhead, ratio, remarks, to_markdown, to_rich  # noqa: E402
+
 WORKLOADS = {
     "teacher": ["method=teacher"],
     "student": ["method=standard"],
@@ -40,8 +42,6 @@ WORKLOADS = {
     "logits_stored": ["method=logits", "speed.stored_logits=true"],
     "feature_live": ["method=feature"],
 }
-LOOPS = ("textbook", "bare", "train.py")
-IMAGES = 50_000
 TEACHER = "teacher.safetensors"
 
 
@@ -383,7 +383,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         }
     figures["ratios"] = {name: ratio(entry, "train.py") for name, entry in races.items()}
     figures["ratios_bare"] = {name: ratio(entry, "bare") for name, entry in races.items()}
-    figures["lightning_overhead"] = {name: 1 / ratio(entry, "train.py", "bare") - 1 for name, entry in races.items()}
+    figures["lightning_overhead"] = {name: overhead(entry) for name, entry in races.items()}
     return figures
 
 
@@ -419,79 +419,6 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
         "rounds": options.rounds,
         "steps": options.steps,
     }
-
-
-def ratio(entry: dict[str, Any], loop: str, to: str = "textbook") -> float:
-    """Median over rounds of one loop's speed divided by another's in the same round."""
-    rates = entry["images_per_second"]
-    return statistics.median(ours / theirs for ours, theirs in zip(rates[loop], rates[to], strict=True))
-
-
-def table(figures: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    shown = Table(title=f"images/s, median of {figures['machine']['rounds']} rounds", title_justify="left")
-    shown.add_column("training", no_wrap=True)
-    changed = "changed" in next(iter(figures["workloads"].values()))["images_per_second"]
-    for heading in (
-        "textbook",
-        "bare",
-        "train.py",
-        "ratio",
-        "s / epoch",
-        "Lightning",
-        "GFLOP/s",
-        "GB",
-        *["changed"] * changed,
-    ):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for name, entry in figures["workloads"].items():
-        medians = {loop: statistics.median(rates) for loop, rates in entry["images_per_second"].items()}
-        flops = figures["training_flops"]["teacher" if name == "teacher" else "student"]
-        shown.add_row(
-            name.replace("_", ", "),
-            *(f"{medians[loop]:,.0f}" for loop in LOOPS),
-            f"{figures['ratios'][name]:.1f}x",
-            f"{IMAGES / medians['train.py']:.1f}",
-            f"{100 * figures['lightning_overhead'][name]:+.1f} %",
-            f"{medians['train.py'] * flops / 1e9:,.0f}",
-            f"{entry['memory_gb']['train.py']:.1f}",
-            *[f"{ratio(entry, 'changed', 'train.py'):.2f}x" for _ in range(changed)],
-        )
-    return shown
-
-
-def markdown(figures: dict[str, Any]) -> str:
-    """The ratios as a table for a README."""
-    lines = [
-        "| training | images/s, textbook | images/s, `train.py` | ratio | s / epoch |",
-        "| :--- | ---: | ---: | ---: | ---: |",
-    ]
-    for name, entry in figures["workloads"].items():
-        theirs, ours = (statistics.median(entry["images_per_second"][loop]) for loop in ("textbook", "train.py"))
-        lines.append(
-            f"| {name.replace('_', ', ')} | {theirs:,.0f} | {ours:,.0f} | {figures['ratios'][name]:.1f}x "
-            f"| {IMAGES / ours:.1f} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def remarks(figures: dict[str, Any]) -> Iterator[str]:
-    evaluation = figures["evaluation"]
-    rates = evaluation["images_per_second"]
-    plain, ours = (statistics.median(rates[name]) for name in ("textbook", "ours"))
-    yield figures["machine"]["device"]
-    if "changed" in next(iter(figures["workloads"].values()))["images_per_second"]:
-        yield f"changed: speed with {' '.join(figures['overrides'])}, to that of train.py without"
-    yield "ratio: of train.py to textbook; Lightning: time of train.py beyond the bare loop's"
-    yield "GFLOP/s: of the network that is trained, forward and backward"
-    yield (
-        f"teacher's forward pass: {plain:,.0f} images/s plain, {ours:,.0f} ours "
-        f"({statistics.median(b / a for a, b in zip(rates['textbook'], rates['ours'], strict=True)):.1f}x), "
-        f"{ours * evaluation['teacher_forward_flops'] / 1e9:,.0f} GFLOP/s"
-    )
-    yield f"matrix product in the same precision: {evaluation['matmul_flops'] / 1e9:,.0f} GFLOP/s"
-    yield f"from `python train.py data=digits` to the first step: {min(figures['first_step_seconds']):.1f} s"
 
 
 def arguments() -> argparse.Namespace:
@@ -536,8 +463,8 @@ def main() -> None:
     options = arguments()
     figures = measure(options)
     if options.markdown:
-        print(markdown(figures))
-    Console(width=110, soft_wrap=True).print(table(figures), *remarks(figures), sep="\n", highlight=False)
+        print(to_markdown(figures, BRIEF))
+    Console(width=110, soft_wrap=True).print(to_rich(figures), *remarks(figures), sep="\n", highlight=False)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -9,6 +9,7 @@ from kd.errors import UserError
 from kd.report.comparison import Comparison, compare
 from kd.report.page import write_report
 from kd.report.rows import Row, Summary, summarize
+from kd.report.speed import BRIEF, FULL, to_markdown
 from kd.report.tables import to_brief, to_csv
 from kd.results import collect
 
@@ -17,6 +18,7 @@ PAGES = {
     "README.md": ("results", "speed"),
     "docs/seed_anomaly.md": ("anomaly",),
     "docs/results/README.md": ("matters",),
+    "docs/speed.md": ("speed_in_full",),
 }
 """Tables, by the pages that have them between marks such as <!-- speed --> and <!-- /speed -->."""
 TABLES = {"results": "seed_table", "anomaly": "seed_anomaly", "matters": "what_matters"}
@@ -55,15 +57,15 @@ def filled(page: str) -> str:
         _, end, after = rest.partition(f"<!-- /{name} -->\n")
         if not (mark and end):
             raise UserError(f"{page} has no place for a table: <!-- {name} --> to <!-- /{name} -->")
-        text = f"{before}{mark}{_speed() if name == 'speed' else to_brief(*_rows(name))}{end}{after}"
+        text = f"{before}{mark}{_table(name)}{end}{after}"
     return text
 
 
-def _speed() -> str:
-    sys.path.insert(0, str(ROOT))
-    from scripts.benchmark import markdown
-
-    return markdown(json.loads((ROOT / "docs" / "results" / "speed" / "two_cores.json").read_text(encoding="utf-8")))
+def _table(name: str) -> str:
+    if name in TABLES:
+        return to_brief(*_rows(name))
+    measured = json.loads((ROOT / "docs" / "results" / "speed" / "two_cores.json").read_text(encoding="utf-8"))
+    return to_markdown(measured, BRIEF if name == "speed" else FULL)
 
 
 def _rows(name: str) -> tuple[list[Row], list[Comparison]]:
