@@ -76,7 +76,7 @@ def run(cfg: DictConfig, record: Result, directory: Path, watchers: Sequence[Any
 
     make = Workshop(cfg, others)
     make.rehearsal(directory)
-    record = replace(record, dataset=make.images.name)
+    record = replace(record, dataset=make.images.name, data_id=make.images.id)
 
     teacher = None
     if "teacher" in cfg.roles:
@@ -109,8 +109,8 @@ def run(cfg: DictConfig, record: Result, directory: Path, watchers: Sequence[Any
         metadata=make.metadata(cfg.student, cfg.recipe, cfg.seed, plain(cfg.method)),
         make_trainer=make.trainer(cfg.recipe),
         logger=make.logger(directory),
-        watchers=watchers,
-        clock=make.others.clock,
+        watchers=[*watchers, *make.others.watchers()],
+        timed=make.others.alone,
     )
     if stored is not None:
         log.info(stored.summary())
@@ -125,7 +125,7 @@ def find_teacher(make: "Workshop", record: Result) -> tuple[Any, Path, float]:
     from kd.teacher import WEIGHTS, find_or_train, joined, load, verify
 
     cfg = make.cfg
-    test = make.data(cfg.teacher_recipe, cfg.teacher_seed).test_dataloader()
+    test = make.data(cfg.teacher_recipe, cfg.teacher_seed).test_dataloader(make.device)
     claims: list[float | None] = [None]
     if cfg.teacher_weights is not None:
         paths = [Path(cfg.teacher_weights).expanduser()]
@@ -164,6 +164,7 @@ def train_teacher(make: "Workshop", record: Result, directory: Path, seed: int) 
         teacher=HydraConfig.get().runtime.choices.teacher,
         teacher_params=parameter_count(net),
         dataset=record.dataset,
+        data_id=record.data_id,
         epochs=cfg.teacher_recipe.epochs,
         git=record.git,
         versions=record.versions,
@@ -179,6 +180,7 @@ def train_teacher(make: "Workshop", record: Result, directory: Path, seed: int) 
         metadata=make.metadata(cfg.teacher, cfg.teacher_recipe, seed, method=None),
         make_trainer=make.trainer(cfg.teacher_recipe, devices=1, num_nodes=1, strategy="auto"),
         logger=make.logger(directory),
+        watchers=make.others.watchers(),
     )
 
 
@@ -190,7 +192,7 @@ class Workshop:
 
         self.cfg, self.others = cfg, others or Alone()
         self.speed = self._new(cfg.speed)
-        self.speed.settle(cfg.threads)
+        self.speed.settle(cfg.threads, self.device)
         self.images = self.others.once("images", lambda: self._new(cfg.data.source))
 
     def net(self, node: DictConfig) -> Any:
@@ -224,6 +226,12 @@ class Workshop:
             classes=len(images.classes),
             limit_gb=self.speed.stored_logits_gb,
         )
+
+    @property
+    def device(self) -> Any:
+        from kd.speed import choose_device
+
+        return choose_device(str(self.cfg.trainer.accelerator), self.cfg.trainer.devices)
 
     @property
     def precision(self) -> str:
@@ -383,7 +391,7 @@ def describe(cfg: DictConfig) -> Result:
         git=git_revision(),
         versions=versions(),
         status="running",
-        variant=variant(HydraConfig.get().overrides.task),
+        variant=variant(HydraConfig.get().overrides.task, cfg.roles),
         fingerprint=fingerprint(settings),
         group=digest(decisive(plain(OmegaConf.merge(cfg, {"seed": 0})))),
         date=datetime.now().astimezone().isoformat(timespec="seconds"),

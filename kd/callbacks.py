@@ -37,13 +37,14 @@ class History(L.Callback):
 
     Args:
         path: where the file goes.
-        clock: the time in seconds.
+        timed: whether the time that passes is this training's alone.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] | None = None) -> None:
-        self.path, self.clock = path, clock or time.perf_counter
+    def __init__(self, path: Path, timed: bool = True) -> None:
+        self.path = path
         self.rows: list[dict[str, float]] = []
-        self.seconds = 0.0
+        self.seconds: float | None = 0.0 if timed else None
+        """That training took; None if some of it passed for others as well."""
         self.images = 0
         self._started = self._paused = 0.0
 
@@ -56,16 +57,17 @@ class History(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
-        self.seconds, self.images = state_dict["seconds"], state_dict["images"]
+        self.seconds = None if self.seconds is None else state_dict["seconds"]
+        self.images = state_dict["images"]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started, self._paused = self.clock(), 0.0
+        self._started, self._paused = time.perf_counter(), 0.0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._paused -= self.clock()
+        self._paused -= time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._paused += self.clock()
+        self._paused += time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -73,7 +75,8 @@ class History(L.Callback):
         self.images += len(batch.y) * trainer.world_size
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.seconds += self.clock() - self._started - self._paused
+        if self.seconds is not None:
+            self.seconds += time.perf_counter() - self._started - self._paused
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.rows.append({"epoch": trainer.current_epoch, **metrics})
         if trainer.is_global_zero:
@@ -87,6 +90,21 @@ class History(L.Callback):
         writer.writerows(self.rows)
         with replaced(self.path) as temporary:
             temporary.write_text(text.getvalue())
+
+
+class Heed(L.Callback):
+    """Ends a training that is interrupted in another thread than its own, after the batch that it is at.
+
+    Args:
+        interrupted: whether it is.
+    """
+
+    def __init__(self, interrupted: Callable[[], bool]) -> None:
+        self.interrupted = interrupted
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if self.interrupted():
+            raise SystemExit(130)  # at KeyboardInterrupt Lightning sets a signal's handler, which no thread may
 
 
 class WholeCheckpoints(TorchCheckpointIO):

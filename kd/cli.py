@@ -99,7 +99,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"cannot use {error.filename}: {error.strerror}"
+        return f"cannot use {error.filename}: {error.strerror}" if error.filename else error.strerror
     message = str(error).split("Config search path")[0]
     launchers = re.findall(r"not (?:find|load) 'hydra/launcher/([a-z]+)", message)
     if launchers and launchers[0] in EXTRAS:

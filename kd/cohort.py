@@ -8,7 +8,6 @@ on decides how fast a training is, never what comes of it.
 
 import random
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 import torch
 
+from kd.callbacks import Heed
 from kd.data.batch import Batch
 from kd.models.output import Output
 
@@ -42,9 +42,11 @@ class Alone:
         """A teacher that is asked once about a batch that all see."""
         return teacher
 
-    def clock(self) -> float:
-        """Seconds, without those in which others worked."""
-        return time.perf_counter()
+    alone = True
+
+    def watchers(self) -> list[Heed]:
+        """Callbacks for every training in this process."""
+        return []
 
 
 class State(NamedTuple):
@@ -80,7 +82,6 @@ class Member(Alone):
         self.ended = False
         self.asked = 0
         """Batches so far."""
-        self._others = 0.0
         self._state = cohort.state()
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         threading.Thread(target=self._run, daemon=True).start()
@@ -102,12 +103,10 @@ class Member(Alone):
         self._back.release()
 
     def _pause(self) -> None:
-        began = time.perf_counter()
         self._back.release()
         self._go.acquire()
-        self._others += time.perf_counter() - began
         if self.cohort.interrupted:
-            raise SystemExit(130)  # at KeyboardInterrupt Lightning sets a signal's handler, which no thread may
+            raise SystemExit(130)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         if name not in self.cohort.made:
@@ -128,8 +127,11 @@ class Member(Alone):
     def hearing(self, teacher: Callable[[Batch], Output]) -> Callable[[Batch], Output]:
         return self.once(f"what {id(teacher)} says", lambda: Echo(teacher))
 
-    def clock(self) -> float:
-        return time.perf_counter() - self._others
+    alone = False
+
+    def watchers(self) -> list[Heed]:
+        # While a teacher is trained, say, nobody asks for a shared batch, and so nobody pauses.
+        return [Heed(lambda: self.cohort.interrupted)]
 
 
 class Echo:

@@ -145,7 +145,8 @@ class Classifier(L.LightningModule):
         raise UserError(
             f"training diverged: {', '.join(bad) or 'the sum of the losses overflows'} at step {step.number} "
             f"(epoch {self.current_epoch}), learning rate {step.learning_rate:.3g}; "
-            "try a lower optimizer.lr, gradient clipping (clip_norm=1) or trainer.precision=32-true"
+            "try a lower recipe.optimizer.lr, recipe.clip_norm=1 (of a teacher: teacher_recipe instead of recipe) or "
+            "trainer.precision=32-true"
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -118,3 +118,11 @@ def conclude(loggers: Sequence[Logger], params: dict[str, Any], metrics: dict[st
             logger.log_metrics(metrics)
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # or the next network that this process trains would go on with this run
+
+
+def abandon(loggers: Sequence[Logger]) -> None:
+    """Leave a run that did not end, or what this process trains next would go on with it."""
+    if any(isinstance(logger, WandbLogger) for logger in loggers):
+        import wandb
+
+        wandb.finish(exit_code=1)

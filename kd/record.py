@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -49,19 +49,18 @@ def _held(directory: Path) -> AbstractContextManager[object]:
 
 def _recorded(record: Result, directory: Path, work: Callable[[Result], Result]) -> Result:
     path = directory / FILE
-    if path.exists():
-        previous = _previous(path)
-        if previous is None:
-            shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # whose they are cannot be told
-        elif previous.fingerprint != record.fingerprint and (
-            previous.status == "done" or (directory / CHECKPOINTS).exists()
-        ):
-            raise UserError(
-                f"{directory} holds a run of another configuration ({previous.method}, seed {previous.seed}, "
-                f"{previous.date}); choose another hydra.run.dir, or give the settings with which it was started"
-            )
-        elif previous.fingerprint == record.fingerprint and previous.status == "done":
-            return previous
+    previous = _previous(path) if path.exists() else None
+    if previous is None:
+        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # whose they are cannot be told
+    elif previous.fingerprint != record.fingerprint and (
+        previous.status == "done" or (directory / CHECKPOINTS).exists()
+    ):
+        raise UserError(
+            f"{directory} holds a run of another configuration ({previous.method}, seed {previous.seed}, "
+            f"{previous.date}); choose another hydra.run.dir, or give the settings with which it was started"
+        )
+    elif previous.fingerprint == record.fingerprint and previous.status == "done":
+        return previous
     write_once(record, path)
     try:
         return work(record)
@@ -103,7 +102,14 @@ def first_process() -> bool:
 def versions() -> str:
     """What the run was made with, as one line."""
     packages = ("torch", "lightning", "torchmetrics", "hydra-core", "kd")
-    return ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
+    return ", ".join([f"python {platform.python_version()}", *(f"{name} {_version(name)}" for name in packages)])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # as kd in a checkout that was never installed
+        return "unknown"
 
 
 def git_revision() -> str:

@@ -3,8 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -41,6 +42,8 @@ class Result:
     teacher_params: int | None = None
     """Number of parameters; None where no teacher takes part."""
     dataset: str
+    data_id: str = ""
+    """Hash of its pixels and labels."""
     epochs: int
     val_acc: float | None = None
     """With the last epoch's weights, like all that follow; None without a validation split."""
@@ -137,8 +140,9 @@ def read(path: Path) -> Result:
 def collect(dirs: Iterable[Path]) -> Collected:
     """Every `result.json` below `dirs`, at any depth, links followed.
 
-    A file reached twice counts once. Directories called "report" below `dirs` are not searched. Raises UserError
-    if a directory does not exist or holds no record, or if none of the records can be read.
+    A file reached twice counts once. Directories called "report" below `dirs` are not searched. Different data sets of
+    the same name get a piece of their hash behind it. Raises UserError if a directory does not exist or holds no
+    record, or if none of the records can be read.
     """
     results, skipped = [], []
     for path in records(dirs):
@@ -148,7 +152,16 @@ def collect(dirs: Iterable[Path]) -> Collected:
             skipped.append(str(error))
     if not results:
         raise UserError(f"none of {len(skipped)} result records can be read, the first: {skipped[0]}")
-    return Collected(results, skipped)
+    return Collected(_told_apart(results), skipped)
+
+
+def _told_apart(results: Sequence[Result]) -> list[Result]:
+    """As two folders may be called alike, whose accuracies must not be averaged."""
+    names = Counter(name for name, _ in {(one.dataset, one.data_id) for one in results if one.data_id})
+    return [
+        replace(one, dataset=f"{one.dataset} {one.data_id[:6]}") if one.data_id and names[one.dataset] > 1 else one
+        for one in results
+    ]
 
 
 def records(dirs: Iterable[Path]) -> list[Path]:

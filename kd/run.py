@@ -18,7 +18,7 @@ from kd.callbacks import EpochSeed, History, WholeCheckpoints
 from kd.data.module import DataModule
 from kd.errors import UserError
 from kd.lit import Classifier
-from kd.logs import Pictures, conclude
+from kd.logs import Pictures, abandon, conclude
 from kd.predictions import FILE as PREDICTIONS
 from kd.predictions import write as write_predictions
 from kd.record import CHECKPOINTS
@@ -38,7 +38,7 @@ def train(
     make_trainer: Callable[..., L.Trainer],
     logger: Logger | None,
     watchers: Sequence[Callback] = (),
-    clock: Callable[[], float] | None = None,
+    timed: bool = True,
 ) -> Result:
     """Fit, test with the last epoch's weights, and leave weights, test predictions and result record in the directory.
 
@@ -54,12 +54,12 @@ def train(
         make_trainer: makes the Lightning Trainer, given callbacks, plugins, logger, directory and intervals.
         logger: where scalars and pictures go, if anywhere.
         watchers: further callbacks, which may end the training early by raising what they like.
-        clock: the time in seconds, for the record.
+        timed: whether the time that passes is this training's alone, and goes on record.
 
     Returns:
         The completed record, status "done".
     """
-    history = History(directory / "metrics.csv", clock)
+    history = History(directory / "metrics.csv", timed)
     checkpoint = ModelCheckpoint(
         directory / CHECKPOINT.parent,
         filename=CHECKPOINT.stem,
@@ -87,8 +87,12 @@ def train(
         warnings.filterwarnings("ignore", message=".*LeafSpec")
         # It is not empty when a run is resumed, and that is the point.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-        trainer.fit(module, data, ckpt_path=resumable if resumable.exists() else None, weights_only=True)
-        trainer.test(module, data, verbose=False)
+        try:
+            trainer.fit(module, data, ckpt_path=resumable if resumable.exists() else None, weights_only=True)
+            trainer.test(module, data, verbose=False)
+        except BaseException:
+            abandon(trainer.loggers)
+            raise
 
     predictions = module.predictions()
     test = {name: value.item() for name, value in trainer.callback_metrics.items()}

@@ -4,6 +4,7 @@ Settings are plain values here: nested dictionaries as YAML has them. No torch i
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ ASIDE = {"logger", "teacher_store", "threads", "limits"}
 
 STORAGE = {"root", "in_memory", "workers"}
 """Settings of the data that decide where it lies and how it is fetched."""
+
+OF_ROLE = {
+    "teacher": {"teacher", "teacher_recipe", "teacher_seed", "ensemble"},
+    "student": {"student", "recipe", "ensemble"},
+}
+"""Top-level settings that decide nothing about the result where this network takes no part."""
 
 AFTERWARDS = {"keep_memory", "fold_teacher", "stored_logits", "stored_logits_gb"}
 """Speed-ups that change nothing about how a teacher is trained."""
@@ -65,6 +72,8 @@ def check(settings: dict[str, Any], run_wide: Sequence[str], read: str, launcher
             require_sum(span, **{name: settings[name] for name in names.split(" + ")})
         except ValueError as error:
             raise UserError(str(error)) from error
+    if launcher is not None and launcher.endswith(".CohortLauncher") and "Wandb" in str(settings["logger"]):
+        raise UserError("W&B takes one run at a time in a process; take another logger, or leave out the cohort")
     weights = settings["teacher_weights"]
     if weights is not None and settings["method"] is None:
         raise UserError("teacher_weights is for methods that learn from a teacher; this one does not")
@@ -82,7 +91,7 @@ def _several_processes(trainer: dict[str, Any]) -> bool:
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes of a run; not where it happens, what it shows and where things lie."""
-    kept = {name: value for name, value in settings.items() if name not in ASIDE}
+    kept = without(settings, ASIDE | _absent(settings["roles"]))
     if kept.get("ensemble") == 1:
         del kept["ensemble"]  # as in runs from before there were any
     kept["trainer"] = without(kept["trainer"], WHERE)
@@ -105,15 +114,21 @@ def without(settings: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in names}
 
 
-def variant(overrides: Sequence[str]) -> str:
-    """The overrides that a result record has no column for, and that set the run apart."""
+def _absent(roles: Sequence[str]) -> set[str]:
+    return set().union(*(names for role, names in OF_ROLE.items() if role not in roles))
+
+
+def variant(overrides: Sequence[str], roles: Sequence[str]) -> str:
+    """The overrides that a result record has no column for, and that set the run of these networks apart."""
     columns = ("method", *KNOBS, "seed", "student", "teacher", "data", "experiment")
     silent = ("logger", "trainer", "teacher_store", "threads", *(f"trainer.{name}" for name in WHERE))
     silent += tuple(f"data.{name}" for name in STORAGE)
+    absent = _absent(roles)
 
     def tells(override: str) -> bool:
         name = override.lstrip("+~").split("=")[0]
-        return name not in columns and name not in silent and not name.startswith("logger.")
+        first = re.split(r"[./]", name.rpartition("@")[2])[0]
+        return name not in columns and name not in silent and first != "logger" and first not in absent
 
     return " ".join(sorted(override for override in overrides if tells(override)))
 

@@ -2,7 +2,9 @@
 
 import copy
 import ctypes
+import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,15 +61,16 @@ class Speed:
             return accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         return bool(self.stored_logits)
 
-    def settle(self, threads: int | None) -> None:
+    def settle(self, threads: int | None, device: torch.device) -> None:
         """Set what holds for the whole process.
 
         Args:
             threads: of a processor, for one operation; None leaves it to OMP_NUM_THREADS or the number of cores.
+            device: what is trained on.
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        if torch.cuda.is_available():
+        if device.type == "cuda":
             torch.set_float32_matmul_precision("high" if self.tensor_cores else "highest")
             torch.backends.cudnn.allow_tf32 = self.tensor_cores
             torch.backends.cudnn.benchmark = self.tensor_cores
@@ -117,6 +120,21 @@ def _folded(net: nn.Module) -> nn.Module:
     except (TraceError, TypeError, ValueError, RuntimeError):  # control flow that depends on values, foreign code
         return net
     return folded.eval().requires_grad_(False)
+
+
+def choose_device(accelerator: str, devices: object) -> torch.device:
+    """Where this process asks a network outside of a Trainer: on the GPU that it trains on, if it does.
+
+    Args:
+        accelerator: Lightning's name of it; anything but "cpu" is CUDA where there is any.
+        devices: the Trainer's, a number of them or a list of their indices.
+    """
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", 0))
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        index = devices[index]
+    return torch.device("cuda", index)
 
 
 def choose_precision(wanted: str, accelerator: str) -> str:

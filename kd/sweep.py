@@ -171,7 +171,7 @@ class Progress:
         self.told = self.run = 0
         """Jobs that have been told of, and that this sweep has run."""
         self.best: tuple[float, str] = (-math.inf, "")
-        """Highest validation accuracy, and whose."""
+        """Highest validation accuracy of a student, and whose."""
         self._lock = threading.Lock()
 
     def look(self) -> None:
@@ -207,7 +207,8 @@ class Progress:
         told = [job.why] if job.why else []
         if record is not None and record.val_acc is not None:
             told.append(f"val {100 * record.val_acc:.2f} %")
-            self.best = max(self.best, (record.val_acc, job.label))
+            if record.student is not None:
+                self.best = max(self.best, (record.val_acc, job.label))
         self.told += 1
         of = str(len(self.jobs))
         line = f"[{self.told:{len(of)}}/{of}] {status:<7} {job.label}"

@@ -98,6 +98,14 @@ def test_time_is_that_of_training(fit, tmp_path, monkeypatch):
     assert history.images == 2 * 3 * 10
 
 
+def test_time_that_is_shared_is_not_told(fit, tmp_path):
+    shared = History(tmp_path / "metrics.csv", timed=False)
+    fit(shared).save_checkpoint(tmp_path / "last.ckpt")
+    alone = History(tmp_path / "metrics.csv")
+    fit(alone, epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    assert (shared.seconds, alone.seconds, alone.images) == (None, None, 3 * 30)
+
+
 def test_one_rank_writes_for_all(tmp_path):
     history = History(tmp_path / "metrics.csv")
     metrics = {"val/acc": torch.tensor(0.5)}

@@ -1,5 +1,6 @@
 """What a user hears: help, and one line and exit code 1 for every mistake."""
 
+import errno
 import os
 import re
 import resource
@@ -85,7 +86,8 @@ def test_help_and_mistakes_answer_without_loading_torch(tmp_path, arguments):
         (("ensemble=2", f"teacher_weights={__file__}"), "error: teacher_weights is one teacher; ensemble is for those"),
         (("method=standard", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
         (("T=null",), "error: T must be a number in (0, inf), got None"),
-        (("seed=-1",), "error: seed must be a whole number in [0, inf), got -1"),
+        (("seed=-1",), "error: seed must be a whole number in [0, 4294967296), got -1"),
+        (("seed=4294967296",), "error: seed must be a whole number in [0, 4294967296), got 4.29497e+09"),
         (("recipe.epochs=0",), "error: recipe.epochs must be a whole number in [1, inf), got 0"),
     ],
 )
@@ -145,6 +147,7 @@ def test_a_diverging_loss_names_term_step_and_learning_rate(run, tmp_path):
     code, said = run(*TINY, QUIET, "data.epochs=2", *diverging)
     assert code == 1
     assert re.search(r"error: training diverged: the hard loss is \S+, .*at step \d+ .*learning rate \d", said)
+    assert "try a lower recipe.optimizer.lr, recipe.clip_norm=1 (of a teacher: teacher_recipe" in said
     record = read(tmp_path / "run" / "result.json")
     assert (record.status, record.test_acc) == ("failed", None)
     assert not (tmp_path / "run" / "student.safetensors").exists()
@@ -200,3 +203,7 @@ def test_resume_gives_the_overrides_back_and_the_users_own_last(tmp_path, monkey
 )
 def test_a_launcher_that_is_not_installed(message, extra):
     assert explain(Exception(message), []) == f"this launcher is not installed: pip install -e '.[{extra}]'"
+
+
+def test_an_error_that_names_no_file():
+    assert explain(OSError(errno.ENOSPC, "No space left on device"), []) == "No space left on device"

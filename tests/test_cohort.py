@@ -1,8 +1,12 @@
 """Trainings side by side: each is to be what it would have been alone."""
 
 import random
+import signal
+import threading
+import time
 from functools import partial
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -150,6 +154,30 @@ def test_lightning_lets_an_interruption_through(noise, tiny_net, trainer, monkey
     assert ended == [SystemExit, SystemExit]
 
 
+def test_an_interruption_does_not_wait_for_what_shares_nothing(noise, tiny_net, trainer):
+    """As a teacher, whom the others wait for: Ctrl-C ends it after the batch that it is at."""
+    ended = []
+
+    class CtrlC(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 3:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                time.sleep(0.2)
+
+    def work(others):
+        module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
+        training = trainer(max_epochs=200, callbacks=[CtrlC(), *others.watchers()])
+        try:
+            training.fit(module, loaded(noise()))
+        except SystemExit:
+            ended.append(training.global_step)
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        Cohort().run([work])
+    assert ended == [3]
+
+
 def test_no_more_at_a_time_than_there_is_memory_for(noise):
     images, at_work, most = noise(160), set(), []
 
@@ -175,23 +203,6 @@ def test_an_echo_is_of_the_same_images_only(labelled):
     assert echo(first) is first.y
     assert echo(second) is second.y
     assert echo(first) is first.y
-
-
-def test_time_in_which_others_work_does_not_count(noise, monkeypatch):
-    import time
-
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    images = noise()
-
-    def work(others):
-        began = others.clock()
-        for _ in loaded(images, others).train_dataloader():
-            now[0] += 1
-        return others.clock() - began
-
-    steps = loaded(images).steps_per_epoch
-    assert Cohort().run([work] * 3) == [steps] * 3
 
 
 def test_free_memory_is_told():

@@ -1,11 +1,14 @@
 import io
+import sys
 import threading
 from functools import partial
+from types import SimpleNamespace
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from matplotlib.colors import to_rgb
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,9 +17,12 @@ from torch import tensor
 
 from kd.data.augment import Augment
 from kd.data.module import DataModule
+from kd.errors import UserError
 from kd.lit import Classifier
 from kd.logs import Pictures, conclude, confusion_figure, rendered, sample_grid
 from kd.recipe import one_cycle
+from kd.results import Result
+from kd.run import train
 
 
 def texts(axes):
@@ -164,3 +170,26 @@ def test_concluding_leaves_no_writer_behind(tmp_path):
     assert set(threading.enumerate()) - before
     conclude([logger], {"T": 4.0}, {"hp/test_acc": 0.5})
     assert not set(threading.enumerate()) - before
+
+
+def test_the_next_training_does_not_go_on_with_a_run_that_failed(tmp_path, noise, tiny_net, monkeypatch):
+    """W&B has one run a process until it is told that it is over; a dummy takes its place here."""
+
+    class Dummy(CSVLogger):
+        def log_image(self, *_, **__):
+            pass
+
+    class Broken(L.Callback):
+        def on_train_batch_end(self, *_):
+            raise UserError("broken")
+
+    codes = []
+    monkeypatch.setattr("kd.logs.WandbLogger", Dummy)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(finish=lambda exit_code: codes.append(exit_code)))
+    module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
+    data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=10, seed=0)
+    record = Result(method="standard", seed=0, dataset="noise", epochs=3, status="running")
+    make = partial(L.Trainer, max_epochs=3, accelerator="cpu", enable_progress_bar=False)
+    with pytest.raises(UserError, match="broken"):
+        train(module, data, record, tmp_path, "student.safetensors", {}, make, Dummy(tmp_path), [Broken()])
+    assert codes == [1]

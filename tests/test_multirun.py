@@ -72,6 +72,19 @@ def test_a_directory_of_ones_own(sweep):
     assert {name: record.seed for name, record in records(directory).items()} == {"seed0": 0, "seed1": 1}
 
 
+def test_a_nested_directory_is_refused(sweep):
+    code, said, directory = sweep("method=standard", "seed=0,1", "hydra.sweep.subdir=a/${seed}")
+    assert (code, records(directory)) == (1, {})
+    assert "error: hydra.sweep.subdir=a/0: jobs lie side by side in hydra.sweep.dir; give a single name" in said
+
+
+def test_who_has_no_teacher_is_trained_once_whatever_the_teachers(sweep):
+    code, said, directory = sweep("method=standard", "teacher.scale=2,3", "ensemble=1,2")
+    assert (code, len(records(directory))) == (0, 1)
+    assert "skipped teacher.scale=3 ensemble=2: the same as teacher.scale=2 ensemble=1" in said
+    assert records(directory)["0"].variant == "data.epochs=1 student.scale=2"
+
+
 def test_nothing_but_mistakes_is_one_mistake(sweep):
     code, said, directory = sweep("T=0,-1")
     assert code == 1
@@ -123,6 +136,8 @@ class TestACohort:
         alone, together = records(tmp_path / "alone"), records(tmp_path / "together")
         timing = {"date": "", "train_seconds": None, "images_per_second": None}
         for name in alone:
+            assert alone[name].train_seconds > 0
+            assert together[name].train_seconds is None  # who of them took it cannot be told
             mine, theirs = (replace(found[name], **timing) for found in (alone, together))
             assert mine == replace(theirs, variant=mine.variant)
             assert same_files(tmp_path, name, "student.safetensors", "metrics.csv")

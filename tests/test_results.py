@@ -25,9 +25,9 @@ DONE = Result(
     epoch_val_acc=[0.5, 0.8],
 )
 CONTRACT = """
-    method T alpha beta seed student teacher teacher_id student_params teacher_params dataset epochs val_acc test_acc
-    test_images test_nll test_ece teacher_test_acc retention agreement train_seconds images_per_second device precision
-    git versions status variant fingerprint group date error
+    method T alpha beta seed student teacher teacher_id student_params teacher_params dataset data_id epochs val_acc
+    test_acc test_images test_nll test_ece teacher_test_acc retention agreement train_seconds images_per_second device
+    precision git versions status variant fingerprint group date error
     epoch_train_loss epoch_train_acc epoch_val_loss epoch_val_acc
 """
 
@@ -193,6 +193,16 @@ def test_collect_counts_a_file_once(tmp_path):
     (tmp_path / "linked").symlink_to(tmp_path / "runs")
     dirs = [tmp_path / "runs", tmp_path / "runs" / "1", tmp_path / "linked"]
     assert sorted(result.seed for result in collect(dirs).results) == [0, 1]
+
+
+def test_data_sets_of_one_name_are_told_apart(tmp_path):
+    put(tmp_path / "a", dataset="data", data_id="11111111aaaa")
+    put(tmp_path / "b", dataset="data", data_id="22222222bbbb")
+    put(tmp_path / "c", dataset="digits", data_id="33333333cccc")
+    put(tmp_path / "d", dataset="digits", data_id="33333333cccc")
+    put(tmp_path / "e", dataset="digits")  # of an older version
+    names = [result.dataset for result in collect([tmp_path]).results]
+    assert names == ["data 111111", "data 222222", "digits", "digits", "digits"]
 
 
 def test_collect_does_not_look_into_reports(tmp_path):

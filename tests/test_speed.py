@@ -11,7 +11,9 @@ import yaml
 from torch import nn
 
 from kd.models.cnn import CNN
-from kd.speed import PackedDropout, Speed, choose_precision
+from kd.speed import PackedDropout, Speed, choose_device, choose_precision
+
+CPU = torch.device("cpu")
 
 CONF = Path(__file__).parent.parent / "conf" / "speed"
 
@@ -181,12 +183,21 @@ def test_an_unknown_word_is_refused():
         speed(stored_logits="never")
 
 
+def test_a_network_is_asked_on_the_gpu_that_it_is_trained_on(monkeypatch):
+    assert choose_device("auto", 1) == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("cpu", 1) == CPU
+    assert [choose_device("auto", devices).index for devices in (1, "auto", [3, 2])] == [0, 0, 3]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [choose_device("gpu", devices).index for devices in (2, [3, 2])] == [1, 2]
+
+
 def test_threads_are_set(request):
     before = torch.get_num_threads()
     request.addfinalizer(lambda: torch.set_num_threads(before))
-    speed(keep_memory=False).settle(threads=2)
+    speed(keep_memory=False).settle(2, CPU)
     assert torch.get_num_threads() == 2
-    speed(keep_memory=False).settle(threads=None)
+    speed(keep_memory=False).settle(None, CPU)
     assert torch.get_num_threads() == 2
 
 

@@ -11,11 +11,11 @@ def job(number, *overrides, fingerprint=None, reason=None):
     return Job(("data=digits", *overrides), fingerprint or f"f{number}", str(number), reason)
 
 
-def leave(directory, fingerprint, status="done", val_acc=0.5, error=None):
+def leave(directory, fingerprint, status="done", val_acc=0.5, error=None, student="cnn16"):
     directory.mkdir(exist_ok=True, parents=True)
     record = Result(
         method="logits", seed=0, dataset="d", epochs=1, status=status, fingerprint=fingerprint, val_acc=val_acc,
-        error=error,
+        error=error, student=student,
     )  # fmt: skip
     write(record, directory / FILE)
 
@@ -65,13 +65,13 @@ def test_an_earlier_failure_is_forgotten_until_there_is_a_new_record(tmp_path):
 
 
 def test_the_lines_of_a_sweep(tmp_path):
-    leave(tmp_path / "1", "f1", val_acc=0.7)
+    leave(tmp_path / "1", "f1", val_acc=0.99, student=None)  # a teacher is not what a sweep looks for
     jobs = [job(0, "T=1"), job(1, "T=2"), job(2, "T=3", reason="impossible"), job(3, "T=4"), job(4, "T=5")]
     place(jobs, tmp_path)
     time, said = [0.0], []
     progress = Progress(jobs, said.append, lambda: time[0])
     progress.look()
-    assert said == ["[1/5] skipped T=2: done before, val 70.00 %", "[2/5] refused T=3: impossible"]
+    assert said == ["[1/5] skipped T=2: done before, val 99.00 %", "[2/5] refused T=3: impossible"]
     progress.look()
     assert len(said) == 2
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kd import predictions
+from kd.data.digits import digits
 from kd.results import read
 from kd.speed import choose_precision
 
@@ -80,6 +81,7 @@ class TestARun:
         assert (result.method, result.T, result.alpha, result.beta) == ("logits", 2, 0.1, None)
         assert (result.status, result.dataset, result.epochs, result.seed) == ("done", "digits", 2, 0)
         assert (result.student, result.teacher) == ("cnn16", "cnn32")
+        assert result.data_id == digits().id
         assert result.variant == "data.epochs=2 student.scale=2 teacher.scale=2"
         assert result.retention == pytest.approx(result.test_acc / result.teacher_test_acc)
         assert 0 <= result.agreement <= 1

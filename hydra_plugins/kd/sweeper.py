@@ -78,6 +78,8 @@ class ResumableSweeper(BasicSweeper):
             cfg.hydra.job.num = cfg.hydra.job.id = number
             name = str(cfg.hydra.sweep.subdir)
             del cfg["hydra"]
+        if Path(name).name != name:
+            raise UserError(f"hydra.sweep.subdir={name}: jobs lie side by side in hydra.sweep.dir; give a single name")
         job = Job(tuple(overrides), fingerprint(train.plain(cfg)), name)
         try:
             train.refuse_mistakes(cfg, self.config.hydra.launcher._target_)

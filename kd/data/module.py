@@ -18,6 +18,7 @@ from kd.hashing import derive
 from kd.ranges import require
 
 EVAL_BATCH = 1000
+CPU = torch.device("cpu")
 
 
 def stratified_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -243,14 +244,15 @@ class DataModule(L.LightningDataModule):
             return []
         return self._loader("val", InOrder(self.val_index, self.augment), self.images.train_x, self.images.train_y)
 
-    def test_dataloader(self) -> Loader:
-        index = torch.arange(len(self.images.test_y))
-        return self._loader(
-            "test", InOrder(index, self.augment), self.images.test_x, self.images.test_y, len(self.images.train_y)
-        )
+    def test_dataloader(self, device: torch.device = CPU) -> Loader:
+        """Test batches; on `device` where no Trainer has a say in it."""
+        images, sampler = self.images, InOrder(torch.arange(len(self.images.test_y)), self.augment)
+        return self._loader("test", sampler, images.test_x, images.test_y, len(images.train_y), device)
 
-    def _loader(self, split: str, sampler: Shuffled | InOrder, x: Tensor, y: Tensor, first: int = 0) -> Loader:
-        device, rank, ranks = torch.device("cpu"), 0, 1
+    def _loader(
+        self, split: str, sampler: Shuffled | InOrder, x: Tensor, y: Tensor, first: int = 0, device: torch.device = CPU
+    ) -> Loader:
+        rank, ranks = 0, 1
         if self.trainer is not None:
             device, rank, ranks = self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
         arguments = (sampler, self.augment, self.images.mean_std, self.memory_format, device, rank, ranks, first, split)

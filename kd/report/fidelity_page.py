@@ -1,6 +1,7 @@
 """The page on fidelity: tables, pictures, and sentences that say no more than the figures in them."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -237,9 +238,10 @@ def _classes(study: Study, names: Sequence[str]) -> Iterator[str]:
             if difference.verdict in seen:
                 seen[difference.verdict].append(f"{name} ({100 * (difference.mean or 0.0):+.2f})")
         said = [f"{word} for {', '.join(found)}" for word, found in seen.items() if found]
-        verdicts = {difference.verdict for difference in one.classes}
-        words = next((f"{word} in" for word in (UNCERTAIN, UNSEEN) if word in verdicts), "no statement on")
-        yield f"{one.student.label}, accuracy by class, points: {'; '.join(said) or f'{words} any class'}."
+        verdicts = Counter(difference.verdict for difference in one.classes)
+        of = len(one.classes)
+        unsure = [f"{word} in {verdicts[word]} of {of}" for word in (UNSEEN, UNCERTAIN) if verdicts[word]]
+        yield f"{one.student.label}, accuracy by class, points: {'; '.join([*said, *unsure]) or 'no statement'}."
 
 
 _CLASS_NOTE = (

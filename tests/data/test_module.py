@@ -185,6 +185,11 @@ def test_evaluation_sees_every_image_once_as_it_is(noise, monkeypatch, split):
     assert equal(list(loader), batches)
 
 
+def test_an_evaluation_outside_of_a_trainer_is_where_it_is_asked_for(noise):
+    batch = next(iter(make(noise()).test_dataloader(torch.device("meta"))))
+    assert {part.device.type for part in batch} == {"meta"}
+
+
 def test_ranks_share_an_evaluation_without_loss(noise, monkeypatch):
     monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 8)
     images = noise(test=19)
