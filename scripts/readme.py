@@ -1,4 +1,4 @@
-"""Brings README and docs in line with the records in docs/results: `python scripts/readme.py`."""
+"""Brings README, docs and reports in line with the records in docs/results: `python scripts/readme.py`."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kd.errors import UserError
 from kd.report.comparison import Comparison, compare
-from kd.report.page import write_report
+from kd.report.page import report
 from kd.report.rows import Row, Summary, summarize
 from kd.report.speed import BRIEF, FULL, to_markdown
 from kd.report.tables import to_brief, to_csv
@@ -31,8 +31,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
     check = parser.parse_args().check
     try:
+        results = ROOT / "docs" / "results"
+        reports = {results / folder: report(*_records(name)) for name, folder in TABLES.items()}
         wanted = {ROOT / page: filled(page) for page in PAGES}
-        wanted[ROOT / "docs" / "results" / "seed_table.csv"] = to_csv(*_rows("results"))
+        wanted[results / "seed_table.csv"] = to_csv(*_rows("results"))
+        wanted |= {folder / name: text for folder, made in reports.items() for name, text in made.texts.items()}
         if check:
             stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
             for path in stale:
@@ -40,9 +43,8 @@ def main() -> int:
             return 1 if stale else 0
         for path, text in wanted.items():
             path.write_text(text, encoding="utf-8")
-        for name in TABLES:
-            summary, comparisons = _records(name)
-            write_report(summary, ROOT / "docs" / "results" / TABLES[name], comparisons)
+        for folder, made in reports.items():
+            made.write(folder)
     except (UserError, OSError) as error:
         print(f"readme.py: {error}", file=sys.stderr)
         return 1

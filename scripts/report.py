@@ -24,9 +24,9 @@ def main() -> int:
         results, skipped = collect(args.dirs)
         summary = summarize(results, skipped)
         comparisons = compare(summary.rows, args.baseline)
-        from kd.report.page import write_report  # matplotlib takes a second that help and mistakes need not wait for
+        from kd.report.page import report  # matplotlib takes a second that help and mistakes need not wait for
 
-        written = write_report(summary, args.out or args.dirs[0] / REPORT, comparisons)
+        written = report(summary, comparisons).write(args.out or args.dirs[0] / REPORT)
     except UserError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 1

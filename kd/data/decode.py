@@ -56,6 +56,9 @@ def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, keep: Path |
                 pixels.flush()
         return Decoded(torch.from_numpy(_mapped(file, shape)), jpeg_mark.exists())
     except OSError as error:
+        where = Path(error.filename or file)
+        if keep.parent not in (where, *where.parents):
+            raise  # an image that cannot be read
         raise UserError(
             f"{file}: {error.strerror or error}; data.in_memory=false keeps decoded pixels there"
         ) from error

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from kd.errors import UserError
 from kd.report import figures
@@ -17,28 +18,42 @@ CURVES = "distillation_comparison.png"
 DPI = 150
 
 
-def write_report(summary: Summary, out: Path, comparisons: Sequence[Comparison] = ()) -> list[Path]:
-    """Write `results.csv`, `results.md` and the pictures into `out`, over what an earlier report left there.
+class Report(NamedTuple):
+    """All that is told of some rows."""
 
-    Two pictures are always there; more follow the swept knobs. Returns the paths of all that was written. Raises
-    UserError if `out` cannot be written.
-    """
-    table, page = out / "results.csv", out / "results.md"
+    texts: dict[str, str]
+    """`results.csv` for programs and `results.md` for people."""
+    pictures: list[Picture]
+    """Two are always there; more follow the swept knobs."""
+
+    def write(self, out: Path) -> list[Path]:
+        """Into a directory, over what an earlier report left there; returns the paths of all that was written.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for name, text in self.texts.items():
+                (out / name).write_text(text, encoding="utf-8")
+            for picture in self.pictures:
+                picture.figure.savefig(out / picture.name, dpi=DPI)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"the report cannot be written to {out}: {reason}; choose another") from error
+        return [out / name for name in (*self.texts, *(picture.name for picture in self.pictures))]
+
+
+def report(summary: Summary, comparisons: Sequence[Comparison] = ()) -> Report:
+    """Tables and pictures of rows, and of what is compared among them."""
     drawn = [
         Picture(ACCURACY, figures.accuracy(summary), "Test accuracy"),
         Picture(CURVES, figures.curves(summary), "Learning curves"),
         *_differences(comparisons),
         *pictures(summary),
     ]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        table.write_text(to_csv(summary.rows, comparisons), encoding="utf-8")
-        page.write_text(to_page(summary, comparisons, drawn), encoding="utf-8")
-        for picture in drawn:
-            picture.figure.savefig(out / picture.name, dpi=DPI)
-    except OSError as error:
-        raise UserError(f"the report cannot be written to {out}: {error.strerror or error}; choose another") from error
-    return [table, page, *(out / picture.name for picture in drawn)]
+    page = to_page(summary, comparisons, drawn)
+    return Report({"results.csv": to_csv(summary.rows, comparisons), "results.md": page}, drawn)
 
 
 def _differences(comparisons: Sequence[Comparison]) -> list[Picture]:

@@ -75,6 +75,12 @@ def test_pixels_that_cannot_be_kept(tmp_path, pixels, encode):
         decode([("first", encode(pixels[0]))], 1, 32, tmp_path / ".decoded" / "some")
 
 
+def test_an_image_that_cannot_be_read_is_named_itself(tmp_path):
+    images = ((str(path), path.read_bytes()) for path in [tmp_path / "gone.png"])
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        decode(images, 1, 32, tmp_path / ".decoded" / "some")
+
+
 def test_kept_pixels_that_were_cut_short(tmp_path, pixels, encode):
     encoded = [(str(i), encode(x)) for i, x in enumerate(pixels)]
     keep = tmp_path / "some"

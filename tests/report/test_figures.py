@@ -9,7 +9,7 @@ import pytest
 
 from kd.report.comparison import compare
 from kd.report.figures import accuracy, curves, differences, looks
-from kd.report.page import write_report
+from kd.report.page import report
 from kd.report.rows import summarize
 from kd.results import Result
 
@@ -248,7 +248,7 @@ def test_an_override_is_no_formula():
 def test_the_report_is_written(tmp_path):
     before = dict(matplotlib.rcParams)
     summary = few()
-    written = write_report(summary, tmp_path / "new" / "report")
+    written = report(summary).write(tmp_path / "new" / "report")
     assert [path.name for path in written] == [
         "results.csv",
         "results.md",
@@ -287,7 +287,7 @@ def test_differences_are_ranked_and_coloured_by_what_can_be_said():
 
 def test_several_comparisons_have_their_picture(tmp_path):
     summary = few()
-    written = write_report(summary, tmp_path, compare(summary.rows))
+    written = report(summary, compare(summary.rows)).write(tmp_path)
     assert "difference_standard.png" in [path.name for path in written]
     assert "(difference_standard.png)" in (tmp_path / "results.md").read_text(encoding="utf-8")
 

@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from kd.report.figures import accuracy, curves
 from kd.report.knobs import sizes, sweeps
-from kd.report.page import write_report
+from kd.report.page import report
 from kd.report.rows import summarize
 from kd.report.sweeps import geometric, pictures
 from kd.results import Result
@@ -289,7 +289,7 @@ def test_an_override_is_no_formula_and_no_path():
 
 def test_pictures_are_written_and_mentioned(tmp_path):
     summary = summarize(chain(over_t(), sized(), run(TEACHER)))
-    written = write_report(summary, tmp_path)
+    written = report(summary).write(tmp_path)
     page = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert [path.name for path in written[4:]] == ["sweep_T.png", "sizes.png"]
     for path in written[2:]:
@@ -297,7 +297,7 @@ def test_pictures_are_written_and_mentioned(tmp_path):
         assert f"({path.name})" in page
     assert "best by validation accuracy" in page
     before = {path.name: path.read_bytes() for path in written}
-    assert {path.name: path.read_bytes() for path in write_report(summary, tmp_path)} == before
+    assert {path.name: path.read_bytes() for path in report(summary).write(tmp_path)} == before
 
 
 def test_hundreds_of_rows_are_a_few_bars_and_lines():

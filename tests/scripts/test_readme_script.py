@@ -27,17 +27,21 @@ def test_what_stands_there_is_what_the_records_say(copied, capsys):
 
 
 def test_an_edited_figure_is_noticed_and_put_right(copied, tmp_path, capsys):
-    page, table = tmp_path / "README.md", tmp_path / "docs" / "results" / "seed_table.csv"
-    right = page.read_text(encoding="utf-8"), table.read_text(encoding="utf-8")
-    assert "| 1.07 M |" in right[0]
-    page.write_text(right[0].replace("| 1.07 M |", "| 1.05 M |"), encoding="utf-8")
-    table.write_text(right[1].replace("1071066", "1051066"), encoding="utf-8")
+    edits = {
+        "README.md": ("| 1.07 M |", "| 1.05 M |"),
+        "docs/results/seed_table.csv": ("1071066", "1051066"),
+        "docs/results/what_matters/results.md": ("| 1.07 M |", "| 1.05 M |"),
+    }
+    right = {name: (tmp_path / name).read_text(encoding="utf-8") for name in edits}
+    for name, (before, after) in edits.items():
+        assert before in right[name]
+        (tmp_path / name).write_text(right[name].replace(before, after), encoding="utf-8")
     assert copied("--check") == 1
-    said = capsys.readouterr().out
-    assert "README.md differs from the records" in said
-    assert "seed_table.csv differs from the records" in said
+    assert capsys.readouterr().out.splitlines() == [
+        f"{name} differs from the records: python scripts/readme.py" for name in edits
+    ]
     assert copied() == 0
-    assert (page.read_text(encoding="utf-8"), table.read_text(encoding="utf-8")) == right
+    assert {name: (tmp_path / name).read_text(encoding="utf-8") for name in edits} == right
 
 
 def test_a_readme_without_the_place_is_refused(copied, tmp_path, capsys):
