@@ -57,7 +57,7 @@ def job(cfg: DictConfig, others: Any = None) -> float | None:
         refuse_mistakes(cfg, HydraConfig.get().launcher._target_ if multirun else None)
         return run(cfg, record, directory, others=others)
 
-    result = recorded(describe(cfg), directory, work)
+    result = recorded(describe(cfg), directory, work, single=not multirun)
     if first_process() and not multirun:
         from rich.console import Console
 

@@ -24,17 +24,23 @@ CHECKPOINTS = "checkpoints"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def recorded(record: Result, directory: Path, work: Callable[[Result], Result]) -> Result:
+def recorded(record: Result, directory: Path, work: Callable[[Result], Result], single: bool = False) -> Result:
     """Do the run, and keep its status in `result.json` from the first moment: running, done, failed, interrupted.
 
     A run that the directory says is done is not done again.
+
+    Args:
+        record: what is known beforehand.
+        directory: of the run.
+        work: does it.
+        single: whether it is a run by itself; of others, whoever started them tells how to go on when interrupted.
 
     Raises:
         UserError: if the directory holds another run.
         SystemExit: 130 if interrupted.
     """
     with _held(directory):
-        return _recorded(record, directory, work)
+        return _recorded(record, directory, work, single)
 
 
 def _held(directory: Path) -> AbstractContextManager[object]:
@@ -47,7 +53,7 @@ def _held(directory: Path) -> AbstractContextManager[object]:
         raise UserError(f"another process is at work in {directory}") from error
 
 
-def _recorded(record: Result, directory: Path, work: Callable[[Result], Result]) -> Result:
+def _recorded(record: Result, directory: Path, work: Callable[[Result], Result], single: bool) -> Result:
     path = directory / FILE
     previous = _previous(path) if path.exists() else None
     if previous is None:
@@ -66,7 +72,8 @@ def _recorded(record: Result, directory: Path, work: Callable[[Result], Result])
         return work(record)
     except (KeyboardInterrupt, SystemExit) as error:
         write_once(replace(record, status="interrupted"), path)
-        print(f"interrupted; continue with: python train.py resume={directory}", file=sys.stderr)
+        if single:
+            print(f"interrupted; continue with: python train.py resume={directory}", file=sys.stderr)
         raise SystemExit(130) from error
     except Exception as error:
         # On a full disk not even this may fit; the first error is the one to hear of.

@@ -42,6 +42,16 @@ def test_a_checkpoint_of_another_run_is_left_alone(interrupted):
     assert (interrupted / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.parametrize("single", [True, False])
+def test_who_started_it_tells_how_to_go_on(tmp_path, capsys, single):
+    def stop(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        recorded(RUN, tmp_path, stop, single)
+    assert capsys.readouterr().err == (f"interrupted; continue with: python train.py resume={tmp_path}\n" * single)
+
+
 @pytest.mark.parametrize("damage", ["cut short", "removed"])
 def test_a_checkpoint_without_a_record_is_nobodys(interrupted, damage):
     """Of another run, say, in a directory whose record somebody removed to have it made anew."""
