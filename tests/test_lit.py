@@ -63,6 +63,19 @@ class At(L.Callback):
             self.act(trainer, pl_module, batch)
 
 
+@pytest.mark.parametrize("clip", [1e-3, None])
+def test_gradients_are_clipped_over_all_that_is_learned(tiny_net, noise, trainer, clip):
+    student, teacher = tiny_net(width=4), tiny_net(width=8, seed=1)
+    module = distiller(student, teacher, Feature(2.0, 0.1, 0.3, [-1], 0.0))
+    module._optimizer = partial(torch.optim.SGD, lr=1.0)
+    before, rates = [p.detach().clone() for p in module.parameters()], []
+    assert any(p.requires_grad for p in module.method.parameters())
+    watch = At(lambda trainer, *_: rates.append(trainer.optimizers[0].param_groups[0]["lr"]))
+    trainer(max_steps=1, gradient_clip_val=clip, callbacks=[watch]).fit(module, data_of(noise()))
+    moved = torch.stack([(p - old).norm() for p, old in zip(module.parameters(), before, strict=True)]).norm().item()
+    assert moved == pytest.approx(1e-3 * rates[0], rel=0.01) if clip else moved > 0.1 * rates[0]
+
+
 # --- what is logged
 
 

@@ -200,10 +200,13 @@ def test_processes_that_write_at_once_and_are_killed_leave_nothing_wrong(tmp_pat
     reader, whole = opened(tmp_path), everything()
     live = Teacher()(whole).logits
     until = time.monotonic() + 2
-    while time.monotonic() < until:
-        torch.testing.assert_close(reader(whole).logits, live, rtol=2**-11, atol=1e-6)
-    for writer in writers:
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.join()
+    try:
+        while time.monotonic() < until:
+            torch.testing.assert_close(reader(whole).logits, live, rtol=2**-11, atol=1e-6)
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.join()
+    assert [writer.exitcode for writer in writers] == [-signal.SIGKILL] * 2  # until then both were at it
     torch.testing.assert_close(opened(tmp_path)(whole).logits, live, rtol=2**-11, atol=1e-6)
     assert reader.found > 0

@@ -1,5 +1,7 @@
 """What a sweep does with its jobs, without running one."""
 
+import threading
+
 import pytest
 
 from kd.errors import UserError
@@ -89,13 +91,17 @@ def test_the_lines_of_a_sweep(tmp_path):
     assert count(jobs) == "1 done, 1 skipped, 1 failed, 1 refused, 1 waiting"
 
 
-def test_a_watched_sweep_tells_of_every_job(tmp_path):
+def test_a_watched_sweep_tells_of_every_job(tmp_path, monkeypatch):
+    """Of the first while the second runs, and of the second although nobody looks again."""
+    monkeypatch.setattr("kd.sweep.POLL_SECONDS", 0.01)
     jobs = [job(0, "T=1"), job(1, "T=2")]
     place(jobs, tmp_path)
-    said = []
-    progress = Progress(jobs, said.append)
+    said, told = [], threading.Event()
+    progress = Progress(jobs, lambda line: (said.append(line), told.set()))
     with progress.watching():
         leave(jobs[0].directory, "f0")
+        assert told.wait(timeout=60)
+        monkeypatch.setattr("kd.sweep.POLL_SECONDS", 1000)
         leave(jobs[1].directory, "f1")
     assert [line.split(":")[0] for line in said] == ["[1/2] done    T=1", "[2/2] done    T=2"]
 

@@ -1,7 +1,10 @@
 """`train.py` from its command line to the files it leaves, on tiny networks and the bundled digits."""
 
+import ast
 import csv
+import inspect
 import json
+import os
 import re
 import shutil
 import signal
@@ -12,14 +15,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_method, instantiate
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
+import train
+from hydra_plugins.kd.cohort import in_common
 from kd import predictions
 from kd.data.digits import digits
-from kd.results import read
-from kd.speed import choose_precision
+from kd.results import read, write
+from kd.settings import fingerprint
+from kd.speed import PackedDropout, choose_precision
+from kd.weights import fill, load_weights
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -186,12 +197,109 @@ class TestARun:
         assert same_weights(self.directory / "student.safetensors", tmp_path / "given" / "student.safetensors")
         assert not list((tmp_path / "elsewhere").rglob("teacher.safetensors"))
 
+    def test_a_teacher_that_is_not_what_its_record_says_teaches_nobody(self, run, tmp_path):
+        (entry,) = (tmp_path / "teachers").glob("*/result.json")
+        write(replace(read(entry), test_acc=0.5), entry)
+        code, said = run(*SMALL, "method=logits", "T=3", "hydra.run.dir=other")
+        assert code == 1
+        assert "is on record with 50.00 % on this test split but reaches" in said
+        assert not (tmp_path / "other" / "student.safetensors").exists()
+
+    def test_its_weights_are_of_use_without_it(self):
+        """Network and normalisation from the file's metadata alone give the logits that the run kept."""
+        tensors, metadata = load_weights(self.directory / "student.safetensors")
+        net = instantiate(metadata["model"], num_classes=metadata["num_classes"], image_size=metadata["image_size"])
+        fill(net, tensors, self.directory)
+        images = digits()
+        mean, std = (torch.tensor(metadata[name])[:, None, None] for name in ("mean", "std"))
+        with torch.no_grad():
+            logits = net.eval()((images.test_x / 255 - mean) / std).logits
+        kept = torch.from_numpy(predictions.read(self.directory / "predictions.npz").logits)
+        assert (logits - kept).abs().max() < 0.02 * kept.abs().max()  # the run's were made in half precision
+        assert tuple(metadata["classes"]) == images.classes
+
+    @pytest.mark.parametrize("fast", [True, False])
+    def test_what_is_faster_is_in_use(self, run, tmp_path, monkeypatch, fast):
+        made = []
+        monkeypatch.setattr("kd.run.train", lambda module, data, *_, **__: made.append((module, data)) or self.result)
+        (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
+        how = () if fast else ("speed=reference", "trainer.precision=32-true")
+        dropout = ("student.conv_dropout=0.1", f"teacher_weights={weights}", "method=feature")
+        assert run(*SMALL, *how, *dropout, "hydra.run.dir=spied")[0] == 0
+        ((module, data),) = made
+        batch = next(iter(data.train_dataloader()))
+        assert any(isinstance(part, PackedDropout) for part in module.net.modules()) == fast
+        assert batch.x.is_contiguous(memory_format=torch.channels_last) == fast
+        assert any(isinstance(part, nn.BatchNorm2d) for part in module.teacher._spokesman.modules()) != fast
+
     def test_weights_of_another_architecture_are_refused(self, run, tmp_path):
         (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
         code, said = run(*SMALL, f"teacher_weights={weights}", "teacher.scale=3", "hydra.run.dir=other")
         assert code == 1
         assert "another architecture" in said
         assert not (tmp_path / "other" / "student.safetensors").exists()
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", ["data=digits", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("changed", "teacher", "result"),
+    [
+        ("teacher.scale=8", True, True),
+        ("teacher_recipe.epochs=3", True, True),
+        ("teacher_recipe.optimizer.lr=0.3", True, True),
+        ("data.augment.crop=1", True, True),
+        ("data.val_fraction=0.2", True, True),
+        ("data.source.image_size=16", True, True),
+        ("speed.packed_dropout=false", True, True),
+        ("trainer.precision=32-true", True, True),
+        ("T=3", False, True),
+        ("seed=1", False, True),
+        ("student.scale=4", False, True),
+        ("recipe.epochs=3", False, True),
+        ("ensemble=2", False, True),
+        ("trainer.devices=2", False, False),
+        ("logger=none", False, False),
+        ("teacher_store=elsewhere", False, False),
+    ],
+)
+def test_what_makes_another_teacher_and_another_result(changed, teacher, result):
+    """Too little in these names and a wrong teacher, or an old result, is taken for the one that was asked for."""
+    before, after = composed(), composed(changed)
+    assert (train.Workshop(before).teacher_key(0) != train.Workshop(after).teacher_key(0)) == teacher
+    assert (fingerprint(train.plain(before)) != fingerprint(train.plain(after))) == result
+
+
+def test_which_jobs_share_their_batches_and_their_teacher():
+    """One order given, students differ as they like; what the batches or the teacher come from must be the same."""
+    base = in_common(composed("data.order_seed=0"))
+    for alike in (["T=4"], ["method=feature", "beta=0.1"], ["seed=1"], ["student.scale=4"], ["recipe.optimizer.lr=1"]):
+        assert in_common(composed("data.order_seed=0", *alike)) == base
+    for other in ("teacher_seed=1", "ensemble=2", "recipe.batch_size=8", "recipe.epochs=2", "data.augment.crop=1"):
+        assert in_common(composed("data.order_seed=0", other)) != base
+    assert in_common(composed("seed=1")) != in_common(composed("seed=2"))  # each its own order
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "data").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_data_set_is_asked_for_what_it_takes(file):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        source = train.plain(compose("config", [f"data={file.stem}"]).data.source)
+    inspect.signature(get_method(source.pop("_target_"))).bind(**source)
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_how_threads_wait_is_set_before_torch_reads_it(given):
+    ours = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+    code = f"import os, sys, train; print({{n: os.environ.get(n) for n in {ours}}}, 'torch' in sys.modules)"
+    clean = {name: value for name, value in os.environ.items() if name not in ours}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean | given, capture_output=True, text=True)
+    expected = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+    expected = {"GOMP_SPINCOUNT": None, **given} if given else expected
+    assert ast.literal_eval(done.stdout.rpartition(" ")[0]) == expected
+    assert done.stdout.endswith("False\n")
 
 
 def test_several_teachers_answer_together(run, tmp_path, finished):

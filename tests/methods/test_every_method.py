@@ -60,6 +60,12 @@ def test_every_knob_of_the_file_is_handed_on(file):
 
 
 @each_method
+def test_label_smoothing_is_that_of_the_recipe(file):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compose("config", [f"method={file.stem}", "recipe.label_smoothing=0.3"]).method.label_smoothing == 0.3
+
+
+@each_method
 def test_composed_method_teaches(file):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         method = instantiate(compose("config", [f"method={file.stem}"]).method)
