@@ -90,7 +90,6 @@ def trainer(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning 2.6 with torch 2.14
-        warnings.filterwarnings("ignore", message="GPU available but not used")
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # when resuming
         yield trainer
 

@@ -192,6 +192,7 @@ def test_an_unknown_word_is_refused():
 
 
 def test_a_network_is_asked_on_the_gpu_that_it_is_trained_on(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto", 1) == CPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("cpu", 1) == CPU

@@ -113,11 +113,6 @@ def in_two_processes(work, *arguments):
     return [process.exitcode for process in processes]
 
 
-# Python 3.12 warns of forking a process with threads, such as torch's; none of these is used by a child
-forks = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-
-
-@forks
 def test_two_processes_that_want_the_same_train_it_once(tmp_path):
     barrier = multiprocessing.get_context("fork").Barrier(2)
 
@@ -138,7 +133,6 @@ def test_two_processes_that_want_the_same_train_it_once(tmp_path):
     assert (tmp_path / "entry0").read_text() == (tmp_path / "entry1").read_text() == digest(RECIPE)
 
 
-@forks
 def test_killed_training_neither_blocks_nor_counts(tmp_path):
     def work(i):
         find_or_train(tmp_path, {**RECIPE, "seed": i}, lambda directory: os._exit(9))
