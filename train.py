@@ -5,6 +5,7 @@ torch and Lightning are imported once there is something to train: help and mist
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -391,6 +392,7 @@ def describe(cfg: DictConfig) -> Result:
         git=git_revision(),
         versions=versions(),
         status="running",
+        command=shlex.join(HydraConfig.get().overrides.task),
         variant=variant(HydraConfig.get().overrides.task, cfg.roles),
         fingerprint=fingerprint(settings),
         group=digest(decisive(plain(OmegaConf.merge(cfg, {"seed": 0})))),

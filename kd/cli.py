@@ -2,12 +2,14 @@
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from kd.errors import UserError
+from kd.results import FILE, read
 
 HELP = """\
 Train a network on images, or distil a small student from a larger teacher.
@@ -123,10 +125,11 @@ def expand_resume(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     directory = Path(given[-1]).expanduser().resolve()
     try:
-        overrides = yaml.safe_load((directory / ".hydra" / "overrides.yaml").read_text())
+        # Not by Hydra's own file, which a refused command with the same hydra.run.dir has already written over.
+        overrides = shlex.split(read(directory / FILE).command or "")
         origin = yaml.safe_load((directory / ".hydra" / "hydra.yaml").read_text())["hydra"]["runtime"]["cwd"]
         os.chdir(origin)  # what data.root and teacher_store are relative to
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (UserError, OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(
             f"resume={given[-1]}: not the directory of a run, or of one that was started elsewhere"
         ) from error

@@ -69,6 +69,8 @@ class Result:
     status: str
     """"running", "done", "failed", "interrupted", or "pruned" by a search that saw no hope in it."""
 
+    command: str | None = None
+    """The overrides that it was started with, as one types them."""
     variant: str = ""
     """The other overrides that set this run apart, as in "student.scale=8 recipe.epochs=50"."""
     fingerprint: str = ""

@@ -171,6 +171,7 @@ def adopt(entry: Path, record: Result, directory: Path) -> Result:
         teacher_id=record.teacher_id,
         teacher_test_acc=record.teacher_test_acc,
         data_id=record.data_id,
+        command=record.command,
         variant=record.variant,
         fingerprint=record.fingerprint,
         group=record.group,

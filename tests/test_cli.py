@@ -13,7 +13,7 @@ import torch
 
 from kd.cli import expand_resume, explain, help_text
 from kd.errors import UserError
-from kd.results import read
+from kd.results import Result, read, write
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -182,11 +182,14 @@ def test_a_full_disk_leaves_nothing_half_written(run, tmp_path):
 def test_resume_gives_the_overrides_back_and_the_users_own_last(tmp_path, monkeypatch):
     hydra = tmp_path / "a run" / ".hydra"
     hydra.mkdir(parents=True)
-    (hydra / "overrides.yaml").write_text("- method=logits\n- T=4\n")
+    record = Result(
+        method="logits", seed=0, dataset="d", epochs=1, status="interrupted", command="method=logits 'T= 4'"
+    )
+    write(record, tmp_path / "a run" / "result.json")
     (hydra / "hydra.yaml").write_text(f"hydra: {{runtime: {{cwd: {tmp_path}}}}}")
     monkeypatch.chdir(hydra)
     resumed = expand_resume(["trainer=cpu", f"resume={tmp_path / 'a run'}"])
-    assert resumed[:3] == ["method=logits", "T=4", "trainer=cpu"]
+    assert resumed[:3] == ["method=logits", "T= 4", "trainer=cpu"]
     assert f"hydra.run.dir='{tmp_path / 'a run'}'" in resumed
     assert Path.cwd() == tmp_path
     assert expand_resume(["T=4"]) == ["T=4"]

@@ -139,7 +139,7 @@ class TestACohort:
             assert alone[name].train_seconds > 0
             assert together[name].train_seconds is None  # who of them took it cannot be told
             mine, theirs = (replace(found[name], **timing) for found in (alone, together))
-            assert mine == replace(theirs, variant=mine.variant)
+            assert mine == replace(theirs, command=mine.command, variant=mine.variant)
             assert same_files(tmp_path, name, "student.safetensors", "metrics.csv")
             log = (tmp_path / "together" / name / "train.log").read_text()
             assert log.count("training the student") == 1

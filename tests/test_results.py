@@ -27,7 +27,7 @@ DONE = Result(
 CONTRACT = """
     method T alpha beta seed student teacher teacher_id student_params teacher_params dataset data_id epochs val_acc
     test_acc test_images test_nll test_ece teacher_test_acc retention agreement train_seconds images_per_second device
-    precision git versions status variant fingerprint group date error
+    precision git versions status command variant fingerprint group date error
     epoch_train_loss epoch_train_acc epoch_val_loss epoch_val_acc
 """
 

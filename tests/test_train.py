@@ -138,6 +138,7 @@ class TestARun:
 
     def test_a_refused_resume_leaves_it_resumable(self, run):
         assert run("resume=run", "T=3")[0] == 1
+        assert run("data=digits", "hydra.run.dir=run")[0] == 1
         assert run("resume=run")[0] == 0
 
     def test_a_whole_number_and_the_same_as_decimal_are_one_run(self, run):
@@ -426,4 +427,4 @@ def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, teacher_ph
     assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
     timing = {"train_seconds": None, "images_per_second": None, "date": ""}
     broken, whole = (replace(read(tmp_path / name / "result.json"), **timing) for name in ("broken", "whole"))
-    assert broken == replace(whole, variant=broken.variant)
+    assert broken == replace(whole, command=broken.command, variant=broken.variant)
