@@ -63,7 +63,8 @@ def accuracy(summary: Summary) -> Figure:
     axes.set_ylim(lowest, highest)
     axes.set_ylabel("test accuracy, %" + (f" (axis begins at {lowest})" if lowest else ""))
     axes.set_xlim(-0.6, len(bars) - 0.4)
-    axes.set_xticks(range(len(bars)), ticks, rotation=90 if turned else 0, fontsize=8 if turned else 9)
+    look = {"rotation": 90, "fontsize": 8, "multialignment": "right"} if turned else {"fontsize": 9}
+    axes.set_xticks(range(len(bars)), ticks, **look)
     axes.tick_params(axis="x", length=0)
     axes.yaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10]))
     _draw_bars(axes, bars)
@@ -78,9 +79,11 @@ def _layout(bars: Sequence[_Bar]) -> tuple[tuple[float, float], list[str], bool]
     names = [(bar.row.first.method, *bar.row.pieces, f"n = {bar.row.n}") for bar in bars]
     each = max(1.05, 0.085 * max((len(line) for name in names for line in name), default=0))
     turned = each * len(bars) > WIDE
-    ticks = [literal(("  " if turned else "\n").join(name)) for name in names]
-    width = max(7.0, 1.5 + len(bars) * (0.32 if turned else each))
-    height = 4.8 + (0.07 * max(map(len, ticks)) if turned else 0.0)
+    # Turned, many names have a line each, and few as many as they have pieces.
+    lines = 1 if turned and len(bars) > MANY else max(map(len, names), default=1)
+    ticks = [literal(("  " if lines == 1 else "\n").join(name)) for name in names]
+    width = max(7.0, 1.5 + len(bars) * (0.18 + 0.14 * lines if turned else each))
+    height = 4.8 + (0.07 * max(len(line) for tick in ticks for line in tick.split("\n")) if turned else 0.0)
     return (width, height), ticks, turned
 
 
