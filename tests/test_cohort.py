@@ -155,8 +155,10 @@ def test_lightning_lets_an_interruption_through(noise, tiny_net, trainer, monkey
     assert ended == [SystemExit, SystemExit]
 
 
-def test_an_interruption_does_not_wait_for_what_shares_nothing(noise, tiny_net, trainer):
+def test_an_interruption_does_not_wait_for_what_shares_nothing(noise, tiny_net, trainer, request):
     """As a teacher, whom the others wait for: Ctrl-C ends it after the batch that it is at."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     ended = []
 
     class CtrlC(L.Callback):
