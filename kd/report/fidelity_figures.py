@@ -13,7 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kd.report.fidelity import Answers, Bins, Figures, Labels, reliability
+from kd.report.fidelity import Answers, Bins, Figures, Labels, most, reliability
 from kd.report.fidelity_study import Compared, Student, Study
 from kd.report.style import FAINT, INK, TEACHER, Colour, framed, literal, looks, nothing, wrapped
 
@@ -154,7 +154,7 @@ def classes(study: Study, names: Sequence[str]) -> Figure:
 
 
 def images(study: Study, compared: Compared, pixels: NDArray[np.uint8], names: Sequence[str]) -> Figure:
-    """Images that a student has right in all seeds and the baseline in none, and the reverse, with every answer.
+    """Images that a student has right in most seeds and the baseline wrong in most, and the reverse, with all answers.
 
     Args:
         pixels: (M, H, W, 3), the test images.
@@ -179,7 +179,7 @@ def images(study: Study, compared: Compared, pixels: NDArray[np.uint8], names: S
             for i, answer in enumerate(_answers(study, student, image, names)):
                 colour = RIGHT if answer.right else WRONG
                 height_of = upper - 0.22 - _SIDE - 0.05 - 0.165 * i
-                _write(figure, left + _SIDE / 2, height_of, answer.text, 8, color=colour)
+                _write(figure, left + _SIDE / 2, height_of, answer.text, 7.5, color=colour)
         top -= _TITLE + number * _LINE
     note = f"above: the true class; below: the answers, {_WRONG} where wrong; 3/5: of 3 of 5 seeds"
     _write(figure, 0.1, top, note, 8.5, ha="left")
@@ -217,7 +217,9 @@ def _draw_image(figure: Figure, left: float, upper: float, pixels: NDArray[np.ui
 
 
 def _seeds(n: int) -> str:
-    return "the only seed" if n == 1 else f"all {n} seeds"
+    if n == 1:
+        return "the only seed"
+    return f"all {n} seeds" if most(n) == n else f"≥ {most(n)} of {n} seeds"
 
 
 def _count(images: int) -> str:

@@ -253,8 +253,9 @@ _CLASS_NOTE = (
 def _changes(study: Study) -> Iterator[str]:
     base = study.baseline
     yield (
-        f"Fixed: wrong in all seeds of {base.label}, right in all seeds of the student. Broken: the reverse. Each is a "
-        "count of images that were looked for, so the pictures show what changed, not how often distillation helps."
+        f"Fixed: wrong in most seeds of {base.label}, right in most of the student; most are all of up to four, and "
+        "four fifths of more. Broken: the reverse. Each is a count of images that were looked for, so the pictures "
+        "show what changed, not how often distillation helps."
     )
     for one in study.compared:
         c, s = one.changes, one.student

@@ -21,6 +21,7 @@ from kd.report.fidelity import (
     flips_by_seed,
     kl,
     measure,
+    most,
     nll,
     reliability,
     spread,
@@ -158,6 +159,14 @@ AFTER = np.array([[1, 1, 0, 0, 0], [1, 1, 0, 1, 1], [1, 1, 0, 1, 1]], dtype=bool
 def test_fixed_and_broken_by_hand():
     assert flipped(BEFORE, AFTER).tolist() == [0]
     assert flipped(AFTER, BEFORE).tolist() == [2]
+
+
+def test_of_many_seeds_most_are_enough():
+    assert [most(n) for n in (1, 2, 3, 4, 5, 6, 10)] == [1, 2, 3, 4, 4, 5, 8]
+    seeds = np.arange(6)[:, None] < np.arange(7)  # image i is right in i of 6 seeds
+    always = np.ones((6, 7), dtype=bool)
+    assert flipped(~always, seeds).tolist() == [5, 6]
+    assert flipped(seeds, always).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("k", [1, 2])
