@@ -30,6 +30,9 @@ MARGIN = 2
 class Alone:
     """A training that shares nothing."""
 
+    alone = True
+    """Whether the time that passes is this training's."""
+
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What all trainings of a cohort use and none changes: made by the first that needs it."""
         return make()
@@ -41,8 +44,6 @@ class Alone:
     def hearing(self, teacher: Callable[[Batch], Output]) -> Callable[[Batch], Output]:
         """A teacher that is asked once about a batch that all see."""
         return teacher
-
-    alone = True
 
     def watchers(self) -> list[Heed]:
         """Callbacks for every training in this process."""
@@ -75,6 +76,8 @@ class Member(Alone):
         cohort: the others.
         work: the training.
     """
+
+    alone = False
 
     def __init__(self, cohort: "Cohort", work: Callable[["Member"], Any]) -> None:
         self.cohort, self.work = cohort, work
@@ -126,8 +129,6 @@ class Member(Alone):
 
     def hearing(self, teacher: Callable[[Batch], Output]) -> Callable[[Batch], Output]:
         return self.once(f"what {id(teacher)} says", lambda: Echo(teacher))
-
-    alone = False
 
     def watchers(self) -> list[Heed]:
         # While a teacher is trained, say, nobody asks for a shared batch, and so nobody pauses.

@@ -127,7 +127,8 @@ def joined(
     """Several teachers who answer as one, see `kd.models.ensemble`; one is itself."""
     if len(teachers) == 1:
         return teachers[0]
-    net = Ensemble(teacher.net for teacher in teachers)
+    # Back from where one may have been asked itself: they have to be in one place.
+    net = Ensemble(teacher.net.cpu() for teacher in teachers)
     return FrozenTeacher(net, content_id(net.state_dict()), prepare)
 
 

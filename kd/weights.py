@@ -67,7 +67,7 @@ def content_id(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).cpu().numpy().data)
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

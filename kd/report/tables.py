@@ -127,9 +127,10 @@ def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
     for row in rows:
         line = [column.cell(row) for column in chosen]
         one = compared.get(id(row))
-        if comparisons:
-            d = one and one.difference
-            line += [_points(d.mean), _interval(d.interval, "+"), one.verdict] if one and d else [""] * 3
+        if one:
+            line += [_points(one.difference.mean), _interval(one.difference.interval, "+"), one.verdict]
+        elif comparisons:
+            line += [""] * 3
         lines.append(line)
     return markdown(headers, lines, left=["network", "in words"])
 
