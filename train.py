@@ -25,12 +25,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd import cli
+from kd.app import cli
+from kd.app.check import AFTERWARDS, KNOBS, WHERE, check, decisive, fingerprint, variant, without
 from kd.errors import UserError
 from kd.hashing import digest
-from kd.record import first_process, git_revision, recorded, versions
-from kd.results import FILE, Result, read
-from kd.settings import AFTERWARDS, KNOBS, WHERE, check, decisive, fingerprint, variant, without
+from kd.runs.results import FILE, Result, read
+from kd.runs.status import first_process, git_revision, recorded, versions
 
 CONF = Path(__file__).resolve().parent / "conf"
 log = logging.getLogger("kd")
@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def job(cfg: DictConfig, others: Any = None) -> float | None:
-    """One run, alone or with others in the same process, see `kd.cohort`."""
+    """One run, alone or with others in the same process, see `kd.sweeps.cohort`."""
     warnings.filterwarnings("ignore", message="The `srun` command is available")  # who wants Slurm asks for it
     directory = Path(HydraConfig.get().runtime.output_dir)
     multirun = HydraConfig.get().mode is RunMode.MULTIRUN
@@ -72,8 +72,8 @@ def run(cfg: DictConfig, record: Result, directory: Path, watchers: Sequence[Any
     """Data, then the teacher if one is wanted, then the student if one is wanted, whom the watchers watch."""
     from lightning import seed_everything
 
-    from kd.lit import Classifier, Distiller
-    from kd.run import parameter_count, train
+    from kd.training.fit import parameter_count, train
+    from kd.training.modules import Classifier, Distiller
 
     make = Workshop(cfg, others)
     make.rehearsal(directory)
@@ -86,7 +86,7 @@ def run(cfg: DictConfig, record: Result, directory: Path, watchers: Sequence[Any
             record, teacher_id=teacher.id, teacher_params=parameter_count(teacher.net), teacher_test_acc=accuracy
         )
         if "student" not in cfg.roles:
-            from kd.teacher import adopt
+            from kd.teachers.store import adopt
 
             return adopt(entry, record, directory)
 
@@ -123,7 +123,8 @@ def find_teacher(make: "Workshop", record: Result) -> tuple[Any, Path, float]:
 
     Also the directory that the first one lies in, and the test accuracy of all together.
     """
-    from kd.teacher import WEIGHTS, find_or_train, joined, load, verify
+    from kd.teachers.frozen import joined, load, verify
+    from kd.teachers.store import WEIGHTS, find_or_train
 
     cfg = make.cfg
     test = make.data(cfg.teacher_recipe, cfg.teacher_seed).test_dataloader(make.device)
@@ -152,9 +153,9 @@ def train_teacher(make: "Workshop", record: Result, directory: Path, seed: int) 
     """Train one alone on one device, whatever the student's trainer: other ranks and jobs find it, or wait for it."""
     from lightning import seed_everything
 
-    from kd.lit import Classifier
-    from kd.run import parameter_count, train
-    from kd.teacher import WEIGHTS
+    from kd.teachers.store import WEIGHTS
+    from kd.training.fit import parameter_count, train
+    from kd.training.modules import Classifier
 
     cfg = make.cfg
     seed_everything(seed, verbose=False)
@@ -189,7 +190,7 @@ class Workshop:
     """Makes what a run needs from its configuration: the only place that instantiates."""
 
     def __init__(self, cfg: DictConfig, others: Any = None) -> None:
-        from kd.cohort import Alone
+        from kd.sweeps.cohort import Alone
 
         self.cfg, self.others = cfg, others or Alone()
         self.speed = self._new(cfg.speed)
@@ -205,7 +206,7 @@ class Workshop:
 
     def stored_logits(self, teacher: Any) -> Any:
         """The teacher with its logits kept in a file; None, with the reason in the log, if that cannot be."""
-        from kd.outputs import open_logits
+        from kd.teachers.logit_cache import open_logits
 
         cfg, images = self.cfg, self.images
         if not self.speed.stores_logits(str(cfg.trainer.accelerator)):
@@ -230,13 +231,13 @@ class Workshop:
 
     @property
     def device(self) -> Any:
-        from kd.speed import choose_device
+        from kd.training.performance import choose_device
 
         return choose_device(str(self.cfg.trainer.accelerator), self.cfg.trainer.devices)
 
     @property
     def precision(self) -> str:
-        from kd.speed import choose_precision
+        from kd.training.performance import choose_precision
 
         return choose_precision(str(self.cfg.trainer.precision), str(self.cfg.trainer.accelerator))
 
@@ -293,9 +294,9 @@ class Workshop:
     def rehearsal(self, directory: Path) -> None:
         """Build everything once and throw it away: a mistake in the last knob shows before a teacher is trained."""
 
-        from kd.lit import Classifier
         from kd.models.ensemble import Ensemble
-        from kd.recipe import parameter_groups
+        from kd.training.modules import Classifier
+        from kd.training.optim import parameter_groups
 
         cfg = self.cfg
         for role, node, recipe in (("teacher", cfg.teacher, cfg.teacher_recipe), ("student", cfg.student, cfg.recipe)):

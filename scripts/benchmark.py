@@ -132,8 +132,8 @@ def bare(workload: str, options: argparse.Namespace, folder: Path, pipe: Any) ->
     import torch
 
     import train
-    from kd.lit import Classifier, Distiller
-    from kd.recipe import parameter_groups
+    from kd.training.modules import Classifier, Distiller
+    from kd.training.optim import parameter_groups
 
     cfg = settings(workload, options, folder)
     make = train.Workshop(cfg)
@@ -288,7 +288,7 @@ def evaluation(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     import train
     from kd.data.batch import Batch
-    from kd.teacher import FrozenTeacher
+    from kd.teachers.frozen import FrozenTeacher
 
     device = chosen(options)
     synchronize = synchronizer(device)
@@ -396,7 +396,7 @@ def make_teacher(folder: Path) -> None:
     import torch
 
     from kd.models.cnn import CNN
-    from kd.weights import save_weights
+    from kd.runs.weights import save_weights
 
     torch.manual_seed(0)
     save_weights(CNN(32, 10, 32, "relu", 0.25, 0.5), folder / TEACHER, {})
@@ -404,8 +404,8 @@ def make_teacher(folder: Path) -> None:
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
 
-    from kd.record import git_revision, versions
-    from kd.run import device_name
+    from kd.runs.status import git_revision, versions
+    from kd.training.fit import device_name
 
     device = chosen(options)
     return {

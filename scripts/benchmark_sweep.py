@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kd.record import git_revision, versions  # noqa: E402
+from kd.runs.status import git_revision, versions  # noqa: E402
 
 GRID = (
     "data=digits", "data.batch_size=256", "data.epochs=20", "method=logits", "T=1,2,4,8", "alpha=0.1,0.5",

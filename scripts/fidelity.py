@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from kd.errors import UserError
 from kd.report.arguments import parser
-from kd.results import REPORT
+from kd.runs.results import REPORT
 
 if TYPE_CHECKING:
-    from kd.report.fidelity_page import Pixels
+    from kd.report.fidelity.page import Pixels
 
 
 def main() -> int:
     args = _arguments()
     # matplotlib and scipy take a second that help need not wait for
-    from kd.report.fidelity_page import named, write_page
-    from kd.report.fidelity_study import collect, study
+    from kd.report.fidelity.page import named, write_page
+    from kd.report.fidelity.study import collect, study
 
     try:
         found = study(collect(args.dirs), args.baseline)
@@ -38,7 +38,7 @@ def _pixels(root: Path, labels: NDArray[np.int64]) -> "Pixels":
     if not root.is_dir():  # where nothing is, it would be downloaded
         raise UserError(f"{root}: no such directory; give the one that CIFAR-10 is in")
     from kd.data.cifar import cifar10  # and with it torch
-    from kd.report.fidelity_page import Pixels
+    from kd.report.fidelity.page import Pixels
 
     images = cifar10(root)
     if not np.array_equal(images.test_y.numpy(), labels):

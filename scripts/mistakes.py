@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.data.module import Draw, InMemory, InOrder, Loader
-from kd.methods.base import hard_loss
+from kd.losses import hard_loss
 from kd.methods.logits import Logits
 from kd.models.output import Output
 

@@ -11,7 +11,7 @@ from kd.report.page import report
 from kd.report.rows import Row, Summary, summarize
 from kd.report.speed import BRIEF, FULL, to_markdown
 from kd.report.tables import to_brief, to_csv
-from kd.results import collect
+from kd.runs.results import collect
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {

@@ -7,11 +7,11 @@ from rich.console import Console
 
 from kd.errors import UserError
 from kd.report.arguments import parser
-from kd.report.choice import best, leaders
 from kd.report.comparison import by_baseline, compare, reading
+from kd.report.ranking import best, leaders
 from kd.report.rows import summarize
 from kd.report.tables import differences_to_rich, to_rich
-from kd.results import REPORT, collect
+from kd.runs.results import REPORT, collect
 
 MANY = 40
 """With more rows than this, a terminal shows a few of them; the files have all."""

@@ -24,13 +24,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd import cli
+from kd.app import cli
+from kd.app.check import KNOBS
 from kd.errors import UserError
 from kd.hashing import derive
-from kd.record import recorded, write_once
-from kd.results import FILE, Result, read
+from kd.runs.results import FILE, Result, read
+from kd.runs.status import recorded, write_once
 from kd.search import Range
-from kd.settings import KNOBS
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -220,7 +220,7 @@ def pruner(epochs: int) -> Any:
 
 def prepare(search: Search) -> None:
     """Build everything once and have the teacher trained: what would fail in every trial is no trial's failure."""
-    log = logging.getLogger("kd.teacher")
+    log = logging.getLogger("kd.teachers.store")
     log.setLevel(logging.INFO)
     cfg = search.compose(search.lowest)
     make = train.Workshop(cfg)

@@ -2,11 +2,11 @@
 
 import ast
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.common import ROOT
+
 HEAVY = {"torch", "torchvision", "torchmetrics", "lightning"}
 
 
@@ -54,8 +54,8 @@ def below(package):
 
 
 def test_the_imports_are_found():
-    assert {"torch", "lightning", "kd.methods.base", "kd.recipe"} <= imports("kd.lit")
-    assert {"kd.data.batch", "kd", "kd.data"} <= reached("kd.lit")
+    assert {"torch", "lightning", "kd.methods.base", "kd.training.optim"} <= imports("kd.training.modules")
+    assert {"kd.data.batch", "kd", "kd.data"} <= reached("kd.training.modules")
     assert len(below("kd.methods")) >= 3
 
 
@@ -71,19 +71,19 @@ def test_models_know_nothing_of_distillation(module):
 
 @pytest.mark.parametrize("module", below("kd.methods"))
 def test_methods_know_their_contract_only(module):
-    allowed = {"kd.models.output", "kd.data.batch", "kd.methods.base", "kd.ranges"}
+    allowed = {"kd.losses", "kd.models.output", "kd.data.batch", "kd.methods.base", "kd.ranges"}
     assert {name for name in imports(module) if ours(name)} <= allowed
 
 
 def test_training_knows_no_concrete_method_and_the_store_no_training():
-    assert reached("kd.lit") & set(below("kd.methods")) == {"kd.methods.base"}
-    assert not reached("kd.teacher") & {"kd.lit", "kd.run", "lightning"}
+    assert reached("kd.training.modules") & set(below("kd.methods")) == {"kd.methods.base"}
+    assert not reached("kd.teachers.store") & {"kd.training.modules", "kd.training.fit", "lightning"}
 
 
 @pytest.mark.parametrize(
     "module",
     [
-        *("kd.ranges", "kd.settings", "kd.record", "kd.results", "kd.search", "kd.sweep"),
+        *("kd.ranges", "kd.app.check", "kd.runs.status", "kd.runs.results", "kd.search", "kd.sweeps.jobs"),
         *("kd.report", *below("kd.report")),
     ],
 )

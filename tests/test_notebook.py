@@ -2,14 +2,13 @@
 
 import json
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
 
 from notebooks.execute import NOTEBOOK, executed
+from tests.common import ROOT
 
-ROOT = Path(__file__).parent.parent
 # As in the other tests, small networks: what they learn is not the question here.
 SMALL = "data=digits data.epochs=3 teacher.scale=8 student.scale=4 trainer=cpu threads=1"
 SILENT = ("settings", "place", "imports")

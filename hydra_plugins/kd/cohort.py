@@ -1,4 +1,4 @@
-"""Jobs of a multirun side by side in one process: `hydra/launcher=cohort`, see `kd.cohort`."""
+"""Jobs of a multirun side by side in one process: `hydra/launcher=cohort`, see `kd.sweeps.cohort`."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ class CohortLauncher(Launcher):
         return cfg
 
     def _together(self, configs: Sequence[DictConfig]) -> list[JobReturn]:
-        from kd.cohort import Cohort, State, free_memory
+        from kd.sweeps.cohort import Cohort, State, free_memory
 
         hydra_config = State(
             lambda: HydraConfig.instance().cfg, lambda cfg: setattr(HydraConfig.instance(), "cfg", cfg)

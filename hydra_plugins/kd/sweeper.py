@@ -17,10 +17,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf, open_dict
 
-from kd import cli
+from kd.app import cli
+from kd.app.check import fingerprint
 from kd.errors import UserError
-from kd.settings import fingerprint
-from kd.sweep import Job, Progress, alone_in, count, place, table
+from kd.sweeps.jobs import Job, alone_in, place
+from kd.sweeps.progress import Progress, count, table
 
 ATTEMPTS = 3
 """How often jobs are launched that a dying launcher takes with it."""

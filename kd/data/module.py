@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kd.cohort import Alone
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.errors import UserError
 from kd.hashing import derive
 from kd.ranges import require
+from kd.sweeps.cohort import Alone
 
 EVAL_BATCH = 1000
 CPU = torch.device("cpu")

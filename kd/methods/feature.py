@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.methods.base import Method, hard_loss, soft_loss
+from kd.losses import hard_loss, soft_loss
+from kd.methods.base import Method
 from kd.models.output import Output
 from kd.ranges import require, require_sum
 

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.methods.base import Method, hard_loss, soft_loss
+from kd.losses import hard_loss, soft_loss
+from kd.methods.base import Method
 from kd.models.output import Output
 from kd.ranges import require
 

@@ -12,12 +12,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kd.report.choice import leaders
 from kd.report.comparison import Comparison
+from kd.report.ranking import leaders
 from kd.report.rows import Row, Summary
 from kd.report.statistics import UNCERTAIN, UNSEEN
 from kd.report.style import FAINT, INK, TEACHER, Colour, Look, framed, literal, looks, nothing, panels, wrapped
-from kd.results import Result
+from kd.runs.results import Result
 
 MANY = 12
 """With more rows than this, lines are no longer named one by one."""

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from kd.errors import UserError
 from kd.report import figures
-from kd.report.choice import best
 from kd.report.comparison import Comparison, by_baseline, reading
+from kd.report.ranking import best
 from kd.report.rows import Summary
 from kd.report.sweeps import Picture, pictures
 from kd.report.tables import differences_to_markdown, to_csv, to_markdown

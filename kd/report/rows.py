@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from kd.errors import UserError
 from kd.report.statistics import Interval, binomial_interval, t_interval
-from kd.results import Result
+from kd.runs.results import Result
 
 
 class Role(IntEnum):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from kd.report.knobs import SIZE, Line, Sweep, sizes, sweeps
+from kd.report.axes import SIZE, Line, Sweep, sizes, sweeps
 from kd.report.rows import Role, Row, Spread, Summary
 from kd.report.style import INK, Colour, Look, framed, literal, methods, shades
 from kd.report.tables import parameters

@@ -12,7 +12,7 @@ from rich.text import Text
 from kd.report.comparison import Comparison, by_baseline
 from kd.report.rows import Role, Row, Spread, role
 from kd.report.statistics import Interval
-from kd.results import Result
+from kd.runs.results import Result
 
 
 def to_csv(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> str:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kd.results import Result, read
+from kd.runs.results import Result, read
+from tests.common import ROOT
 
 HERE = Path(__file__).parent
 
@@ -20,7 +21,7 @@ HERE = Path(__file__).parent
 @pytest.fixture
 def sweep(tmp_path) -> Callable[..., subprocess.Popen]:
     """Starts a multirun in sweep/ of an empty folder, told by nobody how many threads to take."""
-    program = HERE.parents[1] / "train.py"
+    program = ROOT / "train.py"
 
     def sweep(*arguments: str, **environment: str) -> subprocess.Popen:
         command = [sys.executable, program, "-m", "hydra.sweep.dir=sweep", "logger=none", *arguments]

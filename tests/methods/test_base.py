@@ -6,7 +6,8 @@ import torch
 from scipy.special import log_softmax
 from torch import tensor
 
-from kd.methods.base import Method, hard_loss, soft_loss
+from kd.losses import hard_loss, soft_loss
+from kd.methods.base import Method
 
 
 def logits(*shape, seed=0, scale=3.0):

@@ -3,7 +3,6 @@
 import inspect
 import re
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from kd.data.batch import Batch
 from kd.methods.base import Method
 from kd.models.cnn import CNN
 from kd.models.output import probe
+from tests.common import ROOT
 
-ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "conf" / "method").glob("*.yaml"))
 TAUGHT = [file for file in FILES if yaml.safe_load(file.read_text())["method"] is not None]
 RUN_WIDE = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())

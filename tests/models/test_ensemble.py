@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from kd.methods.base import soft_loss
+from kd.losses import soft_loss
 from kd.models.cnn import CNN
 from kd.models.ensemble import Ensemble
 from kd.models.output import probe
-from kd.speed import Speed
+from kd.training.performance import Speed
 
 
 @pytest.fixture

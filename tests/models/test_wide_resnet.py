@@ -1,5 +1,4 @@
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +8,10 @@ from torch import nn
 
 from kd.models.output import probe
 from kd.models.wide_resnet import WideResNet
-from kd.speed import PackedDropout, Speed
+from kd.training.performance import PackedDropout, Speed
+from tests.common import ROOT
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = ROOT / "conf"
 SMALL = {"depth": 10, "widen": 2, "num_classes": 5, "image_size": 8, "dropout": 0.0}
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from kd.results import Result
+from kd.runs.results import Result
 
 ALONE = Result(
     method="standard",

@@ -6,10 +6,10 @@ import pytest
 from scipy import stats
 
 from kd.errors import UserError
-from kd.report.choice import best, leaders
 from kd.report.comparison import by_baseline, compare, reading
+from kd.report.ranking import best, leaders
 from kd.report.rows import summarize
-from kd.results import Result
+from kd.runs.results import Result
 
 ALONE = Result(
     method="standard", seed=0, student="cnn", student_params=21_350, dataset="CIFAR-10", epochs=30, status="done"

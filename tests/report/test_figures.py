@@ -11,7 +11,7 @@ from kd.report.comparison import compare
 from kd.report.figures import accuracy, curves, differences, looks
 from kd.report.page import report
 from kd.report.rows import summarize
-from kd.results import Result
+from kd.runs.results import Result
 
 EPOCHS = 20
 

@@ -6,12 +6,12 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
+from kd.report.axes import sizes, sweeps
 from kd.report.figures import accuracy, curves
-from kd.report.knobs import sizes, sweeps
 from kd.report.page import report
 from kd.report.rows import summarize
 from kd.report.sweeps import geometric, pictures
-from kd.results import Result
+from kd.runs.results import Result
 
 ALONE = Result(
     method="standard",

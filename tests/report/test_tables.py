@@ -18,7 +18,7 @@ from kd.report.tables import (
     to_markdown,
     to_rich,
 )
-from kd.results import Result
+from kd.runs.results import Result
 from tests.report.made import ALONE, DISTILLED, TEACHER, seeds
 
 
@@ -33,7 +33,7 @@ def text(table, width=80):
 
 
 def test_needs_no_torch():
-    modules = "kd.results, kd.report.tables, kd.report.sweeps, kd.report.figures, kd.report.page, sys"
+    modules = "kd.runs.results, kd.report.tables, kd.report.sweeps, kd.report.figures, kd.report.page, sys"
     code = f"import {modules}; assert 'torch' not in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

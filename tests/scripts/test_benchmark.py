@@ -2,9 +2,8 @@ import json
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.common import ROOT
 
 
 def test_figures_are_measured_and_consistent(tmp_path):

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd.predictions import Predictions, write
-from kd.results import Result
-from kd.results import write as write_result
+from kd.runs.predictions import Predictions, write
+from kd.runs.results import Result
+from kd.runs.results import write as write_result
+from tests.common import ROOT
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "fidelity.py"
+SCRIPT = ROOT / "scripts" / "fidelity.py"
 CLASSES = [f"c{i}" for i in range(10)]
 LABELS = np.repeat(np.arange(10), 8)
 

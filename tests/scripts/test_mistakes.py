@@ -12,7 +12,7 @@ from kd.data.digits import digits
 from kd.data.module import DataModule
 from kd.methods.logits import Logits
 from kd.models.output import Output
-from kd.teacher import FrozenTeacher
+from kd.teachers.frozen import FrozenTeacher
 from scripts import mistakes
 
 T, ALPHA = 4.0, 0.1

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kd.results import write
+from kd.runs.results import write
+from tests.common import ROOT
 from tests.report.made import ALONE
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
+SCRIPT = ROOT / "scripts" / "report.py"
 
 
 def report(*arguments, cwd):

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,16 +17,16 @@ from filelock import FileLock
 from hydra import initialize_config_dir
 
 import train
-from kd.callbacks import EpochSeed
+from kd.app.check import fingerprint
 from kd.errors import UserError
 from kd.ranges import require_sum
 from kd.report.rows import summarize
-from kd.results import collect, read
+from kd.runs.results import collect, read
 from kd.search import Range
-from kd.settings import fingerprint
+from kd.training.callbacks import EpochSeed
 from scripts import search
+from tests.common import ROOT
 
-ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 SMALL = ("data=digits", "data.epochs=2", "teacher.scale=2", "student.scale=2", "trainer=cpu", "logger=none")
 ALONE = (*SMALL, "method=standard", "data.val_fraction=0.7")  # short epochs

@@ -1,0 +1,321 @@
+"""Pictures of what distillation did: calibration, classes, images, and how close the student came to its teacher."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from kd.report.fidelity.measures import Answers, Bins, Figures, Labels, most, reliability
+from kd.report.fidelity.study import Compared, Student, Study
+from kd.report.style import FAINT, INK, TEACHER, Colour, framed, literal, looks, nothing, wrapped
+
+RIGHT, WRONG = "#0072B2", "#D55E00"
+"""Blue and vermilion: apart for the colour-blind, too."""
+FEWEST = 0.002
+"""Share of the images below which a bin is not drawn: its accuracy would be that of a few."""
+COLUMNS, LINES = 6, 2
+"""Of images: at most so many fixed ones, and as many broken ones."""
+
+
+# Reliability
+
+
+class _Panel(NamedTuple):
+    name: str
+    colour: Colour | str
+    before: Bins
+    """Over all seeds."""
+    after: Bins
+    ece: float
+    """Mean over seeds."""
+    ece_scaled: float
+
+
+def calibration(study: Study) -> Figure:
+    """A reliability diagram of the teacher and of each student, over all seeds, before and after temperature scaling.
+
+    Below each, how its confidences are spread.
+    """
+    colours = [look.colour for look in looks([one.row for one in study.students])]
+    shown = [_panel("teacher", TEACHER, study.labels, [study.taught], [study.teacher_figures])]
+    for one, colour in zip(study.students, colours, strict=True):
+        shown.append(_panel(one.label, colour, study.labels, one.said, one.figures))
+    columns = min(len(shown), 4)
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(11, 0.5 + 3.9 * lines), layout="constrained")
+    grid = GridSpec(2 * lines, columns, figure, height_ratios=[3, 1] * lines)
+    highest = 105 * max(bins.share.max() for panel in shown for bins in (panel.before, panel.after))
+    for i, panel in enumerate(shown):
+        line, column = divmod(i, columns)
+        upper = figure.add_subplot(grid[2 * line, column])
+        lower = figure.add_subplot(grid[2 * line + 1, column], sharex=upper)
+        _draw_reliability(upper, lower, panel, first=column == 0)
+        lower.set_ylim(0, highest)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _panel(
+    name: str, colour: Colour | str, labels: Labels, said: Sequence[Answers], figures: Sequence[Figures]
+) -> _Panel:
+    every = np.tile(labels, len(said))
+    before = reliability(every, np.concatenate([one.logits for one in said]))
+    after = reliability(every, np.concatenate([one.scaled for one in said]))
+    ece, ece_scaled = fmean(one.ece for one in figures), fmean(one.ece_scaled for one in figures)
+    return _Panel(name, colour, before, after, ece, ece_scaled)
+
+
+def _draw_reliability(upper: Axes, lower: Axes, panel: _Panel, first: bool) -> None:
+    framed(upper)
+    framed(lower)
+    upper.set_title(wrapped(panel.name), loc="left", fontsize=10.5, color=INK)
+    upper.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=":", label="confidence = accuracy")
+    styles = (
+        (panel.before, "as trained", {"color": panel.colour, "marker": "o", "markerfacecolor": "white"}),
+        (panel.after, "temperature scaled", {"color": panel.colour, "marker": "o", "linestyle": "--", "alpha": 0.75}),
+    )
+    for bins, name, style in styles:
+        enough = bins.share >= FEWEST
+        upper.plot(
+            bins.confidence[enough], bins.accuracy[enough], markersize=4.5, linewidth=1.4, label=name, zorder=3, **style
+        )
+    upper.text(
+        0.97,
+        0.05,
+        f"ECE {100 * panel.ece:.2f} %\nscaled {100 * panel.ece_scaled:.2f} %",
+        transform=upper.transAxes,
+        ha="right",
+        va="bottom",
+        fontsize=9,
+        color=INK,
+    )
+    edges = np.linspace(0, 1, len(panel.before.share) + 1)
+    lower.stairs(100 * panel.before.share, edges, color=panel.colour, linewidth=1.4)
+    lower.stairs(100 * panel.after.share, edges, color=panel.colour, fill=True, alpha=0.28)
+    upper.set(xlim=(0, 1), ylim=(0, 1))
+    upper.tick_params(labelbottom=False)
+    lower.set_xlabel("confidence", fontsize=9)
+    lower.yaxis.set_major_locator(MaxNLocator(3))
+    for axes in (upper, lower):
+        axes.tick_params(labelsize=8.5, labelleft=first)
+    if first:
+        upper.set_ylabel("accuracy", fontsize=9)
+        lower.set_ylabel("images, %", fontsize=9)
+
+
+# Classes
+
+
+def classes(study: Study, names: Sequence[str]) -> Figure:
+    """What each student gains on the baseline in each class, in points, with the 95 % interval over seeds."""
+    gains = [[one.differences["accuracy"], *one.classes] for one in study.compared]
+    means = np.array([[np.nan if d.mean is None else 100 * d.mean for d in line] for line in gains])
+    figure = Figure(figsize=(8.6, 1.6 + 0.42 * (len(names) + 1)), layout="constrained")
+    axes = framed(figure.add_subplot())
+    if np.isnan(means).all():
+        return nothing(figure, f"No seed in common with {study.baseline.label}.")
+    known = np.where(np.isnan(means[:, 1:]), 0.0, means[:, 1:]).mean(axis=0)
+    order = [0, *(1 + np.argsort(-known, kind="stable"))]  # all classes, then the greatest gain first
+    colours = [look.colour for look in looks([one.row for one in study.students])][1:]
+    reach = 0.6 / max(1, len(gains))
+    for i, (one, line, colour) in enumerate(zip(study.compared, gains, colours, strict=True)):
+        y = np.arange(len(order)) + (i - (len(gains) - 1) / 2) * reach
+        drawn = [line[place] for place in order]
+        for height, difference in zip(y, drawn, strict=True):
+            if difference.interval:
+                ends = [100 * bound for bound in difference.interval]
+                axes.plot(ends, [height, height], color=colour, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
+        label = literal(f"{one.student.label} (n = {line[0].n})")
+        axes.scatter(means[i, order], y, s=34, color=colour, edgecolors="white", linewidths=0.7, zorder=3, label=label)
+    axes.axvline(0, color=INK, linewidth=0.9, zorder=2)
+    axes.axhline(0.5, color=INK, linewidth=0.6)
+    axes.set_yticks(range(len(order)), [literal(["all classes", *names][place]) for place in order], fontsize=10)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(f"test accuracy minus that of {literal(study.baseline.label)}, points")
+    axes.set_title("Gains by class: mean over n common seeds, and 95 % interval", loc="left", fontsize=11)
+    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+# Images
+
+
+def images(study: Study, compared: Compared, pixels: NDArray[np.uint8], names: Sequence[str]) -> Figure:
+    """Images that a student has right in most seeds and the baseline wrong in most, and the reverse, with all answers.
+
+    Args:
+        pixels: (M, H, W, 3), the test images.
+        names: of the C classes.
+    """
+    student, base, changes = compared.student, study.baseline, compared.changes
+    blocks = (("Fixed", changes.fixed, "right", "wrong"), ("Broken", changes.broken, "wrong", "right"))
+    lines = [min(LINES, -(-len(chosen) // COLUMNS)) for _, chosen, _, _ in blocks]
+    height = _NOTE + sum(_TITLE + number * _LINE for number in lines)
+    # Placed by hand: pixels side by side want one size, whatever the words around them need.
+    figure = Figure(figsize=(WIDTH, height))
+    top = height
+    for (title, chosen, ours, theirs), number in zip(blocks, lines, strict=True):
+        shown = chosen[: COLUMNS * LINES]
+        said = f"{ours} in {_seeds(student.n)} of {student.label}, {theirs} in {_seeds(base.n)} of {base.label}"
+        few = f"the {len(shown)} most changed of " if len(shown) < len(chosen) else ""
+        _write(figure, 0.1, top - 0.12, f"{title}: {said}; {few}{_count(len(chosen))}", 10.5, ha="left")
+        for place, image in enumerate(map(int, shown)):
+            line, column = divmod(place, COLUMNS)
+            left, upper = 0.1 + column * (WIDTH - 0.1) / COLUMNS, top - _TITLE - line * _LINE
+            _draw_image(figure, left, upper, pixels[image], names[int(study.labels[image])])
+            for i, answer in enumerate(_answers(study, student, image, names)):
+                colour = RIGHT if answer.right else WRONG
+                height_of = upper - 0.22 - _SIDE - 0.05 - 0.165 * i
+                _write(figure, left + _SIDE / 2, height_of, answer.text, 7.5, color=colour)
+        top -= _TITLE + number * _LINE
+    note = f"above: the true class; below: the answers, {_WRONG} where wrong; 3/5: of 3 of 5 seeds"
+    _write(figure, 0.1, top, note, 8.5, ha="left")
+    return figure
+
+
+WIDTH, _SIDE = 9.0, 1.38
+"""Inches, of the picture and of an image."""
+_TITLE, _LINE, _NOTE = 0.45, 2.32, 0.25
+"""Inches, the heights of a title, a line of images with what is written around it, and the note below."""
+
+
+def _write(
+    figure: Figure,
+    x: float,
+    y: float,
+    text: str,
+    size: float,
+    ha: str = "center",
+    color: str = INK,
+    weight: str = "normal",
+) -> None:
+    """With its upper end at y, both in inches."""
+    width, height = figure.get_size_inches()
+    figure.text(x / width, y / height, literal(text), va="top", ha=ha, color=color, fontsize=size, fontweight=weight)
+
+
+def _draw_image(figure: Figure, left: float, upper: float, pixels: NDArray[np.uint8], name: str) -> None:
+    width, height = figure.get_size_inches()
+    _write(figure, left + _SIDE / 2, upper, name, 9.5, weight="bold")
+    bottom = upper - 0.22 - _SIDE
+    axes = figure.add_axes((left / width, bottom / height, _SIDE / width, _SIDE / height))
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def _seeds(n: int) -> str:
+    if n == 1:
+        return "the only seed"
+    return f"all {n} seeds" if most(n) == n else f"≥ {most(n)} of {n} seeds"
+
+
+def _count(images: int) -> str:
+    return f"{images} image{'s' * (images != 1)}"
+
+
+_RIGHT, _WRONG = "\N{CHECK MARK}", "\N{BALLOT X}"
+"""As colour alone would not tell everyone."""
+
+
+class _Answer(NamedTuple):
+    text: str
+    right: bool
+
+
+def _answers(study: Study, student: Student, image: int, names: Sequence[str]) -> list[_Answer]:
+    label = int(study.labels[image])
+    taught = int(study.taught.logits[image].argmax())
+    found = [("teacher", taught, 1, 1)]
+    alike = study.baseline.row.first.method == student.row.first.method
+    for one in (study.baseline, student):
+        found.append((one.label if alike else one.row.first.method, *one.answers(image), one.n))
+    answers = []
+    for who, what, times, n in found:
+        mark, few = _RIGHT if what == label else _WRONG, f" {times}/{n}" if times < n else ""
+        answers.append(_Answer(f"{who} {mark} {names[what]}{few}", what == label))
+    return answers
+
+
+# Bars
+
+
+class _Quantity(NamedTuple):
+    title: str
+    names: tuple[str, ...]
+    """One figure, or the same before and after temperature scaling."""
+    scale: float
+    digits: int
+    of_teacher: bool
+    end: float | None = None
+    """Of the axis, where that is given."""
+
+
+_QUANTITIES = (
+    _Quantity("agreement with the teacher, %", ("agreement",), 100, 1, False, 100),
+    _Quantity("agreement where the teacher is wrong, %", ("agreement_wrong",), 100, 1, False, 100),
+    _Quantity("KL(teacher ‖ student), nats", ("kl", "kl_scaled"), 1, 3, False),
+    _Quantity("NLL, nats", ("nll", "nll_scaled"), 1, 3, True),
+)
+
+
+def bars(study: Study) -> Figure:
+    """Agreement, KL to the teacher and NLL of each student, as trained and temperature scaled."""
+    colours = [look.colour for look in looks([one.row for one in study.students])]
+    students = [(one.label, one.figures, colour) for one, colour in zip(study.students, colours, strict=True)]
+    teacher: list[tuple[str, list[Figures], Colour | str]] = [("teacher", [study.teacher_figures], TEACHER)]
+    size = (11, 1.4 + 2 * (0.6 + 0.44 * (len(students) + 1)))
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.09))
+    for place, quantity in enumerate(_QUANTITIES, 1):
+        axes = framed(figure.add_subplot(2, 2, place))
+        axes.set_title(quantity.title, loc="left", fontsize=10.5)
+        _draw_bars(axes, [*(teacher if quantity.of_teacher else []), *students], quantity)
+    note = "light: temperature scaled (of KL, both networks)"
+    if any(one.n > 1 for one in study.students):
+        note = f"mean over n seeds ± sample std; {note}"
+    figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color=INK)
+    return figure
+
+
+def _light(colour: Colour | str) -> Colour:
+    red, green, blue = (1 - 0.45 * (1 - part) for part in to_rgb(colour))
+    return red, green, blue
+
+
+def _draw_bars(axes: Axes, shown: Sequence[tuple[str, Sequence[Figures], Colour | str]], quantity: _Quantity) -> None:
+    height = 0.72 / len(quantity.names)
+    longest = 0.0
+    for line, (_, figures, colour) in enumerate(shown):
+        for i, name in enumerate(quantity.names):
+            values = np.array([getattr(one, name) for one in figures], dtype=float) * quantity.scale
+            if np.isnan(values).any():
+                continue
+            y = line + (i - (len(quantity.names) - 1) / 2) * height
+            mean, std = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+            axes.barh(y, mean, 0.92 * height, color=_light(colour) if i else colour)
+            if std:
+                axes.errorbar(mean, y, xerr=std, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+            text, end = f"{mean:.{quantity.digits}f}" + (" scaled" if i else ""), mean + std
+            axes.annotate(
+                text, (end, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK
+            )
+            longest = max(longest, end)
+    axes.set_xlim(0, quantity.end or 1.22 * longest or 1)
+    axes.set_yticks(range(len(shown)), [wrapped(name, 22) for name, _, _ in shown], fontsize=9.5)
+    axes.set_ylim(len(shown) - 0.45, -0.55)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8.5)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)

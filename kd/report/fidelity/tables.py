@@ -1,0 +1,187 @@
+"""The figures of a fidelity study as tables, for people and for programs."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from kd.report.fidelity.measures import spread
+from kd.report.fidelity.study import COMPARED, Study
+from kd.report.rows import Spread
+from kd.report.statistics import Difference
+from kd.report.tables import markdown, p_value
+
+
+class Quantity(NamedTuple):
+    """How a figure is called and written."""
+
+    words: str
+    percent: bool
+
+    def number(self, value: float) -> str:
+        return f"{100 * value:.2f}" if self.percent else f"{value:.3f}"
+
+    def signed(self, value: float) -> str:
+        return f"{100 * value:+.2f}" if self.percent else f"{value:+.3f}"
+
+    @property
+    def difference_unit(self) -> str:
+        return " points" if self.percent else " nats"
+
+
+QUANTITIES = {
+    "accuracy": Quantity("test accuracy", True),
+    "agreement": Quantity("agreement with the teacher", True),
+    "agreement_right": Quantity("agreement where the teacher is right", True),
+    "agreement_wrong": Quantity("agreement where the teacher is wrong", True),
+    "kl": Quantity("KL(teacher ‖ student)", False),
+    "kl_scaled": Quantity("KL, both temperature scaled", False),
+    "nll": Quantity("NLL", False),
+    "nll_scaled": Quantity("NLL, temperature scaled", False),
+    "ece": Quantity("ECE", True),
+    "ece_scaled": Quantity("ECE, temperature scaled", True),
+    "temperature": Quantity("fitted temperature", False),
+}
+
+
+# Tables
+
+
+def fidelity_table(study: Study) -> str:
+    """How closely students follow the teacher."""
+    names = ("accuracy", "agreement", "agreement_right", "agreement_wrong", "kl", "kl_scaled")
+    headers = [
+        "run",
+        "n",
+        "test accuracy, %",
+        "agreement with teacher, %",
+        "where it is right, %",
+        "where it is wrong, %",
+    ]
+    headers += ["between seeds, %", "KL", "KL, scaled"]
+    lines = [["teacher", "", f"{100 * study.teacher_figures.accuracy:.2f}", *[""] * 6]]
+    for one in study.students:
+        cells = [_cell(one.spread(name), name) for name in names]
+        between = "" if one.between_seeds is None else f"{100 * one.between_seeds:.2f}"
+        lines.append([one.label, str(one.n), *cells[:4], between, *cells[4:]])
+    return markdown(headers, lines)
+
+
+def confidence_table(study: Study) -> str:
+    """NLL and ECE before and after temperature scaling."""
+    names = ("nll", "nll_scaled", "ece", "ece_scaled", "temperature")
+    headers = ["run", "n", "NLL", "NLL, scaled", "ECE, %", "ECE, scaled, %", "fitted T"]
+    every = [("teacher", "", [study.teacher_figures])]
+    every += [(one.label, str(one.n), one.figures) for one in study.students]
+    lines = [[name, n, *(_cell(spread(of, figure), figure) for figure in names)] for name, n, of in every]
+    return markdown(headers, lines)
+
+
+def _cell(found: Spread | None, name: str) -> str:
+    if found is None:
+        return ""
+    number = QUANTITIES[name].number
+    return number(found.mean) + ("" if found.std is None else f" ± {number(found.std)}")
+
+
+def difference_table(study: Study) -> str:
+    """Students minus the baseline, figure by figure."""
+    lines = []
+    for one in study.compared:
+        for name, d in one.differences.items():
+            quantity = QUANTITIES[name]
+            words = quantity.words + (", points" if quantity.percent else "")
+            lines.append([one.student.label, words, *_difference_cells(d, quantity), d.verdict])
+    headers = ["run", "figure", "difference", "95 % interval", "seeds", "p (Holm)", "in words"]
+    return markdown(headers, lines, ["figure", "in words"])
+
+
+def _difference_cells(d: Difference, quantity: Quantity) -> list[str]:
+    mean = "" if d.mean is None else quantity.signed(d.mean)
+    interval = " to ".join(map(quantity.signed, d.interval)) if d.interval else ""
+    return [mean, interval, str(d.n), p_value(d.p)]
+
+
+def class_table(study: Study, names: Sequence[str]) -> str:
+    """Accuracy by class, minus the baseline's."""
+    base = study.baseline
+    headers = ["class", f"{base.label}, %"]
+    for one in study.compared:
+        headers += [f"{one.student.label}, points", "95 % interval", "in words"]
+    lines = []
+    for i, name in enumerate(names):
+        line = [name, f"{100 * base.class_accuracy[:, i].mean():.2f}"]
+        for one in study.compared:
+            mean, interval, _, _ = _difference_cells(one.classes[i], QUANTITIES["accuracy"])
+            line += [mean, interval, one.classes[i].verdict]
+        lines.append(line)
+    return markdown(headers, lines, ["in words"])
+
+
+def change_table(study: Study) -> str:
+    """Images fixed and broken, and how many seeds alone change."""
+    headers = [
+        "run",
+        "fixed",
+        "broken",
+        "seeds against seeds",
+        "fixed so, mean",
+        "broken so, mean",
+        f"either between seeds of {study.baseline.label}",
+    ]
+    lines = []
+    for one in study.compared:
+        c = one.changes
+        sets = [f"{c.k} : {c.k}", f"{c.fixed_k:.1f}", f"{c.broken_k:.1f}", f"{c.by_seed_k:.1f}"] if c.k else [""] * 4
+        lines.append([one.student.label, str(len(c.fixed)), str(len(c.broken)), *sets])
+    return markdown(headers, lines)
+
+
+# For programs
+
+
+def to_csv(study: Study, classes: Sequence[str]) -> str:
+    """A line for each figure of each network: fractions of 1 and nats in full precision, empty where unknown."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(_records(study, classes))
+    return file.getvalue()
+
+
+_COLUMNS = (
+    *("run", "method", "T", "alpha", "beta", "variant", "n", "figure", "mean", "std"),
+    *("difference", "low", "high", "pairs", "p", "verdict"),
+)
+
+
+def _records(study: Study, classes: Sequence[str]) -> Iterator[dict[str, object]]:
+    for name in QUANTITIES:
+        found = spread([study.teacher_figures], name)
+        if found:
+            yield {"run": "teacher", "method": "teacher", "n": 1, "figure": name, "mean": found.mean}
+    compared = {id(one.student): one for one in study.compared}
+    for student in study.students:
+        first, one = student.row.first, compared.get(id(student))
+        about: dict[str, object] = {
+            **{"run": student.label, "method": first.method, "T": first.T, "alpha": first.alpha, "beta": first.beta},
+            **{"variant": first.variant, "n": student.n},
+        }
+        for name in QUANTITIES:
+            found = student.spread(name)
+            differs = _difference_record(one.differences[name]) if one and name in COMPARED else {}
+            yield {**about, "figure": name, "mean": found and found.mean, "std": found and found.std, **differs}
+        yield {**about, "figure": "between_seeds", "mean": student.between_seeds}
+        for i, name in enumerate(classes):
+            of = student.class_accuracy[:, i]
+            std = float(of.std(ddof=1)) if len(of) > 1 else None
+            differs = _difference_record(one.classes[i]) if one else {}
+            yield {**about, "figure": f"accuracy of {name}", "mean": float(of.mean()), "std": std, **differs}
+        if one:
+            yield {**about, "figure": "fixed", "mean": len(one.changes.fixed)}
+            yield {**about, "figure": "broken", "mean": len(one.changes.broken)}
+
+
+def _difference_record(d: Difference) -> dict[str, object]:
+    low, high = d.interval or (None, None)
+    return {"difference": d.mean, "low": low, "high": high, "pairs": d.n, "p": d.p, "verdict": d.verdict}

@@ -1,0 +1,140 @@
+"""Many runs in one directory: what is asked for, what is done, what is left. No torch import."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kd.errors import UserError
+from kd.runs.results import FILE, Result, read
+
+
+@dataclass(eq=False)
+class Job:
+    """One run of a sweep."""
+
+    overrides: tuple[str, ...]
+    """As on the command line."""
+    fingerprint: str
+    """Of its settings."""
+    name: str
+    """Of its directory, unless that is taken."""
+    reason: str | None = None
+    """Why it is refused, or has failed."""
+    label: str = ""
+    """The overrides that set it apart from the other jobs."""
+    directory: Path | None = None
+    """Where it runs; None if it is refused or the same as another."""
+    before: Result | None = None
+    """Its record, if it was done before this sweep began."""
+    same_as: "Job | None" = None
+    """The first of those that ask for the same run."""
+    stale: int | None = None
+    """When the record of an earlier attempt was written."""
+
+    @property
+    def record(self) -> Result | None:
+        """What its directory says of this sweep's attempt by now."""
+        if self.directory is None or _written(self.directory) == self.stale:
+            return None
+        try:
+            return read(self.directory / FILE)
+        except UserError:
+            return None
+
+    def wait(self) -> None:
+        """Until no process is at work in its directory."""
+        if self.directory is not None and self.directory.exists():
+            with FileLock(self.directory / ".lock"):
+                pass
+
+    @property
+    def status(self) -> str:
+        """skipped, refused, done, failed, interrupted, running, or waiting."""
+        if self.before is not None or self.same_as is not None:
+            return "skipped"
+        if self.directory is None:
+            return "refused"
+        record = self.record
+        if record is not None and record.status == "done":
+            return "done"
+        if self.reason is not None:
+            return "failed"
+        return "waiting" if record is None else record.status
+
+    @property
+    def why(self) -> str:
+        """What is to be said about a status other than done."""
+        if self.same_as is not None:
+            return f"the same as {self.same_as.label}"
+        if self.before is not None:
+            return "done before"
+        record = self.record
+        return self.reason or (record.error if record else None) or ""
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Keeps other multiruns out of a directory until this process ends, however it ends.
+
+    Raises:
+        UserError: if one is at work in it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / ".lock").acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(
+            f"another multirun is at work in {directory}; wait for it, or choose another hydra.sweep.dir"
+        ) from error
+
+
+def place(jobs: Sequence[Job], directory: Path) -> list[Job]:
+    """Find out which jobs are done, and give each of the others a directory below `directory`; returns those.
+
+    A job keeps the directory that it had in an earlier sweep.
+    """
+    found = dict(_records(directory))
+    homes = {record.fingerprint: home for home, record in found.items()}
+    taken = {home.name for home in found}
+    first: dict[str, Job] = {}
+    for job in jobs:
+        if job.reason is not None:
+            continue
+        job.same_as = first.get(job.fingerprint)
+        if job.same_as is not None:
+            continue
+        first[job.fingerprint] = job
+        job.directory = homes.get(job.fingerprint) or directory / _free(job.name, taken)
+        taken.add(job.directory.name)
+        earlier = found.get(job.directory)
+        job.before = earlier if earlier is not None and earlier.status == "done" else None
+        job.stale = _written(job.directory)
+    common = set.intersection(*(set(job.overrides) for job in jobs))
+    for job in jobs:
+        job.label = " ".join(override for override in job.overrides if override not in common) or "the run"
+    return [job for job in first.values() if job.before is None]
+
+
+def _records(directory: Path) -> Iterator[tuple[Path, Result]]:
+    for path in sorted(directory.glob(f"*/{FILE}")):
+        try:
+            yield path.parent, read(path)
+        except UserError:  # whoever runs there next begins anew
+            continue
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name = str(int(name) + 1) if name.isdecimal() else f"{name}_"
+    return name
+
+
+def _written(directory: Path) -> int | None:
+    try:
+        return (directory / FILE).stat().st_mtime_ns
+    except OSError:
+        return None

@@ -1,0 +1,195 @@
+"""What makes training faster without changing what is learnt. `speed=reference` switches all of it off."""
+
+import copy
+import ctypes
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torch.fx.proxy import TraceError
+
+from kd.ranges import require
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Which speed-ups are in use. What each is, and what it was measured to be worth, is told in docs/speed.md.
+
+    Args:
+        channels_last: memory format of images and convolutions.
+        packed_dropout: see `PackedDropout`; it has an effect on processors only.
+        fused: read by the optimisers' configuration.
+        compile: compile the network that is trained with torch.compile.
+        tensor_cores: TF32 multiplication in place of fp32 on CUDA, and cuDNN's choice of algorithms by trial.
+        keep_memory: see `keep_memory`; it has an effect on processors only.
+        fold_teacher: see `frozen`.
+        stored_logits: keep the teacher's logits, see `kd.teachers.logit_cache`; "auto" for yes on processors, where
+            looking them up takes a hundredth of what computing them does.
+        stored_logits_gb: largest size of one such file, in GB (10^9 bytes), at least 0.
+
+    Raises:
+        ValueError: for a size below 0 or another word than "auto".
+    """
+
+    channels_last: bool
+    packed_dropout: bool
+    fused: bool
+    compile: bool
+    tensor_cores: bool
+    keep_memory: bool
+    fold_teacher: bool
+    stored_logits: bool | str
+    stored_logits_gb: float
+
+    def __post_init__(self) -> None:
+        require("speed.stored_logits_gb", self.stored_logits_gb)
+        if self.stored_logits not in (True, False, "auto"):
+            raise ValueError(f"speed.stored_logits must be true, false or auto, got {self.stored_logits}")
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def stores_logits(self, accelerator: str) -> bool:
+        """Whether to keep the teacher's logits in a run on that accelerator, as Lightning names it."""
+        if self.stored_logits == "auto":
+            return accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        return bool(self.stored_logits)
+
+    def settle(self, threads: int | None, device: torch.device) -> None:
+        """Set what holds for the whole process.
+
+        Args:
+            threads: of a processor, for one operation; None leaves it to OMP_NUM_THREADS or the number of cores.
+            device: what is trained on.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if self.tensor_cores else "highest")
+            torch.backends.cudnn.allow_tf32 = self.tensor_cores
+            torch.backends.cudnn.benchmark = self.tensor_cores
+        elif self.keep_memory:
+            keep_memory()
+
+    def trained(self, net: nn.Module) -> nn.Module:
+        """The network itself, made ready to be trained; names and values of its weights stay."""
+        net.to(memory_format=self.memory_format)
+        if self.channels_last:
+            for module in net.modules():
+                if isinstance(module, nn.Flatten):
+                    module.register_forward_pre_hook(_keep_layout)
+        if self.packed_dropout:
+            for module in net.modules():
+                for name, child in module.named_children():
+                    if type(child) is nn.Dropout:
+                        setattr(module, name, PackedDropout(child.p))
+        if self.compile:
+            net.compile()
+        return net
+
+    def frozen(self, net: nn.Module, half: bool) -> nn.Module:
+        """A copy for inference: each BatchNorm folded into the convolution that feeds it, in bf16 if `half`.
+
+        A network that torch.fx cannot trace keeps its BatchNorm.
+        """
+        net = copy.deepcopy(net).eval().requires_grad_(False)
+        if self.fold_teacher:
+            net = _folded(net)
+            if half:
+                net = net.to(torch.bfloat16)
+        return net.to(memory_format=self.memory_format)
+
+
+def _keep_layout(flatten: nn.Module, args: tuple[Tensor]) -> None:
+    """Give the gradient the layout of the maps that were flattened: pooling is slow where the two differ."""
+    if args[0].requires_grad and args[0].is_contiguous(memory_format=torch.channels_last):
+        args[0].register_hook(  # type: ignore[no-untyped-call]
+            lambda grad: grad.contiguous(memory_format=torch.channels_last)
+        )
+
+
+def _folded(net: nn.Module) -> nn.Module:
+    try:
+        folded: nn.Module = fuse(net)
+    except (TraceError, TypeError, ValueError, RuntimeError):  # control flow that depends on values, foreign code
+        return net
+    return folded.eval().requires_grad_(False)
+
+
+def choose_device(accelerator: str, devices: object) -> torch.device:
+    """Where this process asks a network outside of a Trainer: on the GPU that it trains on, if it does.
+
+    Args:
+        accelerator: Lightning's name of it; anything but "cpu" is CUDA where there is any.
+        devices: the Trainer's, a number of them or a list of their indices.
+    """
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", 0))
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        index = devices[index]
+    return torch.device("cuda", index)
+
+
+def choose_precision(wanted: str, accelerator: str) -> str:
+    """Lightning's name of the precision: "auto" becomes bf16-mixed where the device multiplies in bf16 by itself.
+
+    Those are processors with AVX512-BF16 or AMX and GPUs from Ampere on. Elsewhere bf16 is emulated, up to twenty times
+    slower than fp32.
+    """
+    if wanted != "auto":
+        return wanted
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if accelerator != "cpu" and torch.backends.mps.is_available():
+        return "32-true"
+    return "bf16-mixed" if {"avx512_bf16", "amx_bf16"} & _processor_flags() else "32-true"
+
+
+def _processor_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return set(next((line for line in file if line.startswith("flags")), "").split())
+    except OSError:
+        return set()
+
+
+class PackedDropout(nn.Dropout):
+    """Dropout that draws 16 random bits per element, a quarter of a call to the generator, which is sequential.
+
+    The rate is exact to 2^-17. On a GPU it is torch's own.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or x.device.type != "cpu":
+            return F.dropout(x, self.p, self.training)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        keep = (bits[: x.numel()] >= round(self.p * 2**16) - 2**15).to(x.dtype).mul_(1 / (1 - self.p))
+        # In the memory order of x, or the product would have to be transposed.
+        return x * keep.as_strided(x.shape, x.stride()) if _dense(x) else x * keep.view(x.shape)
+
+
+def _dense(x: Tensor) -> bool:
+    return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+
+
+def keep_memory() -> None:
+    """Let glibc keep what is freed, instead of giving it back to the system and asking for it again every step.
+
+    Activations are large enough to be mapped afresh each time, at the cost of a page fault for every 4 kB. Does nothing
+    with another C library.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
+    libc = ctypes.CDLL(None)
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(top_pad, 64 * 2**20)
+    libc.mallopt(arena_max, 1)  # those of further threads are too small for activations

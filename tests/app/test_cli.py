@@ -1,0 +1,212 @@
+"""What a user hears: help, and one line and exit code 1 for every mistake."""
+
+import errno
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kd.app.cli import expand_resume, explain, help_text
+from kd.errors import UserError
+from kd.runs.results import Result, read, write
+from tests.common import ROOT
+
+CONF = ROOT / "conf"
+TINY = ("data=digits", "data.epochs=1", "teacher.scale=1", "student.scale=1", "logger=none", "trainer=cpu")
+QUIET = "trainer.enable_progress_bar=false"
+
+
+def program(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *arguments], cwd=cwd, capture_output=True, text=True, **options
+    )
+
+
+def test_help_names_every_choice_and_says_what_each_method_is(tmp_path):
+    shown = program("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    for path in set(CONF.glob("*/*.yaml")) - {CONF / "recipe" / "default.yaml"}:  # the one recipe there is
+        assert re.search(rf"\b{path.stem}\b", shown.stdout), path
+    assert "softened logits: alpha * hard + (1 - alpha) * soft" in shown.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_shows_a_new_method_without_being_told(tmp_path):
+    for group in ("method", "data", "student", "teacher", "trainer", "logger", "experiment"):
+        (tmp_path / group).mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# @package _global_\n# my own way\nmethod: null\n")
+    assert re.search(r"^  mine +my own way$", help_text(tmp_path), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("method=typo",),
+        ("method=standard", "T=4"),
+        ("student.scal=8",),
+        ("T=0",),
+        ("teacher.conv_dropout=1",),
+        ("recipe.optimizer.lr=fast",),
+        ("teacher_weights=nowhere",),
+    ],
+)
+def test_help_and_mistakes_answer_without_loading_torch(tmp_path, arguments):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['train.py', *{arguments!r}]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'lightning' not in sys.modules\n"
+    ).replace("sys.argv[0], run", f"{str(ROOT / 'train.py')!r}, run")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("method=typo",),
+            "error: Could not find 'method/typo'. Available options in 'method': feature logits",
+        ),
+        (("student=typo",), "error: Could not find 'student/typo'. Available options in 'student': cnn16"),
+        (("method=standard", "T=4"), "error: there is no setting 'T' with method=standard"),
+        (("student.scal=8",), "error: there is no setting 'student.scal' with the default method"),
+        (("method=logits", "beta=1"), "error: there is no setting 'beta' with method=logits"),
+        (("method=standard", "+T=4"), "error: T=4: this method has no such knob"),
+        (("T=hot",), "error: T must be a number in (0, inf), got hot"),
+        (("T",), "error: Error parsing override 'T'"),
+        (("resume=nowhere",), "error: resume=nowhere: not the directory of a run"),
+        (("method=teacher", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
+        (("ensemble=2", f"teacher_weights={__file__}"), "error: teacher_weights is one teacher; ensemble is for those"),
+        (("method=standard", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
+        (("T=null",), "error: T must be a number in (0, inf), got None"),
+        (("seed=-1",), "error: seed must be a whole number in [0, 4294967296), got -1"),
+        (("seed=4294967296",), "error: seed must be a whole number in [0, 4294967296), got 4.29497e+09"),
+        (("recipe.epochs=0",), "error: recipe.epochs must be a whole number in [1, inf), got 0"),
+    ],
+)
+def test_mistakes_in_the_command(run, arguments, message):
+    code, said = run(*arguments, "data=digits")
+    assert code == 1
+    (line,) = (line for line in said.splitlines() if not line.startswith("Error executing job with overrides"))
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "several", [("trainer=ddp",), ("trainer.devices=2",), ("hydra/launcher=cohort", "trainer=ddp")]
+)
+def test_a_sweep_of_data_parallel_runs_is_refused(run, several):
+    code, said = run("-m", "data=digits", *several, "hydra.sweep.dir=sweep")
+    assert code == 1
+    assert "error: training on several devices starts this command again" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("method=logits", "T=0"), "T must be in (0, inf), got 0"),
+        (("method=logits", "alpha=1.5"), "alpha must be in [0, 1], got 1.5"),
+        (("method=feature", "alpha=0.8", "beta=0.5"), "alpha + beta must be in [0, 1], got alpha=0.8 and beta=0.5"),
+        (("method=feature", "method.stages=[2]"), "stages must be in [-2, 1] for these networks, got 2"),
+        (("student.activation=gelu",), "activation must be one of relu, elu, got gelu"),
+        (("teacher.head_dropout=1",), "head_dropout must be in [0, 1), got 1"),
+        (("recipe.schedule.warmup=1",), "schedule.warmup must be in [0, 1), got 1"),
+        (("recipe.batch_size=5000",), "batch_size must be between 1 and the 1295 training images, got 5000"),
+        (("data.val_fraction=1",), "data.val_fraction must be in [0, 1), got 1"),
+        (("recipe.optimizer.lr=fast",), "recipe.optimizer.lr must be a number in [0, inf), got fast"),
+        (("recipe.batch_size=many",), "recipe.batch_size must be a whole number in [1, inf), got many"),
+        (("trainer=gpu",) if not torch.cuda.is_available() else ("student.scale=0",), ""),
+        (("recipe.optimizer.lr=-1",), "recipe.optimizer.lr must be in [0, inf), got -1"),
+        (("teacher_recipe.label_smoothing=1.5",), "label_smoothing must be in [0, 1], got 1.5"),
+        (("trainer.precision=12",), "Precision '12' is invalid"),
+        (("data=cifar10", "data.root=empty"), "/empty, and it cannot be downloaded"),
+        (("data=folder", "data.root=nowhere"), "nowhere"),
+        (("teacher_weights=nowhere.safetensors",), "no weights at nowhere.safetensors"),
+        (("hydra.run.dir=file/run",), "cannot use file/run"),
+    ],
+)
+def test_mistakes_that_show_before_anything_is_trained(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens: no network
+    (tmp_path / "file").touch()
+    code, said = run(*TINY, QUIET, *arguments)
+    assert code == 1
+    assert "Traceback" not in said
+    assert message in next(line for line in said.splitlines() if line.startswith("error: "))
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.glob("teachers/*"))
+
+
+def test_a_diverging_loss_names_term_step_and_learning_rate(run, tmp_path):
+    diverging = ("recipe.optimizer.lr=1e12", "recipe.clip_norm=null", "hydra.run.dir=run")
+    code, said = run(*TINY, QUIET, "data.epochs=2", *diverging)
+    assert code == 1
+    assert re.search(r"error: training diverged: the hard loss is \S+, .*at step \d+ .*learning rate \d", said)
+    assert "try a lower recipe.optimizer.lr, recipe.clip_norm=1 (of a teacher: teacher_recipe" in said
+    record = read(tmp_path / "run" / "result.json")
+    assert (record.status, record.test_acc) == ("failed", None)
+    assert not (tmp_path / "run" / "student.safetensors").exists()
+
+
+def test_the_traceback_comes_on_request(tmp_path):
+    asked = program(*TINY, "T=0", cwd=tmp_path, env={**os.environ, "HYDRA_FULL_ERROR": "1"})
+    assert asked.returncode == 1
+    assert "Traceback" in asked.stderr
+
+
+def test_a_full_disk_leaves_nothing_half_written(run, tmp_path):
+    """A limit on the size of files stands in for the disk: the student's checkpoint is over it."""
+    sizes = ("teacher.scale=1", "student.scale=16", "hydra.run.dir=run")
+    limit = 4 << 20
+    full = program(
+        *TINY,
+        QUIET,
+        *sizes,
+        cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert full.returncode == 1
+    assert "error: cannot save the run: File too large; once there is space, continue with" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert read(tmp_path / "run" / "result.json").status == "failed"
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+    assert run("resume=run")[0] == 0
+    assert read(tmp_path / "run" / "result.json").status == "done"
+
+
+def test_resume_gives_the_overrides_back_and_the_users_own_last(tmp_path, monkeypatch):
+    hydra = tmp_path / "a run" / ".hydra"
+    hydra.mkdir(parents=True)
+    record = Result(
+        method="logits", seed=0, dataset="d", epochs=1, status="interrupted", command="method=logits 'T= 4'"
+    )
+    write(record, tmp_path / "a run" / "result.json")
+    (hydra / "hydra.yaml").write_text(f"hydra: {{runtime: {{cwd: {tmp_path}}}}}")
+    monkeypatch.chdir(hydra)
+    resumed = expand_resume(["trainer=cpu", f"resume={tmp_path / 'a run'}"])
+    assert resumed[:3] == ["method=logits", "T= 4", "trainer=cpu"]
+    assert f"hydra.run.dir='{tmp_path / 'a run'}'" in resumed
+    assert Path.cwd() == tmp_path
+    assert expand_resume(["T=4"]) == ["T=4"]
+    with pytest.raises(UserError, match="not the directory of a run"):
+        expand_resume([f"resume={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("message", "extra"),
+    [
+        ("In 'hydra/config': Could not find 'hydra/launcher/joblib'\n\nAvailable options", "parallel"),
+        ("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.", "slurm"),
+    ],
+)
+def test_a_launcher_that_is_not_installed(message, extra):
+    assert explain(Exception(message), []) == f"this launcher is not installed: pip install -e '.[{extra}]'"
+
+
+def test_an_error_that_names_no_file():
+    assert explain(OSError(errno.ENOSPC, "No space left on device"), []) == "No space left on device"

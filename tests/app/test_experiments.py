@@ -1,0 +1,86 @@
+"""Whatever is in conf/experiment composes; and those with networks or methods of their own run, made tiny."""
+
+import csv
+import io
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from kd.report.comparison import compare
+from kd.report.rows import summarize
+from kd.report.tables import to_csv
+from kd.runs.results import collect, read
+from tests.common import ROOT
+
+FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_experiment_composes(run, file):
+    code, said = run(f"experiment={file.stem}", "--cfg", "job", "--resolve")
+    assert code == 0, said
+    composed = yaml.safe_load(said)
+    assert composed["recipe"]["epochs"] >= 1
+    assert "_target_" in composed["student"]
+
+
+def test_best_1m_is_what_it_says():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", ["experiment=best_1m"])
+    with torch.device("meta"):
+        student = instantiate(cfg.student, num_classes=10, image_size=32)
+    assert sum(p.numel() for p in student.parameters()) < 1_100_000
+    assert (cfg.data.val_fraction, cfg.data.augment.cutout) == (0, 16)
+
+
+def test_best_1m_runs(run, tmp_path):
+    networks = [f"{role}.{size}" for role in ("teacher", "student") for size in ("depth=10", "widen=1")]
+    short = ("recipe.epochs=1", "teacher_recipe.epochs=1", "trainer=cpu", "trainer.enable_progress_bar=false")
+    digits = ("data=digits", "data.source.image_size=8", "logger=none", "hydra.sweep.dir=sweep")
+    code, said = run("experiment=best_1m", *networks, *short, *digits)
+    assert code == 0, said
+    records = [read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
+    assert [(record.seed, record.method, record.status) for record in records] == [
+        (seed, "logits", "done") for seed in range(3)
+    ]
+    assert {(record.student, record.teacher) for record in records} == {("wrn22_2", "wrn16_8")}
+    assert len({record.teacher_id for record in records}) == 1
+    assert len(list((tmp_path / "teachers").glob("*/entry.json"))) == 1
+    assert all(record.val_acc is None for record in records)
+    assert len({record.test_nll for record in records}) == 3
+
+
+def test_mistakes_are_trained_side_by_side(run, tmp_path):
+    """One of each kind: in the loss, in the teacher's mode, in what the teacher is shown; and doing it right."""
+    small = ("data=digits", "teacher.scale=2", "student.scale=2", "recipe.epochs=1", "teacher_recipe.epochs=1")
+    mistakes = ("Right", "LabelsOnly", "NoTSquared", "TeacherInTrainMode", "OtherView")
+    quiet = ("trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "hydra.sweep.dir=sweep")
+    code, said = run("experiment=seed_anomaly", f"mistake={','.join(mistakes)}", "seed=0", *small, *quiet)
+    assert code == 0, said
+    records = [read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
+    assert [record.variant.split("mistake=")[1].split()[0] for record in records] == list(mistakes)
+    assert len({record.test_nll for record in records}) == len(mistakes)  # none of them is another
+    assert {record.method for record in records} == {"logits"}
+
+
+def test_the_comparison_has_a_row_for_each_method(run, tmp_path):
+    small = ("data=digits", "teacher.scale=2", "student.scale=2", "recipe.epochs=1", "teacher_recipe.epochs=1")
+    quiet = ("trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "hydra.sweep.dir=sweep")
+    code, said = run("experiment=seed_table", *small, *quiet)
+    assert code == 0, said
+    rows = summarize(collect([tmp_path / "sweep"]).results).rows
+    assert [row.label for row in rows] == ["teacher", "standard", "feature", "logits"]
+    assert {row.n for row in rows} == {3}
+    teacher, standard, *taught = rows
+    assert standard.first.teacher is None
+    assert {row.first.teacher for row in taught} == {"3 x cnn32"}
+    assert teacher.first.teacher == "cnn32"
+    assert len(list((tmp_path / "teachers").glob("*/entry.json"))) == 3  # the first row's, and no others
+    # All students are measured against the same: all three together.
+    assert len({round(row.teacher_acc, 6) for row in (standard, *taught)}) == 1
+    columns = csv.DictReader(io.StringIO(to_csv(rows, compare(rows)))).fieldnames
+    assert {"method", "n", "params", "test_acc_mean", "test_acc_std", "teacher_test_acc", "retention"} <= set(columns)
+    assert {"diff_vs_standard", "diff_low", "diff_high"} <= set(columns)

@@ -1,0 +1,363 @@
+"""`train.py` from its command line to the files it leaves, on tiny networks and the bundled digits."""
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from kd.data.digits import digits
+from kd.runs import predictions
+from kd.runs.results import read, write
+from kd.runs.weights import fill, load_weights
+from kd.training.performance import PackedDropout, choose_precision
+from tests.common import ROOT
+
+SMALL = (
+    "data=digits",
+    "data.epochs=2",
+    "teacher.scale=2",
+    "student.scale=2",
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+)
+
+
+def start(*arguments: str, cwd: Path, **options) -> subprocess.Popen:
+    """The same in a process of its own."""
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+
+def rows(directory: Path) -> list[dict[str, str]]:
+    with open(directory / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    left, right = load_file(a), load_file(b)
+    return left.keys() == right.keys() and all((left[name] == right[name]).all() for name in left)
+
+
+class TestARun:
+    @pytest.fixture(autouse=True)
+    def logits(self, run, tmp_path, finished):
+        shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+        self.directory = tmp_path / "run"
+        self.result = read(self.directory / "result.json")
+
+    def test_leaves_the_promised_files(self):
+        for name in (
+            ".hydra/config.yaml",
+            "result.json",
+            "student.safetensors",
+            "checkpoints/last.ckpt",
+            "metrics.csv",
+            "predictions.npz",
+        ):
+            assert (self.directory / name).is_file(), name
+        assert list((self.directory / "tensorboard").glob("events*"))
+
+    def test_keeps_its_predictions(self):
+        kept = predictions.read(self.directory / "predictions.npz")
+        assert kept.logits.shape == kept.teacher_logits.shape == (len(kept.labels), 10)
+        assert kept.correct.mean() == pytest.approx(self.result.test_acc, abs=1.5 / len(kept.labels))  # rounded: a tie
+        taught = (kept.teacher_logits.argmax(1) == kept.labels).mean()  # by a folded copy, in half precision
+        assert taught == pytest.approx(self.result.teacher_test_acc, abs=0.01)
+        agreement = (kept.logits.argmax(1) == kept.teacher_logits.argmax(1)).mean()
+        assert agreement == pytest.approx(self.result.agreement, abs=2.5 / len(kept.labels))
+
+    def test_records_what_it_did(self):
+        result = self.result
+        assert (result.method, result.T, result.alpha, result.beta) == ("logits", 2, 0.1, None)
+        assert (result.status, result.dataset, result.epochs, result.seed) == ("done", "digits", 2, 0)
+        assert (result.student, result.teacher) == ("cnn16", "cnn32")
+        assert result.data_id == digits().id
+        assert result.variant == "data.epochs=2 student.scale=2 teacher.scale=2"
+        assert result.retention == pytest.approx(result.test_acc / result.teacher_test_acc)
+        assert 0 <= result.agreement <= 1
+        assert len(result.epoch_val_acc) == len(result.epoch_train_loss) == 2
+        assert result.val_acc == result.epoch_val_acc[-1]
+        assert result.precision == choose_precision("auto", "cpu")
+        assert "torch" in result.versions
+
+    def test_the_weights_say_what_they_are(self):
+        with safe_open(self.directory / "student.safetensors", "pt") as file:
+            metadata = {name: json.loads(text) for name, text in file.metadata().items()}
+            names = set(file.keys())
+        assert metadata["model"]["scale"] == 2
+        assert metadata["num_classes"] == 10
+        assert metadata["test_acc"] == self.result.test_acc
+        assert names
+        assert not any("adapter" in name or "teacher" in name for name in names)
+
+    def test_fills_tensorboard(self):
+        events = EventAccumulator(str(self.directory / "tensorboard"))
+        events.Reload()
+        tags = events.Tags()
+        for tag in ("train/hard", "train/soft", "lr", "val/acc", "val/kl_to_teacher", "test/agreement", "hp/test_acc"):
+            assert tag in tags["scalars"], tag
+        assert {"samples", "test/confusion"} <= set(tags["images"])
+        assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
+        assert events.Scalars("hp/test_acc")[-1].value == pytest.approx(self.result.test_acc)
+
+    def test_given_again_is_not_done_again(self, run):
+        weights = self.directory / "student.safetensors"
+        written = weights.stat().st_mtime_ns
+        code, said = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=run")
+        assert code == 0
+        assert weights.stat().st_mtime_ns == written
+        assert f"{100 * self.result.teacher_test_acc:.2f} %" in said
+        assert f"{100 * self.result.test_acc:.2f} %" in said
+
+    def test_its_directory_takes_no_other_run(self, run):
+        code, said = run(*SMALL, "method=logits", "T=3", "hydra.run.dir=run")
+        assert code == 1
+        assert "another configuration" in said
+        assert read(self.directory / "result.json") == self.result
+
+    def test_a_refused_resume_leaves_it_resumable(self, run):
+        assert run("resume=run", "T=3")[0] == 1
+        assert run("data=digits", "hydra.run.dir=run")[0] == 1
+        assert run("resume=run")[0] == 0
+
+    def test_a_whole_number_and_the_same_as_decimal_are_one_run(self, run):
+        assert run(*SMALL, "method=logits", "T=2.0", "hydra.run.dir=run")[0] == 0
+
+    def test_a_damaged_checkpoint_is_named(self, run):
+        record = self.directory / "result.json"
+        record.write_text(record.read_text().replace('"done"', '"interrupted"'))
+        checkpoint = self.directory / "checkpoints" / "last.ckpt"
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
+        code, said = run("resume=run")
+        assert code == 1
+        assert f"{checkpoint} is damaged" in said
+
+    def test_a_warm_teacher_store_gives_the_same_student_as_a_cold_one(self, run, tmp_path):
+        assert run(*SMALL, "method=logits", "T=2", "hydra.run.dir=warm")[0] == 0
+        assert same_weights(self.directory / "student.safetensors", tmp_path / "warm" / "student.safetensors")
+
+    def test_stored_logits_give_the_student_that_they_give_live(self, run, tmp_path):
+        (file,) = (tmp_path / "teachers" / "logits").glob("*.logits")
+        before = file.read_bytes()
+        code, said = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=again")
+        assert code == 0
+        found, asked = re.search(r"teacher's logits: (\d+) of (\d+) were in", said).groups()
+        assert found == asked  # the same seed sees the same views
+        assert file.read_bytes() == before
+        file.write_bytes(before[: len(before) // 2])
+        code, said = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=cut")
+        assert code == 0
+        assert "is cut short or not whole; it is made again" in said
+        assert re.search(r"teacher's logits: \d+ of (\d+) were in", said)[1] == asked
+        for other in ("again", "cut"):
+            assert same_weights(self.directory / "student.safetensors", tmp_path / other / "student.safetensors")
+
+    @pytest.mark.parametrize(
+        ("choice", "reason"),
+        [("data.augment.cutout=4", "too many views"), ("speed.stored_logits_gb=0.000001", "not kept: 0.0 GB")],
+    )
+    def test_logits_that_cannot_be_kept_are_not_missed(self, run, tmp_path, choice, reason):
+        code, said = run(*SMALL, "method=logits", "T=2", "recipe.epochs=1", choice, "teacher_store=new")
+        assert code == 0
+        assert reason in said
+        assert not list(tmp_path.glob("new/logits/*.logits"))
+
+    def test_the_teacher_method_finds_the_same_teacher(self, run, tmp_path):
+        assert run(*SMALL, "method=teacher", "hydra.run.dir=alone")[0] == 0
+        teacher = read(tmp_path / "alone" / "result.json")
+        assert teacher.test_acc == pytest.approx(self.result.teacher_test_acc)
+        assert teacher.teacher_id == self.result.teacher_id
+        assert (tmp_path / "alone" / "teacher.safetensors").is_file()
+        assert len(list((tmp_path / "teachers").glob("*/teacher.safetensors"))) == 1
+
+    def test_given_weights_serve_as_teacher(self, run, tmp_path):
+        (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
+        given = (*SMALL, "method=logits", "T=2", f"teacher_weights={weights}", "teacher_store=elsewhere")
+        assert run(*given, "hydra.run.dir=given")[0] == 0
+        assert same_weights(self.directory / "student.safetensors", tmp_path / "given" / "student.safetensors")
+        assert not list((tmp_path / "elsewhere").rglob("teacher.safetensors"))
+
+    def test_a_teacher_that_is_not_what_its_record_says_teaches_nobody(self, run, tmp_path):
+        (entry,) = (tmp_path / "teachers").glob("*/result.json")
+        write(replace(read(entry), test_acc=0.5), entry)
+        code, said = run(*SMALL, "method=logits", "T=3", "hydra.run.dir=other")
+        assert code == 1
+        assert "is on record with 50.00 % on this test split but reaches" in said
+        assert not (tmp_path / "other" / "student.safetensors").exists()
+
+    def test_its_weights_are_of_use_without_it(self):
+        """Network and normalisation from the file's metadata alone give the logits that the run kept."""
+        tensors, metadata = load_weights(self.directory / "student.safetensors")
+        net = instantiate(metadata["model"], num_classes=metadata["num_classes"], image_size=metadata["image_size"])
+        fill(net, tensors, self.directory)
+        images = digits()
+        mean, std = (torch.tensor(metadata[name])[:, None, None] for name in ("mean", "std"))
+        with torch.no_grad():
+            logits = net.eval()((images.test_x / 255 - mean) / std).logits
+        kept = torch.from_numpy(predictions.read(self.directory / "predictions.npz").logits)
+        assert (logits - kept).abs().max() < 0.02 * kept.abs().max()  # the run's were made in half precision
+        assert tuple(metadata["classes"]) == images.classes
+
+    @pytest.mark.parametrize("fast", [True, False])
+    def test_what_is_faster_is_in_use(self, run, tmp_path, monkeypatch, fast):
+        made = []
+        monkeypatch.setattr(
+            "kd.training.fit.train", lambda module, data, *_, **__: made.append((module, data)) or self.result
+        )
+        (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
+        how = () if fast else ("speed=reference", "trainer.precision=32-true")
+        dropout = ("student.conv_dropout=0.1", f"teacher_weights={weights}", "method=feature")
+        assert run(*SMALL, *how, *dropout, "hydra.run.dir=spied")[0] == 0
+        ((module, data),) = made
+        batch = next(iter(data.train_dataloader()))
+        assert any(isinstance(part, PackedDropout) for part in module.net.modules()) == fast
+        assert batch.x.is_contiguous(memory_format=torch.channels_last) == fast
+        assert any(isinstance(part, nn.BatchNorm2d) for part in module.teacher._spokesman.modules()) != fast
+
+    def test_weights_of_another_architecture_are_refused(self, run, tmp_path):
+        (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
+        code, said = run(*SMALL, f"teacher_weights={weights}", "teacher.scale=3", "hydra.run.dir=other")
+        assert code == 1
+        assert "another architecture" in said
+        assert not (tmp_path / "other" / "student.safetensors").exists()
+
+
+def test_several_teachers_answer_together(run, tmp_path, finished):
+    shutil.copytree(finished / "teachers", tmp_path / "teachers")
+    code, said = run(*SMALL, "method=feature", "ensemble=2", "logger=none", "hydra.run.dir=run")
+    assert code == 0, said
+    record = read(tmp_path / "run" / "result.json")
+    entries = [read(path) for path in (tmp_path / "teachers").glob("*/result.json")]
+    assert sorted(entry.seed for entry in entries) == [0, 1]
+    assert {entry.teacher for entry in entries} == {"cnn32"}
+    assert record.teacher == "2 x cnn32"
+    assert record.teacher_params == sum(entry.teacher_params for entry in entries)
+    assert record.teacher_id not in {entry.teacher_id for entry in entries}
+    kept = [predictions.read(path) for path in (tmp_path / "teachers").glob("*/predictions.npz")]
+    together = predictions.read(tmp_path / "run" / "predictions.npz").teacher_logits
+    assert abs(together - (kept[0].logits + kept[1].logits) / 2).max() < 0.05  # half precision
+    assert record.teacher_test_acc == pytest.approx((together.argmax(1) == kept[0].labels).mean())
+
+
+def test_standard_and_feature(run, tmp_path):
+    assert run(*SMALL, "method=standard", "data.val_fraction=0", "hydra.run.dir=standard")[0] == 0
+    standard = read(tmp_path / "standard" / "result.json")
+    assert (standard.teacher, standard.T, standard.val_acc, standard.epoch_val_acc) == (None, None, None, [])
+    assert not (tmp_path / "teachers").exists()
+
+    assert run(*SMALL, "method=feature", "method.stages=[0,1]", "logger=none", "hydra.run.dir=feature")[0] == 0
+    assert {"train/hard", "train/feature", "train/soft"} <= rows(tmp_path / "feature")[0].keys()
+    assert not (tmp_path / "feature" / "tensorboard").exists()
+    assert not any("adapter" in name for name in load_file(tmp_path / "feature" / "student.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ("method=standard", "recipe/optimizer=adamw", "recipe/schedule=multistep", "recipe.clip_norm=null"),
+        ("method=standard", "recipe/schedule=cosine", "recipe.label_smoothing=0.1", "student.activation=elu"),
+        ("method=standard", "data.augment.cutout=8", "trainer.precision=bf16-mixed"),
+        ("method=logits", "speed=reference", "trainer.precision=32-true"),
+        ("method=teacher", "recipe/optimizer@teacher_recipe.optimizer=adamw", "teacher_recipe.epochs=1"),
+    ],
+    ids=lambda choices: choices[1],
+)
+def test_other_recipes(run, tmp_path, choices):
+    code, said = run(*SMALL, *choices, "logger=none", "hydra.run.dir=run")
+    assert code == 0, said
+    record = read(tmp_path / "run" / "result.json")
+    assert record.test_acc > 0.12  # chance is 0.1
+    assert record.epoch_train_loss[-1] < record.epoch_train_loss[0] or record.epochs == 1
+    assert choices[1] in record.variant or choices[1].startswith("trainer")
+
+
+def test_two_processes_train_one_student_together(run, tmp_path, finished):
+    shutil.copytree(finished / "teachers", tmp_path / "teachers")
+    # Neither BatchNorm nor dropout: they treat half a batch otherwise than a whole one.
+    student = ("student._target_=tests.launchers.plain.Plain", "student.activation=elu", "method=logits", "T=2")
+    ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
+    quiet = "trainer.enable_progress_bar=false"
+    process = start(*SMALL[:4], *ddp, quiet, *student, "hydra.run.dir=run", cwd=tmp_path)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    record = read(tmp_path / "run" / "result.json")
+    assert record.status == "done"
+    kept = predictions.read(tmp_path / "run" / "predictions.npz")
+    (alone,) = (predictions.read(path) for path in (tmp_path / "teachers").glob("*/predictions.npz"))
+    assert kept.labels.tolist() == alone.labels.tolist()  # in the order that one process has them in
+    assert kept.correct.mean() == pytest.approx(record.test_acc, abs=1.5 / len(kept.labels))
+    assert said.count("test accuracy") == 1  # one of the two speaks
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2  # the teacher and the student, each once
+    assert len(list((tmp_path / "teachers").iterdir())) == len(list((finished / "teachers").iterdir()))
+
+    assert run(*SMALL, *student, "hydra.run.dir=alone")[0] == 0
+    assert run(*SMALL, *student, "data.order_seed=1", "hydra.run.dir=otherwise")[0] == 0
+    together, one, other = (
+        load_file(tmp_path / name / "student.safetensors") for name in ("run", "alone", "otherwise")
+    )
+    assert distance(together, one) < 0.1  # rounded to half precision in other places
+    assert distance(together, other) > 0.4  # as another order of the images comes to
+
+
+def distance(left, right):
+    """Of two students' weights: the largest of all tensors, relative to the tensor's length."""
+    return max(float((left[name] - right[name]).norm() / right[name].norm()) for name in right)
+
+
+def test_your_own_images(run, tmp_path):
+    from PIL import Image
+
+    for split, count in (("train", 12), ("test", 4)):
+        for i, name in enumerate(("dark", "light")):
+            (tmp_path / "mine" / split / name).mkdir(parents=True)
+            for k in range(count):
+                Image.new("RGB", (20, 30), (200 * i + k,) * 3).save(tmp_path / "mine" / split / name / f"{k}.png")
+    small = (*SMALL[1:], "data=folder", "data.root=mine", "data.batch_size=8")
+    assert run(*small, "method=logits", "hydra.run.dir=run")[0] == 0
+    assert read(tmp_path / "run" / "result.json").dataset == "mine"
+    assert run(*small, "method=logits", "hydra.run.dir=disk", "data.in_memory=false")[0] == 0
+    assert same_weights(tmp_path / "run" / "student.safetensors", tmp_path / "disk" / "student.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("teacher_phase", "stop"), [(False, signal.SIGINT), (True, signal.SIGTERM)], ids=["student", "teacher"]
+)
+def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, teacher_phase, stop):
+    longer = (*SMALL, "data.epochs=6", "data.val_fraction=0.7")  # short epochs
+    if not teacher_phase:
+        assert run(*longer, "method=teacher", "hydra.run.dir=teacher")[0] == 0
+    # Whoever started the tests in the background may have had them ignore Ctrl-C.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start(*longer, "hydra.run.dir=broken", cwd=tmp_path, **heeding)
+    checkpoints = "teachers/*.partial/checkpoints/last.ckpt" if teacher_phase else "broken/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(checkpoints)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(stop)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "resume=" in said
+    assert "Traceback" not in said
+    assert read(tmp_path / "broken" / "result.json").status == "interrupted"
+
+    assert run("resume=broken")[0] == 0
+    assert run(*longer, "teacher_store=fresh", "hydra.run.dir=whole")[0] == 0
+    assert same_weights(tmp_path / "broken" / "student.safetensors", tmp_path / "whole" / "student.safetensors")
+    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
+    timing = {"train_seconds": None, "images_per_second": None, "date": ""}
+    broken, whole = (replace(read(tmp_path / name / "result.json"), **timing) for name in ("broken", "whole"))
+    assert broken == replace(whole, command=broken.command, variant=broken.variant)

@@ -1,0 +1,100 @@
+import io
+
+import matplotlib
+import numpy as np
+import pytest
+
+from kd.report.fidelity import figures
+from kd.report.fidelity.figures import RIGHT, WRONG
+from kd.report.fidelity.page import Pixels, named, write_page
+from kd.report.fidelity.study import collect, study
+from tests.report.fidelity.test_study import LABELS, TEACHER, noisy, put
+
+NAMES = ["ant", "bee", "cat", "$dog", "eel"]
+PIXELS = np.random.default_rng(0).integers(0, 256, (len(LABELS), 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    for seed in range(3):
+        put(root / f"s{seed}", "standard", seed, noisy(seed))
+        put(root / f"l{seed}", "logits", seed, noisy(seed + 10, 0.5), TEACHER, alpha=0.1)
+        put(root / f"m{seed}", "logits", seed, noisy(seed + 20, 0.2), TEACHER, alpha=0.9)
+    return study(collect([root]))
+
+
+def texts(figure):
+    figure.savefig(io.BytesIO())  # so that all is laid out
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+
+
+def test_bars_are_as_long_as_the_means(found):
+    figure = figures.bars(found)
+    agreement, wrong, kl, nll = figure.axes
+    widths = [bar.get_width() for bar in agreement.patches]
+    assert widths == pytest.approx([100 * one.spread("agreement").mean for one in found.students])
+    assert [bar.get_width() for bar in wrong.patches] == pytest.approx(
+        [100 * one.spread("agreement_wrong").mean for one in found.students]
+    )
+    assert len(kl.patches) == 2 * 3
+    assert nll.patches[0].get_width() == pytest.approx(found.teacher_figures.nll)
+    assert nll.patches[1].get_width() == pytest.approx(found.teacher_figures.nll_scaled)
+    assert all(axes.get_xlim()[0] == 0 for axes in figure.axes)
+
+
+def test_calibration_draws_the_teacher_and_every_student(found):
+    figure = figures.calibration(found)
+    said = texts(figure)
+    assert [name for name in ("teacher", "standard", "logits alpha=0.1", "logits alpha=0.9") if name in said] == [
+        axes.get_title(loc="left") for axes in figure.axes[::2]
+    ]
+    teacher = found.teacher_figures
+    assert f"ECE {100 * teacher.ece:.2f} %\nscaled {100 * teacher.ece_scaled:.2f} %" in said
+    _, before, after = figure.axes[0].lines
+    distance = [np.abs(line.get_xdata() - line.get_ydata()).mean() for line in (before, after)]
+    assert distance[1] < distance[0]
+
+
+def test_classes_are_sorted_by_their_gain_below_the_whole(found):
+    figure = figures.classes(found, NAMES)
+    (axes,) = figure.axes
+    ticks = [tick.get_text() for tick in axes.get_yticklabels()]
+    gains = np.array([[difference.mean for difference in one.classes] for one in found.compared]).mean(axis=0)
+    assert ticks == ["all classes", *(NAMES[i].replace("$", r"\$") for i in np.argsort(-gains))]
+    dots = axes.collections[0].get_offsets()
+    assert dots[0, 0] == pytest.approx(100 * found.compared[0].differences["accuracy"].mean)
+
+
+def test_images_are_shown_with_every_answer(found):
+    one = found.compared[0]
+    figure = figures.images(found, one, PIXELS, NAMES)
+    fixed, broken = one.changes.fixed, one.changes.broken
+    assert len(figure.axes) == min(12, len(fixed)) + min(12, len(broken))
+    assert np.array_equal(figure.axes[0].images[0].get_array(), PIXELS[fixed[0]])
+    answers = [text for text in figure.texts if text.get_color() in (RIGHT, WRONG)]
+    colours = [text.get_color() for text in answers]
+    assert len(colours) == 3 * len(figure.axes)
+    assert colours[1:3] == [WRONG, RIGHT]  # the baseline's and the student's answers to a fixed image
+    assert any(f"{len(fixed)} image" in text for text in texts(figure))
+
+
+def test_nothing_changed(found):
+    one = found.compared[0]
+    none = np.array([], dtype=np.intp)
+    figure = figures.images(
+        found, one._replace(changes=one.changes._replace(fixed=none, broken=none)), PIXELS, NAMES
+    )
+    assert not figure.axes
+    assert sum("0 images" in text for text in texts(figure)) == 2
+
+
+def test_everything_is_written_and_shown(found, tmp_path):
+    written = write_page(found, Pixels(PIXELS, NAMES), tmp_path)
+    page = written[0].read_text("utf-8")
+    assert len(written) == 2 + 3 + 2
+    for path in written[2:]:
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert f"]({path.name})" in page
+    assert "nan" not in page
+    assert len(write_page(found, named(found), tmp_path)) == 2 + 3

@@ -1,0 +1,232 @@
+import json
+import math
+import os
+import time
+from dataclasses import asdict, fields, replace
+
+import pytest
+
+from kd.errors import UserError
+from kd.runs.results import Result, collect, read, write
+
+DONE = Result(
+    method="logits",
+    T=4.0,
+    alpha=0.1,
+    seed=3,
+    student="cnn",
+    teacher="resnet20",
+    teacher_params=1_070_000,
+    dataset="CIFAR-10",
+    epochs=2,
+    test_acc=0.8344,
+    status="done",
+    variant="recipe.epochs=2 note=ü",
+    epoch_val_acc=[0.5, 0.8],
+)
+CONTRACT = """
+    method T alpha beta seed student teacher teacher_id student_params teacher_params dataset data_id epochs val_acc
+    test_acc test_images test_nll test_ece teacher_test_acc retention agreement train_seconds images_per_second device
+    precision git versions status command variant fingerprint group date error
+    epoch_train_loss epoch_train_acc epoch_val_loss epoch_val_acc
+"""
+
+
+def put(directory, **changes):
+    """A record in `directory`, written without `write`, which waits for the disk."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "result.json").write_text(json.dumps(asdict(DONE) | changes))
+    return directory / "result.json"
+
+
+def test_fields_are_the_contract_in_its_order():
+    assert [field.name for field in fields(Result)] == CONTRACT.split()
+
+
+def test_a_run_is_started_with_five_fields_and_completed():
+    started = Result(method="standard", seed=0, dataset="CIFAR-10", epochs=30, status="running")
+    assert started.T is None
+    assert started.device == ""
+    assert started.epoch_val_acc == []
+    assert replace(started, status="done", test_acc=0.8).test_acc == 0.8
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "result.json"
+    write(DONE, path)
+    assert read(path) == DONE
+    assert list(json.loads(path.read_text())) == CONTRACT.split()
+    assert path.read_text().startswith('{\n  "method": "logits",\n')
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_the_file_has_the_usual_permissions(tmp_path):
+    write(DONE, tmp_path / "result.json")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "result.json").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_what_json_cannot_say_becomes_null(tmp_path):
+    path = tmp_path / "result.json"
+    write(replace(DONE, test_nll=math.nan, test_ece=math.inf, epoch_train_loss=[2.5, math.nan, -math.inf]), path)
+    assert "NaN" not in path.read_text()
+    assert "Infinity" not in path.read_text()
+    back = read(path)
+    assert back.test_nll is None
+    assert back.test_ece is None
+    assert back.epoch_train_loss[0] == 2.5
+    assert all(map(math.isnan, back.epoch_train_loss[1:]))
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, failing, error):
+    path = tmp_path / "result.json"
+    write(DONE, path)
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, failing, fail)
+        with pytest.raises(type(error)):
+            write(replace(DONE, status="failed"), path)
+    assert read(path) == DONE
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_record_that_is_no_json_leaves_no_file(tmp_path):
+    with pytest.raises(TypeError):
+        write(replace(DONE, test_acc=object()), tmp_path / "result.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_newer_and_older_records_are_read(tmp_path):
+    assert read(put(tmp_path, invented_later=[1, {}])) == DONE
+    record = asdict(DONE)
+    del record["variant"], record["epoch_val_acc"]
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    assert read(tmp_path / "result.json") == replace(DONE, variant="", epoch_val_acc=[])
+
+
+def test_whole_numbers_are_numbers(tmp_path):
+    back = read(put(tmp_path, T=4, epoch_val_acc=[0, 1]))
+    assert back.T == 4.0
+    assert type(back.T) is float
+    assert [type(value) for value in back.epoch_val_acc] == [float, float]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"T": "four"}, "T is 'four', not a number or null"),
+        ({"seed": 1.5}, "seed is 1.5, not a whole number"),
+        ({"seed": True}, "seed is True, not a whole number"),
+        ({"seed": None}, "seed is None, not a whole number"),
+        ({"test_acc": False}, "test_acc is False, not a number or null"),
+        ({"method": 3}, "method is 3, not text"),
+        ({"student": ["cnn"]}, "student is ['cnn'], not text or null"),
+        ({"epoch_val_acc": 0.5}, "epoch_val_acc is not a list of numbers"),
+        ({"epoch_val_acc": [0.5, "x"]}, "epoch_val_acc is not a list of numbers"),
+        ({"test_acc": 10**400}, "too large"),
+    ],
+)
+def test_a_wrong_type_is_named(tmp_path, changes, said):
+    path = put(tmp_path, **changes)
+    with pytest.raises(UserError) as error:
+        read(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "cut short or not JSON"),
+        (json.dumps(asdict(DONE))[:200], "cut short or not JSON"),
+        ('{"method": NaN}', "NaN is no JSON"),
+        ("[]", "not a result record"),
+        ('{"method": "logits", "epochs": 3}', "it lacks seed, dataset, status"),
+    ],
+)
+def test_what_is_no_record_is_said(tmp_path, text, said):
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read(path)
+    assert str(path) in str(error.value)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bad", ["a file that is none", "bytes"])
+def test_what_cannot_be_read_is_said(tmp_path, bad):
+    path = tmp_path / "result.json"
+    if bad == "bytes":
+        path.write_bytes(b'{"method": "\xff"}')
+    with pytest.raises(UserError, match=r"result\.json: "):
+        read(path)
+
+
+def test_collect_finds_every_status_at_any_depth_by_path(tmp_path):
+    put(tmp_path / "b" / "1", seed=1, status="failed")
+    put(tmp_path / "a" / "x" / "y", seed=0)
+    put(tmp_path, seed=2, status="running")
+    assert [result.seed for result in collect([tmp_path]).results] == [0, 1, 2]
+
+
+def test_collect_names_what_it_skips(tmp_path):
+    put(tmp_path / "good")
+    cut = put(tmp_path / "cut")
+    cut.write_text(cut.read_text()[:100])
+    results, skipped = collect([tmp_path])
+    assert results == [DONE]
+    assert len(skipped) == 1
+    assert skipped[0].startswith(f"{cut}: cut short")
+
+
+def test_collect_counts_a_file_once(tmp_path):
+    put(tmp_path / "runs" / "0", seed=0)
+    put(tmp_path / "runs" / "1", seed=1)
+    (tmp_path / "runs" / "latest").symlink_to(tmp_path / "runs" / "1")
+    (tmp_path / "runs" / "1" / "up").symlink_to(tmp_path / "runs")
+    (tmp_path / "linked").symlink_to(tmp_path / "runs")
+    dirs = [tmp_path / "runs", tmp_path / "runs" / "1", tmp_path / "linked"]
+    assert sorted(result.seed for result in collect(dirs).results) == [0, 1]
+
+
+def test_data_sets_of_one_name_are_told_apart(tmp_path):
+    put(tmp_path / "a", dataset="data", data_id="11111111aaaa")
+    put(tmp_path / "b", dataset="data", data_id="22222222bbbb")
+    put(tmp_path / "c", dataset="digits", data_id="33333333cccc")
+    put(tmp_path / "d", dataset="digits", data_id="33333333cccc")
+    put(tmp_path / "e", dataset="digits")  # of an older version
+    names = [result.dataset for result in collect([tmp_path]).results]
+    assert names == ["data 111111", "data 222222", "digits", "digits", "digits"]
+
+
+def test_collect_does_not_look_into_reports(tmp_path):
+    put(tmp_path / "runs" / "0", seed=0)
+    put(tmp_path / "runs" / "report", seed=1)
+    assert [result.seed for result in collect([tmp_path / "runs"]).results] == [0]
+    assert [result.seed for result in collect([tmp_path / "runs" / "report"]).results] == [1]
+
+
+def test_collect_wants_directories_with_records(tmp_path):
+    put(tmp_path / "full")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"missing: no such directory"):
+        collect([tmp_path / "full", tmp_path / "missing"])
+    with pytest.raises(UserError, match=r"empty: no result\.json"):
+        collect([tmp_path / "full", tmp_path / "empty"])
+    put(tmp_path / "full").write_text("{")
+    with pytest.raises(UserError, match=r"none of 1 result records can be read, the first: .*result\.json"):
+        collect([tmp_path / "full"])
+
+
+def test_a_thousand_records_are_collected_quickly(tmp_path):
+    for i in range(1000):
+        put(tmp_path / str(i // 100) / str(i), seed=i, epoch_val_loss=[0.1] * 50, epoch_train_loss=[0.1] * 50)
+    start = time.process_time()
+    assert len(collect([tmp_path]).results) == 1000
+    assert time.process_time() - start < 2

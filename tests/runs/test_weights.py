@@ -1,0 +1,163 @@
+import hashlib
+import os
+import re
+import resource
+from contextlib import contextmanager
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import kd.runs.weights
+from kd.errors import UserError
+from kd.runs.weights import checksum, content_id, fill, load_weights, save_weights
+
+METADATA = {
+    "model": {"_target_": "kd.models.cnn.CNN", "scale": 16, "conv_dropout": 0.25},
+    "classes": ["Katze", "Hündin"],
+    "test_acc": 0.8344,
+    "method": None,
+    "seed": 3,
+    "mean": [0.1, 1 / 3],
+}
+
+
+@pytest.fixture
+def used_net(tiny_net):
+    """A network whose BatchNorm has seen something, laid out as convolutions like it."""
+    net = tiny_net().to(memory_format=torch.channels_last)
+    for _ in range(3):
+        net(torch.randn(4, 3, 8, 8) + 2)
+    return net
+
+
+@pytest.fixture
+def file(used_net, tmp_path):
+    save_weights(used_net, tmp_path / "net.safetensors", METADATA)
+    return tmp_path / "net.safetensors"
+
+
+def test_round_trip_keeps_every_bit(used_net, tiny_net, file):
+    tensors, metadata = load_weights(file)
+    assert metadata == METADATA
+    expected = used_net.state_dict()
+    assert tensors.keys() == expected.keys()
+    assert tensors["stage.1.num_batches_tracked"] == 3
+    assert tensors["stage.1.running_mean"].abs().max() > 0.1
+    assert all(torch.equal(tensors[name], value) for name, value in expected.items())
+    assert all(tensors[name].dtype == value.dtype for name, value in expected.items())
+    other = tiny_net(seed=1)
+    fill(other, tensors, file)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(other.eval()(x).logits, used_net.eval()(x).logits, rtol=1e-6, atol=1e-6)
+
+
+def test_metadata_of_another_program_stays_text(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "other", {"format": "pt", "epochs": "12", "note": "made by [me"})
+    assert load_weights(tmp_path / "other")[1] == {"format": "pt", "epochs": 12, "note": "made by [me"}
+    save_file({"a": torch.zeros(1)}, tmp_path / "none")
+    assert load_weights(tmp_path / "none")[1] == {}
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_truncated_file_is_named(file, length):
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(UserError, match=f"{file} is not a whole safetensors file"):
+        load_weights(file)
+
+
+def test_other_files_are_named(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"PK\x03\x04 something else altogether, and long enough")
+    for path in (tmp_path / "model.pt", tmp_path):
+        with pytest.raises(UserError, match=f"{path} is not a whole safetensors file"):
+            load_weights(path)
+    with pytest.raises(UserError, match=f"^no weights at {tmp_path / 'none'}$"):
+        load_weights(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"num_classes": 7}, r"classifier.bias is \(10,\) there and \(7,\) here"),
+        ({"width": 5}, r"classifier.weight is \(10, 4\) there and \(10, 5\) here"),
+    ],
+)
+def test_another_architecture_is_named_and_nothing_is_filled(tiny_net, file, changes, difference):
+    net = tiny_net(**changes, seed=1)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(UserError, match=f"{file} holds another architecture or number of classes .*: {difference}$"):
+        fill(net, load_weights(file)[0], file)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_missing_and_unknown_tensors_are_named(tiny_net, file):
+    tensors, _ = load_weights(file)
+    bias = tensors.pop("classifier.bias")
+    with pytest.raises(UserError, match=r"classifier.bias is missing there and \(10,\) here"):
+        fill(tiny_net(), tensors, file)
+    with pytest.raises(UserError, match=r"a is \(10,\) there and missing here"):
+        fill(tiny_net(), {**tensors, "classifier.bias": bias, "a": bias}, file)
+
+
+@contextmanager
+def full_disk():
+    """No file may grow beyond 100 bytes: around the call alone, as pytest's own output may go to a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_disk_that_is_full_leaves_no_file(used_net, tmp_path):
+    message = f"cannot write {tmp_path / 'net'}: .*; is the disk full"
+    with pytest.raises(UserError, match=message), full_disk():
+        save_weights(used_net, tmp_path / "net", METADATA)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError])
+def test_interrupted_writing_keeps_the_old_file(tiny_net, file, monkeypatch, interruption):
+    def half(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise interruption
+
+    before = file.read_bytes()
+    monkeypatch.setattr(kd.runs.weights, "save_file", half)
+    with pytest.raises(interruption):
+        save_weights(tiny_net(seed=1), file, {})
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_writing_again_replaces(tiny_net, file):
+    save_weights(tiny_net(seed=1), file, {"seed": 1})
+    assert load_weights(file)[1] == {"seed": 1}
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_content_id_depends_on_the_tensors_alone(used_net, tmp_path):
+    tensors = used_net.state_dict()
+    ids = {content_id(tensors)}
+    for seed in (0, 1):
+        save_weights(used_net, tmp_path / "net", {"seed": seed})
+        assert content_id(load_weights(tmp_path / "net")[0]) in ids
+    assert content_id(dict(reversed(tensors.items()))) in ids
+    assert re.fullmatch("[0-9a-f]{16}", *ids)
+
+    weight = tensors["classifier.weight"]
+    ids.add(content_id({name: t for name, t in tensors.items() if name != "classifier.weight"}))
+    for other in (-weight, weight.T.contiguous(), weight.flatten(), weight.view(torch.int32)):
+        ids.add(content_id({**tensors, "classifier.weight": other}))
+    ids.add(content_id({f"net.{name}": t for name, t in tensors.items()}))
+    for tensor in tensors.values():  # one value of each, in place
+        tensor[(-1,) * tensor.ndim] += 1
+        ids.add(content_id(tensors))
+    assert len(ids) == 7 + len(tensors)
+
+
+def test_checksum_is_sha256_of_the_whole_file(tmp_path):
+    content = bytes(range(256)) * 5000  # more than is read at once
+    (tmp_path / "file").write_bytes(content)
+    assert checksum(tmp_path / "file") == hashlib.sha256(content).hexdigest()

@@ -1,0 +1,111 @@
+"""Kill a sweep of twelve jobs again and again, and see whether it ends with exactly the twelve right results.
+
+    python tests/kill_sweep.py [--kills 20] [--seed 0] [further settings, such as hydra/launcher=cohort]
+
+It is killed by SIGKILL, SIGTERM and SIGINT in turn, with all its processes, at random moments, and started again by the
+same command. What is done is never to be touched again, and all weights are to be those of an undisturbed sweep.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from safetensors import safe_open
+
+from kd.errors import UserError
+from kd.runs.results import read
+from tests.common import ROOT
+
+GRID = (
+    "-m", "data=digits", "data.epochs=2", "teacher.scale=2", "student.scale=2", "trainer=cpu", "threads=1",
+    "trainer.enable_progress_bar=false", "logger=none", "trainer.precision=32-true",
+    "method=logits,feature", "T=1,4", "seed=0,1,2",
+)  # fmt: skip
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+def start(folder: Path, sweep: str, settings: list[str]) -> subprocess.Popen[str]:
+    """In a process group of its own, heeding Ctrl-C whatever whoever started us does."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *GRID, *settings, f"hydra.sweep.dir={sweep}"],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def done(sweep: Path) -> dict[Path, int]:
+    """When the record of each finished run was written."""
+    written = {}
+    for path in sweep.glob("*/result.json"):
+        try:
+            if read(path).status == "done":
+                written[path] = path.stat().st_mtime_ns
+        except UserError as error:
+            raise SystemExit(f"half-written: {error}") from error
+    return written
+
+
+def outcomes(sweep: Path) -> dict[str, list[bytes]]:
+    """The weights of each run by its settings."""
+    found: dict[str, list[bytes]] = {}
+    for path in done(sweep):
+        with safe_open(path.parent / "student.safetensors", framework="np") as file:
+            weights = [file.get_tensor(name).tobytes() for name in sorted(file.keys())]
+        fingerprint = read(path).fingerprint
+        if fingerprint in found:
+            raise SystemExit(f"{path}: run twice")
+        found[fingerprint] = weights
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("settings", nargs="*")
+    options = parser.parse_intermixed_args(arguments)
+    moments = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        said, _ = start(folder, "whole", ["teacher_store=others"]).communicate()
+        expected = outcomes(folder / "whole")
+        if len(expected) != 12:
+            raise SystemExit(f"{len(expected)} of 12 even undisturbed:\n{said}")
+        before: dict[Path, int] = {}
+        for kill in range(options.kills):
+            process = start(folder, "killed", options.settings)
+            # At any moment of its start, or of what follows when one more is done: so most kills meet it at work.
+            further = moments.randrange(2)
+            while len(done(folder / "killed")) < len(before) + further and process.poll() is None:
+                time.sleep(0.05)
+            time.sleep(moments.uniform(0, 2 if further else 8))
+            sent = SIGNALS[kill % len(SIGNALS)]
+            if process.poll() is None:
+                os.killpg(process.pid, sent)
+            said, _ = process.communicate(timeout=120)
+            after = done(folder / "killed")
+            if any(after.get(path) != written for path, written in before.items()):
+                raise SystemExit(f"a finished run was touched after kill {kill}:\n{said}")
+            print(f"kill {kill + 1:2} ({sent.name}): {len(after)} done, exit code {process.returncode}", flush=True)
+            before = after
+        process = start(folder, "killed", options.settings)
+        said, _ = process.communicate()
+        if process.returncode != 0:
+            raise SystemExit(f"the last sweep ended with {process.returncode}:\n{said}")
+        if outcomes(folder / "killed") != expected:
+            raise SystemExit("the results are not those of the undisturbed sweep")
+        print("exactly the 12 right results")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

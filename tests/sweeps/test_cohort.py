@@ -1,0 +1,217 @@
+"""Trainings side by side: each is to be what it would have been alone."""
+
+import os
+import random
+import signal
+import threading
+import time
+from functools import partial
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from kd.data.augment import Augment
+from kd.data.batch import Batch
+from kd.data.module import DataModule
+from kd.sweeps.cohort import SETTLED, Alone, Cohort, Echo, free_memory
+from kd.training.modules import Classifier
+from kd.training.optim import one_cycle
+
+
+def loaded(images, others=None):
+    return DataModule(images, 0.25, 0, Augment(2, True, 0), 8, 0, others=others)
+
+
+def training(seed, images, steps=None, others=None):
+    """A work that looks at its batches and draws random numbers of every kind."""
+
+    def work(others):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        loader = loaded(images, others).train_dataloader()
+        seen = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            for step, batch in enumerate(loader):
+                if steps is not None and (epoch, step) == steps:
+                    raise RuntimeError("broken")
+                noise = (torch.rand(1).item(), np.random.rand(), random.random())
+                seen.append((batch.x.sum().item(), batch.index.tolist(), noise))
+        return seen
+
+    return work
+
+
+def test_each_is_as_if_alone(noise):
+    images = noise()
+    works = [training(seed, images) for seed in range(3)]
+    alone = [work(Alone()) for work in works]
+    assert len({str(outcome) for outcome in alone}) == 3
+    assert Cohort().run(works) == alone
+
+
+def test_random_numbers_outside_go_on_as_before(noise):
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    first = torch.rand(1)
+    Cohort().run([training(0, noise())])
+    assert torch.equal(torch.cat([first, torch.rand(1)]), expected)
+
+
+def test_a_batch_is_made_once_and_a_teacher_asked_once(noise, monkeypatch):
+    images, made, asked = noise(160), [], []
+    monkeypatch.setattr(Augment, "apply", lambda self, x, view: made.append(1) or x)
+
+    def teacher(batch):
+        asked.append(1)
+        return batch.y + 1
+
+    def work(others):
+        listen = others.hearing(teacher)
+        heard = []
+        for batch in loaded(images, others).train_dataloader():
+            heard.append(listen(Batch(*batch)).tolist())  # the Trainer makes a new tuple of it
+            assert heard[-1] == (batch.y + 1).tolist()
+        return heard
+
+    one, *others = Cohort().run([work] * 5)
+    assert all(other == one for other in others)
+    steps = len(one)
+    # The first goes ahead until it is known how much memory it takes; the others ask for those batches again.
+    again = (SETTLED - 1) * 4
+    assert len(made) == len(asked) <= steps + again
+    assert steps > SETTLED
+
+
+def test_what_all_use_is_made_once():
+    made = []
+    assert Cohort().run([lambda others: others.once("data", lambda: made.append(1) or len(made))] * 3) == [1, 1, 1]
+
+
+def test_one_that_fails_stops_no_other(noise):
+    images = noise()
+    good, bad = training(0, images), training(1, images, steps=(1, 0))
+    outcomes = Cohort().run([good, bad, good])
+    assert outcomes[0] == outcomes[2] == good(Alone())
+    assert str(outcomes[1]) == "broken"
+
+
+def test_an_interruption_reaches_all(noise, monkeypatch):
+    images, ended, steps = noise(160), [], []
+
+    def work(number):
+        def work(others):
+            try:
+                for _ in loaded(images, others).train_dataloader():
+                    steps.append(number)
+            except SystemExit:
+                ended.append(number)
+                raise
+
+        return work
+
+    put, interrupted = Cohort.put, []
+
+    def interrupt_once(self, values):
+        if len(steps) == 20 and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        put(self, values)
+
+    monkeypatch.setattr(Cohort, "put", interrupt_once)
+    with pytest.raises(KeyboardInterrupt):
+        Cohort().run([work(number) for number in range(4)])
+    assert ended == [0, 1, 2, 3]
+    assert len(steps) == 20
+
+
+def test_lightning_lets_an_interruption_through(noise, tiny_net, trainer, monkeypatch):
+    """As an interruption: a run that says that it failed would be taken for one with a mistake in it."""
+    ended, put = [], Cohort.put
+
+    def work(others):
+        module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
+        try:
+            trainer(max_epochs=100).fit(module, loaded(noise(), others))
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
+    calls = []
+
+    def interrupt_once(self, values):
+        calls.append(values)
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        put(self, values)
+
+    monkeypatch.setattr(Cohort, "put", interrupt_once)
+    with pytest.raises(KeyboardInterrupt):
+        Cohort().run([work, work])
+    assert ended == [SystemExit, SystemExit]
+
+
+def test_an_interruption_does_not_wait_for_what_shares_nothing(noise, tiny_net, trainer, request):
+    """As a teacher, whom the others wait for: Ctrl-C ends it after the batch that it is at."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    ended = []
+
+    class CtrlC(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 3:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                deadline = time.monotonic() + 60
+                while not cohort.interrupted and time.monotonic() < deadline:
+                    time.sleep(0.01)
+
+    cohort = Cohort()
+
+    def work(others):
+        module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
+        training = trainer(max_epochs=200, callbacks=[CtrlC(), *others.watchers()])
+        try:
+            training.fit(module, loaded(noise()))
+        except SystemExit:
+            ended.append(training.global_step)
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        cohort.run([work])
+    assert ended == [3]
+
+
+def test_no_more_at_a_time_than_there_is_memory_for(noise):
+    images, at_work, most = noise(160), set(), []
+
+    def work(number):
+        def work(others):
+            for _ in loaded(images, others).train_dataloader():
+                at_work.add(number)
+                most.append(len(at_work))
+            at_work.discard(number)
+            return number
+
+        return work
+
+    # Each takes one of five; the next is begun while more than two are left.
+    outcomes = Cohort(free=lambda: 5 - len(at_work)).run([work(number) for number in range(7)])
+    assert outcomes == list(range(7))
+    assert max(most) == 3
+
+
+def test_an_echo_is_of_the_same_images_only(labelled):
+    echo = Echo(lambda batch: batch.y)
+    first, second = labelled(1, 2), labelled(3, 4)
+    assert echo(first) is first.y
+    assert echo(second) is second.y
+    assert echo(first) is first.y
+
+
+def test_free_memory_is_told():
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert whole / 1000 < free_memory("cpu") <= whole

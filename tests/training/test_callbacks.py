@@ -1,0 +1,125 @@
+import csv
+from functools import partial
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+
+import kd.training.callbacks
+from kd.data.augment import Augment
+from kd.data.module import DataModule
+from kd.training.callbacks import EpochSeed, History
+from kd.training.modules import Classifier
+from kd.training.optim import one_cycle
+
+
+@pytest.fixture
+def fit(tiny_net, noise, trainer):
+    """Trains for three steps of ten images an epoch; returns the Trainer."""
+
+    def fit(*callbacks, epochs=2, validate=1.0, ckpt_path=None):
+        net = tiny_net()
+        sgd = partial(torch.optim.SGD, lr=0.1)
+        module = Classifier(net, 10, sgd, partial(one_cycle, warmup=0.0), 0.0)
+        lightning = trainer(max_epochs=epochs, callbacks=list(callbacks), limit_val_batches=validate)
+        data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=10, seed=0)
+        lightning.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+        return lightning
+
+    return fit
+
+
+class Clock(L.Callback):
+    """Time passes by a second in each training step and by a hundred in each validation."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def on_train_batch_start(self, *_):
+        self.now += 1
+
+    def on_validation_epoch_start(self, *_):
+        self.now += 100
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_has_a_row_for_every_epoch(fit, tmp_path):
+    history = History(tmp_path / "metrics.csv")
+    lightning = fit(history)
+    rows = table(history.path)
+    assert [float(row["epoch"]) for row in rows] == [0, 1]
+    assert {"train/loss", "train/hard", "train/acc", "val/acc", "val/nll", "val/ece"} <= rows[0].keys()
+    assert {name: float(value) for name, value in rows[1].items()} == history.rows[1]
+    assert float(rows[1]["val/nll"]) == lightning.callback_metrics["val/nll"].item()
+    assert float(rows[0]["val/nll"]) != float(rows[1]["val/nll"])
+    # of the third and the sixth of six steps down from 0.1
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.1 * 4 / 6, 0.1 * 1 / 6])
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_resumed_run_goes_on_where_it_was(fit, tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(kd.training.callbacks, "time", clock)
+    first = History(tmp_path / "metrics.csv")
+    fit(clock, first).save_checkpoint(tmp_path / "last.ckpt")
+    before = table(first.path)
+    second = History(tmp_path / "metrics.csv")
+    fit(clock, second, epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    rows = table(second.path)
+    assert rows[:2] == before
+    assert [float(row["epoch"]) for row in rows] == [0, 1, 2]
+    assert second.images == 3 * 30
+    assert second.seconds == 3 * 3
+
+
+def test_curve_is_one_metric_over_the_epochs(fit, tmp_path):
+    history = History(tmp_path / "metrics.csv")
+    fit(history, validate=0)
+    assert history.curve("train/loss") == [row["train/loss"] for row in history.rows]
+    assert len(history.curve("train/loss")) == 2
+    assert history.curve("val/acc") == []
+
+
+def test_time_is_that_of_training(fit, tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(kd.training.callbacks, "time", clock)
+    history = History(tmp_path / "metrics.csv")
+    fit(clock, history)
+    assert clock.now == 2 * (3 + 100)
+    assert history.seconds == 2 * 3
+    assert history.images == 2 * 3 * 10
+
+
+def test_time_that_is_shared_is_not_told(fit, tmp_path):
+    shared = History(tmp_path / "metrics.csv", timed=False)
+    fit(shared).save_checkpoint(tmp_path / "last.ckpt")
+    alone = History(tmp_path / "metrics.csv")
+    fit(alone, epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    assert (shared.seconds, alone.seconds, alone.images) == (None, None, 3 * 30)
+
+
+def test_one_rank_writes_for_all(tmp_path):
+    history = History(tmp_path / "metrics.csv")
+    metrics = {"val/acc": torch.tensor(0.5)}
+    history.on_train_epoch_end(SimpleNamespace(callback_metrics=metrics, current_epoch=0, is_global_zero=False), None)
+    assert not history.path.exists()
+    assert history.rows == [{"epoch": 0, "val/acc": 0.5}]
+
+
+def test_random_numbers_of_an_epoch_depend_on_seed_epoch_and_rank_alone():
+    def draw(seed, epoch, rank):
+        EpochSeed(seed).on_train_epoch_start(SimpleNamespace(current_epoch=epoch, global_rank=rank), None)
+        return torch.rand(1).item()
+
+    cells = [(seed, epoch, rank) for seed in range(4) for epoch in range(4) for rank in range(2)]
+    drawn = [draw(*cell) for cell in cells]
+    assert len(set(drawn)) == len(cells)
+    assert [draw(*cell) for cell in reversed(cells)] == drawn[::-1]

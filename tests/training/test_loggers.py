@@ -1,0 +1,195 @@
+import io
+import sys
+import threading
+from functools import partial
+from types import SimpleNamespace
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from matplotlib.colors import to_rgb
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
+from torch import tensor
+
+from kd.data.augment import Augment
+from kd.data.module import DataModule
+from kd.errors import UserError
+from kd.runs.results import Result
+from kd.training.fit import train
+from kd.training.loggers import Pictures, conclude, confusion_figure, rendered, sample_grid
+from kd.training.modules import Classifier
+from kd.training.optim import one_cycle
+
+
+def texts(axes):
+    return {tuple(map(float, text.get_position())): text for text in axes.texts}
+
+
+# --- the confusion matrix
+
+
+def test_few_classes_are_written_out():
+    # true a: 8 as a, 2 as b; true b: all 5 right; true c: 1 of 500 right, 499 as a
+    counts = tensor([[8, 2, 0], [0, 5, 0], [499, 0, 1]])
+    matrix, bars = confusion_figure(counts, ["a", "b", "c"]).axes
+    np.testing.assert_allclose(matrix.images[0].get_array(), [[0.8, 0.2, 0], [0, 1, 0], [0.998, 0, 0.002]], rtol=1e-6)
+    # at (predicted, true): per cents, and nothing where they round to 0
+    cells = {place: text.get_text() for place, text in texts(matrix).items()}
+    assert cells == {(0, 0): "80", (1, 0): "20", (1, 1): "100", (0, 2): "100"}
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx([80, 100, 0.2])
+    assert [text.get_text() for text in bars.texts] == ["80.0", "100.0", "0.2"]
+    assert bars.get_title().endswith("(all: 2.72 %)")  # 14 of 515
+    assert (matrix.get_xlabel(), matrix.get_ylabel()) == ("predicted", "true")
+    for labels in (matrix.get_xticklabels(), matrix.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["a", "b", "c"]
+
+
+def test_cells_can_be_read_on_their_background():
+    matrix, _ = confusion_figure(tensor([[9, 1], [4, 6]]), ["a", "b"]).axes
+    picture = matrix.images[0]
+    for (column, row), text in texts(matrix).items():
+        background = np.mean(picture.to_rgba(picture.get_array())[int(row), int(column), :3])
+        assert abs(np.mean(to_rgb(text.get_color())) - background) > 0.4
+
+
+def test_many_classes_are_a_picture_only():
+    counts = torch.eye(100, dtype=torch.int64) * 3
+    counts[7] = 0
+    counts[7, 30] = 4
+    counts[50] = 0  # a class without test images
+    figure = confusion_figure(counts, [f"class {i}" for i in range(100)])
+    matrix, bars = figure.axes
+    assert not matrix.texts
+    assert not bars.texts
+    assert [label.get_text() for label in matrix.get_yticklabels()] == [f"class {i}" for i in range(0, 100, 5)]
+    heights = np.array([bar.get_width() for bar in bars.patches])
+    assert heights.tolist() == [0 if i in (7, 50) else 100 for i in range(100)]
+    assert matrix.images[0].get_array()[7, 30] == 1
+    assert bars.get_title().endswith("(all: 98.66 %)")  # 98 * 3 of 98 * 3 + 4
+
+
+def test_rendered_figure_is_a_picture():
+    figure = confusion_figure(tensor([[1, 0], [0, 1]]), ["a", "b"])
+    picture = rendered(figure)
+    assert picture.dtype == np.uint8
+    assert picture.shape == (700, 1225, 3)  # 7 by 12.25 inches at 100 dots
+    assert picture[0, 0].tolist() == [255, 255, 255]
+    assert picture.std() > 10
+
+
+# --- the samples
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(8, 1), (21, 2), (70, 8)])
+def test_grid_shows_the_images_of_the_next_epoch(noise, batch_size, rows):
+    images = noise(train=80)
+    data = DataModule(images, 0.0, 0, Augment(0, False, 0), batch_size, seed=5)
+    picture = sample_grid(data.train_dataloader())
+    assert picture.dtype == np.uint8
+    assert picture.shape == (rows * 8 * 3, 8 * 8 * 3, 3)
+    index = next(iter(data.train_dataloader())).index
+    for place in range(8 * rows):
+        top, left = 24 * (place // 8), 24 * (place % 8)
+        tile = picture[top : top + 24, left : left + 24]
+        expected = images.train_x[index[place]].permute(1, 2, 0).numpy()
+        assert np.array_equal(tile, expected.repeat(3, axis=0).repeat(3, axis=1))
+
+
+def test_grid_of_a_batch_that_fills_no_row(noise):
+    data = DataModule(noise(), 0.0, 0, Augment(0, False, 0), batch_size=3, seed=5)
+    assert sample_grid(data.train_dataloader()).shape == (24, 3 * 24, 3)
+
+
+def test_grid_shows_what_the_network_sees(noise):
+    data = DataModule(noise(), 0.0, 0, Augment(2, True, 4), 8, seed=5)
+    loader = data.train_dataloader()
+    first = next(iter(loader)).x[0]
+    mean, std = (np.array(values) for values in data.images.mean_std)
+    expected = (first.permute(1, 2, 0).numpy() * std + mean) * 255
+    assert np.abs(sample_grid(loader)[:24:3, :24:3] - expected).max() < 0.51  # the mean colour is no whole number
+
+
+# --- TensorBoard
+
+
+@pytest.fixture
+def events(tiny_net, noise, trainer, tmp_path):
+    """What TensorBoard reads of a small training and its summary, and the data that it was made with."""
+    logger = TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
+    images = noise()
+    data = DataModule(images, 0.25, 0, Augment(1, True, 0), 10, seed=0)
+    module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
+    lightning = trainer(max_epochs=2, logger=logger, callbacks=[Pictures(images.classes)])
+    lightning.fit(module, data)
+    lightning.test(module, data, verbose=False)
+    conclude(lightning.loggers, {"method": "logits", "T": 4.0, "seed": 3}, {"hp/test_acc": 0.25})
+    logger.finalize("success")
+    written = EventAccumulator(str(tmp_path / "tensorboard"))
+    written.Reload()
+    return written, data, module
+
+
+def picture_of(written, tag):
+    (event,) = written.Images(tag)
+    return event.step, np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+
+
+def test_pictures_scalars_and_summary_reach_tensorboard(events):
+    written, data, module = events
+    assert set(written.Tags()["images"]) == {"samples", "test/confusion"}
+    step, picture = picture_of(written, "samples")
+    data.trainer = None
+    assert step == 0
+    assert np.array_equal(picture, sample_grid(data.train_dataloader()))
+    step, picture = picture_of(written, "test/confusion")
+    assert step == 2 * 3
+    assert np.array_equal(picture, rendered(confusion_figure(module.confusion.compute(), data.images.classes)))
+
+    scalars = set(written.Tags()["scalars"])
+    assert {"train/hard", "train/loss", "train/acc", "val/acc", "val/nll", "test/acc", "hp/test_acc"} <= scalars
+    assert len(written.Scalars("val/acc")) == 2
+    assert [event.value for event in written.Scalars("hp/test_acc")] == [0.25]
+    content = written.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
+    shown = parse_session_start_info_plugin_data(content).hparams
+    assert {name: value.string_value or value.number_value for name, value in shown.items()} == {
+        "method": "logits",
+        "T": 4.0,
+        "seed": 3,
+    }
+
+
+def test_concluding_leaves_no_writer_behind(tmp_path):
+    """Its thread would go on to look for a file that is no longer there once a teacher has moved into the store."""
+    before = set(threading.enumerate())
+    logger = TensorBoardLogger(tmp_path, name="", version="", default_hp_metric=False)
+    logger.log_metrics({"loss": 1.0}, 0)
+    assert set(threading.enumerate()) - before
+    conclude([logger], {"T": 4.0}, {"hp/test_acc": 0.5})
+    assert not set(threading.enumerate()) - before
+
+
+def test_the_next_training_does_not_go_on_with_a_run_that_failed(tmp_path, noise, tiny_net, monkeypatch):
+    """W&B has one run a process until it is told that it is over; a dummy takes its place here."""
+
+    class Dummy(CSVLogger):
+        def log_image(self, *_, **__):
+            pass
+
+    class Broken(L.Callback):
+        def on_train_batch_end(self, *_):
+            raise UserError("broken")
+
+    codes = []
+    monkeypatch.setattr("kd.training.loggers.WandbLogger", Dummy)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(finish=lambda exit_code: codes.append(exit_code)))
+    module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
+    data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=10, seed=0)
+    record = Result(method="standard", seed=0, dataset="noise", epochs=3, status="running")
+    make = partial(L.Trainer, max_epochs=3, accelerator="cpu", enable_progress_bar=False)
+    with pytest.raises(UserError, match="broken"):
+        train(module, data, record, tmp_path, "student.safetensors", {}, make, Dummy(tmp_path), [Broken()])
+    assert codes == [1]

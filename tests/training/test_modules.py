@@ -1,0 +1,407 @@
+import copy
+import re
+from functools import partial
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from scipy.special import log_softmax
+
+import kd.data.module
+from kd.data.augment import Augment
+from kd.data.module import DataModule
+from kd.errors import UserError
+from kd.methods.base import Method
+from kd.methods.feature import Feature
+from kd.methods.logits import Logits
+from kd.models.output import probe
+from kd.teachers.frozen import FrozenTeacher
+from kd.training.callbacks import EpochSeed, History
+from kd.training.modules import Classifier, Distiller, Scores
+from kd.training.optim import one_cycle
+
+
+def parts(net, lr=0.05, label_smoothing=0.0):
+    return {
+        "net": net,
+        "num_classes": net.classifier.out_features,
+        "optimizer": partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=0.1),
+        "schedule": partial(one_cycle, warmup=0.25),
+        "label_smoothing": label_smoothing,
+    }
+
+
+def distiller(net, teacher, method=None, **recipe):
+    method = method or Logits(2.0, 0.3, 0.0)
+    method.build(probe(net, 8), probe(teacher, 8))
+    return Distiller(**parts(net, **recipe), teacher=FrozenTeacher(teacher, "id"), method=method)
+
+
+def data_of(images, val_fraction=0.25):
+    return DataModule(images, val_fraction, 0, Augment(1, True, 0), batch_size=10, seed=3)
+
+
+def snapshot(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(module, before):
+    return all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+class At(L.Callback):
+    """Calls something at the start of one training step, or of each."""
+
+    def __init__(self, act, step=None):
+        self.act, self.step = act, step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.step in (None, trainer.global_step):
+            self.act(trainer, pl_module, batch)
+
+
+@pytest.mark.parametrize("clip", [1e-3, None])
+def test_gradients_are_clipped_over_all_that_is_learned(tiny_net, noise, trainer, clip):
+    student, teacher = tiny_net(width=4), tiny_net(width=8, seed=1)
+    module = distiller(student, teacher, Feature(2.0, 0.1, 0.3, [-1], 0.0))
+    module._optimizer = partial(torch.optim.SGD, lr=1.0)
+    before, rates = [p.detach().clone() for p in module.parameters()], []
+    assert any(p.requires_grad for p in module.method.parameters())
+    watch = At(lambda trainer, *_: rates.append(trainer.optimizers[0].param_groups[0]["lr"]))
+    trainer(max_steps=1, gradient_clip_val=clip, callbacks=[watch]).fit(module, data_of(noise()))
+    moved = torch.stack([(p - old).norm() for p, old in zip(module.parameters(), before, strict=True)]).norm().item()
+    assert moved == pytest.approx(1e-3 * rates[0], rel=0.01) if clip else moved > 0.1 * rates[0]
+
+
+# --- what is logged
+
+
+def expected_calibration_error(p, y, bins=15):
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == y
+    error = 0.0
+    for i in range(bins):
+        bin = (confidence > i / bins) & (confidence <= (i + 1) / bins)
+        if bin.any():
+            error += bin.mean() * abs(right[bin].mean() - confidence[bin].mean())
+    return error
+
+
+def outputs_of(net, loader):
+    net.eval()
+    with torch.no_grad():
+        logits = torch.cat([net(batch.x).logits for batch in loader])
+    return log_softmax(logits.double().numpy(), axis=1), torch.cat([batch.y for batch in loader]).numpy()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_scores_are_those_of_plain_formulas(tiny_net, noise, trainer, monkeypatch, split):
+    monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 32)  # 80 images in 27 + 27 + 26: their means differ
+    images = noise(train=160, test=80)
+    data = data_of(images, val_fraction=0.5)
+    loader = data.val_dataloader() if split == "val" else data.test_dataloader()
+    student = tiny_net(seed=1)
+    student.classifier.weight.data *= 20  # from unsure to nearly certain
+    teacher = copy.deepcopy(student)
+    teacher.classifier.weight.data += torch.randn(10, 4)  # of the same opinion about many images
+    log_p, y = outputs_of(student, loader)
+    p, predicted = np.exp(log_p), log_p.argmax(axis=1)
+    known = np.arange(80) % 5 > 1  # else the student is wrong about nearly all of this noise
+    y[known] = predicted[known]
+    loader.pixels.y[loader.sampler.index] = torch.from_numpy(y)
+
+    module, lightning = distiller(student, teacher), trainer()
+    (lightning.validate if split == "val" else lightning.test)(module, data, verbose=False)
+    logged = {name: value.item() for name, value in lightning.callback_metrics.items()}
+
+    log_q, _ = outputs_of(teacher, loader)
+    assert p.max(axis=1).min() < 0.5 < 0.9 < p.max() < 1
+    expected = {
+        "acc": np.mean(predicted == y),
+        "acc_top5": np.mean([y[i] in np.argsort(-log_p[i])[:5] for i in range(80)]),
+        "nll": -log_p[np.arange(80), y].mean(),
+        "ece": expected_calibration_error(p, y),
+        "agreement": np.mean(predicted == log_q.argmax(axis=1)),
+        "kl_to_teacher": (np.exp(log_q) * (log_q - log_p)).sum(axis=1).mean(),
+    }
+    assert logged == pytest.approx({f"{split}/{name}": value for name, value in expected.items()}, rel=1e-4)
+    assert expected["ece"] != pytest.approx(expected_calibration_error(p, y, bins=14), rel=1e-2)
+    assert 0 < expected["acc"] < expected["acc_top5"] < 1
+    assert 0 < expected["agreement"] < 1
+
+
+def test_calibration_puts_certainty_into_the_last_of_15_bins():
+    scores = Scores(2)
+    # confidences 1 (wrong) and 0.9526 (right) share a bin: |1/2 - 0.9763|
+    scores.update(torch.tensor([[50.0, 0.0], [3.0, 0.0]]), torch.tensor([1, 0]))
+    assert scores.ece.compute().item() == pytest.approx(0.4763, abs=1e-4)
+
+
+def test_confusion_has_the_labels_as_rows(tiny_net, noise, trainer):
+    data, net = data_of(noise()), tiny_net()
+    module = Classifier(**parts(net))
+    trainer().test(module, data, verbose=False)
+    log_p, y = outputs_of(net, data.test_dataloader())
+    expected = np.zeros((10, 10))
+    np.add.at(expected, (y, log_p.argmax(axis=1)), 1)
+    assert np.array_equal(module.confusion.compute().numpy(), expected)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_fewer_than_five_classes(tiny_net, noise, trainer, num_classes):
+    data = data_of(noise(num_classes=num_classes))
+    lightning = trainer(max_epochs=1)
+    module = distiller(tiny_net(num_classes=num_classes), tiny_net(num_classes=num_classes, seed=1))
+    lightning.fit(module, data)
+    log_p, y = outputs_of(module.net, data.val_dataloader())
+    assert lightning.callback_metrics["val/acc_top5"] == 1
+    assert lightning.callback_metrics["val/acc"].item() == pytest.approx(np.mean(log_p.argmax(axis=1) == y))
+
+
+def standing_still(net, data, terms):
+    """Means over one epoch's steps of what `terms` and the accuracy are as long as nothing is learned."""
+    net = copy.deepcopy(net).train()
+    steps = []
+    for batch in data.train_dataloader():
+        output = net(batch.x)
+        accuracy = (output.logits.argmax(dim=1) == batch.y).float().mean()
+        steps.append({**terms(output, batch), "acc": accuracy})
+    return {name: np.mean([step[name].item() for step in steps]) for name in steps[0]}
+
+
+def test_training_logs_each_weighted_term_and_their_sum(tiny_net, noise, trainer):
+    data = data_of(noise())
+    student, teacher = tiny_net(seed=1), tiny_net(width=6, seed=2)
+    module, lightning = distiller(student, teacher, lr=0.0), trainer(max_epochs=1)
+
+    def terms(output, batch):
+        log_p, log_q = ((z / 2).log_softmax(dim=1) for z in (output.logits, teacher.eval()(batch.x).logits))
+        kl = (log_q.exp() * (log_q - log_p)).sum(dim=1).mean()
+        return {"hard": 0.3 * F.cross_entropy(output.logits, batch.y), "soft": 0.7 * 4 * kl}
+
+    expected = standing_still(student, data, terms)
+    expected["loss"] = expected["hard"] + expected["soft"]
+    lightning.fit(module, data)
+    logged = {name: value.item() for name, value in lightning.callback_metrics.items() if name.startswith("train/")}
+    assert logged == pytest.approx({f"train/{name}": value for name, value in expected.items()}, rel=1e-4)
+
+
+def test_a_method_may_ask_otherwise(tiny_net, noise, trainer):
+    """What `ask` returns is what the loss is made of; what is measured is the teacher's own answer."""
+
+    class Contrary(Logits):
+        def ask(self, teacher, batch):
+            answer = teacher(batch)
+            return answer._replace(logits=-answer.logits)
+
+    fits = {}
+    for method in (Logits, Contrary):
+        module = distiller(tiny_net(), tiny_net(6, seed=1), method(2.0, 0.0, 0.0), lr=0.0)
+        fit = trainer(max_epochs=1)
+        fit.fit(module, data_of(noise()))
+        fits[method] = dict(fit.callback_metrics)
+    assert fits[Contrary]["train/soft"] != fits[Logits]["train/soft"]
+    assert fits[Contrary]["val/kl_to_teacher"] == fits[Logits]["val/kl_to_teacher"]
+
+
+def test_predictions_are_in_the_order_of_the_test_split(tiny_net, noise, trainer):
+    images = noise()
+    module = distiller(tiny_net(), tiny_net(6, seed=1))
+    fit = trainer(max_epochs=1)
+    fit.fit(module, data_of(images))
+    fit.test(module, data_of(images), verbose=False)
+    (batch,) = list(data_of(images).test_dataloader())
+    module.on_test_start()
+    for part in reversed(torch.arange(len(batch.y)).split(7)):  # as batches may come from several ranks
+        module.keep(
+            index=batch.index[part], labels=batch.y[part], logits=module.net.eval()(batch.x[part]).logits.detach()
+        )
+        module.keep(teacher_logits=module.teacher(batch).logits[part])
+    kept = module.predictions()
+    assert kept.labels.tolist() == images.test_y.tolist()
+    with torch.no_grad():
+        assert np.allclose(kept.logits, module.net.eval()(batch.x).logits, atol=1e-5)
+    assert np.allclose(kept.teacher_logits, module.teacher(batch).logits, atol=1e-5)
+
+
+def test_student_alone_has_labels_alone(tiny_net, noise, trainer):
+    data, net = data_of(noise()), tiny_net()
+    expected = standing_still(
+        net, data, lambda output, batch: {"hard": F.cross_entropy(output.logits, batch.y, label_smoothing=0.2)}
+    )
+    lightning = trainer(max_epochs=1)
+    lightning.fit(Classifier(**parts(net, lr=0.0, label_smoothing=0.2)), data)
+    names = [f"val/{name}" for name in ("acc", "acc_top5", "nll", "ece")]
+    assert lightning.callback_metrics.keys() == {"train/hard", "train/loss", "train/acc", "lr", *names}
+    logged = {name: lightning.callback_metrics[f"train/{name}"].item() for name in ("hard", "loss", "acc")}
+    assert logged == pytest.approx({**expected, "loss": expected["hard"]}, rel=1e-4)
+
+
+# --- what is trained
+
+
+def test_teacher_comes_out_of_a_fit_bit_for_bit(tiny_net, noise, trainer):
+    data = data_of(noise())
+    student, teacher = tiny_net(seed=1, dropout=0.3), tiny_net(width=6, seed=2, dropout=0.3)
+    teacher(torch.randn(4, 3, 8, 8))  # BatchNorm has something to lose
+    module = distiller(student, teacher, Feature(2.0, 0.3, 0.3, [0], 0.0))
+    taught, learner, adapters = snapshot(teacher), snapshot(student), snapshot(module.method)
+    modes = []
+    spy = At(lambda trainer, pl_module, batch: modes.append((pl_module.net.training, teacher.training)))
+    lightning = trainer(max_epochs=2, callbacks=[spy])
+    lightning.fit(module, data)
+    lightning.test(module, data, verbose=False)
+    assert set(modes) == {(True, False)}
+    assert len(modes) == 6
+    assert same(teacher, taught)
+    assert not same(student, learner)
+    assert not same(module.method, adapters)
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+def test_optimiser_and_checkpoint_hold_student_and_adapters_only(tiny_net, noise, trainer, tmp_path):
+    data = data_of(noise())
+    student, teacher = tiny_net(seed=1), tiny_net(width=6, seed=2)
+    module = distiller(student, teacher, Feature(2.0, 0.3, 0.3, [0], 0.0))
+    lightning = trainer(max_epochs=1)
+    lightning.fit(module, data)
+    lightning.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    weights = {name for name in checkpoint["state_dict"] if name.split(".")[0] in ("net", "method")}
+    assert weights == {f"net.{name}" for name in student.state_dict()} | {
+        "method.adapters.0.weight",
+        "method.adapters.0.bias",
+    }
+    others = {name.split(".")[0] for name in checkpoint["state_dict"].keys() - weights}
+    assert not others, "metrics start anew with every epoch"
+    assert "hyper_parameters" not in checkpoint
+
+    learned = [*student.parameters(), *module.method.parameters()]
+    optimizer = lightning.optimizers[0]
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(map(id, learned))
+    assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in optimizer.param_groups] == [
+        (0.1, {2, 4}),
+        (0.0, {1}),
+    ]
+
+
+def test_schedule_ends_with_the_last_step(tiny_net, noise, trainer):
+    rates = []
+    spy = At(lambda trainer, pl_module, batch: rates.append(trainer.optimizers[0].param_groups[0]["lr"]))
+    lightning = trainer(max_epochs=2, callbacks=[spy])
+    lightning.fit(Classifier(**parts(tiny_net())), data_of(noise()))
+    # six steps, the first two rise
+    assert rates == pytest.approx([0.05 * f for f in (1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4)])
+    assert lightning.callback_metrics["lr"].item() == pytest.approx(rates[-1])
+    assert lightning.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_every_epoch_has_its_own_batches(tiny_net, noise, trainer):
+    data, seen = data_of(noise()), []
+    spy = At(lambda trainer, pl_module, batch: seen.append(batch))
+    trainer(max_epochs=3, callbacks=[spy]).fit(Classifier(**parts(tiny_net())), data)
+    data.trainer = None
+    loader = data.train_dataloader()
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        for batch, expected in zip(seen[3 * epoch :], loader, strict=False):
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(batch, expected, strict=True))
+    assert len({tuple(batch.index.tolist()) for batch in seen}) == 9
+
+
+# --- divergence
+
+
+class Scripted(Method):
+    """Makes the soft term of each step what the script says, and the hard one all but nothing."""
+
+    def __init__(self, *soft, hard=1e-9):
+        super().__init__()
+        self.soft, self.hard = list(soft), hard
+
+    def forward(self, student, teacher, batch):
+        anchor = 0 * student.logits.sum()
+        return {"hard": self.hard + anchor, "soft": self.soft.pop(0) + anchor}
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (Scripted(1.0, 1.0, 1.0, 1.0, 1.0, float("nan")), "the soft loss is nan"),
+        (Scripted(1.0, 1.0, 1.0, 1.0, 1.0, float("inf")), "the soft loss is inf"),
+        (Scripted(1.0, 1.0, 1.0, 1.0, 1.0, 3e38, hard=3e38), "the sum of the losses overflows"),
+    ],
+)
+def test_divergence_stops_before_it_is_learned(tiny_net, noise, trainer, method, reason):
+    student = tiny_net()
+    module = distiller(student, tiny_net(), method)
+    # the last of six steps, of which two rise: a quarter of 0.05
+    message = f"training diverged: {reason} at step 5 (epoch 1), learning rate 0.0125; try "
+    with pytest.raises(UserError, match=re.escape(message)):
+        trainer(max_epochs=2).fit(module, data_of(noise()))
+    assert all(p.isfinite().all() for p in student.parameters())
+
+
+def test_divergence_on_a_device_that_works_ahead_is_found_before_the_epoch_ends(tiny_net, noise, trainer, monkeypatch):
+    monkeypatch.setattr(Classifier, "on_fit_start", lambda module: setattr(module, "_check_every", 50))
+    student, soft = tiny_net(), [1.0, float("nan"), 1.0, 1.0, 1.0, 1.0]
+    method = Scripted(*soft)
+    with pytest.raises(UserError, match=re.escape("training diverged: the soft loss is nan at step 1 (epoch 0)")):
+        trainer(max_epochs=2).fit(distiller(student, tiny_net(), method), data_of(noise()))
+    assert len(method.soft) == 3  # the first epoch's third and last step is where it was looked for
+
+
+# --- resuming
+
+
+class Crash(BaseException):
+    """Like KeyboardInterrupt, but Lightning lets it through."""
+
+
+def crash(*_):
+    raise Crash
+
+
+def test_resumed_run_is_the_run_that_was_not_interrupted(tiny_net, noise, trainer, tmp_path):
+    images = noise()
+
+    def fit(directory, seed, *callbacks):
+        student = tiny_net(seed=seed, dropout=0.3)
+        module = distiller(student, tiny_net(width=6, seed=50), Feature(2.0, 0.3, 0.3, [0], 0.0))
+        history = History(tmp_path / f"{directory}.csv")
+        checkpoint = ModelCheckpoint(
+            tmp_path / directory, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        lightning = trainer(
+            max_epochs=3, enable_checkpointing=True, callbacks=[EpochSeed(7), history, checkpoint, *callbacks]
+        )
+        torch.manual_seed(seed)  # what ran before is not to matter
+        path = tmp_path / directory / "last.ckpt"
+        data = data_of(images)
+        lightning.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
+        return module, history
+
+    module, history = fit("whole", 1)
+    with pytest.raises(Crash):
+        fit("broken", 1, At(crash, step=4))  # the second of three steps in the second of three epochs
+    resumed, continued = fit("broken", 2)
+    assert same(resumed, module.state_dict())
+    assert continued.rows == history.rows
+    assert [row["epoch"] for row in history.rows] == [0, 1, 2]
+    assert continued.images == history.images == 3 * 30
+    assert (tmp_path / "broken.csv").read_text() == (tmp_path / "whole.csv").read_text()
+
+
+def test_dropout_is_what_makes_resuming_hard(tiny_net, noise, trainer):
+    """Without it the test above would not notice if nobody seeded epochs."""
+
+    def fit(seed):
+        net = tiny_net(seed=1, dropout=0.3)
+        torch.manual_seed(seed)
+        trainer(max_epochs=1).fit(Classifier(**parts(net)), data_of(noise()))
+        return net
+
+    assert not same(fit(1), snapshot(fit(2)))

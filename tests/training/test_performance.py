@@ -1,0 +1,230 @@
+"""Speed-ups must not change what is computed."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from kd.models.cnn import CNN
+from kd.training.performance import PackedDropout, Speed, choose_device, choose_precision
+from tests.common import ROOT
+
+CPU = torch.device("cpu")
+
+CONF = ROOT / "conf" / "speed"
+
+
+def speed(name="fast", **changes):
+    settings = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    del settings["_target_"]
+    return Speed(**{**settings, **changes})
+
+
+@pytest.fixture
+def seasoned():
+    """A network whose BatchNorm has statistics of its own."""
+    torch.manual_seed(0)
+    net = CNN(8, 10, 16, "relu", 0.25, 0.5)
+    for _ in range(20):
+        net(2 * torch.randn(32, 3, 16, 16) + 0.5)
+    return net.eval()
+
+
+def test_reference_switches_everything_off():
+    settings = yaml.safe_load((CONF / "reference.yaml").read_text())
+    assert not any(value for name, value in settings.items() if name != "_target_")
+    assert settings.keys() == yaml.safe_load((CONF / "fast.yaml").read_text()).keys()
+
+
+class TestTheFrozenTeacher:
+    def test_answers_as_the_network_it_was_made_of(self, seasoned):
+        x = torch.randn(16, 3, 16, 16)
+        frozen = speed().frozen(seasoned, half=False)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in frozen.modules())
+        theirs, ours = seasoned(x), frozen(x)
+        torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.embedding, theirs.embedding, rtol=1e-4, atol=1e-5)
+        assert len(ours.features) == len(theirs.features) == 2
+        for mine, other in zip(ours.features, theirs.features, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+    def test_answers_nearly_so_in_bf16(self, seasoned):
+        x = torch.randn(64, 3, 16, 16)
+        exact, rounded = seasoned(x).logits, speed().frozen(seasoned, half=True)(x.bfloat16()).logits.float()
+        assert (exact - rounded).abs().max() < 0.03 * exact.abs().max()
+
+    def test_is_a_copy_that_learns_nothing(self, seasoned):
+        before = copy.deepcopy(seasoned.state_dict())
+        frozen = speed().frozen(seasoned, half=True)
+        assert all(not p.requires_grad for p in frozen.parameters())
+        after = seasoned.state_dict()
+        assert all(
+            torch.equal(before[name], after[name]) and after[name].dtype == before[name].dtype for name in before
+        )
+
+    def test_keeps_its_batchnorm_where_tracing_fails(self):
+        class Moody(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+            def forward(self, x):
+                return self.layers(x) if x.mean() > 0 else -self.layers(x)
+
+        net = Moody().eval()
+        frozen = speed().frozen(net, half=False)
+        assert any(isinstance(module, nn.BatchNorm2d) for module in frozen.modules())
+        bright = torch.rand(2, 3, 8, 8)
+        for x in (bright, -bright):
+            torch.testing.assert_close(frozen(x), net(x))
+
+
+class TestTheTrainedNetwork:
+    def test_has_the_same_weights_and_gradients(self):
+        torch.manual_seed(0)
+        plain = CNN(8, 10, 16, "relu", 0.0, 0.0)
+        ready = speed().trained(copy.deepcopy(plain))
+        assert plain.state_dict().keys() == ready.state_dict().keys()
+        x = torch.randn(16, 3, 16, 16)
+        for net in (plain, ready):
+            net(x).logits.square().mean().backward()
+        for mine, other in zip(ready.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+    def test_has_its_dropout_replaced_and_nothing_else(self):
+        net = speed().trained(CNN(4, 10, 16, "relu", 0.25, 0.5))
+        assert {m.p for m in net.modules() if isinstance(m, nn.Dropout)} == {0.25, 0.5}
+        assert all(type(m) is PackedDropout for m in net.modules() if isinstance(m, nn.Dropout))
+        plain = speed("reference").trained(CNN(4, 10, 16, "relu", 0.25, 0.5))
+        assert all(type(m) is nn.Dropout for m in plain.modules() if isinstance(m, nn.Dropout))
+
+    def test_keeps_the_layout_of_gradients_that_a_linear_layer_sends_to_maps(self):
+        net = speed().trained(CNN(4, 10, 16, "relu", 0.25, 0.5))
+        received = []
+        net.downsample.register_full_backward_pre_hook(lambda module, grads: received.append(grads[0]))
+        net(torch.randn(8, 3, 16, 16).contiguous(memory_format=torch.channels_last)).logits.sum().backward()
+        assert [tuple(grad.shape) for grad in received] == [(8, 8, 4, 4), (8, 4, 8, 8)]
+        assert all(grad.is_contiguous(memory_format=torch.channels_last) for grad in received)
+
+    def test_learns_when_compiled(self):
+        code = (
+            "import copy, functools, torch\n"
+            "from kd.models.cnn import CNN\n"
+            "from kd.training.performance import Speed\n"
+            # Graphs as they are trained, without the minutes and the compiler that code for them takes.
+            "torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend='aot_eager')\n"
+            "plain = CNN(2, 10, 8, 'relu', 0.0, 0.0)\n"
+            "net = Speed(True, True, True, True, False, False, True, False, 0.0).trained(copy.deepcopy(plain))\n"
+            "assert list(net.state_dict()) == list(plain.state_dict()) and net._compiled_call_impl is not None\n"
+            "x = torch.randn(8, 3, 8, 8)\n"
+            "for one in (plain, net): one(x).logits.square().mean().backward()\n"
+            "for a, b in zip(plain.parameters(), net.parameters(), strict=True):\n"
+            "    torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)\n"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+class TestPackedDropout:
+    @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
+    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+    def test_drops_the_share_it_was_told_and_keeps_the_mean(self, p, memory_format):
+        torch.manual_seed(1)
+        x = torch.ones(50, 20, 16, 16).to(memory_format=memory_format)
+        y = PackedDropout(p)(x)
+        assert (y == 0).double().mean().item() == pytest.approx(p, abs=4 * (p * (1 - p) / x.numel()) ** 0.5)
+        torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - p)))
+        assert y.is_contiguous(memory_format=memory_format)
+
+    def test_drops_every_place_alike_and_neighbours_apart(self):
+        torch.manual_seed(1)
+        drop = PackedDropout(0.5)
+        draws = torch.stack([drop(torch.ones(13)) for _ in range(4000)]) / 2
+        assert (draws.mean(dim=0) - 0.5).abs().max() < 5 * 0.5 / 4000**0.5
+        correlations = torch.corrcoef(draws.T) - torch.eye(13)
+        assert correlations.abs().max() < 5 / 4000**0.5
+
+    def test_takes_any_shape_and_stride(self):
+        torch.manual_seed(1)
+        for x in (torch.ones(7), torch.ones(3, 5), torch.ones(8, 6).T, torch.ones(4, 6)[:, ::2], torch.ones(0, 4)):
+            y = PackedDropout(0.5)(x)
+            assert y.shape == x.shape
+            assert set(y.flatten().tolist()) <= {0.0, 2.0}
+
+    def test_passes_gradients_where_it_passed_values(self):
+        torch.manual_seed(1)
+        x = torch.randn(40, 8, requires_grad=True)
+        y = PackedDropout(0.25)(x)
+        y.sum().backward()
+        assert torch.equal(x.grad == 0, y == 0)
+
+    def test_does_nothing_in_evaluation_or_at_rate_zero(self):
+        x = torch.randn(10, 3)
+        assert torch.equal(PackedDropout(0.5).eval()(x), x)
+        assert torch.equal(PackedDropout(0.0)(x), x)
+
+    def test_is_repeated_by_the_same_seed(self):
+        x, drop = torch.ones(100, 100), PackedDropout(0.5)
+        torch.manual_seed(3)
+        first = drop(x)
+        assert not torch.equal(first, drop(x))
+        torch.manual_seed(3)
+        assert torch.equal(first, drop(x))
+
+
+@pytest.mark.parametrize(
+    ("flags", "chosen"),
+    [("fma avx512f avx512_bf16", "bf16-mixed"), ("avx512f amx_bf16", "bf16-mixed"), ("avx512f avx2", "32-true")],
+)
+def test_precision_follows_the_processor(monkeypatch, flags, chosen):
+    monkeypatch.setattr("kd.training.performance._processor_flags", lambda: set(flags.split()))
+    assert choose_precision("auto", "cpu") == chosen
+    assert choose_precision("32-true", "cpu") == "32-true"
+    assert choose_precision("bf16-true", "cpu") == "bf16-true"
+
+
+def test_an_unknown_word_is_refused():
+    with pytest.raises(ValueError, match=r"speed\.stored_logits must be true, false or auto, got never"):
+        speed(stored_logits="never")
+
+
+def test_a_network_is_asked_on_the_gpu_that_it_is_trained_on(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto", 1) == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("cpu", 1) == CPU
+    assert [choose_device("auto", devices).index for devices in (1, "auto", [3, 2])] == [0, 0, 3]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [choose_device("gpu", devices).index for devices in (2, [3, 2])] == [1, 2]
+
+
+def test_threads_are_set(request):
+    before = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(before))
+    speed(keep_memory=False).settle(2, CPU)
+    assert torch.get_num_threads() == 2
+    speed(keep_memory=False).settle(None, CPU)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_kept_memory_saves_page_faults():
+    code = (
+        "import resource, sys, torch\n"
+        "from kd.training.performance import keep_memory\n"
+        "if sys.argv[1] == 'keep': keep_memory()\n"
+        "for _ in range(50): torch.ones(40_000_000, dtype=torch.uint8)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
+    )
+    kept, given_back = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code, word], check=True, capture_output=True, text=True, cwd=ROOT
+            ).stdout
+        )
+        for word in ("keep", "give back")
+    )
+    assert kept < given_back / 2
