@@ -6,9 +6,6 @@ It imports nothing, so that a mistake in a command is answered before torch has 
 import math
 
 RANGES = {
-    "T": "(0, inf)",
-    "alpha": "[0, 1]",
-    "beta": "[0, inf)",
     "batch_size": "whole [1, inf)",
     "clip_norm": "(0, inf)",
     "conv_dropout": "[0, 1)",

@@ -1,12 +1,11 @@
 """Logits distillation done wrong, one common mistake a class: for `python train.py experiment=seed_anomaly` only.
 
-Each class is alpha * hard + (1 - alpha) * soft with one thing about soft that is not as it should be, or not asked of
-the teacher as it should be. They live here and not in `kd`, so that none of them is ever an option; and as scripts may,
+Each class is alpha * hard + (1 - alpha) * soft with one thing about soft, or about the teacher's output, that is not as
+it should be. They live here and not in `kd`, so that none of them is ever an option; and as scripts may,
 they instantiate settings.
 """
 
 import copy
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -17,12 +16,11 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.data.images import Images
-from kd.data.module import Draw, InMemory, InOrder, Loader
+from kd.data.module import BatchIndices, InMemory, Loader, Sequential
 from kd.losses import hard_loss
+from kd.methods.base import Pair, Step, Teacher
 from kd.methods.logits import Logits
 from kd.models.output import Output
-
-Ask = Callable[[Batch], Output]
 
 
 class Right(Logits):
@@ -34,11 +32,19 @@ class Right(Logits):
         augment: settings of its augmentation, likewise.
     """
 
-    logits_only = False  # so that nothing is kept: some of the mistakes are in what the teacher is asked
+    own_images = True  # so that nothing is stored: some of the mistakes are in what the teacher is shown
 
     def __init__(self, T: float, alpha: float, label_smoothing: float, source: Any, augment: Any) -> None:
         super().__init__(T, alpha, label_smoothing)
         self.source, self.augment = source, augment
+
+    def step(self, student: nn.Module, teacher: Teacher | None, batch: Batch) -> Step:
+        assert teacher is not None
+        return super().step(student, lambda batch: self.teacher_output(teacher, batch), batch)
+
+    def teacher_output(self, teacher: Teacher, batch: Batch) -> Output:
+        """What the student is compared with."""
+        return teacher(batch)
 
 
 class LabelsOnly(Right):
@@ -87,41 +93,41 @@ class SoftmaxForLogSoftmax(Right):
     """kl_div is given the student's probabilities where it wants their logarithms."""
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        p, q = (F.softmax(said.logits.float() / self.T, dim=1) for said in (teacher, student))
+        p, q = (F.softmax(output.logits.float() / self.T, dim=1) for output in (teacher, student))
         soft = self.T**2 * F.kl_div(q, p, reduction="batchmean")
         return {**super().forward(student, teacher, batch), "soft": (1 - self.alpha) * soft}
 
 
-# The teacher is not asked what it should be.
+# The teacher's output is not the one that it should be.
 
 
 class TeacherInTrainMode(Right):
     """Nobody called teacher.eval(): dropout is on, BatchNorm uses the batch's statistics and loses its own."""
 
-    def ask(self, teacher: Ask, batch: Batch) -> Output:
+    def teacher_output(self, teacher: Teacher, batch: Batch) -> Output:
         if "mistaken" not in self.__dict__:
             net = copy.deepcopy(_network(teacher)).train()
             self.__dict__["mistaken"] = net.to(batch.x.device)  # no submodule: it is not trained
         with torch.no_grad():
-            answer: Output = self.__dict__["mistaken"](batch.x)
-        return answer
+            output: Output = self.__dict__["mistaken"](batch.x)
+        return output
 
 
 class OtherImages(Right):
-    """Answers that belong to other images, as when they are kept by their place in an order that is then shuffled.
+    """Logits that belong to other images, as when they are kept by their place in an order that is then shuffled.
 
-    Here each image gets the answer to its neighbour in the batch.
+    Here each image gets the logits of its neighbour in the batch.
     """
 
-    def ask(self, teacher: Ask, batch: Batch) -> Output:
-        answer = teacher(batch)
-        return answer._replace(logits=answer.logits.roll(1, dims=0))
+    def teacher_output(self, teacher: Teacher, batch: Batch) -> Output:
+        output = teacher(batch)
+        return output._replace(logits=output.logits.roll(1, dims=0))
 
 
 class _OtherPixels(Right):
     """The teacher is shown the batch's images, but not as the student sees them."""
 
-    def build(self, student: Output, teacher: Output) -> None:
+    def setup(self, pair: Pair) -> None:
         self.views = instantiate(self.augment)
         self.generator = torch.Generator().manual_seed(0)  # begins anew when a run is resumed
 
@@ -129,31 +135,31 @@ class _OtherPixels(Right):
     def loader(self) -> Loader:
         """Of the training images, as the student's own."""
         images: Images = instantiate(self.source)
-        device, everything = torch.device("cpu"), InOrder(torch.arange(len(images.train_y)), self.views)
+        device, everything = torch.device("cpu"), Sequential(torch.arange(len(images.train_y)), self.views)
         pixels = InMemory(images.train_x, images.train_y, device)
         return Loader(pixels, everything, self.views, images.mean_std, torch.channels_last, device)
 
     def seen(self, batch: Batch, view: Tensor) -> Batch:
-        (other,) = self.loader.batches([Draw(batch.index.cpu(), view, None)])
+        (other,) = self.loader.batches([BatchIndices(batch.index.cpu(), view, None)])
         return Batch(*(part.to(batch.x.device) for part in other))
 
 
 class OtherView(_OtherPixels):
     """The teacher is shown a crop and a flip of its own."""
 
-    def ask(self, teacher: Ask, batch: Batch) -> Output:
+    def teacher_output(self, teacher: Teacher, batch: Batch) -> Output:
         return teacher(self.seen(batch, self.views.draw(len(batch.y), self.generator)))
 
 
 class CachedWithoutAugmentation(_OtherPixels):
-    """The teacher's answers to the images as they are, for whatever view of them the student sees."""
+    """The teacher's logits for the images as they are, for whatever view of them the student sees."""
 
-    def ask(self, teacher: Ask, batch: Batch) -> Output:
+    def teacher_output(self, teacher: Teacher, batch: Batch) -> Output:
         return teacher(self.seen(batch, torch.full((len(batch.y),), self.views.plain_view)))
 
 
 def _network(teacher: Any) -> nn.Module:
-    """The network behind whatever passes its answers on."""
+    """The network behind whatever wraps it."""
     while not isinstance(getattr(teacher, "net", None), nn.Module):
         teacher = teacher.teacher
     return teacher.net

@@ -1,6 +1,45 @@
 """What tests in several folders need to name."""
 
+import copy
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
+SMALL = (
+    "data=digits",
+    "epochs=2",
+    "teacher.scale=2",
+    "student.scale=2",
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+)
+"""A run of seconds."""
+
+
+def pair(student, teacher=None, size=8, labels=None):
+    """What a method is set up with, for networks on images of that size."""
+    import torch
+
+    from kd.methods.base import Pair
+    from kd.models.output import probe
+
+    first = probe(student, size)
+    return Pair(
+        first,
+        None if teacher is None else probe(teacher, size),
+        torch.arange(40) % 10 if labels is None else labels,
+        first.logits.shape[1],
+        student,
+        teacher,
+        lambda: copy.deepcopy(student),
+    )
+
+
+def pair_of(student, teacher):
+    """The same for outputs that no network made."""
+    import torch
+    from torch import nn
+
+    from kd.methods.base import Pair
+
+    return Pair(student, teacher, torch.zeros(1), student.logits.shape[1], nn.Identity(), None, nn.Identity)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.common import SMALL
+
 # Before torch is loaded, which reads it. Networks this small gain nothing from a second thread, and results that are
 # compared bit for bit have to be summed by equally many.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -15,7 +17,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-import train
+from kd.app.cli import main
 from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.models.output import Output
@@ -100,7 +102,7 @@ def call(*arguments: str) -> int:
         patch.setenv("HYDRA_FULL_ERROR", "")  # which the program sets for itself: undone at the end
         patch.setattr(sys, "argv", ["train.py", *arguments])
         try:
-            train.console()
+            main()
         except SystemExit as stop:
             return stop.code
     return 0
@@ -117,9 +119,7 @@ def run(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
 def finished(tmp_path_factory) -> Path:
     """A folder in which one small run was made, in run/, with its teacher in teachers/; for looking at or copying."""
     folder = tmp_path_factory.mktemp("finished")
-    small = ("data=digits", "data.epochs=2", "teacher.scale=2", "student.scale=2")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        quiet = ("trainer=cpu", "trainer.enable_progress_bar=false")
-        assert call(*small, *quiet, "method=logits", "T=2", "hydra.run.dir=run") == 0
+        assert call(*SMALL, "method=logits", "T=2", "hydra.run.dir=run") == 0
     return folder

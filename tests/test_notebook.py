@@ -10,7 +10,7 @@ from notebooks.execute import NOTEBOOK, executed
 from tests.common import ROOT
 
 # As in the other tests, small networks: what they learn is not the question here.
-SMALL = "data=digits data.epochs=3 teacher.scale=8 student.scale=4 trainer=cpu threads=1"
+SMALL = "data=digits epochs=3 teacher.scale=8 student.scale=4 trainer=cpu threads=1"
 SILENT = ("settings", "place", "imports")
 PICTURES = ("data", "augmented", "softened", "accuracy", "curves")
 METHODS = ("teacher", "standard", "logits", "feature")

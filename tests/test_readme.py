@@ -24,10 +24,10 @@ TRAINING = [command for command in COMMANDS if command.startswith("python train.
 
 # The same commands on the smallest networks and data; given last, these win.
 SMALL = (
-    "data.epochs=1",
+    "epochs=1",
     "recipe.epochs=1",
     "teacher_recipe.epochs=1",
-    "data.batch_size=20",
+    "batch_size=20",
     "recipe.batch_size=20",
     "data.val_fraction=0.9",
     "teacher.scale=1",

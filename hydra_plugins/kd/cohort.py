@@ -1,11 +1,10 @@
 """Jobs of a multirun side by side in one process: `hydra/launcher=cohort`, see `kd.sweeps.cohort`."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -13,6 +12,12 @@ from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kd.app.compose import plain
+from kd.app.identity import cohort_key
+
+if TYPE_CHECKING:
+    from kd.sweeps.cohort import Member
 
 
 @dataclass
@@ -35,7 +40,8 @@ class CohortLauncher(Launcher):
         configs = [self._compose(initial_job_idx + i, overrides) for i, overrides in enumerate(job_overrides)]
         groups: dict[str, list[int]] = {}
         for place, cfg in enumerate(configs):
-            groups.setdefault(in_common(cfg), []).append(place)
+            settings = OmegaConf.masked_copy(cfg, [name for name in cfg if name != "hydra"])
+            groups.setdefault(cohort_key(plain(settings)), []).append(place)
         returns: dict[int, JobReturn] = {}
         for places in groups.values():
             returns |= zip(places, self._together([configs[place] for place in places]), strict=True)
@@ -61,36 +67,20 @@ class CohortLauncher(Launcher):
                 raise outcome
         return outcomes
 
-    def _work(self, cfg: DictConfig) -> Callable[[Any], JobReturn]:
-        import train
+    def _work(self, cfg: DictConfig) -> "Callable[[Member], JobReturn]":
+        from kd.app.cli import job
+        from kd.app.cohort import MemberBuilder
 
-        def work(others: Any) -> JobReturn:
+        def work(member: "Member") -> JobReturn:
+            def task(cfg: DictConfig) -> float | None:
+                return job(cfg, partial(MemberBuilder, member=member)).val_acc
+
             return run_job(
                 hydra_context=self.hydra_context,
-                task_function=partial(train.job, others=others),
+                task_function=task,
                 config=cfg,
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",
             )
 
         return work
-
-
-def in_common(cfg: DictConfig) -> str:
-    """What jobs have to have in common to be trained side by side, as text."""
-    recipe = cfg.recipe
-    shared = {
-        "data": cfg.data,
-        "teacher": [
-            cfg.teacher,
-            cfg.teacher_recipe,
-            cfg.teacher_seed,
-            cfg.teacher_weights,
-            cfg.teacher_store,
-            cfg.ensemble,
-        ],
-        "students": "student" in cfg.roles,
-        "pace": [recipe.batch_size, recipe.epochs],
-        "machine": [cfg.trainer, cfg.speed, cfg.threads],
-    }
-    return json.dumps(OmegaConf.to_container(OmegaConf.create(shared, parent=cfg), resolve=True), sort_keys=True)

@@ -18,7 +18,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf, open_dict
 
 from kd.app import cli
-from kd.app.check import fingerprint
+from kd.app.compose import Command, plain
+from kd.app.identity import fingerprint
+from kd.app.run import check_command
 from kd.errors import UserError
 from kd.sweeps.jobs import Job, alone_in, place
 from kd.sweeps.progress import Progress, count, table
@@ -72,18 +74,18 @@ class ResumableSweeper(BasicSweeper):
         return grid
 
     def _job(self, number: int, overrides: Sequence[str]) -> Job:
-        import train
-
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(cfg):
             cfg.hydra.job.num = cfg.hydra.job.id = number
             name = str(cfg.hydra.sweep.subdir)
+            launcher = self.config.hydra.launcher._target_
+            command = Command.of(cfg, cfg.hydra, launcher)
             del cfg["hydra"]
         if Path(name).name != name:
             raise UserError(f"hydra.sweep.subdir={name}: jobs lie side by side in hydra.sweep.dir; give a single name")
-        job = Job(tuple(overrides), fingerprint(train.plain(cfg)), name)
+        job = Job(tuple(overrides), fingerprint(plain(cfg)), name)
         try:
-            train.refuse_mistakes(cfg, self.config.hydra.launcher._target_)
+            check_command(command)
         except UserError as error:
             job.reason = str(error)
         return job
@@ -93,11 +95,13 @@ class ResumableSweeper(BasicSweeper):
         returns = []
         for batch in self.split_overrides_to_chunks(jobs, 1 if in_turn else self.max_batch_size) if jobs else ():
             with nullcontext() if in_turn else progress.watching():
-                returns.append(self._insist(batch, () if in_turn else QUIET, progress.say))
+                returns.append(self._launch_with_retries(batch, () if in_turn else QUIET, progress.say))
             progress.look()
         return returns
 
-    def _insist(self, jobs: list[Job], more: Sequence[str], say: Callable[[str], None]) -> Sequence[JobReturn]:
+    def _launch_with_retries(
+        self, jobs: list[Job], more: Sequence[str], say: Callable[[str], None]
+    ) -> Sequence[JobReturn]:
         """Launch jobs, and launch again those that a dying launcher took with it."""
         for _ in range(ATTEMPTS):
             left = [job for job in jobs if job.status not in ("done", "failed")]
@@ -130,4 +134,4 @@ def _command(directory: Path) -> str:
     arguments = sys.argv[1:]
     if not any(argument.startswith("hydra.sweep.dir=") for argument in arguments):
         arguments = [*arguments, f"hydra.sweep.dir={directory}"]
-    return f"python train.py {shlex.join(arguments)}"
+    return f"{cli.program()} {shlex.join(arguments)}"

@@ -1,86 +1,108 @@
-"""What is asked of a run's settings before anything is loaded: are they right, and which of them decide the result.
+"""Refuses wrong settings before anything is loaded: a mistake answers in half a second. No torch import.
 
-Settings are plain values here: nested dictionaries as YAML has them. No torch import.
+Settings are plain values here, resolved: nested dictionaries as YAML has them.
 """
 
-import hashlib
-import re
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
-from kd.hashing import digest
 from kd.ranges import RANGES, require, require_sum
-
-KNOBS = ("T", "alpha", "beta")
-
-WHERE = {"accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "enable_progress_bar"}
-"""Settings of the trainer that decide where and with what show a training happens, not what comes of it."""
-
 
 MAY_BE_NULL = {"clip_norm", "threads"}
 
-ASIDE = {"logger", "teacher_store", "threads", "limits"}
-"""Top-level settings that decide nothing about the result."""
-
-STORAGE = {"root", "in_memory", "workers"}
-"""Settings of the data that decide where it lies and how it is fetched."""
-
-OF_ROLE = {
-    "teacher": {"teacher", "teacher_recipe", "teacher_seed", "ensemble"},
-    "student": {"student", "recipe", "ensemble"},
+SET_ELSEWHERE = {
+    "max_epochs": "epochs",
+    "gradient_clip_val": "recipe.clip_norm",
+    "logger": "logger",
+    "default_root_dir": "hydra.run.dir",
+    **dict.fromkeys(("callbacks", "plugins", "log_every_n_steps", "num_sanity_val_steps", "enable_model_summary"), ""),
 }
-"""Top-level settings that decide nothing about the result where this network takes no part."""
+"""Arguments of the Trainer that a run sets itself, and the setting that decides them, if there is one."""
 
-AFTERWARDS = {"keep_memory", "fold_teacher", "stored_logits", "stored_logits_gb"}
-"""Speed-ups that change nothing about how a teacher is trained."""
+MISSING = "???"
+"""What OmegaConf has for a setting without a value: a shorthand that was not given."""
 
 
-def check(settings: dict[str, Any], run_wide: Sequence[str], read: str, launcher: str | None) -> None:
+def check(
+    settings: dict[str, Any],
+    run_wide: Iterable[str],
+    read: str = "",
+    launcher: str | None = None,
+    given: Iterable[str] = (),
+) -> None:
     """Refuse what would otherwise surprise late, or never.
 
     Args:
         settings: all of them, resolved.
-        run_wide: names of the top-level settings that every method has.
-        read: the method's own part of the configuration, unresolved.
+        run_wide: names of the top-level settings that every run has.
+        read: the parts of the configuration that may use a knob, as YAML, unresolved.
         launcher: class that starts this job of a multirun, dotted; None for a run by itself.
+        given: the overrides of the command line.
 
     Raises:
         UserError: for a number outside its range, a knob that nothing reads, settings that exclude each other.
     """
-    if launcher is not None and not launcher.endswith(".SlurmLauncher") and _several_processes(settings["trainer"]):
+    _check_devices(settings["trainer"], launcher)
+    for name in SET_ELSEWHERE.keys() & settings["trainer"].keys():
+        setting = SET_ELSEWHERE[name]
+        raise UserError(f"trainer.{name} is set by the run itself" + (f"; give {setting} instead" if setting else ""))
+    _check_knobs(settings, run_wide, read, given)
+    _check_ranges(settings)
+    _check_shorthands(settings, given)
+    _check_teacher(settings)
+    if launcher is not None and launcher.endswith(".CohortLauncher") and "Wandb" in str(settings["logger"]):
+        raise UserError("W&B takes one run at a time in a process; take another logger, or leave out the cohort")
+
+
+def knobs(settings: Mapping[str, Any], run_wide: Iterable[str]) -> dict[str, Any]:
+    """The method's own settings by name: those at the top level that not every run has."""
+    return {
+        name: _flat(value)
+        for name, value in settings.items()
+        if name not in set(run_wide) and not isinstance(value, dict) and value is not None
+    }
+
+
+def _flat(value: Any) -> Any:
+    """A knob as a record holds it: dictionaries within a list, such as networks' settings, become text."""
+    if not isinstance(value, list):
+        return value
+    return [
+        " ".join(f"{name}={item}" for name, item in part.items()) if isinstance(part, dict) else part for part in value
+    ]
+
+
+def nearest(name: str, settings: Mapping[str, Any], extra: Iterable[str] = ()) -> list[str]:
+    """Up to three settings whose names are like this one: the same last part first, then similar spelling."""
+    known = [leaf for leaf, _ in leaves(settings) if not leaf.startswith("spec.")]
+    known += [group for group, value in settings.items() if isinstance(value, dict) and group != "spec"]
+    known += extra
+    last = name.rpartition(".")[2]
+    same = [leaf for leaf in known if leaf.rpartition(".")[2] == last]
+    by_last = {leaf.rpartition(".")[2]: leaf for leaf in reversed(known)}
+    similar = difflib.get_close_matches(name, known, 3, 0.65)
+    similar += [by_last[part] for part in difflib.get_close_matches(last, by_last, 3, 0.65)]
+    return list(dict.fromkeys([*sorted(same, key=len), *similar]))[:3]
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is not a dictionary, by its full name."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _check_devices(trainer: dict[str, Any], launcher: str | None) -> None:
+    if launcher is not None and not launcher.endswith(".SlurmLauncher") and _several_processes(trainer):
         raise UserError(
             "training on several devices starts this command again in further processes, which a job of a multirun "
             "cannot be; sweep on one device, run the jobs one by one, or use hydra/launcher=slurm"
         )
-    for name, value in settings.items():
-        if isinstance(value, dict | None) or name in run_wide:
-            continue
-        if f"${{{name}}}" not in read:
-            raise UserError(f"{name}={value}: this method has no such knob, so nothing would come of it")
-    for name, value in sorted(_leaves(settings), key=lambda leaf: leaf[0].count(".")):  # what others refer to first
-        kind = name.rpartition(".")[2]
-        if kind not in RANGES or (kind in MAY_BE_NULL and value is None):
-            continue
-        try:
-            require(name, value)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-    for names, span in settings["limits"].items():
-        try:
-            require_sum(span, **{name: settings[name] for name in names.split(" + ")})
-        except ValueError as error:
-            raise UserError(str(error)) from error
-    if launcher is not None and launcher.endswith(".CohortLauncher") and "Wandb" in str(settings["logger"]):
-        raise UserError("W&B takes one run at a time in a process; take another logger, or leave out the cohort")
-    weights = settings["teacher_weights"]
-    if weights is not None and settings["method"] is None:
-        raise UserError("teacher_weights is for methods that learn from a teacher; this one does not")
-    if weights is not None and settings["ensemble"] != 1:
-        raise UserError("teacher_weights is one teacher; ensemble is for those of the store")
-    if weights is not None and not Path(weights).expanduser().is_file():
-        raise UserError(f"no weights at {weights}")
 
 
 def _several_processes(trainer: dict[str, Any]) -> bool:
@@ -89,53 +111,58 @@ def _several_processes(trainer: dict[str, Any]) -> bool:
     return not one or str(trainer["strategy"]).startswith(("ddp", "fsdp", "deepspeed"))
 
 
-def decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide what comes of a run; not where it happens, what it shows and where things lie."""
-    kept = without(settings, ASIDE | _absent(settings["roles"]))
-    if kept.get("ensemble") == 1:
-        del kept["ensemble"]  # as in runs from before there were any
-    kept["trainer"] = without(kept["trainer"], WHERE)
-    kept["data"] = without(kept["data"], STORAGE)
-    kept["data"]["source"] = without(kept["data"]["source"], STORAGE)
-    return kept
+def _check_knobs(settings: dict[str, Any], run_wide: Iterable[str], read: str, given: Iterable[str]) -> None:
+    for override in given:
+        name = override.lstrip("+~").partition("=")[0]
+        if name.partition(".")[0] == "spec":
+            raise UserError(f"{name} is not a setting: a method's file declares it for the programs that read it")
+    for name, value in knobs(settings, run_wide).items():
+        if f"${{{name}}}" not in read and name not in settings["spec"]["ranges"]:
+            raise UserError(f"{name}={value}: this method has no such knob, so nothing would come of it")
 
 
-def fingerprint(settings: dict[str, Any]) -> str:
-    """Names a run by all that decides its result, a teacher's weights by what is in their file."""
-    known = decisive(settings)
-    weights = known["teacher_weights"]
-    if weights is not None and Path(weights).expanduser().is_file():
-        known["teacher_weights"] = hashlib.blake2b(Path(weights).expanduser().read_bytes()).hexdigest()
-    return digest({**known, "root": settings["data"].get("root")})
+def _check_ranges(settings: dict[str, Any]) -> None:
+    spans: dict[str, str] = settings["spec"]["ranges"]
+    for name, value in sorted(leaves(settings), key=lambda leaf: leaf[0].count(".")):  # what others refer to first
+        kind = name.rpartition(".")[2]
+        span = spans.get(name, RANGES.get(kind))
+        if span is None or (kind in MAY_BE_NULL and value is None) or value == MISSING:
+            continue
+        try:
+            require(name, value, span)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    for names, span in spans.items():
+        if " + " in names:
+            try:
+                require_sum(span, **{name: settings[name] for name in names.split(" + ")})
+            except ValueError as error:
+                raise UserError(str(error)) from error
 
 
-def without(settings: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """All but some."""
-    return {name: value for name, value in settings.items() if name not in names}
+def _check_shorthands(settings: dict[str, Any], given: Iterable[str]) -> None:
+    """A shorthand that no recipe reads, because each has a value of its own, would be given in vain."""
+    recipes = [settings[name] for name in ("recipe", "teacher_recipe")]
+    used = {
+        "epochs": [recipe["epochs"] for recipe in recipes],
+        "batch_size": [recipe["batch_size"] for recipe in recipes],
+        "lr": [recipe["optimizer"].get("lr") for recipe in recipes],
+    }
+    for override in given:
+        name = override.partition("=")[0]
+        if name in used and settings[name] not in used[name]:
+            raise UserError(
+                f"{override}: recipe and teacher_recipe both have a value of their own, so nothing would come of it"
+            )
 
 
-def _absent(roles: Sequence[str]) -> set[str]:
-    return set().union(*(names for role, names in OF_ROLE.items() if role not in roles))
-
-
-def variant(overrides: Sequence[str], roles: Sequence[str]) -> str:
-    """The overrides that a result record has no column for, and that set the run of these networks apart."""
-    columns = ("method", *KNOBS, "seed", "student", "teacher", "data", "experiment")
-    silent = ("logger", "trainer", "teacher_store", "threads", *(f"trainer.{name}" for name in WHERE))
-    silent += tuple(f"data.{name}" for name in STORAGE)
-    absent = _absent(roles)
-
-    def tells(override: str) -> bool:
-        name = override.lstrip("+~").split("=")[0]
-        first = re.split(r"[./]", name.rpartition("@")[2])[0]
-        return name not in columns and name not in silent and first != "logger" and first not in absent
-
-    return " ".join(sorted(override for override in overrides if tells(override)))
-
-
-def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _check_teacher(settings: dict[str, Any]) -> None:
+    weights = settings["teacher_weights"]
+    if weights is None:
+        return
+    if "teacher" not in settings["spec"]["networks"] or settings["method"] is None:
+        raise UserError("teacher_weights is for methods that learn from a teacher; this one does not")
+    if settings["ensemble"] != 1:
+        raise UserError("teacher_weights is one teacher; ensemble is for those of the store")
+    if not Path(weights).expanduser().is_file():
+        raise UserError(f"no weights at {weights}")

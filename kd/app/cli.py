@@ -1,15 +1,39 @@
-"""The command line of `train.py`, as far as it is not Hydra's: help for a person, and resuming."""
+"""The command line: help, resuming, error lines and exit codes; `main` is the program."""
 
+import ast
+import importlib.util
 import os
 import re
 import shlex
-from collections.abc import Sequence
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import hydra
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
+from kd.app.check import SET_ELSEWHERE, nearest
+from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain
+from kd.app.run import execute
 from kd.errors import UserError
-from kd.runs.results import FILE, read
+from kd.runs.results import FILE, Result, read
+from kd.runs.status import first_process
+
+if TYPE_CHECKING:
+    from kd.app.build import Builder
+
+THREAD_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+"""How idle threads wait. Those that spin for long make two busy cores many times slower than one, those that do not
+spin at all are late at every operation: a few microseconds it is. libgomp reads this when it is loaded, with torch."""
 
 HELP = """\
 Train a network on images, or distil a small student from a larger teacher.
@@ -108,10 +132,48 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         return f"this launcher is not installed: pip install -e '.[{EXTRAS[launchers[0]]}]'"
     unknown = re.match(r"Could not override '(.+?)'", message)
     if unknown:
-        chosen = [argument for argument in arguments if argument.startswith("method=")] or ["the default method"]
-        return f"there is no setting '{unknown[1]}' with {chosen[-1]}; add --cfg job to see all, or try --help"
+        return _unknown_setting(unknown[1], arguments)
     lines = [line.strip() for line in message.removeprefix("In 'config': ").splitlines() if line.strip()]
     return re.sub(r"(?<!:) Available options", ". Available options", " ".join(lines))
+
+
+def _unknown_setting(name: str, arguments: Sequence[str]) -> str:
+    """Say that there is no such setting, and what was probably meant."""
+    chosen = [argument for argument in arguments if argument.startswith("method=")] or ["the default method"]
+    group, _, key = name.rpartition(".")
+    if group == "trainer" and SET_ELSEWHERE.get(key):
+        return f"trainer.{key} is set by the run itself; give {SET_ELSEWHERE[key]} instead"
+    if group == "trainer" and key in trainer_arguments() - SET_ELSEWHERE.keys():
+        return f"trainer.{key} has no value here yet; the Trainer knows it: add it as +trainer.{key}=VALUE"
+    try:
+        choices = [argument for argument in arguments if re.fullmatch(r"[a-z_]+=[\w/-]+", argument)]
+        known = plain(compose([choice for choice in choices if not choice.startswith(f"{name}=")])[0].cfg)
+    except (HydraException, OmegaConfBaseException):
+        known = plain(compose([])[0].cfg)
+    similar = nearest(name, known, (f"trainer.{argument}" for argument in trainer_arguments() - SET_ELSEWHERE.keys()))
+    meant = f"; did you mean {' or '.join(similar)}?" if similar else ";"
+    return f"there is no setting '{name}' with {chosen[-1]}{meant} --cfg job shows all, --help the most useful"
+
+
+@cache
+def trainer_arguments() -> frozenset[str]:
+    """The names of the Trainer's arguments, read from its source: to import it would take seconds."""
+    package = importlib.util.find_spec("lightning")
+    if package is None or package.origin is None:
+        return frozenset()
+    source = Path(package.origin).parent / "pytorch" / "trainer" / "trainer.py"
+    try:
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError):
+        return frozenset()
+    functions = [
+        part
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == "Trainer"
+        for part in node.body
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__"
+    ]
+    return frozenset(argument.arg for one in functions for argument in one.args.kwonlyargs + one.args.args[1:])
 
 
 def expand_resume(arguments: Sequence[str]) -> list[str]:
@@ -137,3 +199,54 @@ def expand_resume(arguments: Sequence[str]) -> list[str]:
     # An experiment may ask for a multirun; the one job of it that is resumed is a run. What it was started with stays
     # on record, whatever comes of this attempt.
     return [*overrides, *rest, "hydra.mode=RUN", f"hydra.run.dir='{directory}'", "hydra.output_subdir=null"]
+
+
+def main() -> None:
+    """Run the program: every mistake in one line and exit code 1, unless HYDRA_FULL_ERROR=1 asks for the traceback."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(conf_dir()))
+        return
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ |= THREAD_WAITING
+    # A data-parallel run starts its further processes with the value that is set two lines below.
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped is stopped: resumable, exit code 130
+    try:
+        sys.argv[1:] = expand_resume(sys.argv[1:])
+        _main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        if wants_traceback:
+            raise
+        print(f"error: {explain(error, sys.argv[1:])}", file=sys.stderr)
+        sys.exit(1)
+
+
+def job(cfg: DictConfig, make_builder: "Callable[[Command], Builder] | None" = None) -> Result:
+    """One run as Hydra starts it, by itself or as a job of a multirun."""
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # whoever wants Slurm chooses it
+    node = HydraConfig.get()
+    launcher = node.launcher._target_ if node.mode is RunMode.MULTIRUN else None
+    return execute(Command.of(cfg, node, launcher), Path(node.runtime.output_dir), make_builder, program())
+
+
+def program() -> str:
+    """How this program is started, for hints on how to go on."""
+    name = Path(sys.argv[0]).name
+    return "python train.py" if name.endswith(".py") or not name.startswith("kd-") else name
+
+
+@hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="config")
+def _main(cfg: DictConfig) -> float | None:
+    """One run. Returns the last epoch's validation accuracy, for whatever searches over runs."""
+    result = job(cfg)
+    if first_process() and HydraConfig.get().mode is RunMode.RUN:
+        from rich.console import Console
+
+        from kd.report.tables import single
+
+        directory = HydraConfig.get().runtime.output_dir
+        Console().print(single(result), f"[dim]{directory}[/dim]", sep="\n")
+    return result.val_acc

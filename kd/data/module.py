@@ -15,7 +15,6 @@ from kd.data.images import Images
 from kd.errors import UserError
 from kd.hashing import derive
 from kd.ranges import require
-from kd.sweeps.cohort import Alone
 
 EVAL_BATCH = 1000
 CPU = torch.device("cpu")
@@ -33,7 +32,7 @@ def stratified_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Ten
 
 
 @dataclass(frozen=True)
-class Draw:
+class BatchIndices:
     """One step's choice of images, before they are looked up."""
 
     index: Tensor
@@ -43,10 +42,10 @@ class Draw:
     cut: Tensor | None
     """(B, 2), int64, centres of the cut squares, if there are any."""
 
-    def share(self, rank: int, ranks: int) -> "Draw":
+    def share(self, rank: int, ranks: int) -> "BatchIndices":
         """What falls to one of several ranks."""
         part = slice(rank, None, ranks)
-        return Draw(self.index[part], self.view[part], None if self.cut is None else self.cut[part])
+        return BatchIndices(self.index[part], self.view[part], None if self.cut is None else self.cut[part])
 
 
 class Shuffled:
@@ -62,7 +61,7 @@ class Shuffled:
     def __len__(self) -> int:
         return len(self.index) // self.batch_size
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         # One generator a purpose: switching cutout on leaves order and crops as they were.
         order, views, cuts = (
             torch.Generator().manual_seed(derive(purpose, self.seed, self.epoch))
@@ -74,10 +73,10 @@ class Shuffled:
         cut = torch.randint(self.image_size, (n, 2), generator=cuts) if self.augment.cutout else None
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             step = slice(start, start + self.batch_size)
-            yield Draw(index[step], view[step], None if cut is None else cut[step])
+            yield BatchIndices(index[step], view[step], None if cut is None else cut[step])
 
 
-class InOrder:
+class Sequential:
     """An evaluation: every image once, as it is, in batches of nearly equal size so that no rank is left without."""
 
     def __init__(self, index: Tensor, augment: Augment) -> None:
@@ -86,13 +85,13 @@ class InOrder:
     def __len__(self) -> int:
         return -(-len(self.index) // EVAL_BATCH)
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         for index in self.index.tensor_split(len(self)):
-            yield Draw(index, torch.full_like(index, self.augment.plain_view), None)
+            yield BatchIndices(index, torch.full_like(index, self.augment.plain_view), None)
 
 
-Found = tuple[Draw, Tensor, Tensor]
-"""A draw, the pixels (B, 3, H, W) of its images, uint8, and their labels (B,)."""
+Fetched = tuple[BatchIndices, Tensor, Tensor]
+"""What was chosen, the pixels (B, 3, H, W) of its images, uint8, and their labels (B,)."""
 
 
 class InMemory:
@@ -101,36 +100,36 @@ class InMemory:
     def __init__(self, x: Tensor, y: Tensor, device: torch.device) -> None:
         self.x, self.y = x.to(device), y.to(device)
 
-    def find(self, draws: Iterable[Draw]) -> Iterator[Found]:
-        for draw in draws:
-            index = draw.index.to(self.x.device)
-            yield draw, self.x[index], self.y[index]
+    def fetch(self, indices: Iterable[BatchIndices]) -> Iterator[Fetched]:
+        for chosen in indices:
+            index = chosen.index.to(self.x.device)
+            yield chosen, self.x[index], self.y[index]
 
 
-class OnDisk(Dataset[Found]):
+class OnDisk(Dataset[Fetched]):
     """Looks images up ahead of their use, in worker processes: for data that does not fit into memory."""
 
     def __init__(self, x: Tensor, y: Tensor, device: torch.device, workers: int) -> None:
         self.x, self.y, self.device, self.workers = x, y, device, workers
 
-    def __getitem__(self, draw: Draw) -> Found:
-        return draw, self.x[draw.index], self.y[draw.index]
+    def __getitem__(self, chosen: BatchIndices) -> Fetched:
+        return chosen, self.x[chosen.index], self.y[chosen.index]
 
-    def find(self, draws: Iterable[Draw]) -> Iterator[Found]:
+    def fetch(self, indices: Iterable[BatchIndices]) -> Iterator[Fetched]:
         # Forked workers share the mapped file; spawned ones would be sent all of it.
         forks = "fork" in multiprocessing.get_all_start_methods()
         workers = self.workers if forks else 0
         found = DataLoader(
             self,
-            sampler=draws,
-            batch_size=None,  # a draw is a whole batch
+            sampler=indices,
+            batch_size=None,  # each choice is a whole batch
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else it draws from the global one, and so moves what dropout draws
+            generator=torch.Generator(),  # else it uses the global one, and so changes what dropout draws
         )
-        for draw, x, y in found:
-            yield draw, x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        for chosen, x, y in found:
+            yield chosen, x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
 
 class Loader:
@@ -139,7 +138,7 @@ class Loader:
     def __init__(
         self,
         pixels: InMemory | OnDisk,
-        sampler: Shuffled | InOrder,
+        sampler: Shuffled | Sequential,
         augment: Augment,
         mean_std: tuple[tuple[float, ...], tuple[float, ...]],
         memory_format: torch.memory_format,
@@ -147,11 +146,9 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         first: int = 0,
-        split: str = "",
-        others: Alone | None = None,
     ) -> None:
         self.pixels, self.augment, self.device, self.rank, self.ranks = pixels, augment, device, rank, ranks
-        self.memory_format, self.first, self.split, self.others = memory_format, first, split, others or Alone()
+        self.memory_format, self.first = memory_format, first
         # Named as in a DataLoader whose sampler yields whole batches: Lightning tells the epoch to `sampler`.
         self.sampler, self.batch_sampler = sampler, None
         mean, std = (torch.tensor(values, device=device)[None, :, None, None] for values in mean_std)
@@ -162,19 +159,19 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.others.batches(self.split, self)
+        return self.batches(self.indices())
 
-    def draws(self) -> Iterator[Draw]:
-        """This rank's part of each step's choice."""
-        return (draw.share(self.rank, self.ranks) for draw in self.sampler)
+    def indices(self) -> Iterator[BatchIndices]:
+        """This rank's part of each step's choice of images."""
+        return (chosen.share(self.rank, self.ranks) for chosen in self.sampler)
 
-    def batches(self, draws: Iterable[Draw]) -> Iterator[Batch]:
-        """Made here and now."""
-        for draw, x, y in self.pixels.find(draws):
-            index, view = draw.index.to(self.device), draw.view.to(self.device)
+    def batches(self, indices: Iterable[BatchIndices]) -> Iterator[Batch]:
+        """The batches of these images, made one after the other."""
+        for chosen, x, y in self.pixels.fetch(indices):
+            index, view = chosen.index.to(self.device), chosen.view.to(self.device)
             x = self.augment.apply(x, view) * self.scale + self.shift
-            if draw.cut is not None:
-                x, view = self.augment.cut(x, draw.cut.to(self.device)), torch.full_like(view, -1)
+            if chosen.cut is not None:
+                x, view = self.augment.cut(x, chosen.cut.to(self.device)), torch.full_like(view, -1)
             yield Batch(x.contiguous(memory_format=self.memory_format), y, index + self.first, view)
 
 
@@ -194,7 +191,6 @@ class DataModule(L.LightningDataModule):
         memory_format: of the batches; convolutions run about twice as fast when channels lie side by side.
         in_memory: whether to put all images on the device; otherwise worker processes look them up.
         workers: how many, at least 0, where this process does it itself.
-        others: trainings to share batches with.
 
     Raises:
         ValueError: for a value outside its range.
@@ -212,14 +208,12 @@ class DataModule(L.LightningDataModule):
         memory_format: torch.memory_format = torch.channels_last,
         in_memory: bool = True,
         workers: int = 0,
-        others: Alone | None = None,
     ) -> None:
         super().__init__()
         require("data.val_fraction", val_fraction)
         require("data.workers", workers)
         self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
         self.memory_format, self.in_memory, self.workers = memory_format, in_memory, workers
-        self.others = others or Alone()
         self.train_index, self.val_index = stratified_split(images.train_y, val_fraction, split_seed)
         if not 1 <= batch_size <= len(self.train_index):
             raise UserError(
@@ -237,27 +231,35 @@ class DataModule(L.LightningDataModule):
             )
         image_size = self.images.train_x.shape[-1]
         sampler = Shuffled(self.train_index, self.batch_size, self.augment, image_size, self.seed)
-        return self._loader("train", sampler, self.images.train_x, self.images.train_y)
+        return self.loader("train", sampler, self.images.train_x, self.images.train_y)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         if not len(self.val_index):
             return []
-        return self._loader("val", InOrder(self.val_index, self.augment), self.images.train_x, self.images.train_y)
+        return self.loader("val", Sequential(self.val_index, self.augment), self.images.train_x, self.images.train_y)
 
     def test_dataloader(self, device: torch.device = CPU) -> Loader:
         """Test batches; on `device` where no Trainer has a say in it."""
-        images, sampler = self.images, InOrder(torch.arange(len(self.images.test_y)), self.augment)
-        return self._loader("test", sampler, images.test_x, images.test_y, len(images.train_y), device)
+        images, sampler = self.images, Sequential(torch.arange(len(self.images.test_y)), self.augment)
+        return self.loader("test", sampler, images.test_x, images.test_y, len(images.train_y), device)
 
-    def _loader(
-        self, split: str, sampler: Shuffled | InOrder, x: Tensor, y: Tensor, first: int = 0, device: torch.device = CPU
+    def pixels(self, split: str, x: Tensor, y: Tensor, device: torch.device) -> InMemory | OnDisk:
+        """Where a loader for this split looks images up."""
+        return InMemory(x, y, device) if self.in_memory else OnDisk(x, y, device, self.workers)
+
+    def loader(
+        self,
+        split: str,
+        sampler: Shuffled | Sequential,
+        x: Tensor,
+        y: Tensor,
+        first: int = 0,
+        device: torch.device = CPU,
     ) -> Loader:
+        """A loader of a split's batches, on the Trainer's device where there is a Trainer."""
         rank, ranks = 0, 1
         if self.trainer is not None:
             device, rank, ranks = self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
-        arguments = (sampler, self.augment, self.images.mean_std, self.memory_format, device, rank, ranks, first, split)
-        if not self.in_memory:
-            return Loader(OnDisk(x, y, device, self.workers), *arguments)
-        source = "test" if split == "test" else "train"
-        pixels = self.others.once(f"{source} images on {device}", lambda: InMemory(x, y, device))
-        return Loader(pixels, *arguments, self.others)
+        pixels = self.pixels(split, x, y, device)
+        mean_std = self.images.mean_std
+        return Loader(pixels, sampler, self.augment, mean_std, self.memory_format, device, rank, ranks, first)

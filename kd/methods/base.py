@@ -1,40 +1,149 @@
-"""The contract of a distillation method, and the two terms that nearly all of them share.
+"""The contract of a distillation method, and the form that most of them have.
 
-The objectives, where hard is `hard_loss` and soft is `soft_loss`:
+The objectives, where hard is `kd.losses.hard_loss` and soft is `kd.losses.soft_loss`:
 
 * standard:            hard
 * logits:              alpha * hard + (1 - alpha) * soft
 * feature:             alpha * hard + beta * feature + (1 - alpha - beta) * soft
-* any further method:  alpha * hard + (1 - alpha) * soft + beta * term
+* any further method:  alpha * hard + (1 - alpha) * soft + beta * term, or its paper's own form
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.models.output import Output
+from kd.losses import hard_loss, soft_loss
+from kd.models.output import Output, checked
+from kd.ranges import require
+
+Teacher = Callable[[Batch], Output]
+"""Returns a frozen teacher's output for a batch, without gradients."""
+
+
+class Pair(NamedTuple):
+    """What a method can make its layers, memory and further networks from, before training."""
+
+    student: Output
+    """Of a probe batch, for its shapes."""
+    teacher: Output | None
+    """Likewise; None where there is no teacher."""
+    labels: Tensor
+    """(N,), int64: the label of every training image by `Batch.index`, -1 for images kept for validation."""
+    num_classes: int
+    student_net: nn.Module
+    """The student itself."""
+    teacher_net: nn.Module | None
+    """The teacher in full precision. It is not to be changed; what is taken of it for training is copied."""
+    new_student: Callable[[], nn.Module]
+    """Makes another network like the student, with initial weights of its own."""
+
+    @property
+    def taught_output(self) -> Output:
+        """The teacher's output, for a method that cannot do without.
+
+        Raises:
+            ValueError: if there is no teacher.
+        """
+        if self.teacher is None:
+            raise ValueError("this method needs a teacher, and there is none")
+        return self.teacher
+
+
+class Step(NamedTuple):
+    """What one training step came to."""
+
+    output: Output
+    """The student's, for the images whose labels are the batch's."""
+    terms: dict[str, Tensor]
+    """Weighted and named, scalars in fp32. The loss is their sum; each is logged as `train/<name>`."""
+    monitors: dict[str, Tensor] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
+    """Scalars that are logged in the same way and are no part of the loss."""
 
 
 class Method(nn.Module):
-    """What a student is taught with. Subclasses are final; their own layers are trained along with the student."""
+    """How a student is taught.
 
-    logits_only = False
-    """Whether all that is read of the teacher are its logits; then they need not be computed anew each time."""
+    A subclass implements `forward`, and overrides `setup` if it has layers of its own, `step` if it shows other
+    images than the batch's or more than one network learns. Its parameters are trained along with the student's, its
+    buffers lie in the checkpoint.
+    """
 
-    def build(self, student: Output, teacher: Output) -> None:
-        """Make the layers that depend on both networks' shapes.
+    reads: frozenset[str] = frozenset({"logits"})
+    """What it reads of the teacher's `Output`; of a teacher of which nothing but logits is read, they may be stored."""
+    own_images = False
+    """Whether `step` shows the teacher other images than the batch's, of which no logits can be stored."""
+    progress = 0.0
+    """Share of training that is done, in [0, 1); set before each step."""
 
-        Called once, before training, with what the networks return for a probe batch. Most methods have none.
+    @property
+    def stored_logits_suffice(self) -> bool:
+        """Whether logits that were computed in an earlier run can take the teacher's place."""
+        return self.reads <= {"logits"} and not self.own_images
+
+    def setup(self, pair: Pair) -> None:
+        """Make layers, buffers and further networks; called once, before training.
 
         Raises:
             ValueError: if this method cannot work with such a pair of networks.
         """
 
-    def ask(self, teacher: Callable[[Batch], Output], batch: Batch) -> Output:
-        """What the teacher says to a batch: for a method to override that asks about other images, or otherwise."""
-        return teacher(batch)
+    def step(self, student: nn.Module, teacher: Teacher | None, batch: Batch) -> Step:
+        """Show images to the networks and return what came of it; by default each sees the batch once."""
+        if teacher is None:
+            raise ValueError(f"{type(self).__name__} needs a teacher")
+        output = checked(student(batch.x), student)
+        return Step(output, self(output, checked(teacher(batch), teacher), batch))
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         """The weighted, named terms of the loss, scalars in fp32. The loss is their sum."""
         raise NotImplementedError
+
+    def inference_net(self, student: nn.Module) -> nn.Module:
+        """The network that is tested and kept: the student, unless the method puts something before or behind it."""
+        return student
+
+    def ramp(self, warmup: float) -> float:
+        """A factor that rises linearly from 0 to 1 over the first share `warmup` of training, and then stays."""
+        return 1.0 if self.progress >= warmup else self.progress / warmup
+
+
+class SoftTargets(Method):
+    """The common form: alpha * hard + (1 - alpha) * soft + beta * term.
+
+    A subclass with a term of its own names it in `term_name` and computes it in `term`.
+
+    Args:
+        T: temperature of both softmaxes, > 0.
+        alpha: weight of the labels, in [0, 1].
+        beta: weight of the term, at least 0.
+        label_smoothing: of the hard loss, in [0, 1].
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    term_name: str | None = None
+
+    def __init__(self, T: float, alpha: float, beta: float = 0.0, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        require("T", T, "(0, inf)")
+        require("alpha", alpha, "[0, 1]")
+        require("beta", beta, "[0, inf)")
+        require("label_smoothing", label_smoothing)
+        self.T, self.alpha, self.beta, self.label_smoothing = T, alpha, beta, label_smoothing
+
+    @property
+    def soft_weight(self) -> float:
+        return 1 - self.alpha
+
+    def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        """The method's own term, unweighted, a scalar in fp32."""
+        raise NotImplementedError
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        terms = {"hard": self.alpha * hard_loss(student.logits, batch.y, self.label_smoothing)}
+        if self.term_name is not None:
+            terms[self.term_name] = self.beta * self.term(student, teacher, batch)
+        return {**terms, "soft": self.soft_weight * soft_loss(student.logits, teacher.logits, self.T)}

@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.losses import hard_loss, soft_loss
-from kd.methods.base import Method
+from kd.methods.base import Pair, SoftTargets
 from kd.models.output import Output
 from kd.ranges import require, require_sum
 
 
-class Feature(Method):
+class Feature(SoftTargets):
     """alpha * hard + beta * feature + (1 - alpha - beta) * soft.
 
     feature is the mean squared error between the teacher's maps and the student's, averaged over the stages. The
@@ -29,19 +28,31 @@ class Feature(Method):
         label_smoothing: of the hard loss, in [0, 1].
     """
 
-    def __init__(self, T: float, alpha: float, beta: float, stages: Sequence[int], label_smoothing: float) -> None:
-        super().__init__()
-        require("T", T)
-        require("alpha", alpha)
+    reads = frozenset({"logits", "features"})
+    term_name = "feature"
+
+    def __init__(
+        self,
+        T: float = 2.0,
+        alpha: float = 0.1,
+        beta: float = 0.3,
+        stages: Sequence[int] = (-1,),
+        label_smoothing: float = 0.0,
+    ) -> None:
         require("beta", beta, "[0, 1]")
+        super().__init__(T, alpha, beta, label_smoothing)
         require_sum("[0, 1]", alpha=alpha, beta=beta)
         if not stages:
             raise ValueError("stages must name at least one stage, got none")
-        self.T, self.alpha, self.beta, self.label_smoothing = T, alpha, beta, label_smoothing
         self.stages = tuple(stages)
         self.adapters = nn.ModuleList()
 
-    def build(self, student: Output, teacher: Output) -> None:
+    @property
+    def soft_weight(self) -> float:
+        return max(0.0, 1 - self.alpha - self.beta)
+
+    def setup(self, pair: Pair) -> None:
+        student, teacher = pair.student, pair.taught_output
         depth = min(len(student.features), len(teacher.features))
         for stage in self.stages:
             if not -depth <= stage < depth:
@@ -54,13 +65,9 @@ class Feature(Method):
                 )
             self.adapters.append(nn.Conv2d(ours[0], theirs[0], kernel_size=1))
 
-    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+    def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         distances = [
             F.mse_loss(adapter(student.features[stage]).float(), teacher.features[stage].float())
             for adapter, stage in zip(self.adapters, self.stages, strict=True)
         ]
-        return {
-            "hard": self.alpha * hard_loss(student.logits, batch.y, self.label_smoothing),
-            "feature": self.beta * sum(distances, start=distances[0].new_zeros(())) / len(distances),
-            "soft": max(0.0, 1 - self.alpha - self.beta) * soft_loss(student.logits, teacher.logits, self.T),
-        }
+        return sum(distances, start=distances[0].new_zeros(())) / len(distances)

@@ -24,7 +24,13 @@ CHECKPOINTS = "checkpoints"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def recorded(record: Result, directory: Path, work: Callable[[Result], Result], single: bool = False) -> Result:
+def tracked(
+    record: Result,
+    directory: Path,
+    work: Callable[[Result], Result],
+    single: bool = False,
+    program: str = "python train.py",
+) -> Result:
     """Do the run, and keep its status in `result.json` from the first moment: running, done, failed, interrupted.
 
     A run that the directory says is done is not done again.
@@ -33,14 +39,15 @@ def recorded(record: Result, directory: Path, work: Callable[[Result], Result], 
         record: what is known beforehand.
         directory: of the run.
         work: does it.
-        single: whether it is a run by itself; of others, whoever started them tells how to go on when interrupted.
+        single: whether it is a run by itself; of several, whatever started them prints how to go on.
+        program: how to start the program again, for the hint on how to go on.
 
     Raises:
         UserError: if the directory holds another run.
         SystemExit: 130 if interrupted.
     """
     with _held(directory):
-        return _recorded(record, directory, work, single)
+        return _tracked(record, directory, work, single, program)
 
 
 def _held(directory: Path) -> AbstractContextManager[object]:
@@ -53,7 +60,7 @@ def _held(directory: Path) -> AbstractContextManager[object]:
         raise UserError(f"another process is at work in {directory}") from error
 
 
-def _recorded(record: Result, directory: Path, work: Callable[[Result], Result], single: bool) -> Result:
+def _tracked(record: Result, directory: Path, work: Callable[[Result], Result], single: bool, program: str) -> Result:
     path = directory / FILE
     previous = _previous(path) if path.exists() else None
     if previous is None:
@@ -73,7 +80,7 @@ def _recorded(record: Result, directory: Path, work: Callable[[Result], Result],
     except (KeyboardInterrupt, SystemExit) as error:
         write_once(replace(record, status="interrupted"), path)
         if single:
-            print(f"interrupted; continue with: python train.py resume={directory}", file=sys.stderr)
+            print(f"interrupted; continue with: {program} resume={directory}", file=sys.stderr)
         raise SystemExit(130) from error
     except Exception as error:
         # On a full disk not even this may fit; the first error is the one to hear of.
@@ -82,7 +89,7 @@ def _recorded(record: Result, directory: Path, work: Callable[[Result], Result],
         if isinstance(error, OSError) and error.errno in FULL:
             raise UserError(
                 f"cannot save the run: {error.strerror}; once there is space, continue with: "
-                f"python train.py resume={directory}"
+                f"{program} resume={directory}"
             ) from error
         raise
 

@@ -1,53 +1,35 @@
 """Several trainings side by side in one process, so that what they have in common is made once.
 
 Each training is a thread of its own, of which one at a time works: from one batch to the next, and finds the process's
-global state, such as its random numbers, as it left it. So it does to the bit what it would have done alone. A batch
-that another has just asked for is handed on, and so is what the teacher said to it. Whether there is anything to hand
-on decides how fast a training is, never what comes of it.
+global state, such as its random numbers, as it left it. So its result is bitwise what it would have been alone. A batch
+that another training has just made is passed on, and so is the teacher's output for it. Whether there is anything to
+pass on decides how fast a training is, never what comes of it.
+
+Nothing below this folder knows of cohorts: sharing is put on from outside, by a data module, a teacher and a callback.
 """
 
 import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from lightning import Callback
+from torch import Tensor
 
 from kd.data.batch import Batch
+from kd.data.module import CPU, DataModule, InMemory, Loader, OnDisk, Sequential, Shuffled
 from kd.models.output import Output
-from kd.training.callbacks import Heed
+from kd.training.callbacks import StopOnInterrupt
 
 T = TypeVar("T")
 
 SETTLED = 3
-"""A training that asks for its third batch has taken the memory that it will take."""
+"""With its third batch a training has taken the memory that it will take."""
 MARGIN = 2
 """How many times the memory that a training took has to be free for the next."""
-
-
-class Alone:
-    """A training that shares nothing."""
-
-    alone = True
-    """Whether the time that passes is this training's."""
-
-    def once(self, name: str, make: Callable[[], T]) -> T:
-        """What all trainings of a cohort use and none changes: made by the first that needs it."""
-        return make()
-
-    def batches(self, split: str, loader: Any) -> Iterator[Batch]:
-        """What a `kd.data.module.Loader` hands out, shared with the others' loaders for the same split."""
-        return cast(Iterator[Batch], loader.batches(loader.draws()))
-
-    def hearing(self, teacher: Callable[[Batch], Output]) -> Callable[[Batch], Output]:
-        """A teacher that is asked once about a batch that all see."""
-        return teacher
-
-    def watchers(self) -> list[Heed]:
-        """Callbacks for every training in this process."""
-        return []
 
 
 class State(NamedTuple):
@@ -69,22 +51,19 @@ GLOBAL = (
 )
 
 
-class Member(Alone):
-    """One training among others.
+class Member:
+    """One training among others, on a thread of its own.
 
     Args:
-        cohort: the others.
+        cohort: all of them.
         work: the training.
     """
-
-    alone = False
 
     def __init__(self, cohort: "Cohort", work: Callable[["Member"], Any]) -> None:
         self.cohort, self.work = cohort, work
         self.outcome: Any = None
         self.ended = False
-        self.asked = 0
-        """Batches so far."""
+        self.batches_so_far = 0
         self._state = cohort.state()
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         threading.Thread(target=self._run, daemon=True).start()
@@ -96,11 +75,37 @@ class Member(Alone):
         self._back.acquire()
         self._state = self.cohort.state()
 
+    def shared(self, name: str, make: Callable[[], T]) -> T:
+        """Return what all trainings of the cohort use and none changes; made by the first that needs it."""
+        if name not in self.cohort.made:
+            self.cohort.made[name] = make()
+        made: T = self.cohort.made[name]
+        return made
+
+    def shared_teacher(self, teacher: Callable[[Batch], Output]) -> "SharedTeacher":
+        """Return the teacher as all trainings of the cohort use it: computed once for a batch that all see."""
+        return self.shared(f"outputs of {id(teacher)}", lambda: SharedTeacher(teacher))
+
+    def batches(self, split: str, loader: Loader) -> Iterator[Batch]:
+        """The loader's batches; one that another training has just made is passed on."""
+        epoch = getattr(loader.sampler, "epoch", 0)
+        for step, indices in enumerate(loader.indices()):
+            self.batches_so_far += 1
+            self._pause()
+            key = split, epoch, step
+            if self.cohort.batch is None or self.cohort.batch[0] != key:
+                self.cohort.batch = key, next(loader.batches([indices]))
+            yield self.cohort.batch[1]
+
+    def callbacks(self) -> list[Callback]:
+        """For every training of this process: a teacher that is trained asks for no shared batch and never pauses."""
+        return [StopOnInterrupt(lambda: self.cohort.interrupted)]
+
     def _run(self) -> None:
         self._go.acquire()
         try:
             self.outcome = self.work(self)
-        except BaseException as error:  # an interruption, which is told to the one who interrupted
+        except BaseException as error:  # an interruption, which is raised again where it was caused
             self.outcome = error
         self.ended = True
         self._back.release()
@@ -111,32 +116,9 @@ class Member(Alone):
         if self.cohort.interrupted:
             raise SystemExit(130)
 
-    def once(self, name: str, make: Callable[[], T]) -> T:
-        if name not in self.cohort.made:
-            self.cohort.made[name] = make()
-        made: T = self.cohort.made[name]
-        return made
 
-    def batches(self, split: str, loader: Any) -> Iterator[Batch]:
-        epoch = getattr(loader.sampler, "epoch", 0)
-        for step, draw in enumerate(loader.draws()):
-            self.asked += 1
-            self._pause()
-            key = split, epoch, step
-            if self.cohort.batch is None or self.cohort.batch[0] != key:
-                self.cohort.batch = key, next(loader.batches([draw]))
-            yield self.cohort.batch[1]
-
-    def hearing(self, teacher: Callable[[Batch], Output]) -> Callable[[Batch], Output]:
-        return self.once(f"what {id(teacher)} says", lambda: Echo(teacher))
-
-    def watchers(self) -> list[Heed]:
-        # While a teacher is trained, say, nobody asks for a shared batch, and so nobody pauses.
-        return [Heed(lambda: self.cohort.interrupted)]
-
-
-class Echo:
-    """Repeats what the teacher said to the batch that it was asked about last."""
+class SharedTeacher:
+    """Computes a teacher's output once for a batch that several trainings see one after the other."""
 
     def __init__(self, teacher: Callable[[Batch], Output]) -> None:
         self.teacher = teacher
@@ -147,6 +129,43 @@ class Echo:
         if self.last is None or self.last[0] is not batch.x:
             self.last = batch.x, self.teacher(batch)
         return self.last[1]
+
+
+class SharedLoader(Loader):
+    """A loader whose batches all members of a cohort use."""
+
+    def __init__(self, loader: Loader, member: Member, split: str) -> None:
+        vars(self).update(vars(loader))
+        self.member, self.split = member, split
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.member.batches(self.split, self)
+
+
+class SharedDataModule(DataModule):
+    """The data of one member of a cohort: pixels lie on the device once, batches are made once."""
+
+    def __init__(self, data: DataModule, member: Member) -> None:
+        vars(self).update(vars(data))
+        self.member = member
+
+    def pixels(self, split: str, x: Tensor, y: Tensor, device: torch.device) -> InMemory | OnDisk:
+        if not self.in_memory:
+            return super().pixels(split, x, y, device)
+        source = "test" if split == "test" else "train"
+        return self.member.shared(f"{source} images on {device}", lambda: InMemory(x, y, device))
+
+    def loader(
+        self,
+        split: str,
+        sampler: Shuffled | Sequential,
+        x: Tensor,
+        y: Tensor,
+        first: int = 0,
+        device: torch.device = CPU,
+    ) -> Loader:
+        loader = super().loader(split, sampler, x, y, first, device)
+        return SharedLoader(loader, self.member, split) if self.in_memory else loader
 
 
 class Cohort:
@@ -206,7 +225,7 @@ class Cohort:
 
     def _settle(self, member: Member) -> None:
         before = self.free()
-        while not member.ended and member.asked < SETTLED:
+        while not member.ended and member.batches_so_far < SETTLED:
             member.step()
         after = self.free()
         if before is not None and after is not None:

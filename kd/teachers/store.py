@@ -68,7 +68,7 @@ def find_or_train(store: Path, recipe: dict[str, Any], train: Callable[[Path], o
     return entry
 
 
-def adopt(entry: Path, record: Result, directory: Path) -> Result:
+def copy_from_store(entry: Path, record: Result, directory: Path) -> Result:
     """Make a run that wants nothing but the teacher look like the training in the store that it came from.
 
     Args:

@@ -1,4 +1,4 @@
-"""What happens around training: reproducible epochs, the curves, the checkpoints."""
+"""What happens around training: reproducible epochs, curves, predictions, checkpoints; and what ends it early."""
 
 import csv
 import io
@@ -6,14 +6,20 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
 
+from kd.errors import UserError
 from kd.files import replaced
 from kd.hashing import derive
+from kd.runs.predictions import Predictions
+
+CHECK_EVERY = 50
+"""Steps between two looks at the loss, on devices that run ahead of the program."""
 
 
 class EpochSeed(L.Callback):
@@ -92,11 +98,87 @@ class History(L.Callback):
             temporary.write_text(text.getvalue())
 
 
-class Heed(L.Callback):
-    """Ends a training that is interrupted in another thread than its own, after the batch that it is at.
+class _Unchecked(NamedTuple):
+    """A step whose loss has not been looked at yet."""
+
+    number: int
+    learning_rate: float
+    terms: dict[str, Tensor]
+    loss: Tensor
+
+
+class DivergenceCheck(L.Callback):
+    """Ends a training whose loss is no longer finite, before anything is learnt from it on a processor.
+
+    Raises:
+        UserError: naming term, step and learning rate.
+    """
+
+    def __init__(self, every: int | None = None) -> None:
+        self.every = every
+        """Steps between two looks at the loss; None for each on a processor, and `CHECK_EVERY` elsewhere."""
+        self._waiting: list[_Unchecked] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._waiting = []
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        terms = cast(dict[str, Tensor], pl_module.terms)
+        self._waiting.append(_Unchecked(trainer.global_step, rate, terms, loss.detach()))
+        every = self.every or (1 if pl_module.device.type == "cpu" else CHECK_EVERY)
+        # To look at a value is to wait for the device: now and then, and before a checkpoint is written.
+        last = trainer.fit_loop.epoch_loop.batch_idx + 1 == trainer.num_training_batches
+        if len(self._waiting) < every and not last:
+            return
+        waiting, self._waiting = self._waiting, []
+        finite = torch.stack([step.loss for step in waiting]).isfinite().tolist()
+        if all(finite):
+            return
+        step = waiting[finite.index(False)]
+        bad = [f"the {name} loss is {term.item()}" for name, term in step.terms.items() if not torch.isfinite(term)]
+        raise UserError(
+            f"training diverged: {', '.join(bad) or 'the sum of the losses overflows'} at step {step.number} "
+            f"(epoch {trainer.current_epoch}), learning rate {step.learning_rate:.3g}; "
+            "try a lower lr, recipe.clip_norm=1 (of a teacher: teacher_recipe instead of recipe) or "
+            "trainer.precision=32-true"
+        )
+
+
+class KeepPredictions(L.Callback):
+    """Collects what `test_step` returns for every test image."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._parts = {}
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        for name, part in outputs.items():
+            self._parts.setdefault(name, []).append(part.cpu())
+
+    def predictions(self, trainer: L.Trainer) -> Predictions:
+        """The logits of every test image, in the test split's order; to be called on all ranks, as they gather it."""
+        parts = {name: torch.cat(kept) for name, kept in self._parts.items()}
+        if trainer.world_size > 1:
+            gathered: list[dict[str, Tensor]] = [{}] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, parts)
+            parts = {name: torch.cat([part[name] for part in gathered]) for name in parts}
+        order = parts.pop("index").argsort()
+        arrays = {
+            name: (part.float() if part.is_floating_point() else part)[order].numpy() for name, part in parts.items()
+        }
+        return Predictions(**arrays)
+
+
+class StopOnInterrupt(L.Callback):
+    """Ends a training that is interrupted from another thread than its own, after the current batch.
 
     Args:
-        interrupted: whether it is.
+        interrupted: returns whether it is.
     """
 
     def __init__(self, interrupted: Callable[[], bool]) -> None:
@@ -107,7 +189,7 @@ class Heed(L.Callback):
             raise SystemExit(130)  # at KeyboardInterrupt Lightning sets a signal's handler, which no thread may
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpoints(TorchCheckpointIO):
     """Replaces a checkpoint in one step. Lightning's own goes through the system's temporary folder, which may lie on
     another file system: then the only checkpoint is overwritten in place, and lost if that is interrupted."""
 

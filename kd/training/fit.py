@@ -21,7 +21,7 @@ from kd.runs.predictions import write as write_predictions
 from kd.runs.results import FILE, Result, write
 from kd.runs.status import CHECKPOINTS
 from kd.runs.weights import save_weights
-from kd.training.callbacks import EpochSeed, History, WholeCheckpoints
+from kd.training.callbacks import AtomicCheckpoints, EpochSeed, History, KeepPredictions
 from kd.training.loggers import Pictures, abandon, conclude
 from kd.training.modules import Classifier
 
@@ -37,7 +37,7 @@ def train(
     metadata: dict[str, Any],
     make_trainer: Callable[..., L.Trainer],
     logger: Logger | None,
-    watchers: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] = (),
     timed: bool = True,
 ) -> Result:
     """Fit, test with the last epoch's weights, and leave weights, test predictions and result record in the directory.
@@ -53,7 +53,7 @@ def train(
         metadata: kept in the weights, beside the test accuracy.
         make_trainer: makes the Lightning Trainer, given callbacks, plugins, logger, directory and intervals.
         logger: where scalars and pictures go, if anywhere.
-        watchers: further callbacks, which may end the training early by raising what they like.
+        callbacks: further callbacks, which may end the training early by raising an exception.
         timed: whether the time that passes is this training's alone, and goes on record.
 
     Returns:
@@ -66,16 +66,17 @@ def train(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    callbacks: list[Callback] = [EpochSeed(record.seed), history, checkpoint, *watchers]
+    kept = KeepPredictions()
+    every: list[Callback] = [EpochSeed(record.seed), history, checkpoint, kept, *callbacks]
     if logger is not None:
-        callbacks.append(Pictures(data.images.classes))
+        every.append(Pictures(data.images.classes))
     trainer = make_trainer(
-        callbacks=callbacks,
-        plugins=[WholeCheckpoints()],
+        callbacks=every,
+        plugins=[AtomicCheckpoints()],
         logger=logger or False,
         default_root_dir=directory,
         log_every_n_steps=min(50, data.steps_per_epoch),
-        limit_val_batches=None if len(data.val_index) else 0,
+        **({} if len(data.val_index) else {"limit_val_batches": 0}),
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
@@ -94,7 +95,7 @@ def train(
             abandon(trainer.loggers)
             raise
 
-    predictions = module.predictions()
+    predictions = kept.predictions(trainer)
     test = {name: value.item() for name, value in trainer.callback_metrics.items()}
     record = replace(
         record,
@@ -118,7 +119,7 @@ def train(
         record = replace(record, retention=test["test/acc"] / record.teacher_test_acc)
     if trainer.is_global_zero:
         write_predictions(predictions, directory / PREDICTIONS)
-        save_weights(module.net, directory / weights, {**metadata, "test_acc": record.test_acc})
+        save_weights(module.inference_net, directory / weights, {**metadata, "test_acc": record.test_acc})
         conclude(trainer.loggers, *_summary(record))
         write(record, directory / FILE)
     return record
@@ -137,9 +138,11 @@ def device_name(device: torch.device) -> str:
 
 
 def _summary(record: Result) -> tuple[dict[str, Any], dict[str, float]]:
+    fields = ("seed", "student", "teacher", "dataset", "epochs", "variant")
     settings = {
-        name: getattr(record, name)
-        for name in ("method", "T", "alpha", "beta", "seed", "student", "teacher", "dataset", "epochs", "variant")
+        "method": record.method,
+        **{name: str(value) if isinstance(value, list) else value for name, value in record.knobs.items()},
+        **{name: getattr(record, name) for name in fields},
     }
     outcomes = {
         f"hp/{name}": getattr(record, name)

@@ -1,7 +1,7 @@
-"""The two LightningModules: a network trained on labels, and a student trained with a frozen teacher's help."""
+"""The two LightningModules: a network trained on labels, and a student that a method teaches."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -14,20 +14,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from kd.data.batch import Batch
 from kd.errors import UserError
 from kd.losses import hard_loss, soft_loss
-from kd.methods.base import Method
-from kd.models.output import Output
+from kd.methods.base import Method, Step
+from kd.models.output import Output, checked
 from kd.ranges import require
-from kd.runs.predictions import Predictions
+from kd.training.callbacks import DivergenceCheck
 from kd.training.optim import OptimizerFactory, ScheduleFactory, parameter_groups
-
-CHECK_EVERY = 50
-"""Steps between two looks at the loss, on devices that work on while the program waits."""
-
-
-class _Step(NamedTuple):
-    number: int
-    learning_rate: float
-    terms: dict[str, Tensor]
 
 
 class Scores(nn.Module):
@@ -84,106 +75,67 @@ class Classifier(L.LightningModule):
         num_classes: int,
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
-        label_smoothing: float,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         require("label_smoothing", label_smoothing)
         self.net, self.label_smoothing = net, label_smoothing
         self._optimizer, self._schedule = optimizer, schedule
-        self._check_every = 1
-        self._unchecked: list[tuple[_Step, Tensor]] = []
         self._sums: dict[str, Tensor | float] = {}
-        self._answers: dict[str, list[Tensor]] = {}
+        self.terms: dict[str, Tensor] = {}
+        """The latest step's terms of the loss, detached."""
         self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_scores, self.test_scores = Scores(num_classes), Scores(num_classes)
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
 
-    def losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        """The weighted, named terms whose sum is the loss."""
-        return {"hard": hard_loss(output.logits, batch.y, self.label_smoothing)}
+    @property
+    def inference_net(self) -> nn.Module:
+        """The network that is validated, tested and kept."""
+        return self.net
 
-    def on_fit_start(self) -> None:
-        self._check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
+    def step(self, batch: Batch) -> Step:
+        """One forward pass over a training batch: the output, and the weighted, named terms of the loss."""
+        output = checked(self.net(batch.x), self.net)
+        return Step(output, {"hard": hard_loss(output.logits, batch.y, self.label_smoothing)})
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [DivergenceCheck()]
 
     def on_train_epoch_start(self) -> None:
         self._sums = {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        output = self.net(batch.x)
-        terms = self.losses(output, batch)
+        output, terms, monitors = self.step(batch)
         loss = torch.stack(list(terms.values())).sum()
-        last = batch_idx + 1 == self.trainer.num_training_batches
-        self._refuse_divergence(terms, loss, last)
+        self.terms = {name: term.detach() for name, term in terms.items()}
         self.train_acc.update(output.logits.detach(), batch.y)
-        for name, value in {**terms, "loss": loss}.items():
+        for name, value in {**terms, "loss": loss, **monitors}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
+        last = batch_idx + 1 == self.trainer.num_training_batches
         if last:
             # Once an epoch and not at every step: each call of `log` takes as long as a small layer.
             means = {f"train/{name}": total / (batch_idx + 1) for name, total in self._sums.items()}
             self.log_dict(means, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=1)
             self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, batch_size=1)
         if last or (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
-            self.log("lr", self._learning_rate)
+            self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
         return loss
 
-    @property
-    def _learning_rate(self) -> float:
-        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
-
-    def _refuse_divergence(self, terms: dict[str, Tensor], loss: Tensor, last: bool) -> None:
-        """Raise UserError for a loss that is not finite, naming term, step and learning rate."""
-        step = _Step(self.global_step, self._learning_rate, {name: term.detach() for name, term in terms.items()})
-        self._unchecked.append((step, loss.detach()))
-        # To look at a value is to wait for the device: now and then, and before a checkpoint is written.
-        if len(self._unchecked) < self._check_every and not last:
-            return
-        waiting, self._unchecked = self._unchecked, []
-        finite = torch.stack([loss for _, loss in waiting]).isfinite().tolist()
-        if all(finite):
-            return
-        step = waiting[finite.index(False)][0]
-        bad = [f"the {name} loss is {term.item()}" for name, term in step.terms.items() if not torch.isfinite(term)]
-        raise UserError(
-            f"training diverged: {', '.join(bad) or 'the sum of the losses overflows'} at step {step.number} "
-            f"(epoch {self.current_epoch}), learning rate {step.learning_rate:.3g}; "
-            "try a lower recipe.optimizer.lr, recipe.clip_norm=1 (of a teacher: teacher_recipe instead of recipe) or "
-            "trainer.precision=32-true"
-        )
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.score("val", self.val_scores, self.net(batch.x), batch)
+        self.score("val", self.val_scores, checked(self.inference_net(batch.x), self.inference_net), batch)
 
-    def on_test_start(self) -> None:
-        self._answers = {}
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        output = self.net(batch.x)
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Score a test batch; returns, by the names of `kd.runs.predictions.Predictions`, what each image got."""
+        output = checked(self.inference_net(batch.x), self.inference_net)
         self.confusion.update(output.logits, batch.y)
-        self.keep(index=batch.index, labels=batch.y, logits=output.logits)
-        self.score("test", self.test_scores, output, batch)
+        more = self.score("test", self.test_scores, output, batch)
+        return {"index": batch.index, "labels": batch.y, "logits": output.logits, **more}
 
-    def keep(self, **parts: Tensor) -> None:
-        """What `predictions` is to have of one test batch, with as many rows as that has images."""
-        for name, part in parts.items():
-            self._answers.setdefault(name, []).append(part.cpu())
-
-    def predictions(self) -> Predictions:
-        """What was said to the test images, on every rank: to be called on all of them, as they gather it."""
-        parts = {name: torch.cat(kept) for name, kept in self._answers.items()}
-        if self.trainer.world_size > 1:
-            gathered: list[dict[str, Tensor]] = [{}] * self.trainer.world_size
-            torch.distributed.all_gather_object(gathered, parts)
-            parts = {name: torch.cat([one[name] for one in gathered]) for name in parts}
-        order = parts.pop("index").argsort()
-        arrays = {
-            name: (part.float() if part.is_floating_point() else part)[order].numpy() for name, part in parts.items()
-        }
-        return Predictions(**arrays)
-
-    def score(self, split: str, scores: Scores, output: Output, batch: Batch) -> None:
-        """Account for one evaluation batch."""
+    def score(self, split: str, scores: Scores, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Account for one evaluation batch; returns what else belongs to its images, by name."""
         scores.update(output.logits.float(), batch.y)
         self.log_scores(split, scores, len(batch.y))
+        return {}
 
     def log_scores(self, split: str, scores: nn.Module, batch_size: int) -> None:
         for name, metric in scores.named_children():
@@ -216,15 +168,15 @@ class Classifier(L.LightningModule):
 
 
 class Distiller(Classifier):
-    """Trains a student with the help of a frozen teacher; overrides the loss, and adds what compares the two.
+    """Trains a student by a method, usually with the help of a frozen teacher; adds what compares the two.
 
-    Logs beyond `Classifier`: `val/agreement` and `test/agreement`, the share of images for which student and teacher
-    predict the same class, and `kl_to_teacher` (nats).
+    Logs beyond `Classifier`, where there is a teacher: `val/agreement` and `test/agreement`, the share of images for
+    which student and teacher predict the same class, and `kl_to_teacher` (nats).
 
     Args:
-        teacher: what the teacher says to a batch. Not a module of this one: its weights are neither trained, nor moved
-            between train and eval mode, nor saved in checkpoints.
         method: makes the terms of the loss; its own layers, if any, are trained and saved in checkpoints.
+        teacher: returns the teacher's output for a batch. Not a module of this one: its weights are neither trained,
+            nor moved between train and eval mode, nor saved in checkpoints. None for a method without a teacher.
     """
 
     def __init__(
@@ -233,22 +185,33 @@ class Distiller(Classifier):
         num_classes: int,
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
-        label_smoothing: float,
-        teacher: Callable[[Batch], Output],
         method: Method,
+        teacher: Callable[[Batch], Output] | None = None,
     ) -> None:
-        super().__init__(net, num_classes, optimizer, schedule, label_smoothing)
-        self.teacher, self.method = teacher, method
-        self.val_fidelity, self.test_fidelity = FidelityScores(num_classes), FidelityScores(num_classes)
+        super().__init__(net, num_classes, optimizer, schedule)
+        self.method = method
+        self.teacher = teacher
+        self._steps = 1
+        if teacher is not None:
+            self.val_fidelity, self.test_fidelity = FidelityScores(num_classes), FidelityScores(num_classes)
 
-    def losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        return cast(dict[str, Tensor], self.method(output, self.method.ask(self.teacher, batch), batch))
+    @property
+    def inference_net(self) -> nn.Module:
+        return self.method.inference_net(self.net)
 
-    def score(self, split: str, scores: Scores, output: Output, batch: Batch) -> None:
-        super().score(split, scores, output, batch)
+    def on_train_start(self) -> None:
+        self._steps = max(1, int(self.trainer.estimated_stepping_batches))
+
+    def step(self, batch: Batch) -> Step:
+        self.method.progress = self.global_step / self._steps
+        return self.method.step(self.net, self.teacher, batch)
+
+    def score(self, split: str, scores: Scores, output: Output, batch: Batch) -> dict[str, Tensor]:
+        more = super().score(split, scores, output, batch)
+        if self.teacher is None:
+            return more
         fidelity = self.val_fidelity if split == "val" else self.test_fidelity
-        answer = self.teacher(batch).logits.float()
-        fidelity.update(output.logits.float(), answer)
-        if split == "test":
-            self.keep(teacher_logits=answer)
+        teacher_logits = checked(self.teacher(batch), self.teacher).logits.float()
+        fidelity.update(output.logits.float(), teacher_logits)
         self.log_scores(split, fidelity, len(batch.y))
+        return {**more, "teacher_logits": teacher_logits}

@@ -27,7 +27,7 @@ class Speed:
         compile: compile the network that is trained with torch.compile.
         tensor_cores: TF32 multiplication in place of fp32 on CUDA, and cuDNN's choice of algorithms by trial.
         keep_memory: see `keep_memory`; it has an effect on processors only.
-        fold_teacher: see `frozen`.
+        fold_teacher: see `prepare_teacher`.
         stored_logits: keep the teacher's logits, see `kd.teachers.logit_cache`; "auto" for yes on processors, where
             looking them up takes a hundredth of what computing them does.
         stored_logits_gb: largest size of one such file, in GB (10^9 bytes), at least 0.
@@ -61,7 +61,7 @@ class Speed:
             return accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         return bool(self.stored_logits)
 
-    def settle(self, threads: int | None, device: torch.device) -> None:
+    def configure_process(self, threads: int | None, device: torch.device) -> None:
         """Set what holds for the whole process.
 
         Args:
@@ -77,7 +77,7 @@ class Speed:
         elif self.keep_memory:
             keep_memory()
 
-    def trained(self, net: nn.Module) -> nn.Module:
+    def prepare_student(self, net: nn.Module) -> nn.Module:
         """The network itself, made ready to be trained; names and values of its weights stay."""
         net.to(memory_format=self.memory_format)
         if self.channels_last:
@@ -93,7 +93,7 @@ class Speed:
             net.compile()
         return net
 
-    def frozen(self, net: nn.Module, half: bool) -> nn.Module:
+    def prepare_teacher(self, net: nn.Module, half: bool) -> nn.Module:
         """A copy for inference: each BatchNorm folded into the convolution that feeds it, in bf16 if `half`.
 
         A network that torch.fx cannot trace keeps its BatchNorm.
@@ -117,7 +117,13 @@ def _keep_layout(flatten: nn.Module, args: tuple[Tensor]) -> None:
 def _folded(net: nn.Module) -> nn.Module:
     try:
         folded: nn.Module = fuse(net)
-    except (TraceError, TypeError, ValueError, RuntimeError):  # control flow that depends on values, foreign code
+    except (
+        TraceError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+    ):  # control flow that depends on values, foreign code
         return net
     return folded.eval().requires_grad_(False)
 

@@ -1,61 +1,72 @@
 import pytest
 
-from kd.app.check import check, decisive, fingerprint, variant
+from kd.app.check import check, knobs, nearest
+from kd.app.compose import compose, plain, run_wide
+from kd.app.run import check_command
 from kd.errors import UserError
 
-SETTINGS = {
-    "roles": ["teacher", "student"],
-    "seed": 0,
-    "teacher_weights": None,
-    "trainer": {"precision": "auto", "devices": 1},
-    "data": {"root": "data", "source": {"_target_": "kd.data.cifar.cifar10", "root": "data"}},
-}
+
+def settings(*overrides):
+    return plain(compose(["data=digits", *overrides])[0].cfg)
 
 
-def test_one_teacher_is_the_run_of_before_there_were_ensembles():
-    """So that its sweeps go on, and its seeds share a row."""
-    assert fingerprint({**SETTINGS, "ensemble": 1}) == fingerprint(SETTINGS)
-    assert fingerprint({**SETTINGS, "ensemble": 2}) != fingerprint(SETTINGS)
-
-
-def test_where_a_run_happens_decides_nothing():
-    elsewhere = {**SETTINGS, "threads": 2, "logger": None, "teacher_store": "x", "trainer": {"precision": "auto"}}
-    assert decisive(elsewhere) == decisive(SETTINGS)
-    assert decisive({**SETTINGS, "trainer": {"precision": "32-true"}}) != decisive(SETTINGS)
-
-
-def test_a_network_that_takes_no_part_decides_nothing():
-    """Or a sweep over teachers would train the student without one again for each of them."""
-    alone = {**SETTINGS, "roles": ["student"], "student": {"scale": 16}, "recipe": {"epochs": 30}}
-    small, large = (
-        {**alone, "teacher": {"scale": scale}, "ensemble": scale, "teacher_seed": scale} for scale in (1, 2)
-    )
-    assert fingerprint(small) == fingerprint(large)
-    assert fingerprint({**small, "recipe": {"epochs": 31}}) != fingerprint(small)
-    taught = [{**one, "roles": ["teacher", "student"]} for one in (small, large)]
-    assert fingerprint(taught[0]) != fingerprint(taught[1])
-    teacher = {**small, "roles": ["teacher"]}
-    assert fingerprint({**teacher, "recipe": {"epochs": 31}}) == fingerprint(teacher)
-    assert fingerprint({**teacher, "teacher_seed": 5}) != fingerprint(teacher)
-
-
-def test_nor_does_it_set_a_run_apart():
-    overrides = (
-        "method=standard", "teacher.scale=8", "recipe/optimizer@teacher_recipe.optimizer=adamw", "ensemble=3",
-        "student.scale=4", "recipe/optimizer=adamw", "recipe.epochs=2", "data.val_fraction=0", "logger.save_dir=x",
-    )  # fmt: skip
-    of_student = "recipe.epochs=2 recipe/optimizer=adamw student.scale=4"
-    of_teacher = "recipe/optimizer@teacher_recipe.optimizer=adamw teacher.scale=8"
-    assert variant(overrides, ["student"]) == f"data.val_fraction=0 {of_student}"
-    assert variant(overrides, ["teacher"]) == f"data.val_fraction=0 {of_teacher}"
-    assert variant(overrides, ["teacher", "student"]).split() == sorted(
-        f"data.val_fraction=0 ensemble=3 {of_student} {of_teacher}".split()
-    )
-
-
-def test_a_cohort_and_a_logger_that_takes_one_run_a_process_exclude_each_other():
-    settings = {**SETTINGS, "logger": {"_target_": "lightning.pytorch.loggers.WandbLogger"}, "limits": {}, "method": {}}
-    settings |= {"trainer": {"devices": 1, "strategy": "auto"}}
-    check(settings, settings, "", "hydra._internal.core_plugins.basic_launcher.BasicLauncher")
+def test_check_refuses_a_cohort_with_a_logger_that_takes_one_run_a_process():
+    logged = {**settings(), "logger": {"_target_": "lightning.pytorch.loggers.WandbLogger"}}
+    read = "${T} ${alpha}"
+    check(logged, run_wide(), read, "hydra._internal.core_plugins.basic_launcher.BasicLauncher")
     with pytest.raises(UserError, match="W&B takes one run at a time"):
-        check(settings, settings, "", "hydra_plugins.kd.cohort.CohortLauncher")
+        check(logged, run_wide(), read, "hydra_plugins.kd.cohort.CohortLauncher")
+
+
+def test_knobs_are_the_methods_own_settings():
+    assert knobs(settings("method=feature", "T=4"), run_wide()) == {"T": 4, "alpha": 0.1, "beta": 0.3}
+    assert knobs(settings("method=standard"), run_wide()) == {}
+    assert knobs({"assistants": [{"scale": 24, "depth": 2}, 3]}, ()) == {"assistants": ["scale=24 depth=2", 3]}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lr=0.1", "recipe.optimizer.lr=1", "teacher_recipe.optimizer.lr=1"], "both have a value of their own"),
+        (["epochs=3", "recipe.epochs=4", "teacher_recipe.epochs=5"], "both have a value of their own"),
+        (["lr=-1"], r"lr must be in \[0, inf\), got -1"),
+        (
+            ["batch_size=0"],
+            r"batch_size must be in a whole number|batch_size must be a whole number in \[1, inf\), got 0",
+        ),
+        (["spec.networks=[teacher]"], "spec.networks is not a setting"),
+    ],
+)
+def test_check_refuses_shorthands_in_vain_and_declarations(overrides, message):
+    with pytest.raises(UserError, match=message):
+        check_command(compose(["data=digits", *overrides])[0])
+
+
+def test_shorthands_reach_both_networks_and_either_apart():
+    both = settings("epochs=3", "batch_size=32", "lr=0.05")
+    for recipe in (both["recipe"], both["teacher_recipe"]):
+        assert (recipe["epochs"], recipe["batch_size"], recipe["optimizer"]["lr"]) == (3, 32, 0.05)
+    apart = settings("lr=0.05", "teacher_recipe.optimizer.lr=0.2", "recipe.epochs=7")
+    assert [apart[name]["optimizer"]["lr"] for name in ("recipe", "teacher_recipe")] == [0.05, 0.2]
+    assert [apart[name]["epochs"] for name in ("recipe", "teacher_recipe")] == [7, 5]
+    own = settings("recipe/optimizer=adamw")
+    assert [own[name]["optimizer"]["lr"] for name in ("recipe", "teacher_recipe")] == [0.002, 0.1]
+    assert settings("recipe/optimizer=adamw", "lr=0.01")["recipe"]["optimizer"]["lr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("data.epochs", "epochs"),
+        ("weight_decay", "recipe.optimizer.weight_decay"),
+        ("recipe.lr", "lr"),
+        ("student.scal", "student.scale"),
+        ("zzz", None),
+        ("val_fraction", "data.val_fraction"),
+        ("trainer.acclerator", "trainer.accelerator"),
+        ("alfa", "alpha"),
+    ],
+)
+def test_nearest_finds_what_was_probably_meant(name, expected):
+    found = nearest(name, settings())
+    assert found == [] if expected is None else expected in found[:3]

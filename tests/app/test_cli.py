@@ -17,7 +17,7 @@ from kd.runs.results import Result, read, write
 from tests.common import ROOT
 
 CONF = ROOT / "conf"
-TINY = ("data=digits", "data.epochs=1", "teacher.scale=1", "student.scale=1", "logger=none", "trainer=cpu")
+TINY = ("data=digits", "epochs=1", "teacher.scale=1", "student.scale=1", "logger=none", "trainer=cpu")
 QUIET = "trainer.enable_progress_bar=false"
 
 
@@ -144,7 +144,7 @@ def test_mistakes_that_show_before_anything_is_trained(run, tmp_path, monkeypatc
 
 def test_a_diverging_loss_names_term_step_and_learning_rate(run, tmp_path):
     diverging = ("recipe.optimizer.lr=1e12", "recipe.clip_norm=null", "hydra.run.dir=run")
-    code, said = run(*TINY, QUIET, "data.epochs=2", *diverging)
+    code, said = run(*TINY, QUIET, "epochs=2", *diverging)
     assert code == 1
     assert re.search(r"error: training diverged: the hard loss is \S+, .*at step \d+ .*learning rate \d", said)
     assert "try a lower recipe.optimizer.lr, recipe.clip_norm=1 (of a teacher: teacher_recipe" in said

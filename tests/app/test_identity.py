@@ -1,78 +1,128 @@
-"""What `train.py` makes of a configuration, without training anything."""
-
-import ast
-import inspect
-import os
-import subprocess
-import sys
+"""Which settings decide a teacher, a result, a cohort: too little in a key, and a wrong one is taken for the right one."""
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.utils import get_method
 
-import train
-from hydra_plugins.kd.cohort import in_common
-from kd.app.check import fingerprint
-from tests.common import ROOT
+from kd.app.build import Builder
+from kd.app.compose import compose, plain
+from kd.app.identity import cohort_key, decisive, fingerprint, logit_key, variant
 
 
 def composed(*overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", ["data=digits", *overrides])
+    return compose(["data=digits", *overrides])[0]
+
+
+def settings(*overrides):
+    return plain(composed(*overrides).cfg)
+
+
+def store_key(command):
+    build = Builder(command)
+    return build.key(build.first_teachers[0], None)
 
 
 @pytest.mark.parametrize(
     ("changed", "teacher", "result"),
     [
         ("teacher.scale=8", True, True),
+        ("epochs=3", True, True),
+        ("batch_size=32", True, True),
+        ("lr=0.3", True, True),
         ("teacher_recipe.epochs=3", True, True),
         ("teacher_recipe.optimizer.lr=0.3", True, True),
         ("data.augment.crop=1", True, True),
         ("data.val_fraction=0.2", True, True),
         ("data.source.image_size=16", True, True),
-        ("speed.packed_dropout=false", True, True),
+        ("speed.fused=false", True, True),
         ("trainer.precision=32-true", True, True),
+        ("+trainer.limit_train_batches=2", True, True),
         ("T=3", False, True),
         ("seed=1", False, True),
         ("student.scale=4", False, True),
         ("recipe.epochs=3", False, True),
         ("ensemble=2", False, True),
+        ("chain=[{}]", False, True),
+        ("method=standard", None, True),
         ("trainer.devices=2", False, False),
         ("logger=none", False, False),
         ("teacher_store=elsewhere", False, False),
     ],
 )
-def test_what_makes_another_teacher_and_another_result(changed, teacher, result):
-    """Too little in these names and a wrong teacher, or an old result, is taken for the one that was asked for."""
+def test_keys_of_teacher_and_run_change_with_what_decides_them(changed, teacher, result):
     before, after = composed(), composed(changed)
-    assert (train.Workshop(before).teacher_key(0) != train.Workshop(after).teacher_key(0)) == teacher
-    assert (fingerprint(train.plain(before)) != fingerprint(train.plain(after))) == result
+    if teacher is not None:
+        assert (store_key(before) != store_key(after)) == teacher
+    assert (fingerprint(plain(before.cfg)) != fingerprint(plain(after.cfg))) == result
 
 
-def test_which_jobs_share_their_batches_and_their_teacher():
+def test_teacher_key_is_the_same_however_a_recipe_is_set():
+    """A shorthand and what it stands for are one teacher."""
+    assert store_key(composed("epochs=3")) == store_key(composed("teacher_recipe.epochs=3"))
+    assert store_key(composed("lr=0.3")) == store_key(composed("teacher_recipe.optimizer.lr=0.3"))
+
+
+def test_fingerprint_ignores_networks_that_take_no_part():
+    """Or a sweep over teachers would train the student without one again for each of them."""
+    alone = ("method=standard",)
+    base = fingerprint(settings(*alone))
+    for change in ("teacher.scale=8", "teacher_seed=3", "ensemble=2", "teacher_recipe.epochs=3"):
+        assert fingerprint(settings(*alone, change)) == base
+        assert fingerprint(settings(change)) != fingerprint(settings())
+    assert fingerprint(settings(*alone, "recipe.epochs=31")) != base
+    teacher = fingerprint(settings("method=teacher"))
+    assert fingerprint(settings("method=teacher", "recipe.epochs=31")) == teacher
+    assert fingerprint(settings("method=teacher", "seed=5")) != teacher
+    assert teacher != base
+
+
+def test_fingerprint_knows_given_weights_by_their_content(tmp_path):
+    files = [tmp_path / name for name in ("a", "b", "c")]
+    for file, content in zip(files, (b"1", b"1", b"2"), strict=True):
+        file.write_bytes(content)
+    same, alike, other = (fingerprint(settings(f"teacher_weights={file}")) for file in files)
+    assert same == alike != other
+
+
+def test_decisive_settings_do_not_hold_where_a_run_happens():
+    placed = settings("threads=2", "logger=none", "teacher_store=x", "trainer.devices=2", "data.workers=0")
+    assert decisive(placed) == decisive(settings())
+    assert decisive(settings("trainer.precision=32-true")) != decisive(settings())
+
+
+def test_logit_key_changes_with_teacher_data_and_views():
+    base = logit_key(settings(), "data", "teacher", "32-true")
+    assert base == logit_key(settings("T=8", "seed=4"), "data", "teacher", "32-true")
+    others = [
+        logit_key(settings(), "other", "teacher", "32-true"),
+        logit_key(settings(), "data", "other", "32-true"),
+        logit_key(settings(), "data", "teacher", "bf16-mixed"),
+        logit_key(settings("data.augment.crop=2"), "data", "teacher", "32-true"),
+        logit_key(settings("speed.fold_teacher=false"), "data", "teacher", "32-true"),
+    ]
+    assert all(other != base for other in others)
+
+
+def test_cohort_key_is_shared_by_jobs_with_the_same_batches_and_teacher():
     """One order given, students differ as they like; what the batches or the teacher come from must be the same."""
-    base = in_common(composed("data.order_seed=0"))
+    base = cohort_key(settings("data.order_seed=0"))
     for alike in (["T=4"], ["method=feature", "beta=0.1"], ["seed=1"], ["student.scale=4"], ["recipe.optimizer.lr=1"]):
-        assert in_common(composed("data.order_seed=0", *alike)) == base
-    for other in ("teacher_seed=1", "ensemble=2", "recipe.batch_size=8", "recipe.epochs=2", "data.augment.crop=1"):
-        assert in_common(composed("data.order_seed=0", other)) != base
-    assert in_common(composed("seed=1")) != in_common(composed("seed=2"))  # each its own order
+        assert cohort_key(settings("data.order_seed=0", *alike)) == base
+    for other in ("teacher_seed=1", "ensemble=2", "recipe.batch_size=8", "epochs=2", "data.augment.crop=1"):
+        assert cohort_key(settings("data.order_seed=0", other)) != base
+    assert cohort_key(settings("seed=1")) != cohort_key(settings("seed=2"))  # each its own order
+    # What a student is decides what a chain of its kind becomes.
+    chained = [settings("data.order_seed=0", "chain=1", *more) for more in ([], ["student.scale=4"], ["T=8"])]
+    assert len({cohort_key(one) for one in chained}) == 3
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "data").glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_data_set_is_asked_for_what_it_takes(file):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        source = train.plain(compose("config", [f"data={file.stem}"]).data.source)
-    inspect.signature(get_method(source.pop("_target_"))).bind(**source)
-
-
-@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}])
-def test_how_threads_wait_is_set_before_torch_reads_it(given):
-    ours = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
-    code = f"import os, sys, train; print({{n: os.environ.get(n) for n in {ours}}}, 'torch' in sys.modules)"
-    clean = {name: value for name, value in os.environ.items() if name not in ours}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean | given, capture_output=True, text=True)
-    expected = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-    expected = {"GOMP_SPINCOUNT": None, **given} if given else expected
-    assert ast.literal_eval(done.stdout.rpartition(" ")[0]) == expected
-    assert done.stdout.endswith("False\n")
+def test_variant_names_what_has_no_column_and_takes_part():
+    overrides = (
+        "method=standard", "teacher.scale=8", "recipe/optimizer@teacher_recipe.optimizer=adamw", "ensemble=3", "T=4",
+        "student.scale=4", "recipe/optimizer=adamw", "recipe.epochs=2", "data.val_fraction=0", "logger.save_dir=x",
+    )  # fmt: skip
+    of_student = "recipe.epochs=2 recipe/optimizer=adamw student.scale=4"
+    of_teacher = "recipe/optimizer@teacher_recipe.optimizer=adamw teacher.scale=8"
+    assert variant(overrides, ["student"], ["T"]) == f"data.val_fraction=0 {of_student}"
+    assert variant(overrides, ["teacher"], ["T"]) == f"data.val_fraction=0 {of_teacher}"
+    assert variant(overrides, ["teacher", "student"], ["T"]).split() == sorted(
+        f"data.val_fraction=0 ensemble=3 {of_student} {of_teacher}".split()
+    )

@@ -24,16 +24,7 @@ from kd.runs import predictions
 from kd.runs.results import read, write
 from kd.runs.weights import fill, load_weights
 from kd.training.performance import PackedDropout, choose_precision
-from tests.common import ROOT
-
-SMALL = (
-    "data=digits",
-    "data.epochs=2",
-    "teacher.scale=2",
-    "student.scale=2",
-    "trainer=cpu",
-    "trainer.enable_progress_bar=false",
-)
+from tests.common import ROOT, SMALL
 
 
 def start(*arguments: str, cwd: Path, **options) -> subprocess.Popen:
@@ -86,7 +77,7 @@ class TestARun:
         assert (result.status, result.dataset, result.epochs, result.seed) == ("done", "digits", 2, 0)
         assert (result.student, result.teacher) == ("cnn16", "cnn32")
         assert result.data_id == digits().id
-        assert result.variant == "data.epochs=2 student.scale=2 teacher.scale=2"
+        assert result.variant == "epochs=2 student.scale=2 teacher.scale=2"
         assert result.retention == pytest.approx(result.test_acc / result.teacher_test_acc)
         assert 0 <= result.agreement <= 1
         assert len(result.epoch_val_acc) == len(result.epoch_train_loss) == 2
@@ -326,7 +317,7 @@ def test_your_own_images(run, tmp_path):
             (tmp_path / "mine" / split / name).mkdir(parents=True)
             for k in range(count):
                 Image.new("RGB", (20, 30), (200 * i + k,) * 3).save(tmp_path / "mine" / split / name / f"{k}.png")
-    small = (*SMALL[1:], "data=folder", "data.root=mine", "data.batch_size=8")
+    small = (*SMALL[1:], "data=folder", "data.root=mine", "batch_size=8")
     assert run(*small, "method=logits", "hydra.run.dir=run")[0] == 0
     assert read(tmp_path / "run" / "result.json").dataset == "mine"
     assert run(*small, "method=logits", "hydra.run.dir=disk", "data.in_memory=false")[0] == 0
@@ -337,7 +328,7 @@ def test_your_own_images(run, tmp_path):
     ("teacher_phase", "stop"), [(False, signal.SIGINT), (True, signal.SIGTERM)], ids=["student", "teacher"]
 )
 def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, teacher_phase, stop):
-    longer = (*SMALL, "data.epochs=6", "data.val_fraction=0.7")  # short epochs
+    longer = (*SMALL, "epochs=6", "data.val_fraction=0.7")  # short epochs
     if not teacher_phase:
         assert run(*longer, "method=teacher", "hydra.run.dir=teacher")[0] == 0
     # Whoever started the tests in the background may have had them ignore Ctrl-C.

@@ -5,8 +5,7 @@ from datetime import datetime
 import joblib
 import pytest
 
-SMALL = ("data=digits", "data.epochs=1", "teacher.scale=2", "student.scale=2", "trainer=cpu")
-
+from tests.common import SMALL
 
 GRID = (*SMALL, "method=feature", "method.stages=[7],[-1]")
 """Of two jobs the first cannot be, as the network has two stages."""

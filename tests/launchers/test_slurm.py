@@ -9,14 +9,14 @@ import pytest
 
 pytestmark = pytest.mark.slurm
 
-SMALL = ("data=digits", "data.epochs=2", "teacher.scale=2", "trainer.enable_progress_bar=false")
+QUICK = ("data=digits", "epochs=2", "teacher.scale=2", "trainer.enable_progress_bar=false")
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1")
 
 
 @pytest.fixture
 def sweep(sweep, slurm):
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return lambda *arguments: sweep(*SLURM, *SMALL, *arguments, **slurm, PYTHONPATH=path)
+    return lambda *arguments: sweep(*SLURM, *QUICK, *arguments, **slurm, PYTHONPATH=path)
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def test_a_grid(run, sweep, records, distance, tmp_path):
     }  # fmt: skip
     assert all(record.device.endswith("(1 threads)") for record in records().values())
     assert len(list(tmp_path.glob("teachers/*/teacher.safetensors"))) == 1  # all four wanted it at the same time
-    assert run(*SMALL, *one, "logger=none", "method=logits", "T=2", "hydra.run.dir=here")[0] == 0
+    assert run(*QUICK, *one, "logger=none", "method=logits", "T=2", "hydra.run.dir=here")[0] == 0
     assert distance("here", "sweep/1") == 0
 
 
 def test_two_tasks_train_one_student_as_one_process_does(run, sweep, records, distance, tmp_path):
     # Neither BatchNorm nor dropout: they treat half a batch otherwise than a whole one.
     student = ("student._target_=plain.Plain", "student.activation=elu", "student.scale=4", "student.conv_dropout=0")
-    recipe = ("student.head_dropout=0", "method=logits", "T=2", "data.batch_size=16", "trainer.precision=32-true")
+    recipe = ("student.head_dropout=0", "method=logits", "T=2", "batch_size=16", "trainer.precision=32-true")
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
     process = sweep("hydra.launcher.tasks_per_node=2", *two, *student, *recipe)
     said, _ = process.communicate(timeout=180)
@@ -54,7 +54,7 @@ def test_two_tasks_train_one_student_as_one_process_does(run, sweep, records, di
     assert len(list(tmp_path.glob("sweep/**/*.safetensors"))) == 1
 
     for name, more in {"one": (), "otherwise": ("data.order_seed=1",)}.items():
-        code, _ = run(*SMALL, "logger=none", "trainer=cpu", *student, *recipe, *more, f"hydra.run.dir={name}")
+        code, _ = run(*QUICK, "logger=none", "trainer=cpu", *student, *recipe, *more, f"hydra.run.dir={name}")
         assert code == 0
     assert distance("one", "sweep/0") < 0.01
     assert distance("one", "otherwise") > 0.1  # what another order of the images would have come to
@@ -64,7 +64,7 @@ def test_two_tasks_train_one_student_as_one_process_does(run, sweep, records, di
 @pytest.mark.parametrize("how", ["told to make room", "made to"])
 def test_an_interrupted_job_goes_on(run, sweep, ask, records, distance, tmp_path, how):
     longer = ("trainer=cpu", "student.scale=2", "method=logits", "recipe.epochs=15")
-    assert run(*SMALL, "logger=none", *longer, "hydra.run.dir=whole")[0] == 0
+    assert run(*QUICK, "logger=none", *longer, "hydra.run.dir=whole")[0] == 0
     process = sweep(*longer)
     curve = tmp_path / "sweep" / "0" / "metrics.csv"
     lengths = []

@@ -6,6 +6,7 @@ from torch import tensor
 
 from kd.methods.feature import Feature
 from kd.models.output import Output
+from tests.common import pair_of
 
 LOGITS = tensor([[0.0, 0.0]])
 
@@ -19,7 +20,7 @@ def maps(*shapes, batch=1):
 
 def built(student, teacher, stages=(0,), alpha=0.2, beta=0.5):
     method = Feature(2.0, alpha, beta, stages, 0.0)
-    method.build(student, teacher)
+    method.setup(pair_of(student, teacher))
     return method
 
 

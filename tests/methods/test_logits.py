@@ -6,6 +6,7 @@ from torch import tensor
 
 from kd.methods.logits import Logits
 from kd.models.output import Output
+from tests.common import pair_of
 
 
 def output(*rows):
@@ -35,7 +36,7 @@ def test_label_smoothing_touches_the_hard_term_only(labelled):
 
 def test_has_no_weights_of_its_own():
     method = Logits(4.0, 0.1, 0.0)
-    method.build(STUDENT, TEACHER)
+    method.setup(pair_of(STUDENT, TEACHER))
     assert not method.state_dict()
 
 

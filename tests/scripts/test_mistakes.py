@@ -69,7 +69,7 @@ def test_a_teacher_in_train_mode_is_a_copy(tiny_net, noise):
     before = copy.deepcopy(net.state_dict())
     batch = next(iter(DataModule(noise(), 0.0, 0, Augment(1, True, 0), 20, 0).train_dataloader()))
     method = made("TeacherInTrainMode")
-    first, second = method.ask(teacher, batch).logits, method.ask(teacher, batch).logits
+    first, second = method.teacher_output(teacher, batch).logits, method.teacher_output(teacher, batch).logits
     assert not torch.equal(first, second)  # dropout
     assert torch.equal(teacher(batch).logits, teacher(batch).logits)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
@@ -79,7 +79,7 @@ def test_a_teacher_in_train_mode_is_a_copy(tiny_net, noise):
 def test_answers_that_belong_to_other_images(tiny_net, noise):
     teacher = FrozenTeacher(tiny_net(), "id")
     batch = next(iter(DataModule(noise(), 0.0, 0, Augment(1, True, 0), 20, 0).train_dataloader()))
-    right, wrong = teacher(batch).logits, made("OtherImages").ask(teacher, batch).logits
+    right, wrong = teacher(batch).logits, made("OtherImages").teacher_output(teacher, batch).logits
     assert torch.equal(wrong[1:], right[:-1])
     assert torch.equal(wrong[0], right[-1])
 
@@ -96,9 +96,9 @@ class TestOtherPixels:
     def shown(self, name):
         """What the teacher gets to see."""
         method = self.make(name)
-        method.build(None, None)
+        method.setup(None)
         asked = []
-        method.ask(lambda batch: asked.append(batch), self.seen)
+        method.teacher_output(lambda batch: asked.append(batch), self.seen)
         assert torch.equal(asked[0].index, self.seen.index)
         return asked[0]
 

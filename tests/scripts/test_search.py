@@ -22,14 +22,14 @@ from kd.errors import UserError
 from kd.ranges import require_sum
 from kd.report.rows import summarize
 from kd.runs.results import collect, read
-from kd.search import Range
 from kd.training.callbacks import EpochSeed
 from scripts import search
-from tests.common import ROOT
+from scripts.search import Range
+from tests.common import ROOT, SMALL
 
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
-SMALL = ("data=digits", "data.epochs=2", "teacher.scale=2", "student.scale=2", "trainer=cpu", "logger=none")
-ALONE = (*SMALL, "method=standard", "data.val_fraction=0.7")  # short epochs
+QUICK = (*SMALL, "logger=none")
+ALONE = (*QUICK, "method=standard", "data.val_fraction=0.7")  # short epochs
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def one_line(outcome):
 
 @pytest.mark.usefixtures("optuna")
 def test_a_search_and_its_best_run_again(look, run, tmp_path):
-    asked = (*SMALL, "method=logits", "data.val_fraction=0.7", "--seed", "3")
+    asked = (*QUICK, "method=logits", "data.val_fraction=0.7", "--seed", "3")
     code, said = look("--trials", "2", *asked)
     assert code == 0, said
     first = {name: (tmp_path / "found" / name / "result.json").stat().st_mtime_ns for name in "01"}
@@ -264,7 +264,7 @@ def test_whole_numbers_and_other_settings_are_searched_too(look, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line_and_no_trial(look, tmp_path, arguments, said):
-    assert said in one_line(look(*SMALL, "method=logits", *arguments))
+    assert said in one_line(look(*QUICK, "method=logits", *arguments))
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not list(tmp_path.glob("found/0"))
 

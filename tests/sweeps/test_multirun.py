@@ -11,12 +11,9 @@ from hydra.core.plugins import Plugins
 from safetensors.torch import load_file
 
 from kd.runs.results import read
-from tests.common import ROOT
+from tests.common import ROOT, SMALL
 
-SMALL = (
-    "data=digits", "data.epochs=1", "teacher.scale=2", "student.scale=2", "trainer=cpu",
-    "trainer.enable_progress_bar=false", "logger=none",
-)  # fmt: skip
+QUICK = (*SMALL, "logger=none")
 
 
 def records(sweep):
@@ -25,7 +22,7 @@ def records(sweep):
 
 @pytest.fixture
 def sweep(run, tmp_path):
-    return lambda *arguments: (*run("-m", *SMALL, "hydra.sweep.dir=sweep", *arguments), tmp_path / "sweep")
+    return lambda *arguments: (*run("-m", *QUICK, "hydra.sweep.dir=sweep", *arguments), tmp_path / "sweep")
 
 
 def test_what_fails_or_is_impossible_stops_nothing(sweep):
@@ -57,7 +54,7 @@ def test_given_again_it_runs_what_is_missing(sweep):
 
 def test_another_teacher_in_the_same_file_is_another_run(sweep, run, tmp_path):
     for seed in (0, 1):
-        assert run(*SMALL, "method=teacher", f"seed={seed}", f"hydra.run.dir=teacher{seed}")[0] == 0
+        assert run(*QUICK, "method=teacher", f"seed={seed}", f"hydra.run.dir=teacher{seed}")[0] == 0
     weights = tmp_path / "weights.safetensors"
     for seed, done in ((0, 1), (0, 0), (1, 1)):
         weights.write_bytes((tmp_path / f"teacher{seed}" / "teacher.safetensors").read_bytes())
@@ -81,7 +78,7 @@ def test_who_has_no_teacher_is_trained_once_whatever_the_teachers(sweep):
     code, said, directory = sweep("method=standard", "teacher.scale=2,3", "ensemble=1,2")
     assert (code, len(records(directory))) == (0, 1)
     assert "skipped teacher.scale=3 ensemble=2: the same as teacher.scale=2 ensemble=1" in said
-    assert records(directory)["0"].variant == "data.epochs=1 student.scale=2"
+    assert records(directory)["0"].variant == "epochs=1 student.scale=2"
 
 
 def test_nothing_but_mistakes_is_one_mistake(sweep):
@@ -92,8 +89,8 @@ def test_nothing_but_mistakes_is_one_mistake(sweep):
 
 
 def test_a_full_disk_fails_what_needs_it_and_loses_nothing(sweep, run, tmp_path):
-    assert run(*SMALL, "method=teacher", "hydra.run.dir=teacher")[0] == 0
-    grid = (*SMALL, "hydra.sweep.dir=sweep", "method=logits", "T=1,2", "speed.stored_logits=false")
+    assert run(*QUICK, "method=teacher", "hydra.run.dir=teacher")[0] == 0
+    grid = (*QUICK, "hydra.sweep.dir=sweep", "method=logits", "T=1,2", "speed.stored_logits=false")
     command = [sys.executable, str(ROOT / "train.py"), "-m", *grid]
     limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, **limit)
@@ -125,10 +122,10 @@ def test_jobs_that_a_dying_launcher_takes_with_it_are_launched_again(sweep, monk
 
 
 class TestACohort:
-    GRID = ("speed.stored_logits=false", "data.epochs=2", "method=standard,logits,feature", "seed=0,1")
+    GRID = ("speed.stored_logits=false", "epochs=2", "method=standard,logits,feature", "seed=0,1")
 
     def test_gives_each_job_what_it_would_have_been_alone(self, run, tmp_path):
-        shared = (*SMALL, *self.GRID, "data.order_seed=7")
+        shared = (*QUICK, *self.GRID, "data.order_seed=7")
         assert run("-m", *shared, "hydra.sweep.dir=alone")[0] == 0
         code, said = run("-m", *shared, "hydra/launcher=cohort", "hydra.sweep.dir=together")
         assert (code, said.count("done    method=")) == (0, 6)
@@ -146,7 +143,7 @@ class TestACohort:
 
     def test_tells_of_what_fails(self, run, tmp_path):
         grid = ("logger=tensorboard", "method=feature", "method.stages=[-1],[7]", "hydra.sweep.dir=sweep")
-        code, said = run("-m", *SMALL, *grid, "hydra/launcher=cohort")
+        code, said = run("-m", *QUICK, *grid, "hydra/launcher=cohort")
         assert code == 1
         assert "failed  method.stages=[7]: stages must be in [-2, 1]" in said
         assert "done    method.stages=[-1]" in said

@@ -9,35 +9,36 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scipy.special import log_softmax
+from torch import nn
 
 import kd.data.module
 from kd.data.augment import Augment
 from kd.data.module import DataModule
 from kd.errors import UserError
-from kd.methods.base import Method
+from kd.methods.base import Method, Step
 from kd.methods.feature import Feature
 from kd.methods.logits import Logits
-from kd.models.output import probe
 from kd.teachers.frozen import FrozenTeacher
-from kd.training.callbacks import EpochSeed, History
+from kd.training.callbacks import DivergenceCheck, EpochSeed, History, KeepPredictions
 from kd.training.modules import Classifier, Distiller, Scores
 from kd.training.optim import one_cycle
+from tests.common import pair
 
 
-def parts(net, lr=0.05, label_smoothing=0.0):
+def parts(net, lr=0.05):
     return {
         "net": net,
         "num_classes": net.classifier.out_features,
         "optimizer": partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=0.1),
         "schedule": partial(one_cycle, warmup=0.25),
-        "label_smoothing": label_smoothing,
     }
 
 
 def distiller(net, teacher, method=None, **recipe):
     method = method or Logits(2.0, 0.3, 0.0)
-    method.build(probe(net, 8), probe(teacher, 8))
-    return Distiller(**parts(net, **recipe), teacher=FrozenTeacher(teacher, "id"), method=method)
+    method.setup(pair(net, teacher))
+    frozen = None if teacher is None else FrozenTeacher(teacher, "id")
+    return Distiller(**parts(net, **recipe), teacher=frozen, method=method)
 
 
 def data_of(images, val_fraction=0.25):
@@ -188,13 +189,15 @@ def test_training_logs_each_weighted_term_and_their_sum(tiny_net, noise, trainer
     assert logged == pytest.approx({f"train/{name}": value for name, value in expected.items()}, rel=1e-4)
 
 
-def test_a_method_may_ask_otherwise(tiny_net, noise, trainer):
-    """What `ask` returns is what the loss is made of; what is measured is the teacher's own answer."""
+def test_distiller_shows_what_the_methods_step_shows(tiny_net, noise, trainer):
+    """What `step` makes of the teacher is what the loss is made of; measured is the teacher's own output."""
 
     class Contrary(Logits):
-        def ask(self, teacher, batch):
-            answer = teacher(batch)
-            return answer._replace(logits=-answer.logits)
+        def step(self, student, teacher, batch):
+            output, answer = student(batch.x), teacher(batch)
+            return Step(
+                output, self(output, answer._replace(logits=-answer.logits), batch), {"mean": output.logits.mean()}
+            )
 
     fits = {}
     for method in (Logits, Contrary):
@@ -204,26 +207,108 @@ def test_a_method_may_ask_otherwise(tiny_net, noise, trainer):
         fits[method] = dict(fit.callback_metrics)
     assert fits[Contrary]["train/soft"] != fits[Logits]["train/soft"]
     assert fits[Contrary]["val/kl_to_teacher"] == fits[Logits]["val/kl_to_teacher"]
+    # A monitor is logged like a term and is no part of the loss.
+    assert fits[Contrary]["train/mean"] != 0
+    loss = fits[Contrary]["train/hard"] + fits[Contrary]["train/soft"]
+    assert fits[Contrary]["train/loss"].item() == pytest.approx(loss.item())
 
 
-def test_predictions_are_in_the_order_of_the_test_split(tiny_net, noise, trainer):
-    images = noise()
-    module = distiller(tiny_net(), tiny_net(6, seed=1))
-    fit = trainer(max_epochs=1)
-    fit.fit(module, data_of(images))
-    fit.test(module, data_of(images), verbose=False)
-    (batch,) = list(data_of(images).test_dataloader())
-    module.on_test_start()
-    for part in reversed(torch.arange(len(batch.y)).split(7)):  # as batches may come from several ranks
-        module.keep(
-            index=batch.index[part], labels=batch.y[part], logits=module.net.eval()(batch.x[part]).logits.detach()
-        )
-        module.keep(teacher_logits=module.teacher(batch).logits[part])
-    kept = module.predictions()
-    assert kept.labels.tolist() == images.test_y.tolist()
+def test_distiller_tells_its_method_how_much_of_training_is_done(tiny_net, noise, trainer):
+    progress = []
+
+    class Patient(Logits):
+        def forward(self, student, teacher, batch):
+            progress.append(self.progress)
+            return super().forward(student, teacher, batch)
+
+    trainer(max_epochs=2).fit(distiller(tiny_net(), tiny_net(6, seed=1), Patient()), data_of(noise()))
+    assert progress == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
+
+
+def test_distiller_without_a_teacher_measures_no_fidelity(tiny_net, noise, trainer):
+    class Alone(Method):
+        reads = frozenset()
+
+        def step(self, student, teacher, batch):
+            assert teacher is None
+            output = student(batch.x)
+            return Step(output, {"hard": F.cross_entropy(output.logits, batch.y)})
+
+    lightning, kept = trainer(max_epochs=1, callbacks=[KeepPredictions()]), None
+    module = distiller(tiny_net(), None, Alone())
+    lightning.fit(module, data_of(noise()))
+    lightning.test(module, data_of(noise()), verbose=False)
+    assert not [name for name in lightning.callback_metrics if "teacher" in name or "agreement" in name]
+    (kept,) = (callback for callback in lightning.callbacks if isinstance(callback, KeepPredictions))
+    assert kept.predictions(lightning).teacher_logits is None
+
+
+def test_distiller_tests_the_methods_inference_net(tiny_net, noise, trainer):
+    class Behind(nn.Module):
+        """The student with another head, as methods have it that take the teacher's."""
+
+        def __init__(self, student):
+            super().__init__()
+            self.student = student
+
+        def forward(self, x):
+            output = self.student(x)
+            return output._replace(logits=-output.logits)
+
+    class Headed(Logits):
+        def setup(self, pair):
+            self.behind = Behind(pair.student_net)
+
+        def inference_net(self, student):
+            return self.behind
+
+    keep = KeepPredictions()
+    net = tiny_net()
+    module = distiller(net, tiny_net(6, seed=1), Headed())
+    lightning = trainer(callbacks=[keep])
+    lightning.test(module, data_of(noise()), verbose=False)
+    (batch,) = list(data_of(noise()).test_dataloader())
     with torch.no_grad():
-        assert np.allclose(kept.logits, module.net.eval()(batch.x).logits, atol=1e-5)
-    assert np.allclose(kept.teacher_logits, module.teacher(batch).logits, atol=1e-5)
+        assert np.allclose(keep.predictions(lightning).logits, -net.eval()(batch.x).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_network_that_returns_no_output_is_named(tiny_net, noise, trainer, role):
+    class Plain(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.flatten(1))
+
+    plain = Plain(3 * 8 * 8, 10)
+    module = distiller(tiny_net(), tiny_net(6, seed=1))
+    if role == "student":
+        module.net = plain
+    else:
+        module.teacher = lambda batch: plain(batch.x)
+    name = "Plain" if role == "student" else "function"
+    with pytest.raises(TypeError, match=f"{name} returned a Tensor, not a kd.Output"):
+        trainer(max_epochs=1).fit(module, data_of(noise()))
+
+
+def test_predictions_are_in_the_order_of_the_test_split(tiny_net, noise, trainer, monkeypatch):
+    images = noise()
+    module, keep = distiller(tiny_net(), tiny_net(6, seed=1)), KeepPredictions()
+    lightning = trainer(max_epochs=1, callbacks=[keep])
+    lightning.fit(module, data_of(images))
+    lightning.test(module, data_of(images), verbose=False)
+    (batch,) = list(data_of(images).test_dataloader())
+    with torch.no_grad():
+        logits, teacher_logits = module.net.eval()(batch.x).logits, module.teacher(batch).logits
+    found = keep.predictions(lightning)
+    assert np.allclose(found.logits, logits, atol=1e-5)
+    assert np.allclose(found.teacher_logits, teacher_logits, atol=1e-5)
+    keep.on_test_start(lightning, module)
+    for part in reversed(torch.arange(len(batch.y)).split(7)):  # as batches may come from several ranks
+        rows = {"index": batch.index, "labels": batch.y, "logits": logits, "teacher_logits": teacher_logits}
+        keep.on_test_batch_end(lightning, module, {name: row[part] for name, row in rows.items()}, None, 0)
+    kept = keep.predictions(lightning)
+    assert kept.labels.tolist() == images.test_y.tolist()
+    assert np.allclose(kept.logits, found.logits, atol=1e-5)
+    assert np.allclose(kept.teacher_logits, found.teacher_logits, atol=1e-5)
 
 
 def test_student_alone_has_labels_alone(tiny_net, noise, trainer):
@@ -232,7 +317,7 @@ def test_student_alone_has_labels_alone(tiny_net, noise, trainer):
         net, data, lambda output, batch: {"hard": F.cross_entropy(output.logits, batch.y, label_smoothing=0.2)}
     )
     lightning = trainer(max_epochs=1)
-    lightning.fit(Classifier(**parts(net, lr=0.0, label_smoothing=0.2)), data)
+    lightning.fit(Classifier(**parts(net, lr=0.0), label_smoothing=0.2), data)
     names = [f"val/{name}" for name in ("acc", "acc_top5", "nll", "ece")]
     assert lightning.callback_metrics.keys() == {"train/hard", "train/loss", "train/acc", "lr", *names}
     logged = {name: lightning.callback_metrics[f"train/{name}"].item() for name in ("hard", "loss", "acc")}
@@ -346,7 +431,7 @@ def test_divergence_stops_before_it_is_learned(tiny_net, noise, trainer, method,
 
 
 def test_divergence_on_a_device_that_works_ahead_is_found_before_the_epoch_ends(tiny_net, noise, trainer, monkeypatch):
-    monkeypatch.setattr(Classifier, "on_fit_start", lambda module: setattr(module, "_check_every", 50))
+    monkeypatch.setattr(Classifier, "configure_callbacks", lambda module: [DivergenceCheck(every=50)])
     student, soft = tiny_net(), [1.0, float("nan"), 1.0, 1.0, 1.0, 1.0]
     method = Scripted(*soft)
     with pytest.raises(UserError, match=re.escape("training diverged: the soft loss is nan at step 1 (epoch 0)")):

@@ -1,0 +1,314 @@
+"""From a configuration to objects: the one place that instantiates."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+from torch import nn
+
+from kd.app import identity
+from kd.app.compose import Command, plain
+from kd.data.images import Images
+from kd.data.module import DataModule, stratified_split
+from kd.errors import UserError
+from kd.methods.base import Method, Pair, Teacher
+from kd.models.ensemble import Ensemble
+from kd.models.output import probe
+from kd.teachers.frozen import FrozenTeacher
+from kd.teachers.logit_cache import StoredLogits, open_logits
+from kd.training.modules import Classifier, Distiller
+from kd.training.optim import parameter_groups
+from kd.training.performance import Speed, choose_device, choose_precision
+
+T = TypeVar("T")
+
+STUDENT_WEIGHTS = "student.safetensors"
+TEACHER_WEIGHTS = "teacher.safetensors"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A network that is to be trained: which, how, and what by."""
+
+    network: DictConfig | dict[str, Any]
+    recipe: DictConfig
+    seed: int
+    """Of the initial weights and of dropout."""
+    data_seed: int
+    """Of the order of the images, and of their views."""
+    method: DictConfig | None = None
+    """What it is taught with; None for the labels alone."""
+    weights: str = TEACHER_WEIGHTS
+    """The name of the file that its weights go to."""
+
+
+class Builder:
+    """Makes what a run needs from its configuration.
+
+    Args:
+        command: the run.
+    """
+
+    def __init__(self, command: Command) -> None:
+        self.command, self.cfg = command, command.cfg
+        self.settings: dict[str, Any] = plain(command.cfg)
+        self.stored: StoredLogits | None = None
+        """The teacher's logits in a file, once a network is taught with them."""
+        self.speed: Speed = self._new(self.cfg.speed)
+        self.speed.configure_process(self.cfg.threads, self.device)
+
+    # What a builder of several runs in one process overrides
+
+    alone = True
+    """Whether the time that passes is this run's alone."""
+
+    def shared(self, name: str, make: Callable[[], T]) -> T:
+        """Make what several runs of one process could have in common; here there is one run."""
+        return make()
+
+    def shared_teacher(self, teacher: Teacher) -> Teacher:
+        """The teacher as the runs of one process use it."""
+        return teacher
+
+    def callbacks(self) -> list[Callback]:
+        """For every training of the run."""
+        return []
+
+    # What is to be trained
+
+    @property
+    def networks(self) -> list[str]:
+        """Which of teacher and student take part."""
+        return list(self.settings["spec"]["networks"])
+
+    @property
+    def student(self) -> Plan:
+        cfg = self.cfg
+        return Plan(cfg.student, cfg.recipe, cfg.seed, cfg.data.order_seed, cfg.method, STUDENT_WEIGHTS)
+
+    @property
+    def first_teachers(self) -> list[Plan]:
+        """The teachers that learn from the labels; several for an ensemble, none for a method that wants none."""
+        cfg = self.cfg
+        if "teacher" not in self.networks:
+            return []
+        count = cfg.ensemble if "student" in self.networks else 1
+        return [
+            Plan(cfg.teacher, cfg.teacher_recipe, seed, seed)
+            for seed in range(cfg.teacher_seed, cfg.teacher_seed + count)
+        ]
+
+    @property
+    def chain(self) -> list[Plan]:
+        """The networks between teacher and student, each taught by the one before; the first by labels if it is."""
+        chain = self.settings["chain"] if "student" in self.networks else []
+        changes = [{}] * chain if isinstance(chain, int) else [change or {} for change in chain]
+        seed = self.cfg.teacher_seed
+        return [
+            Plan(
+                {**self.settings["student"], **change},
+                self.cfg.recipe,
+                seed + place,
+                seed + place,
+                self.cfg.method if place or self.first_teachers else None,
+            )
+            for place, change in enumerate(changes)
+        ]
+
+    def key(self, plan: Plan, taught_by: list[dict[str, Any]] | str | None) -> dict[str, Any]:
+        """All that decides what the network becomes, see `kd.app.identity.teacher_key`."""
+        return identity.teacher_key(
+            self.settings,
+            self.images.id,
+            plain(plan.network),
+            plain(plan.recipe),
+            plan.seed,
+            plain(plan.method),
+            taught_by,
+        )
+
+    # Parts
+
+    @cached_property
+    def images(self) -> Images:
+        return self.shared("images", lambda: self._new(self.cfg.data.source))
+
+    @property
+    def device(self) -> torch.device:
+        return choose_device(str(self.cfg.trainer.accelerator), self.cfg.trainer.devices)
+
+    @property
+    def precision(self) -> str:
+        return choose_precision(str(self.cfg.trainer.precision), str(self.cfg.trainer.accelerator))
+
+    @property
+    def store(self) -> Path:
+        """The directory of all teachers."""
+        return Path(self.cfg.teacher_store).expanduser()
+
+    def net(self, node: Mapping[str, Any]) -> nn.Module:
+        images = self.images
+        net: nn.Module = self._new(node, num_classes=len(images.classes), image_size=images.train_x.shape[-1])
+        return net
+
+    def data(self, plan: Plan) -> DataModule:
+        data = self.cfg.data
+        return DataModule(
+            self.images,
+            data.val_fraction,
+            data.split_seed,
+            self._new(data.augment),
+            plan.recipe.batch_size,
+            plan.data_seed,
+            self.speed.memory_format,
+            data.in_memory,
+            data.workers,
+        )
+
+    def inference_copy(self, net: nn.Module) -> nn.Module:
+        """A copy of a trained network that is faster, for a teacher."""
+        return self.speed.prepare_teacher(net, half=self.precision.startswith("bf16"))
+
+    def method(self, plan: Plan, student: nn.Module, teacher: nn.Module | None) -> Method:
+        """The plan's method, with the layers that depend on the two networks."""
+        images = self.images
+        method: Method = self._new(plan.method)
+        labels = images.train_y.clone()
+        labels[stratified_split(labels, self.cfg.data.val_fraction, self.cfg.data.split_seed)[1]] = -1
+        size = images.train_x.shape[-1]
+        with user_errors():
+            pair = Pair(
+                probe(student, size),
+                None if teacher is None else probe(teacher, size),
+                labels,
+                len(images.classes),
+                student,
+                teacher,
+                lambda: self.speed.prepare_student(self.net(plan.network)),
+            )
+            method.setup(pair)
+        return method
+
+    def module(self, plan: Plan, net: nn.Module, teacher: FrozenTeacher | None) -> LightningModule:
+        """The LightningModule that trains the network."""
+        parts = {
+            "net": self.speed.prepare_student(net),
+            "num_classes": len(self.images.classes),
+            "optimizer": self._new(plan.recipe.optimizer),
+            "schedule": self._new(plan.recipe.schedule),
+        }
+        if plan.method is None:
+            return Classifier(**parts, label_smoothing=plan.recipe.label_smoothing)
+        method = self.method(plan, net, None if teacher is None else teacher.net)
+        return Distiller(**parts, method=method, teacher=self.teacher_for(method, teacher))
+
+    def teacher_for(self, method: Method, teacher: FrozenTeacher | None) -> Teacher | None:
+        """The teacher in the form that is fastest for a method: with stored logits, where these suffice."""
+        if teacher is None:
+            return None
+        if method.stored_logits_suffice:
+            self.stored = self.shared("logits", lambda: self.stored_logits(teacher))
+        return self.shared_teacher(self.stored or teacher)
+
+    def stored_logits(self, teacher: FrozenTeacher) -> StoredLogits | None:
+        """The teacher with its logits kept in a file; None, with the reason in the log, if that cannot be."""
+        images = self.images
+        if not self.speed.stores_logits(str(self.cfg.trainer.accelerator)):
+            return None
+        return open_logits(
+            teacher,
+            self.store / "logits",
+            identity.logit_key(self.settings, images.id, teacher.id, self.precision),
+            images=len(images.train_y),
+            views=self._new(self.cfg.data.augment).views,
+            classes=len(images.classes),
+            limit_gb=self.speed.stored_logits_gb,
+        )
+
+    def trainer(self, plan: Plan) -> Callable[..., Trainer]:
+        """A factory that is still to be given callbacks, logger and directory.
+
+        What is kept as a teacher is trained on one device: other ranks and jobs find it, or wait for it.
+        """
+        settings: dict[str, Any] = {
+            "max_epochs": plan.recipe.epochs,
+            "gradient_clip_val": plan.recipe.clip_norm,
+            "precision": self.precision,
+        }
+        if plan.weights != STUDENT_WEIGHTS:
+            settings |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+        make: Callable[..., Trainer] = self._new(self.cfg.trainer, _partial_=True, _convert_="all", **settings)
+        return make
+
+    def logger(self, directory: Path) -> Logger | None:
+        return None if self.cfg.logger is None else self._new(self.cfg.logger, save_dir=str(directory))
+
+    def metadata(self, plan: Plan) -> dict[str, Any]:
+        """What somebody who finds the weights without this run has to know to use them."""
+        images = self.images
+        mean, std = images.mean_std
+        return {
+            "model": plain(plan.network),
+            "num_classes": len(images.classes),
+            "image_size": images.train_x.shape[-1],
+            "classes": images.classes,
+            "mean": mean,
+            "std": std,
+            "dataset": images.name,
+            "data_id": images.id,
+            "recipe": plain(plan.recipe),
+            "method": plain(plan.method),
+            "seed": plan.seed,
+        }
+
+    def dry_run(self, directory: Path) -> None:
+        """Build everything once and throw it away: a mistake in the last knob shows before a teacher is trained."""
+        taught_by: nn.Module | None = None
+        if self.first_teachers:
+            nets = [self.net(plan.network) for plan in self.first_teachers]
+            self._try(self.first_teachers[0], nets[0], None)
+            taught_by = nets[0] if len(nets) == 1 else Ensemble(nets)
+        for plan in [*self.chain, *([self.student] if "student" in self.networks else [])]:
+            net = self.net(plan.network)
+            self._try(plan, net, taught_by)
+            taught_by = net
+        self.logger(directory)
+
+    def _try(self, plan: Plan, net: nn.Module, taught_by: nn.Module | None) -> None:
+        with user_errors():
+            schedule, optimizer = self._new(plan.recipe.schedule), self._new(plan.recipe.optimizer)
+            classifier = Classifier(net, len(self.images.classes), optimizer, schedule, plan.recipe.label_smoothing)
+            schedule(optimizer(parameter_groups(classifier)), 100)
+        with user_errors():
+            self.data(plan)
+        with user_errors():
+            self.trainer(plan)(logger=False)
+        if plan.method is not None:
+            self.method(plan, net, taught_by)
+
+    def _new(self, node: Any, **more: Any) -> Any:
+        with user_errors():
+            return instantiate(node, **more)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn what a constructor raises about a setting into a message for the user who set it."""
+    try:
+        yield
+    except InstantiationException as error:
+        raise UserError(str(error.__cause__ or error)) from error
+    except TypeError as error:
+        raise UserError(f"a setting has a value of the wrong type: {error}") from error
+    except (ValueError, MisconfigurationException) as error:
+        raise UserError(str(error)) from error

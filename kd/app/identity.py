@@ -1,0 +1,149 @@
+"""What decides a result: every key under which something finished is found again. No torch import.
+
+Settings are plain values here, resolved: nested dictionaries as YAML has them.
+
+* fingerprint, of a run: all settings but placement, storage, and networks that take no part;
+* teacher key, of a trained teacher in the store: its network, data, recipe and method, and its own teacher's key;
+* logit key, of a file of a teacher's logits: the teacher's weights, the data, and what the views mean;
+* cohort key, of jobs that can be trained side by side: the batches, the teacher, the pace and the machine.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kd.hashing import digest
+
+PLACEMENT = frozenset({"accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "enable_progress_bar"})
+"""Settings of the trainer that decide where and with what display a training happens, not what comes of it."""
+
+IRRELEVANT = frozenset({"logger", "teacher_store", "threads", "spec"})
+"""Top-level settings that decide nothing about the result."""
+
+STORAGE = frozenset({"root", "in_memory", "workers"})
+"""Settings of the data that decide where it lies and how it is fetched."""
+
+AFTER_TRAINING = frozenset({"keep_memory", "fold_teacher", "stored_logits", "stored_logits_gb"})
+"""Speed-ups that change nothing about how a teacher is trained."""
+
+OF_ROLE = {
+    "teacher": frozenset({"teacher", "teacher_recipe", "teacher_seed", "ensemble"}),
+    "student": frozenset({"student", "recipe", "ensemble", "chain"}),
+}
+"""Top-level settings that decide nothing about the result where this network takes no part."""
+
+SHORTHANDS = frozenset({"epochs", "batch_size", "lr"})
+"""Top-level settings that act through the recipes alone, which have them resolved."""
+
+
+def decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide what comes of a run; not where it happens, what it shows and where things lie."""
+    networks = settings["spec"]["networks"]
+    kept = {**without(settings, IRRELEVANT | SHORTHANDS | _absent(networks)), "networks": networks}
+    kept["trainer"] = without(kept["trainer"], PLACEMENT)
+    kept["data"] = without(kept["data"], STORAGE)
+    kept["data"]["source"] = without(kept["data"]["source"], STORAGE)
+    return kept
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """Name a run by all that decides its result, a teacher's weights by what is in their file."""
+    known = decisive(settings)
+    weights = known["teacher_weights"]
+    if weights is not None and Path(weights).expanduser().is_file():
+        known["teacher_weights"] = hashlib.blake2b(Path(weights).expanduser().read_bytes()).hexdigest()
+    return digest({**known, "root": settings["data"].get("root")})
+
+
+def group(settings: dict[str, Any]) -> str:
+    """Name the runs that differ by their seed only. Takes the settings as resolved with seed 0."""
+    return digest(decisive(settings))
+
+
+def teacher_key(
+    settings: dict[str, Any],
+    data_id: str,
+    network: dict[str, Any],
+    recipe: dict[str, Any],
+    seed: int,
+    method: dict[str, Any] | None = None,
+    taught_by: list[dict[str, Any]] | str | None = None,
+) -> dict[str, Any]:
+    """All that decides what a trained teacher becomes.
+
+    Args:
+        settings: of the run that wants it, of which the data, the trainer and the speed-ups count.
+        data_id: hash of pixels and labels.
+        network, recipe, seed: what is trained, and how.
+        method: what it was taught with; None for the labels alone.
+        taught_by: the keys of its own teachers, or the hash of given weights; None if it had none.
+    """
+    key = {
+        "format": 2,
+        "model": network,
+        "data": {
+            "id": data_id,
+            "val_fraction": settings["data"]["val_fraction"],
+            "split_seed": settings["data"]["split_seed"],
+            "augment": settings["data"]["augment"],
+        },
+        "recipe": recipe,
+        "speed": without(settings["speed"], AFTER_TRAINING),
+        "seed": seed,
+        "trainer": without(settings["trainer"], PLACEMENT),
+    }
+    return key if method is None and taught_by is None else {**key, "method": method, "taught_by": taught_by}
+
+
+def logit_key(settings: dict[str, Any], data_id: str, teacher_id: str, precision: str) -> dict[str, Any]:
+    """All that decides what a teacher's logits are, and to which view of which image each belongs."""
+    return {
+        "format": 1,
+        "teacher": teacher_id,
+        "data": data_id,
+        "crop": settings["data"]["augment"]["crop"],
+        "folded": settings["speed"]["fold_teacher"],
+        "precision": precision,
+    }
+
+
+def cohort_key(settings: dict[str, Any]) -> str:
+    """What jobs have to have in common to be trained side by side, as text."""
+    teachers = ("teacher", "teacher_recipe", "teacher_seed", "teacher_weights", "teacher_store", "ensemble", "chain")
+    chained = {name: settings[name] for name in ("student", "recipe", "method")} if settings["chain"] else None
+    shared = {
+        "data": settings["data"],
+        "teacher": [settings[name] for name in teachers],
+        "chained": chained,
+        "students": "student" in settings["spec"]["networks"],
+        "pace": [settings["recipe"]["batch_size"], settings["recipe"]["epochs"]],
+        "machine": [settings["trainer"], settings["speed"], settings["threads"]],
+    }
+    return json.dumps(shared, sort_keys=True)
+
+
+def variant(overrides: Sequence[str], networks: Sequence[str], knobs: Iterable[str]) -> str:
+    """The overrides that a result record has no column for, and that set the run of these networks apart."""
+    columns = {"method", *knobs, "seed", "student", "teacher", "data", "experiment"}
+    silent = {"logger", "trainer", "teacher_store", "threads"}
+    silent |= {f"trainer.{name}" for name in PLACEMENT} | {f"data.{name}" for name in STORAGE}
+    absent = _absent(networks)
+
+    def counts(override: str) -> bool:
+        name = override.lstrip("+~").split("=")[0]
+        first = re.split(r"[./]", name.rpartition("@")[2])[0]
+        return name not in columns | silent and first != "logger" and first not in absent
+
+    return " ".join(sorted(override for override in overrides if counts(override)))
+
+
+def without(settings: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """All but some."""
+    return {name: value for name, value in settings.items() if name not in set(names)}
+
+
+def _absent(networks: Sequence[str]) -> frozenset[str]:
+    return frozenset().union(*(names for role, names in OF_ROLE.items() if role not in networks))

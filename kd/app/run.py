@@ -1,0 +1,121 @@
+"""One run, top to bottom: data, teacher, student, test, record."""
+
+import logging
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from kd.app import identity
+from kd.app.check import check, knobs
+from kd.app.compose import Command, plain, run_wide
+from kd.runs.results import Result
+from kd.runs.status import git_revision, tracked, versions
+
+if TYPE_CHECKING:
+    from lightning import Callback
+
+    from kd.app.build import Builder
+
+log = logging.getLogger(__name__)
+
+
+def execute(
+    command: Command,
+    directory: Path,
+    make_builder: "Callable[[Command], Builder] | None" = None,
+    program: str = "python train.py",
+) -> Result:
+    """Check a command and do its run, with a record of it from the first moment; a run that is done is not repeated.
+
+    Args:
+        command: the run.
+        directory: the run directory.
+        make_builder: makes the builder; by default one for a run that shares nothing.
+        program: how the program was started, for the hint on how to go on.
+
+    Raises:
+        UserError: for a mistake in the settings, before anything is loaded.
+    """
+
+    def work(record: Result) -> Result:
+        check_command(command)
+        from kd.app.build import Builder  # and with it torch, which a mistake need not wait for
+
+        return run((make_builder or Builder)(command), record, directory)
+
+    return tracked(describe(command), directory, work, single=command.launcher is None, program=program)
+
+
+def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[Callback]" = ()) -> Result:
+    """Prepare the teacher if one is wanted, then train and test the student if one is wanted."""
+    from kd.app.teacher import only, prepare_teacher, train_network
+    from kd.teachers.store import copy_from_store
+    from kd.training.fit import parameter_count
+
+    build.dry_run(directory)
+    record = replace(record, dataset=build.images.name, data_id=build.images.id)
+
+    prepared = build.shared("teacher", lambda: prepare_teacher(build, record))
+    if prepared is not None:
+        record = replace(
+            record,
+            teacher=prepared.name,
+            teacher_id=prepared.teacher.id,
+            teacher_params=parameter_count(prepared.teacher.net),
+            teacher_test_acc=prepared.accuracy,
+        )
+    if "student" not in build.networks:
+        return copy_from_store(only(prepared).directory, record, directory)
+
+    teacher = None if prepared is None else prepared.teacher
+    log.info("training the student, method %s, seed %s", record.method, build.student.seed)
+    every = [*callbacks, *build.callbacks()]
+    result = train_network(build, build.student, teacher, record, directory, callbacks=every, timed=build.alone)
+    if build.stored is not None:
+        log.info(build.stored.summary())
+    return result
+
+
+def check_command(command: Command) -> None:
+    """Refuse wrong settings; see `kd.app.check`."""
+    read = OmegaConf.to_yaml(OmegaConf.masked_copy(command.cfg, ["method", "chain"]))
+    check(plain(command.cfg), run_wide(), read, command.launcher, command.overrides)
+
+
+def describe(command: Command) -> Result:
+    """The result record as far as it is known before anything has happened."""
+    cfg, choices = command.cfg, command.choices
+    settings = plain(cfg)
+    networks = settings["spec"]["networks"]
+    own = knobs(settings, run_wide())
+    learner = settings["recipe"] if "student" in networks else settings["teacher_recipe"]
+    several = settings["ensemble"] != 1 and "student" in networks
+    teacher = f"{settings['ensemble']} x {choices['teacher']}" if several else choices["teacher"]
+    return Result(
+        method=choices["method"],
+        knobs=own,
+        taught=settings["method"] is not None,
+        seed=number(settings["seed"], -1),
+        student=choices["student"] if "student" in networks else None,
+        teacher=teacher if "teacher" in networks else None,
+        dataset=choices["data"],
+        epochs=number(learner["epochs"], 0),
+        git=git_revision(),
+        versions=versions(),
+        status="running",
+        command=shlex.join(command.overrides),
+        variant=identity.variant(command.overrides, networks, own),
+        fingerprint=identity.fingerprint(settings),
+        group=identity.group(plain(OmegaConf.merge(cfg, {"seed": 0}))),
+        date=datetime.now().astimezone().isoformat(timespec="seconds"),
+    )
+
+
+def number(value: Any, otherwise: Any) -> Any:
+    """What the user may have set to anything, as far as a record can hold it: the run is about to fail otherwise."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else otherwise

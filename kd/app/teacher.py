@@ -1,0 +1,143 @@
+"""The teacher of a run: found in the store, else trained once; tested before anything is distilled from it.
+
+A teacher is a finished run. Usually it learnt from the labels; in a chain (teacher assistants, generations) it was
+taught itself, by a method and a teacher of its own, and its key in the store holds both.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning import seed_everything
+
+from kd.app.build import TEACHER_WEIGHTS, Builder, Plan
+from kd.errors import UserError
+from kd.runs.results import FILE, Result, read
+from kd.runs.weights import content_id, load_weights
+from kd.teachers.frozen import FrozenTeacher, joined, load, verify
+from kd.teachers.store import find_or_train
+from kd.training.fit import parameter_count, train
+
+log = logging.getLogger(__name__)
+
+
+class Prepared(NamedTuple):
+    """A teacher that is ready to teach."""
+
+    teacher: FrozenTeacher
+    directory: Path
+    """Where its weights lie; of several, the first one's."""
+    accuracy: float
+    """On the test split, in [0, 1]; of several, together."""
+    name: str
+    """Of its network, for the record."""
+
+
+def prepare_teacher(build: Builder, record: Result) -> Prepared | None:
+    """The teacher of the run's student: the last of its chain; None for a run without."""
+    return _prepared(build, record, len(build.chain))
+
+
+def train_network(
+    build: Builder, plan: Plan, taught_by: FrozenTeacher | None, record: Result, directory: Path, **more: Any
+) -> Result:
+    """Train one network of a run and leave its run directory; see `kd.training.fit.train`."""
+    seed_everything(plan.seed, verbose=False)
+    net = build.net(plan.network)
+    params = {"student_params" if record.student else "teacher_params": parameter_count(net)}
+    return train(
+        build.module(plan, net, taught_by),
+        build.data(plan),
+        replace(record, **params),
+        directory,
+        weights=plan.weights,
+        metadata=build.metadata(plan),
+        make_trainer=build.trainer(plan),
+        logger=build.logger(directory),
+        **more,
+    )
+
+
+def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
+    """The teacher at one level of the chain: 0 for those that learnt from the labels, or from weights on disk."""
+    plans = build.first_teachers if level == 0 else [build.chain[level - 1]]
+    if not plans:
+        return None
+    claims: list[float | None] = [None]
+    if level == 0 and build.cfg.teacher_weights is not None:
+        paths = [Path(build.cfg.teacher_weights).expanduser()]
+    else:
+        entries = [_find(build, plan, record, level) for plan in plans]
+        paths = [entry / TEACHER_WEIGHTS for entry in entries]
+        claims = [_claim(build, entry) for entry in entries]
+    test = build.data(plans[0]).test_dataloader(build.device)
+    teachers = [
+        load(build.net(plan.network), path, build.inference_copy) for plan, path in zip(plans, paths, strict=True)
+    ]
+    measured = [verify(one, test, claim, path) for one, claim, path in zip(teachers, claims, paths, strict=True)]
+    teacher, accuracy = joined(teachers, build.inference_copy), measured[0] if claims[0] is None else claims[0]
+    if len(teachers) > 1:
+        accuracy = teacher.accuracy(test)
+        log.info("the %d teachers together: %.2f %% on the test split", len(teachers), 100 * accuracy)
+    return Prepared(teacher, paths[0].parent, accuracy, _name(build, level))
+
+
+def _find(build: Builder, plan: Plan, record: Result, level: int) -> Path:
+    def train_it(directory: Path) -> None:
+        below = _prepared(build, record, level - 1) if level else None
+        own = Result(
+            method="teacher" if plan.method is None else record.method,
+            knobs={} if plan.method is None else record.knobs,
+            taught=plan.method is not None,
+            seed=plan.seed,
+            teacher=_name(build, level),
+            teacher_id=None,
+            dataset=record.dataset,
+            data_id=record.data_id,
+            epochs=plan.recipe.epochs,
+            git=record.git,
+            versions=record.versions,
+            date=record.date,
+            status="running",
+        )
+        teacher = below.teacher if below is not None and plan.method is not None else None
+        train_network(build, plan, teacher, own, directory, callbacks=build.callbacks())
+
+    return find_or_train(build.store, _key(build, plan, level), train_it)
+
+
+def _key(build: Builder, plan: Plan, level: int) -> dict[str, Any]:
+    """The plan's key in the store, which holds the keys of those that taught it."""
+    if level == 0 or plan.method is None:
+        return build.key(plan, None)
+    weights = build.cfg.teacher_weights
+    if level == 1 and weights is not None:
+        return build.key(plan, content_id(load_weights(Path(weights).expanduser())[0]))
+    below = build.first_teachers if level == 1 else [build.chain[level - 2]]
+    return build.key(plan, [_key(build, one, level - 1) for one in below])
+
+
+def _claim(build: Builder, entry: Path) -> float | None:
+    """The accuracy that an entry is on record with, if it was tested on all of the test split."""
+    record = read(entry / FILE)
+    return record.test_acc if record.test_images in (None, len(build.images.test_y)) else None
+
+
+def _name(build: Builder, level: int) -> str:
+    """As in "cnn32", "3 x cnn32" or "cnn32 > scale=24": the networks from the first teacher to this one."""
+    chosen = build.command.choices["teacher"]
+    count = len(build.first_teachers)
+    names = [f"{count} x {chosen}" if count > 1 else chosen] if count else []
+    base: dict[str, Any] = build.settings["student"]
+    for plan in build.chain[:level]:
+        changes = [f"{key}={value}" for key, value in plan.network.items() if base.get(str(key)) != value]
+        names.append(" ".join(changes) or build.command.choices["student"])
+    return " > ".join(names)
+
+
+def only(prepared: Prepared | None) -> Prepared:
+    """The teacher of a run of which nothing but the teacher is wanted."""
+    if prepared is None:
+        raise UserError("this method trains no network: its file names none in spec.networks")
+    return prepared
