@@ -61,7 +61,7 @@ def test_mistakes_are_trained_side_by_side(run, tmp_path):
     code, said = run("experiment=seed_anomaly", f"mistake={','.join(mistakes)}", "seed=0", *small, *quiet)
     assert code == 0, said
     records = [read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
-    assert [record.variant.split("mistake=")[1].split()[0] for record in records] == list(mistakes)
+    assert [record.knobs["mistake"] for record in records] == list(mistakes)
     assert len({record.test_nll for record in records}) == len(mistakes)  # none of them is another
     assert {record.method for record in records} == {"logits"}
 

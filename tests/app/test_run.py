@@ -73,7 +73,7 @@ class TestARun:
 
     def test_records_what_it_did(self):
         result = self.result
-        assert (result.method, result.T, result.alpha, result.beta) == ("logits", 2, 0.1, None)
+        assert (result.method, result.knobs, result.taught) == ("logits", {"T": 2, "alpha": 0.1}, True)
         assert (result.status, result.dataset, result.epochs, result.seed) == ("done", "digits", 2, 0)
         assert (result.student, result.teacher) == ("cnn16", "cnn32")
         assert result.data_id == digits().id
@@ -247,7 +247,7 @@ def test_several_teachers_answer_together(run, tmp_path, finished):
 def test_standard_and_feature(run, tmp_path):
     assert run(*SMALL, "method=standard", "data.val_fraction=0", "hydra.run.dir=standard")[0] == 0
     standard = read(tmp_path / "standard" / "result.json")
-    assert (standard.teacher, standard.T, standard.val_acc, standard.epoch_val_acc) == (None, None, None, [])
+    assert (standard.teacher, standard.knobs, standard.val_acc, standard.epoch_val_acc) == (None, {}, None, [])
     assert not (tmp_path / "teachers").exists()
 
     assert run(*SMALL, "method=feature", "method.stages=[0,1]", "logger=none", "hydra.run.dir=feature")[0] == 0

@@ -32,7 +32,7 @@ def test_a_grid(run, sweep, records, distance, tmp_path):
     process = sweep(*one, "method=logits,feature", "T=1,2")
     said, _ = process.communicate(timeout=180)
     assert process.returncode == 0, said
-    assert {name: (record.method, record.T, record.status) for name, record in records().items()} == {
+    assert {name: (record.method, record.knobs["T"], record.status) for name, record in records().items()} == {
         "0": ("logits", 1, "done"), "1": ("logits", 2, "done"), "2": ("feature", 1, "done"), "3": ("feature", 2, "done")
     }  # fmt: skip
     assert all(record.device.endswith("(1 threads)") for record in records().values())

@@ -66,7 +66,7 @@ def test_frozen_ensemble_returns_the_same(nets):
     ensemble = Ensemble(nets).eval()
     for _ in range(3):
         ensemble.train()(torch.randn(8, 3, 8, 8))  # BatchNorm's statistics are no longer 0 and 1
-    frozen = speed.frozen(ensemble.eval(), half=False)
+    frozen = speed.prepare_teacher(ensemble.eval(), half=False)
     x = torch.randn(4, 3, 8, 8)
     assert soft_loss(frozen(x).logits, ensemble(x).logits, 1.0) < 1e-6
     for mine, other in zip(frozen(x).preacts, ensemble(x).preacts, strict=True):

@@ -187,7 +187,7 @@ def test_dropout_acts_in_training_only_once_in_each_block():
 @pytest.mark.parametrize(("depth", "widen"), [(10, 1), (16, 1), (16, 2)])
 def test_the_frozen_copy_answers_as_the_network_it_was_made_of(depth, widen):
     net, n = seasoned(depth=depth, widen=widen), (depth - 4) // 6
-    frozen = fast().frozen(net, half=False)
+    frozen = fast().prepare_teacher(net, half=False)
     # Folded are those that follow a convolution which nothing else reads: the second in each block, and the stem's.
     assert sum(map(is_bn, net.modules())) - sum(map(is_bn, frozen.modules())) == 3 * n + (widen > 1)
     theirs, ours = net(noise()), frozen(noise())
@@ -195,13 +195,13 @@ def test_the_frozen_copy_answers_as_the_network_it_was_made_of(depth, widen):
     torch.testing.assert_close(ours.embedding, theirs.embedding, rtol=1e-4, atol=1e-4)
     for mine, other in zip(ours.features + ours.preacts, theirs.features + theirs.preacts, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
-    rounded = fast().frozen(net, half=True)(noise().bfloat16()).logits.float()
+    rounded = fast().prepare_teacher(net, half=True)(noise().bfloat16()).logits.float()
     assert (rounded - theirs.logits).abs().max() < 0.05 * theirs.logits.abs().max()
 
 
 def test_made_ready_to_be_trained_it_has_the_same_weights_and_gradients():
     plain = small(depth=16)
-    ready = fast().trained(copy.deepcopy(plain))
+    ready = fast().prepare_student(copy.deepcopy(plain))
     assert plain.state_dict().keys() == ready.state_dict().keys()
     assert sum(type(m) is PackedDropout for m in ready.modules()) == 6
     for net in (plain, ready):

@@ -4,7 +4,7 @@ import pytest
 
 from kd.errors import UserError
 from kd.runs.results import Result, read
-from kd.runs.status import recorded, versions
+from kd.runs.status import tracked, versions
 
 RUN = Result(method="logits", seed=0, dataset="d", epochs=1, status="running", fingerprint="one")
 
@@ -19,7 +19,7 @@ def interrupted(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit):
-        recorded(RUN, tmp_path, stop)
+        tracked(RUN, tmp_path, stop)
     assert read(tmp_path / "result.json").status == "interrupted"
     return tmp_path
 
@@ -27,7 +27,7 @@ def interrupted(tmp_path):
 def found(directory, record=RUN):
     """Whether a checkpoint is there when the run begins."""
     there = []
-    recorded(record, directory, lambda record: there.append((directory / "checkpoints").exists()) or record)
+    tracked(record, directory, lambda record: there.append((directory / "checkpoints").exists()) or record)
     return there == [True]
 
 
@@ -48,7 +48,7 @@ def test_who_started_it_tells_how_to_go_on(tmp_path, capsys, single):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit):
-        recorded(RUN, tmp_path, stop, single)
+        tracked(RUN, tmp_path, stop, single)
     assert capsys.readouterr().err == (f"interrupted; continue with: python train.py resume={tmp_path}\n" * single)
 
 

@@ -84,7 +84,7 @@ def test_a_search_and_its_best_run_again(look, run, tmp_path):
         result = results[str(trial.number)]
         assert trial.value == result.val_acc
         assert [trial.intermediate_values[epoch] for epoch in range(2)] == result.epoch_val_acc
-        assert (result.T, result.alpha) == pytest.approx((trial.params["T"], trial.params["alpha"]), rel=1e-3)
+        assert (result.knobs["T"], result.knobs["alpha"]) == pytest.approx((trial.params["T"], trial.params["alpha"]), rel=1e-3)
     assert set(study.trials[0].params) == {"T", "alpha", "recipe.optimizer.lr"}
 
     best = max(results, key=lambda name: results[name].val_acc)

@@ -15,23 +15,24 @@ import torch
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.module import DataModule
-from kd.sweeps.cohort import SETTLED, Alone, Cohort, Echo, free_memory
+from kd.sweeps.cohort import SETTLED, Cohort, SharedDataModule, SharedTeacher, free_memory
 from kd.training.modules import Classifier
 from kd.training.optim import one_cycle
 
 
-def loaded(images, others=None):
-    return DataModule(images, 0.25, 0, Augment(2, True, 0), 8, 0, others=others)
+def loaded(images, member=None):
+    data = DataModule(images, 0.25, 0, Augment(2, True, 0), 8, 0)
+    return data if member is None else SharedDataModule(data, member)
 
 
-def training(seed, images, steps=None, others=None):
+def training(seed, images, steps=None):
     """A work that looks at its batches and draws random numbers of every kind."""
 
-    def work(others):
+    def work(member=None):
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
-        loader = loaded(images, others).train_dataloader()
+        loader = loaded(images, member).train_dataloader()
         seen = []
         for epoch in range(2):
             loader.sampler.set_epoch(epoch)
@@ -45,15 +46,15 @@ def training(seed, images, steps=None, others=None):
     return work
 
 
-def test_each_is_as_if_alone(noise):
+def test_cohort_members_are_as_if_alone(noise):
     images = noise()
     works = [training(seed, images) for seed in range(3)]
-    alone = [work(Alone()) for work in works]
+    alone = [work() for work in works]
     assert len({str(outcome) for outcome in alone}) == 3
     assert Cohort().run(works) == alone
 
 
-def test_random_numbers_outside_go_on_as_before(noise):
+def test_cohort_leaves_the_random_numbers_outside_alone(noise):
     torch.manual_seed(5)
     expected = torch.rand(2)
     torch.manual_seed(5)
@@ -62,7 +63,7 @@ def test_random_numbers_outside_go_on_as_before(noise):
     assert torch.equal(torch.cat([first, torch.rand(1)]), expected)
 
 
-def test_a_batch_is_made_once_and_a_teacher_asked_once(noise, monkeypatch):
+def test_cohort_makes_a_batch_and_a_teachers_output_once(noise, monkeypatch):
     images, made, asked = noise(160), [], []
     monkeypatch.setattr(Augment, "apply", lambda self, x, view: made.append(1) or x)
 
@@ -70,13 +71,13 @@ def test_a_batch_is_made_once_and_a_teacher_asked_once(noise, monkeypatch):
         asked.append(1)
         return batch.y + 1
 
-    def work(others):
-        listen = others.hearing(teacher)
-        heard = []
-        for batch in loaded(images, others).train_dataloader():
-            heard.append(listen(Batch(*batch)).tolist())  # the Trainer makes a new tuple of it
-            assert heard[-1] == (batch.y + 1).tolist()
-        return heard
+    def work(member):
+        shared = member.shared_teacher(teacher)
+        seen = []
+        for batch in loaded(images, member).train_dataloader():
+            seen.append(shared(Batch(*batch)).tolist())  # the Trainer makes a new tuple of it
+            assert seen[-1] == (batch.y + 1).tolist()
+        return seen
 
     one, *others = Cohort().run([work] * 5)
     assert all(other == one for other in others)
@@ -87,26 +88,26 @@ def test_a_batch_is_made_once_and_a_teacher_asked_once(noise, monkeypatch):
     assert steps > SETTLED
 
 
-def test_what_all_use_is_made_once():
+def test_member_shared_is_made_once():
     made = []
-    assert Cohort().run([lambda others: others.once("data", lambda: made.append(1) or len(made))] * 3) == [1, 1, 1]
+    assert Cohort().run([lambda member: member.shared("data", lambda: made.append(1) or len(made))] * 3) == [1, 1, 1]
 
 
-def test_one_that_fails_stops_no_other(noise):
+def test_cohort_goes_on_when_a_member_fails(noise):
     images = noise()
     good, bad = training(0, images), training(1, images, steps=(1, 0))
     outcomes = Cohort().run([good, bad, good])
-    assert outcomes[0] == outcomes[2] == good(Alone())
+    assert outcomes[0] == outcomes[2] == good()
     assert str(outcomes[1]) == "broken"
 
 
-def test_an_interruption_reaches_all(noise, monkeypatch):
+def test_cohort_interruption_reaches_all_members(noise, monkeypatch):
     images, ended, steps = noise(160), [], []
 
     def work(number):
-        def work(others):
+        def work(member):
             try:
-                for _ in loaded(images, others).train_dataloader():
+                for _ in loaded(images, member).train_dataloader():
                     steps.append(number)
             except SystemExit:
                 ended.append(number)
@@ -129,14 +130,14 @@ def test_an_interruption_reaches_all(noise, monkeypatch):
     assert len(steps) == 20
 
 
-def test_lightning_lets_an_interruption_through(noise, tiny_net, trainer, monkeypatch):
+def test_cohort_interruption_passes_through_lightning(noise, tiny_net, trainer, monkeypatch):
     """As an interruption: a run that says that it failed would be taken for one with a mistake in it."""
     ended, put = [], Cohort.put
 
-    def work(others):
+    def work(member):
         module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
         try:
-            trainer(max_epochs=100).fit(module, loaded(noise(), others))
+            trainer(max_epochs=100).fit(module, loaded(noise(), member))
         except BaseException as error:
             ended.append(type(error))
             raise
@@ -155,7 +156,7 @@ def test_lightning_lets_an_interruption_through(noise, tiny_net, trainer, monkey
     assert ended == [SystemExit, SystemExit]
 
 
-def test_an_interruption_does_not_wait_for_what_shares_nothing(noise, tiny_net, trainer, request):
+def test_cohort_interruption_ends_what_shares_nothing(noise, tiny_net, trainer, request):
     """As a teacher, whom the others wait for: Ctrl-C ends it after the batch that it is at."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in background
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
@@ -171,9 +172,9 @@ def test_an_interruption_does_not_wait_for_what_shares_nothing(noise, tiny_net, 
 
     cohort = Cohort()
 
-    def work(others):
+    def work(member):
         module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
-        training = trainer(max_epochs=200, callbacks=[CtrlC(), *others.watchers()])
+        training = trainer(max_epochs=200, callbacks=[CtrlC(), *member.callbacks()])
         try:
             training.fit(module, loaded(noise()))
         except SystemExit:
@@ -185,12 +186,12 @@ def test_an_interruption_does_not_wait_for_what_shares_nothing(noise, tiny_net, 
     assert ended == [3]
 
 
-def test_no_more_at_a_time_than_there_is_memory_for(noise):
+def test_cohort_runs_as_many_members_as_memory_allows(noise):
     images, at_work, most = noise(160), set(), []
 
     def work(number):
-        def work(others):
-            for _ in loaded(images, others).train_dataloader():
+        def work(member):
+            for _ in loaded(images, member).train_dataloader():
                 at_work.add(number)
                 most.append(len(at_work))
             at_work.discard(number)
@@ -204,14 +205,14 @@ def test_no_more_at_a_time_than_there_is_memory_for(noise):
     assert max(most) == 3
 
 
-def test_an_echo_is_of_the_same_images_only(labelled):
-    echo = Echo(lambda batch: batch.y)
+def test_shared_teacher_repeats_the_same_images_only(labelled):
+    shared = SharedTeacher(lambda batch: batch.y)
     first, second = labelled(1, 2), labelled(3, 4)
-    assert echo(first) is first.y
-    assert echo(second) is second.y
-    assert echo(first) is first.y
+    assert shared(first) is first.y
+    assert shared(second) is second.y
+    assert shared(first) is first.y
 
 
-def test_free_memory_is_told():
+def test_free_memory_is_within_the_machines():
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert whole / 1000 < free_memory("cpu") <= whole

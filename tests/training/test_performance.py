@@ -43,7 +43,7 @@ def test_reference_switches_everything_off():
 class TestTheFrozenTeacher:
     def test_answers_as_the_network_it_was_made_of(self, seasoned):
         x = torch.randn(16, 3, 16, 16)
-        frozen = speed().frozen(seasoned, half=False)
+        frozen = speed().prepare_teacher(seasoned, half=False)
         assert not any(isinstance(module, nn.BatchNorm2d) for module in frozen.modules())
         theirs, ours = seasoned(x), frozen(x)
         torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-5)
@@ -54,12 +54,12 @@ class TestTheFrozenTeacher:
 
     def test_answers_nearly_so_in_bf16(self, seasoned):
         x = torch.randn(64, 3, 16, 16)
-        exact, rounded = seasoned(x).logits, speed().frozen(seasoned, half=True)(x.bfloat16()).logits.float()
+        exact, rounded = seasoned(x).logits, speed().prepare_teacher(seasoned, half=True)(x.bfloat16()).logits.float()
         assert (exact - rounded).abs().max() < 0.03 * exact.abs().max()
 
     def test_is_a_copy_that_learns_nothing(self, seasoned):
         before = copy.deepcopy(seasoned.state_dict())
-        frozen = speed().frozen(seasoned, half=True)
+        frozen = speed().prepare_teacher(seasoned, half=True)
         assert all(not p.requires_grad for p in frozen.parameters())
         after = seasoned.state_dict()
         assert all(
@@ -76,7 +76,7 @@ class TestTheFrozenTeacher:
                 return self.layers(x) if x.mean() > 0 else -self.layers(x)
 
         net = Moody().eval()
-        frozen = speed().frozen(net, half=False)
+        frozen = speed().prepare_teacher(net, half=False)
         assert any(isinstance(module, nn.BatchNorm2d) for module in frozen.modules())
         bright = torch.rand(2, 3, 8, 8)
         for x in (bright, -bright):
@@ -87,7 +87,7 @@ class TestTheTrainedNetwork:
     def test_has_the_same_weights_and_gradients(self):
         torch.manual_seed(0)
         plain = CNN(8, 10, 16, "relu", 0.0, 0.0)
-        ready = speed().trained(copy.deepcopy(plain))
+        ready = speed().prepare_student(copy.deepcopy(plain))
         assert plain.state_dict().keys() == ready.state_dict().keys()
         x = torch.randn(16, 3, 16, 16)
         for net in (plain, ready):
@@ -96,14 +96,14 @@ class TestTheTrainedNetwork:
             torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-5)
 
     def test_has_its_dropout_replaced_and_nothing_else(self):
-        net = speed().trained(CNN(4, 10, 16, "relu", 0.25, 0.5))
+        net = speed().prepare_student(CNN(4, 10, 16, "relu", 0.25, 0.5))
         assert {m.p for m in net.modules() if isinstance(m, nn.Dropout)} == {0.25, 0.5}
         assert all(type(m) is PackedDropout for m in net.modules() if isinstance(m, nn.Dropout))
-        plain = speed("reference").trained(CNN(4, 10, 16, "relu", 0.25, 0.5))
+        plain = speed("reference").prepare_student(CNN(4, 10, 16, "relu", 0.25, 0.5))
         assert all(type(m) is nn.Dropout for m in plain.modules() if isinstance(m, nn.Dropout))
 
     def test_keeps_the_layout_of_gradients_that_a_linear_layer_sends_to_maps(self):
-        net = speed().trained(CNN(4, 10, 16, "relu", 0.25, 0.5))
+        net = speed().prepare_student(CNN(4, 10, 16, "relu", 0.25, 0.5))
         received = []
         net.downsample.register_full_backward_pre_hook(lambda module, grads: received.append(grads[0]))
         net(torch.randn(8, 3, 16, 16).contiguous(memory_format=torch.channels_last)).logits.sum().backward()
@@ -118,7 +118,7 @@ class TestTheTrainedNetwork:
             # Graphs as they are trained, without the minutes and the compiler that code for them takes.
             "torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend='aot_eager')\n"
             "plain = CNN(2, 10, 8, 'relu', 0.0, 0.0)\n"
-            "net = Speed(True, True, True, True, False, False, True, False, 0.0).trained(copy.deepcopy(plain))\n"
+            "net = Speed(True, True, True, True, False, False, True, False, 0.0).prepare_student(copy.deepcopy(plain))\n"
             "assert list(net.state_dict()) == list(plain.state_dict()) and net._compiled_call_impl is not None\n"
             "x = torch.randn(8, 3, 8, 8)\n"
             "for one in (plain, net): one(x).logits.square().mean().backward()\n"
@@ -204,9 +204,9 @@ def test_a_network_is_asked_on_the_gpu_that_it_is_trained_on(monkeypatch):
 def test_threads_are_set(request):
     before = torch.get_num_threads()
     request.addfinalizer(lambda: torch.set_num_threads(before))
-    speed(keep_memory=False).settle(2, CPU)
+    speed(keep_memory=False).configure_process(2, CPU)
     assert torch.get_num_threads() == 2
-    speed(keep_memory=False).settle(None, CPU)
+    speed(keep_memory=False).configure_process(None, CPU)
     assert torch.get_num_threads() == 2
 
 
