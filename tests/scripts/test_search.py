@@ -14,12 +14,12 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from hydra import initialize_config_dir
 
-import train
-from kd.app.check import fingerprint
+from kd.app.compose import compose, plain
+from kd.app.identity import fingerprint
+from kd.app.run import check_command
 from kd.errors import UserError
-from kd.ranges import require_sum
+from kd.ranges import RANGES, require_sum
 from kd.report.rows import summarize
 from kd.runs.results import collect, read
 from kd.training.callbacks import EpochSeed
@@ -56,7 +56,8 @@ def study_in(directory):
 
 
 def states(study):
-    return [trial.state.name for trial in study.trials]
+    """Of the trials that count: not of one whose place another took when the search went on."""
+    return [trial.state.name for trial in search.counted(study)]
 
 
 def one_line(outcome):
@@ -84,7 +85,9 @@ def test_a_search_and_its_best_run_again(look, run, tmp_path):
         result = results[str(trial.number)]
         assert trial.value == result.val_acc
         assert [trial.intermediate_values[epoch] for epoch in range(2)] == result.epoch_val_acc
-        assert (result.knobs["T"], result.knobs["alpha"]) == pytest.approx((trial.params["T"], trial.params["alpha"]), rel=1e-3)
+        assert (result.knobs["T"], result.knobs["alpha"]) == pytest.approx(
+            (trial.params["T"], trial.params["alpha"]), rel=1e-3
+        )
     assert set(study.trials[0].params) == {"T", "alpha", "recipe.optimizer.lr"}
 
     best = max(results, key=lambda name: results[name].val_acc)
@@ -138,8 +141,9 @@ def test_stopped_in_the_middle_it_goes_on_where_it_was(look, tmp_path, monkeypat
     code, said = look(*asked)
     assert code == 0, said
     assert epochs == [*range(reached, 6)]
-    after = study_in(tmp_path / "found").trials
+    after = search.counted(study_in(tmp_path / "found"))
     assert [trial.state.name for trial in after] == ["COMPLETE", "COMPLETE"]
+    assert [search.number_of(trial) for trial in after] == [0, 1]
     assert after[0] == before[0]
     assert after[1].params == before[1].params
     assert sorted(after[1].intermediate_values) == list(range(6))
@@ -214,7 +218,7 @@ def test_a_full_disk_is_not_held_against_the_trial(look, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "run", full)
+        patch.setattr(search, "run", full)
         assert "cannot save the run: No space left" in one_line(look(*ALONE, "--trials", "1"))
     assert states(study_in(tmp_path / "found")) == ["RUNNING"]
     assert look(*ALONE, "--trials", "1")[0] == 0
@@ -298,9 +302,9 @@ def test_help_has_an_example():
 
 class TestARange:
     def test_as_it_is_typed(self):
-        assert Range.parse("T=1:16:log") == Range("T", 1, 16, log=True)
-        assert Range.parse("recipe.optimizer.lr=1e-3:0.1") == Range("recipe.optimizer.lr", 0.001, 0.1)
-        assert str(Range.parse("recipe.optimizer.lr=0.01:0.2:log")) == "recipe.optimizer.lr=0.01:0.2:log"
+        assert Range.parse("T=1:16:log", RANGES) == Range("T", 1, 16, log=True)
+        assert Range.parse("recipe.optimizer.lr=1e-3:0.1", RANGES) == Range("recipe.optimizer.lr", 0.001, 0.1)
+        assert str(Range.parse("recipe.optimizer.lr=0.01:0.2:log", RANGES)) == "recipe.optimizer.lr=0.01:0.2:log"
 
     def test_a_sum_leaves_what_it_leaves(self):
         limits = {"alpha + beta": "[0, 1]"}
@@ -337,9 +341,8 @@ def test_every_job_of_a_preset_is_one_that_its_method_takes(path):
     params = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
     grid = [[f"{name}={choice}" for choice in str(choices).split(",")] for name, choices in params.items()]
     seen = set()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for job in itertools.product(*grid):
-            cfg = search.composed([f"experiment={path.stem}", *job])
-            train.refuse_mistakes(cfg, launcher=None)
-            seen.add(fingerprint(train.plain(cfg)))
+    for job in itertools.product(*grid):
+        command, _ = compose([f"experiment={path.stem}", *job])
+        check_command(command)
+        seen.add(fingerprint(plain(command.cfg)))
     assert len(seen) == len(list(itertools.product(*grid)))
