@@ -141,19 +141,18 @@ def _check_ranges(settings: dict[str, Any]) -> None:
 
 
 def _check_shorthands(settings: dict[str, Any], given: Iterable[str]) -> None:
-    """A shorthand that no recipe reads, because each has a value of its own, would be given in vain."""
-    recipes = [settings[name] for name in ("recipe", "teacher_recipe")]
-    used = {
-        "epochs": [recipe["epochs"] for recipe in recipes],
-        "batch_size": [recipe["batch_size"] for recipe in recipes],
-        "lr": [recipe["optimizer"].get("lr") for recipe in recipes],
-    }
-    for override in given:
-        name = override.partition("=")[0]
-        if name in used and settings[name] not in used[name]:
-            raise UserError(
-                f"{override}: recipe and teacher_recipe both have a value of their own, so nothing would come of it"
-            )
+    """A shorthand is for both recipes; one that has a value of its own, as in a preset, would pass over it silently."""
+    values = dict(override.lstrip("+").partition("=")[::2] for override in given)
+    parts = {"epochs": "epochs", "batch_size": "batch_size", "lr": "optimizer.lr"}
+    for name in parts.keys() & values.keys():
+        for role, recipe in (("student", "recipe"), ("teacher", "teacher_recipe")):
+            target = f"{recipe}.{parts[name]}"
+            reached = dict(leaves({recipe: settings[recipe]})).get(target)
+            if role in settings["spec"]["networks"] and target not in values and reached != settings[name]:
+                raise UserError(
+                    f"{name}={settings[name]} does not reach {recipe}, which has a value of its own ({reached}); "
+                    f"give {target}={settings[name]}, or leave {name} out"
+                )
 
 
 def _check_teacher(settings: dict[str, Any]) -> None:

@@ -86,6 +86,8 @@ def train(
     with warnings.catch_warnings():
         # From Lightning 2.6 with torch 2.14; nothing that a user could do anything about.
         warnings.filterwarnings("ignore", message=".*LeafSpec")
+        # A debug run may have fewer batches than that; the last one of an epoch is logged in any case.
+        warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging")
         # It is not empty when a run is resumed, and that is the point.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         try:
