@@ -1,10 +1,11 @@
 """Which knobs were swept: read from what rows have in common and what sets them apart, not from any list of knobs."""
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from kd.report.knobs import knob_text, number
 from kd.report.rows import Role, Row
+from kd.runs.results import Knob
 
 Setting = float | str | None
 
@@ -88,13 +89,18 @@ def _settings(row: Row) -> dict[str, Setting]:
     """Knobs, overrides and networks by their names; numbers where they are numbers."""
     run = row.first
     named: dict[str, Setting] = {"student": run.student, "teacher": run.teacher}
-    named |= {"T": run.T, "alpha": run.alpha, "beta": run.beta}
+    named |= {name: _setting(value) for name, value in run.knobs.items()}
     for override in run.variant.split():
         name, _, value = override.lstrip("+").partition("=")
-        named[name] = float(value) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value, re.I) else value
+        named[name] = _setting(value)
     if not any(name.rpartition(".")[2] == "epochs" for name in named):
         named["epochs"] = float(run.epochs)
     return named
+
+
+def _setting(value: Knob) -> Setting:
+    as_number = number(value)
+    return knob_text(value) if as_number is None else as_number
 
 
 def _varying(settings: Sequence[dict[str, Setting]]) -> list[str]:
@@ -122,17 +128,13 @@ def _sweep(
     points: dict[tuple[str, ...], dict[tuple[float, ...], Row]] = {}
     for row, place, one in zip(group, places, settings, strict=True):
         numbers = tuple(value for value in place if isinstance(value, float))
-        pieces = tuple(f"{name}={_shown(one[name])}" for name in rest if one.get(name) is not None)
+        pieces = tuple(f"{name}={knob_text(value)}" for name in rest if (value := one.get(name)) is not None)
         line = points.setdefault(pieces, {})
         if len(numbers) == len(axes):
             line.setdefault(numbers, row)
     method = group[0].first.method
     lines = [Line(" ".join((method, *pieces)), method, dict(sorted(line.items()))) for pieces, line in points.items()]
     return Sweep(axes, dataset, [line for line in lines if line.points], len(group) - sum(len(x.points) for x in lines))
-
-
-def _shown(value: Setting) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _joined(several: Sequence[Sweep]) -> Sweep:

@@ -1,6 +1,5 @@
 """Result records put into one row per configuration, over its seeds."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from kd.errors import UserError
+from kd.report.knobs import knob_names, knob_text, natural, sort_key
 from kd.report.statistics import Interval, binomial_interval, t_interval
 from kd.runs.results import Result
 
@@ -159,24 +159,20 @@ def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:
     groups: dict[object, dict[int, Result]] = defaultdict(dict)
     for run in sorted(done, key=lambda run: run.date):
         groups[run.dataset, run.group or _settings(run)][run.seed] = run
-    by_seed = (tuple(runs[seed] for seed in sorted(runs)) for runs in groups.values())
-    return sorted(by_seed, key=lambda runs: _order(runs[0]))
+    by_seed = [tuple(runs[seed] for seed in sorted(runs)) for runs in groups.values()]
+    names = knob_names(runs[0] for runs in by_seed)
+    return sorted(by_seed, key=lambda runs: _order(runs[0], names))
 
 
 def _settings(run: Result) -> tuple[object, ...]:
-    knobs = (run.T, run.alpha, run.beta)
-    return (run.method, *knobs, run.student, run.teacher, run.dataset, run.epochs, run.variant)
+    knobs = frozenset((name, tuple(value) if isinstance(value, list) else value) for name, value in run.knobs.items())
+    return (run.method, knobs, run.student, run.teacher, run.dataset, run.epochs, run.variant)
 
 
-def _order(run: Result) -> tuple[object, ...]:
-    knobs = [-1.0 if knob is None else knob for knob in (run.T, run.alpha, run.beta)]
+def _order(run: Result, names: Sequence[str]) -> tuple[object, ...]:
+    knobs = [sort_key(run.knobs.get(name)) for name in names]
     nets = (run.student or "", run.teacher or "")
-    return (run.dataset, role(run), _natural(run.method), *knobs, _natural(run.variant), *nets, run.epochs)
-
-
-def _natural(text: str) -> list[str | float]:
-    """Sorts numbers within the text as numbers: "scale=8" before "scale=16"."""
-    return [float(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+\.?\d*)", text))]
+    return (run.dataset, role(run), natural(run.method), *knobs, natural(run.variant), *nets, run.epochs)
 
 
 def _rows(groups: Sequence[tuple[Result, ...]]) -> list[Row]:
@@ -202,8 +198,7 @@ def _pieces(firsts: Sequence[Result]) -> list[tuple[str, ...]]:
 
 
 def _knobs(run: Result) -> list[str]:
-    knobs = {"T": run.T, "alpha": run.alpha, "beta": run.beta}
-    return [f"{name}={knob:g}" for name, knob in knobs.items() if knob is not None] + run.variant.split()
+    return [f"{name}={knob_text(run.knobs[name])}" for name in knob_names([run])] + run.variant.split()
 
 
 def _context(run: Result) -> list[str]:

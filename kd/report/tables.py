@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kd.report.comparison import Comparison, by_baseline
+from kd.report.knobs import knob_columns, knob_names, knob_text, knob_value, number
 from kd.report.rows import Role, Row, Spread, role
 from kd.report.statistics import Interval
 from kd.runs.results import Result
@@ -25,8 +26,12 @@ def to_csv(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> str:
     methods = {one.baseline.first.method for one in comparisons}
     baseline = " or ".join(sorted(labels if len(labels) == 1 else methods))
     records = [_record(row, _difference(compared.get(id(row)), baseline) if comparisons else {}) for row in rows]
+    knobs = knob_columns((row.first for row in rows), records[0])
+    for row, record in zip(rows, records, strict=True):
+        record |= {header: knob_value(row.first.knobs.get(name)) for header, name in knobs.items()}
+    first, *rest = (header for header in records[0] if header not in knobs)
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+    writer = csv.DictWriter(file, [first, *knobs, *rest], lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     return file.getvalue()
@@ -36,9 +41,6 @@ def _record(row: Row, difference: dict[str, object]) -> dict[str, object]:
     first = row.first
     return {
         "method": first.method,
-        "T": first.T,
-        "alpha": first.alpha,
-        "beta": first.beta,
         "variant": first.variant,
         "student": first.student,
         "teacher": first.teacher,
@@ -88,9 +90,6 @@ class Column(NamedTuple):
 
 COLUMNS = (
     Column("run", lambda row: row.label, numeric=False),
-    Column("T", lambda row: _number(row.first.T), terminal=False),
-    Column("alpha", lambda row: _number(row.first.alpha), terminal=False),
-    Column("beta", lambda row: _number(row.first.beta), terminal=False),
     Column("data", lambda row: row.first.dataset, numeric=False, terminal=False),
     Column("network", lambda row: row.network or "", numeric=False, terminal=False),
     Column("parameters", lambda row: parameters(row.params), terminal=False),
@@ -109,9 +108,21 @@ COLUMNS = (
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """For people: a table with percentages. Columns that would be empty are left out."""
-    columns = _filled(COLUMNS, rows)
+    run, *rest = _filled(COLUMNS, rows)
+    columns = [run, *_knob_columns(rows), *rest]
     left = [column.header for column in columns if not column.numeric]
     return markdown([column.header for column in columns], [[c.cell(row) for c in columns] for row in rows], left)
+
+
+def _knob_columns(rows: Sequence[Row]) -> list[Column]:
+    """A column for each knob of a row, to the left if one of its values is no number."""
+
+    def column(name: str) -> Column:
+        values = [row.first.knobs[name] for row in rows if name in row.first.knobs]
+        numeric = all(number(value) is not None for value in values)
+        return Column(name, lambda row: knob_text(row.first.knobs.get(name, "")), numeric, terminal=False)
+
+    return [column(name) for name in knob_names(row.first for row in rows)]
 
 
 def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
@@ -233,10 +244,6 @@ def _table(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
 
 
 # Numbers, for people; blank where unknown.
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
 
 
 def _decimals(value: float | None, digits: int = 3) -> str:

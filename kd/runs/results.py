@@ -18,20 +18,21 @@ REPORT = "report"
 """Name of the directory that a report goes to by default; `collect` does not look into one."""
 
 
+Scalar = float | int | str | bool
+Knob = Scalar | list[Scalar]
+"""A setting of the method, as YAML and JSON have it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one run was and what came of it.
+    """Settings and outcome of one run: flat but for `knobs` and the curves.
 
-    Accuracies, agreement and retention are fractions of 1. None means: not known, or a knob that the method lacks.
+    Accuracies, agreement and retention are fractions of 1. None means unknown.
     """
 
     method: str
-    T: float | None = None
-    """Softmax temperature."""
-    alpha: float | None = None
-    """Weight of the cross-entropy with the labels."""
-    beta: float | None = None
-    """Weight of the method's own further term."""
+    knobs: dict[str, Knob] = field(default_factory=dict)
+    """Every knob of the method by name, such as T, alpha, beta."""
     seed: int
     student: str | None = None
     teacher: str | None = None
@@ -41,6 +42,11 @@ class Result:
     """Number of parameters; None where no student is trained, as in a run of the teacher alone."""
     teacher_params: int | None = None
     """Number of parameters; None where no teacher takes part."""
+    taught: bool | None = None
+    """Whether a method beside the labels taught the network, with a teacher or without one, as in mutual learning.
+
+    None in records of older versions, in which every method but training on labels alone had a teacher.
+    """
     dataset: str
     data_id: str = ""
     """Hash of its pixels and labels."""
@@ -100,7 +106,9 @@ class Collected(NamedTuple):
 
 _KINDS = get_type_hints(Result)
 _REQUIRED = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
-_SPOKEN = {str: "text", int: "a whole number", float: "a number", NoneType: "null"}
+_TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+_FORMER_KNOBS = ("T", "alpha", "beta")
+"""Fields of their own in records of older versions: numbers, or null for a knob that the method lacks."""
 
 
 def write(result: Result, path: Path) -> None:
@@ -116,10 +124,14 @@ def write(result: Result, path: Path) -> None:
 
 
 def read(path: Path) -> Result:
-    """The record in `path`. Keys that `Result` does not know are ignored: a newer version may have added them.
+    """Return the record in `path`.
 
-    Raises UserError, naming the file and what is wrong with it, if it cannot be read, is cut short or no JSON,
-    lacks a field, or has one of the wrong type.
+    Keys that `Result` does not know are ignored: a newer version may have added them. T, alpha and beta, which records
+    of older versions have as fields of their own, become knobs.
+
+    Raises:
+        UserError: naming the file and its fault, if it cannot be read, is cut short or no JSON, lacks a field, or has
+            one of the wrong type.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
@@ -134,7 +146,9 @@ def read(path: Path) -> Result:
         raise UserError(f"{path}: not a whole result record, it lacks {', '.join(missing)}")
     known = [name for name in _KINDS if name in record]
     try:
-        return Result(**{name: _typed(name, record[name]) for name in known})
+        values = {name: _typed(name, record[name]) for name in known}
+        values["knobs"] = _former_knobs(record) | values.get("knobs", {})
+        return Result(**values)
     except (TypeError, OverflowError) as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -193,6 +207,8 @@ def _below(root: Path) -> list[Path]:
 def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -203,6 +219,8 @@ def _refuse(constant: str) -> None:
 def _typed(name: str, value: Any) -> Any:
     """`value` as the field `name` holds it, whole numbers made floats where it wants floats; or TypeError."""
     kind = _KINDS[name]
+    if kind == dict[str, Knob]:
+        return _knobs(name, value)
     if kind == list[float]:
         if not isinstance(value, list) or not {type(item) for item in value} <= {float, int, NoneType}:
             raise TypeError(f"{name} is not a list of numbers")
@@ -211,5 +229,27 @@ def _typed(name: str, value: Any) -> Any:
     if float in allowed and type(value) is int:
         return float(value)
     if type(value) not in allowed:  # not isinstance: True is no number here
-        raise TypeError(f"{name} is {value!r:.40}, not {' or '.join(_SPOKEN[k] for k in allowed)}")
+        raise TypeError(f"{name} is {value!r:.40}, not {' or '.join(_TYPE_NAMES[k] for k in allowed)}")
     return value
+
+
+def _knobs(name: str, value: Any) -> dict[str, Knob]:
+    """The knobs in `value`, without those that are null; or TypeError."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} is {value!r:.40}, not knobs by name")
+    for knob, setting in value.items():
+        for item in setting if isinstance(setting, list) else [setting]:
+            if type(item) not in get_args(Scalar) and setting is not None:
+                raise TypeError(f"knob {knob} is {setting!r:.40}, not a number, text, a boolean or a list of these")
+            if type(item) is int:
+                float(item)  # OverflowError for a number that no table or picture could hold
+    return {knob: setting for knob, setting in value.items() if setting is not None}
+
+
+def _former_knobs(record: dict[str, Any]) -> dict[str, Knob]:
+    """The knobs that a record of an older version has as fields of their own; or TypeError."""
+    found = {name: record[name] for name in _FORMER_KNOBS if record.get(name) is not None}
+    for name, value in found.items():
+        if type(value) not in (float, int):
+            raise TypeError(f"{name} is {value!r:.40}, not a number or null")
+    return found

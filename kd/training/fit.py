@@ -137,9 +137,11 @@ def device_name(device: torch.device) -> str:
 
 
 def _summary(record: Result) -> tuple[dict[str, Any], dict[str, float]]:
+    fields = ("seed", "student", "teacher", "dataset", "epochs", "variant")
     settings = {
-        name: getattr(record, name)
-        for name in ("method", "T", "alpha", "beta", "seed", "student", "teacher", "dataset", "epochs", "variant")
+        "method": record.method,
+        **{name: str(value) if isinstance(value, list) else value for name, value in record.knobs.items()},
+        **{name: getattr(record, name) for name in fields},
     }
     outcomes = {
         f"hp/{name}": getattr(record, name)

@@ -1,8 +1,18 @@
 """Records that the tests of rows and tables have in common."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from kd.runs.results import Result
+
+_FIELDS = {field.name for field in fields(Result)}
+
+
+def changed(run, **changes):
+    """Return a copy of `run` with some fields and, by their names, some knobs replaced; a knob of None is removed."""
+    knobs = run.knobs | {name: value for name, value in changes.items() if name not in _FIELDS}
+    known = {name: value for name, value in knobs.items() if value is not None}
+    return replace(run, **{"knobs": known} | {name: value for name, value in changes.items() if name in _FIELDS})
+
 
 ALONE = Result(
     method="standard",
@@ -18,7 +28,7 @@ ALONE = Result(
     train_seconds=100.0,
     status="done",
 )
-DISTILLED = replace(
+DISTILLED = changed(
     ALONE,
     method="logits",
     T=4.0,
@@ -41,4 +51,4 @@ TEACHER = Result(
 
 
 def seeds(run, *accuracies, **changes):
-    return [replace(run, seed=seed, test_acc=acc, **changes) for seed, acc in enumerate(accuracies)]
+    return [changed(run, seed=seed, test_acc=acc, **changes) for seed, acc in enumerate(accuracies)]

@@ -10,6 +10,7 @@ from kd.report.comparison import by_baseline, compare, reading
 from kd.report.ranking import best, leaders
 from kd.report.rows import summarize
 from kd.runs.results import Result
+from tests.report.made import changed
 
 ALONE = Result(
     method="standard", seed=0, student="cnn", student_params=21_350, dataset="CIFAR-10", epochs=30, status="done"
@@ -19,7 +20,7 @@ TEACHER = replace(TAUGHT, method="teacher", student=None, student_params=None, t
 
 
 def seeds(run, *accuracies, first=0, **changes):
-    return [replace(run, seed=first + i, test_acc=acc, **changes) for i, acc in enumerate(accuracies)]
+    return [changed(run, seed=first + i, test_acc=acc, **changes) for i, acc in enumerate(accuracies)]
 
 
 STANDARD = seeds(ALONE, 0.80, 0.81, 0.805, 0.80)

@@ -12,6 +12,7 @@ from kd.report.figures import accuracy, curves, differences, looks
 from kd.report.page import report
 from kd.report.rows import summarize
 from kd.runs.results import Result
+from tests.report.made import changed
 
 EPOCHS = 20
 
@@ -39,7 +40,7 @@ def runs(method, final, seeds=3, teacher_acc=0.92, **changes):
             epoch_val_loss=[3 * (1 - value) for value in climb],
             epoch_val_acc=[value - 0.01 for value in climb],
         )
-        made.append(replace(result, **changes))
+        made.append(changed(result, **changes))
     return made
 
 

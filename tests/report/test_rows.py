@@ -7,7 +7,7 @@ from kd.report.rows import Role, Spread, role, summarize
 from kd.report.tables import (
     to_markdown,
 )
-from tests.report.made import ALONE, DISTILLED, TEACHER, seeds
+from tests.report.made import ALONE, DISTILLED, TEACHER, changed, seeds
 
 
 def labels(results):
@@ -122,6 +122,8 @@ def test_groups_with_the_same_knobs_stay_apart():
         {"T": 2.0},
         {"alpha": 0.2},
         {"beta": 0.2},
+        {"margin": 0.2},
+        {"layers": [1]},
         {"student": "mlp"},
         {"teacher": "resnet8"},
         {"dataset": "CIFAR-10 (JPEG)"},
@@ -130,7 +132,7 @@ def test_groups_with_the_same_knobs_stay_apart():
     ],
 )
 def test_without_a_group_all_but_the_seed_is_the_group(change):
-    rows = summarize([DISTILLED, replace(DISTILLED, seed=1), replace(DISTILLED, seed=1, **change)]).rows
+    rows = summarize([DISTILLED, replace(DISTILLED, seed=1), changed(DISTILLED, seed=1, **change)]).rows
     assert sorted(row.n for row in rows) == [1, 2]
     assert len({row.label for row in rows}) == 2
 
@@ -140,8 +142,26 @@ def test_a_method_with_one_row_is_called_by_its_name():
 
 
 def test_a_sweep_over_T_shows_T_only():  # noqa: N802
-    sweep = [replace(DISTILLED, T=T, variant="recipe.epochs=30") for T in (16.0, 4.0, 0.5)]
+    sweep = [changed(DISTILLED, T=T, variant="recipe.epochs=30") for T in (16.0, 4.0, 0.5)]
     assert labels([ALONE, *sweep]) == ["standard", "logits T=0.5", "logits T=4", "logits T=16"]
+
+
+def test_row_label_shows_any_knob_that_was_swept_in_the_order_of_its_values():
+    sweep = [changed(DISTILLED, warmup=warmup, mode="cosine") for warmup in (100, 20, None)]
+    assert labels(sweep) == ["logits", "logits warmup=20", "logits warmup=100"]
+    sweep = [changed(DISTILLED, margin=margin) for margin in ("auto", "10", 9.5)]
+    assert labels(sweep) == ["logits margin=9.5", "logits margin=10", "logits margin=auto"]
+
+
+def test_rows_are_told_apart_by_a_knob_that_is_a_list():
+    runs = [changed(DISTILLED, layers=layers, seed=seed) for seed in (0, 1) for layers in ([1, 10], [1, 2])]
+    rows = summarize(runs).rows
+    assert [(row.label, row.n) for row in rows] == [("logits layers=[1,2]", 2), ("logits layers=[1,10]", 2)]
+
+
+def test_a_whole_number_and_the_same_as_a_float_are_one_row():
+    (row,) = summarize([changed(DISTILLED, T=4), changed(DISTILLED, T=4.0, seed=1)]).rows
+    assert row.n == 2
 
 
 def test_a_sweep_over_overrides_shows_those_that_differ():

@@ -12,6 +12,7 @@ from kd.report.page import report
 from kd.report.rows import summarize
 from kd.report.sweeps import geometric, pictures
 from kd.runs.results import Result
+from tests.report.made import changed
 
 ALONE = Result(
     method="standard",
@@ -24,11 +25,11 @@ ALONE = Result(
     test_acc=0.74,
     status="done",
 )
-TAUGHT = replace(
+TAUGHT = changed(
     ALONE, method="logits", alpha=0.1, T=4.0, teacher="cnn32", teacher_params=4_271_530, teacher_test_acc=0.82
 )
-FEATURE = replace(TAUGHT, method="feature", beta=0.3)
-TEACHER = replace(
+FEATURE = changed(TAUGHT, method="feature", beta=0.3)
+TEACHER = changed(
     TAUGHT, method="teacher", T=None, alpha=None, student=None, student_params=None, teacher_test_acc=None
 )
 
@@ -36,7 +37,7 @@ TEACHER = replace(
 def run(base=TAUGHT, val=0.75, seeds=2, **changes):
     """Two seeds whose validation accuracies lie a point around `val`, and whose test accuracies tell another story."""
     accs = [val] if seeds == 1 else [val - 0.01 + 0.02 * seed / (seeds - 1) for seed in range(seeds)]
-    return [replace(base, seed=i, val_acc=acc, test_acc=1 - acc, **changes) for i, acc in enumerate(accs)]
+    return [changed(base, seed=i, val_acc=acc, test_acc=1 - acc, **changes) for i, acc in enumerate(accs)]
 
 
 def found(*results):
@@ -68,7 +69,7 @@ def test_one_knob_and_only_that():
     (line,) = sweep.lines
     assert (line.name, line.method) == ("logits", "logits")
     assert list(line.points) == [(1,), (2,), (4,), (8,)]
-    assert [row.first.T for row in line.points.values()] == [1, 2, 4, 8]
+    assert [row.first.knobs["T"] for row in line.points.values()] == [1, 2, 4, 8]
     assert sweep.left_out == 0
 
 
@@ -84,6 +85,25 @@ def test_methods_that_swept_the_same_share_a_picture():
     assert [line.name for line in sweep.lines] == ["feature", "logits"]
     one, other = found(over_t(), chain(*(run(FEATURE, beta=beta) for beta in (0.1, 0.2))))
     assert {one.axes, other.axes} == {("T",), ("beta",)}
+
+
+def test_sweeps_finds_a_knob_that_only_the_records_know_of():
+    results = [run(val=0.7 + warmup / 100, warmup=warmup, layers=[1, 2]) for warmup in (0, 10, 20)]
+    (sweep,) = found(*results)
+    assert sweep.axes == ("warmup",)
+    assert list(sweep.lines[0].points) == [(0,), (10,), (20,)]
+    axes = drawn(*results)["sweep_warmup.png"].axes[0]
+    assert axes.get_xlabel() == "warmup"
+    assert list(axes.lines[0].get_xdata()) == [0, 10, 20]
+
+
+def test_sweeps_takes_numbers_written_as_text_but_no_booleans_and_no_lists():
+    (sweep,) = found(*(run(margin=margin) for margin in ("1e-1", "0.5")))
+    assert list(sweep.lines[0].points) == [(0.1,), (0.5,)]
+    for values in ((True, False), ([1], [1, 2])):
+        assert found(*(run(knob=value) for value in values)) == []
+    (sweep,) = found(*(run(T=T, knob=value) for T, value in product((1.0, 4.0), (True, [1, 2]))))
+    assert [line.name for line in sweep.lines] == ["logits knob=[1,2]", "logits knob=true"]
 
 
 def test_an_override_is_a_knob():
@@ -195,7 +215,7 @@ def test_without_validation_the_axis_says_test():
     figure = drawn(bare)["sweep_T.png"]
     assert figure.axes[0].get_ylabel() == "test accuracy, %"
     assert list(figure.axes[0].lines[0].get_ydata()) == pytest.approx([29, 28, 26, 22])
-    mixed = [replace(result, val_acc=None) if result.T == 2 else result for result in over_t()]
+    mixed = [replace(result, val_acc=None) if result.knobs["T"] == 2 else result for result in over_t()]
     axes = drawn(mixed)["sweep_T.png"].axes[0]
     assert list(axes.lines[0].get_xdata()) == [1, 4, 8]
     assert "1 without a place here left out" in axes.get_title("left")

@@ -19,7 +19,7 @@ from kd.report.tables import (
     to_rich,
 )
 from kd.runs.results import Result
-from tests.report.made import ALONE, DISTILLED, TEACHER, seeds
+from tests.report.made import ALONE, DISTILLED, TEACHER, changed, seeds
 
 
 def records(results):
@@ -90,6 +90,27 @@ def test_markdown():
     assert teacher["test accuracy, %"] == "90.00"
     assert teacher["parameters"] == "1.07 M"
     assert teacher["retention"] == ""
+
+
+def test_csv_has_a_column_for_each_knob_after_the_common_ones():
+    runs = [ALONE, changed(DISTILLED, warmup=20, layers=[1, 2], n=5), changed(DISTILLED, method="x", margin="auto")]
+    standard, logits, other = records(runs)
+    assert list(standard)[:9] == ["method", "T", "alpha", "beta", "warmup", "layers", "knob_n", "margin", "variant"]
+    assert [logits[name] for name in ("T", "beta", "warmup", "layers", "knob_n", "n")] == [
+        "4.0", "", "20", "[1,2]", "5", "1",
+    ]  # fmt: skip
+    assert (standard["warmup"], other["margin"]) == ("", "auto")
+
+
+def test_markdown_has_a_column_for_each_knob_and_words_to_the_left():
+    rows = summarize([ALONE, changed(DISTILLED, margin="auto", warmup=20, swapped=True)]).rows
+    header, rule, standard, logits = (
+        [c.strip() for c in line.split("|")[1:8]] for line in to_markdown(rows).splitlines()
+    )
+    assert header == ["run", "T", "alpha", "margin", "warmup", "swapped", "data"]
+    assert rule == [":---", "---:", "---:", ":---", "---:", ":---", ":---"]
+    assert standard[1:6] == [""] * 5
+    assert logits[1:6] == ["4", "0.1", "auto", "20", "true"]
 
 
 def compared(*others):
@@ -194,7 +215,7 @@ def test_single_of_a_run_that_has_just_begun():
 
 
 def test_a_narrow_terminal_has_fewer_columns_rather_than_broken_lines():
-    runs = [replace(ALONE, method="logits", T=float(T), seed=seed, group=str(T)) for T in (1, 16) for seed in (0, 1)]
+    runs = [changed(ALONE, method="logits", T=float(T), seed=seed, group=str(T)) for T in (1, 16) for seed in (0, 1)]
     rows = summarize(runs).rows
     wide, narrow = text(to_rich(rows, 100), width=100), text(to_rich(rows, 50), width=50)
     assert "training" in wide

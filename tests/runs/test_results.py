@@ -11,8 +11,7 @@ from kd.runs.results import Result, collect, read, write
 
 DONE = Result(
     method="logits",
-    T=4.0,
-    alpha=0.1,
+    knobs={"T": 4.0, "alpha": 0.1, "warmup": 20, "mode": "cosine", "shuffled": True, "layers": [1, 2]},
     seed=3,
     student="cnn",
     teacher="resnet20",
@@ -25,9 +24,9 @@ DONE = Result(
     epoch_val_acc=[0.5, 0.8],
 )
 CONTRACT = """
-    method T alpha beta seed student teacher teacher_id student_params teacher_params dataset data_id epochs val_acc
-    test_acc test_images test_nll test_ece teacher_test_acc retention agreement train_seconds images_per_second device
-    precision git versions status command variant fingerprint group date error
+    method knobs seed student teacher teacher_id student_params teacher_params taught dataset data_id
+    epochs val_acc test_acc test_images test_nll test_ece teacher_test_acc retention agreement train_seconds
+    images_per_second device precision git versions status command variant fingerprint group date error
     epoch_train_loss epoch_train_acc epoch_val_loss epoch_val_acc
 """
 
@@ -45,7 +44,7 @@ def test_fields_are_the_contract_in_its_order():
 
 def test_a_run_is_started_with_five_fields_and_completed():
     started = Result(method="standard", seed=0, dataset="CIFAR-10", epochs=30, status="running")
-    assert started.T is None
+    assert started.knobs == {}
     assert started.device == ""
     assert started.epoch_val_acc == []
     assert replace(started, status="done", test_acc=0.8).test_acc == 0.8
@@ -68,12 +67,14 @@ def test_the_file_has_the_usual_permissions(tmp_path):
 
 def test_what_json_cannot_say_becomes_null(tmp_path):
     path = tmp_path / "result.json"
-    write(replace(DONE, test_nll=math.nan, test_ece=math.inf, epoch_train_loss=[2.5, math.nan, -math.inf]), path)
+    diverged = replace(DONE, test_nll=math.nan, test_ece=math.inf, epoch_train_loss=[2.5, math.nan, -math.inf])
+    write(replace(diverged, knobs={"T": 4.0, "margin": math.inf}), path)
     assert "NaN" not in path.read_text()
     assert "Infinity" not in path.read_text()
     back = read(path)
     assert back.test_nll is None
     assert back.test_ece is None
+    assert back.knobs == {"T": 4.0}
     assert back.epoch_train_loss[0] == 2.5
     assert all(map(math.isnan, back.epoch_train_loss[1:]))
 
@@ -110,16 +111,36 @@ def test_newer_and_older_records_are_read(tmp_path):
 
 
 def test_whole_numbers_are_numbers(tmp_path):
-    back = read(put(tmp_path, T=4, epoch_val_acc=[0, 1]))
-    assert back.T == 4.0
-    assert type(back.T) is float
+    back = read(put(tmp_path, test_nll=4, epoch_val_acc=[0, 1]))
+    assert back.test_nll == 4.0
+    assert type(back.test_nll) is float
     assert [type(value) for value in back.epoch_val_acc] == [float, float]
+
+
+def test_read_folds_knobs_of_older_records(tmp_path):
+    record = asdict(DONE)
+    del record["knobs"], record["taught"]
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"T": 2.0, "alpha": 0.5, "beta": None, **record}))
+    assert read(path) == replace(DONE, knobs={"T": 2.0, "alpha": 0.5})
+    assert read(put(tmp_path, T=2.0, alpha=None)) == DONE  # where both are, `knobs` counts
+
+
+def test_read_leaves_out_knobs_that_are_null(tmp_path):
+    assert read(put(tmp_path, knobs={"T": 4, "margin": None})).knobs == {"T": 4}
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"T": "four"}, "T is 'four', not a number or null"),
+        ({"T": True}, "T is True, not a number or null"),
+        ({"knobs": [4.0]}, "knobs is [4.0], not knobs by name"),
+        ({"knobs": {"margin": {"low": 1}}}, "knob margin is {'low': 1}, not a number, text, a boolean or a list"),
+        ({"knobs": {"layers": [1, [2]]}}, "knob layers is [1, [2]], not a number"),
+        ({"knobs": {"layers": [1, None]}}, "knob layers is [1, None], not a number"),
+        ({"knobs": {"T": 10**400}}, "too large"),
+        ({"taught": 1}, "taught is 1, not true or false or null"),
         ({"seed": 1.5}, "seed is 1.5, not a whole number"),
         ({"seed": True}, "seed is True, not a whole number"),
         ({"seed": None}, "seed is None, not a whole number"),

@@ -26,16 +26,17 @@ def runs(tmp_path):
     rng = np.random.default_rng(0)
     teacher = (rng.normal(0, 1, (80, 10)) + 3 * np.eye(10)[LABELS]).astype(np.float32)
     student = {"student": "cnn16", "student_params": 1_000, "dataset": "CIFAR-10", "epochs": 1, "status": "done"}
+    by_teacher = {"teacher_params": 4_000, "teacher_id": "a", "knobs": {"T": 4.0}}
     for seed in range(3):
-        for method, knobs in (("standard", {}), ("logits", {"teacher_params": 4_000, "teacher_id": "a", "T": 4.0})):
+        for method, taught in (("standard", {}), ("logits", by_teacher)):
             directory = tmp_path / "runs" / f"{method}{seed}"
             directory.mkdir(parents=True)
-            logits = rng.normal(0, 1, (80, 10)) + 2 * np.eye(10)[LABELS] + (teacher if knobs else 0)
+            logits = rng.normal(0, 1, (80, 10)) + 2 * np.eye(10)[LABELS] + (teacher if taught else 0)
             write(
-                Predictions(LABELS, logits.astype(np.float32), teacher if knobs else None),
+                Predictions(LABELS, logits.astype(np.float32), teacher if taught else None),
                 directory / "predictions.npz",
             )
-            write_result(Result(method=method, seed=seed, **student, **knobs), directory / "result.json")
+            write_result(Result(method=method, seed=seed, **student, **taught), directory / "result.json")
     return tmp_path
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from kd.runs.results import write
 from tests.common import ROOT
-from tests.report.made import ALONE
+from tests.report.made import ALONE, changed
 
 SCRIPT = ROOT / "scripts" / "report.py"
 
@@ -71,7 +71,7 @@ def test_an_out_that_cannot_be_written_is_one_line(tmp_path, one_line):
     assert "cannot be written to taken" in one_line(report("runs", "--out", "taken", cwd=tmp_path))
 
 
-TAUGHT = replace(
+TAUGHT = changed(
     ALONE, method="logits", T=4.0, teacher="big", teacher_params=50_000, teacher_test_acc=0.9, val_acc=0.82
 )
 
@@ -79,8 +79,8 @@ TAUGHT = replace(
 def test_rows_are_compared_and_the_best_is_named(tmp_path):
     for seed, acc in enumerate((0.80, 0.81, 0.805)):
         put(tmp_path / f"s{seed}", replace(ALONE, seed=seed, test_acc=acc, val_acc=acc))
-        put(tmp_path / f"a{seed}", replace(TAUGHT, seed=seed, T=1.0, test_acc=acc + 0.02 + seed / 1000))
-        put(tmp_path / f"b{seed}", replace(TAUGHT, seed=seed, T=8.0, test_acc=acc + 0.01 + seed / 1000, val_acc=0.83))
+        put(tmp_path / f"a{seed}", changed(TAUGHT, seed=seed, T=1.0, test_acc=acc + 0.02 + seed / 1000))
+        put(tmp_path / f"b{seed}", changed(TAUGHT, seed=seed, T=8.0, test_acc=acc + 0.01 + seed / 1000, val_acc=0.83))
     done = report(".", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "report" / "results.md").read_text("utf-8")
@@ -99,7 +99,7 @@ def test_rows_are_compared_and_the_best_is_named(tmp_path):
 
 def test_a_baseline_that_is_not_there_is_one_line(tmp_path, one_line):
     put(tmp_path / "a", TAUGHT)
-    put(tmp_path / "b", replace(TAUGHT, T=8.0))
+    put(tmp_path / "b", changed(TAUGHT, T=8.0))
     assert "give one of: 'logits T=4', 'logits T=8'" in one_line(report(".", "--baseline", "logits", cwd=tmp_path))
     assert not (tmp_path / "report").exists()
 
@@ -111,7 +111,7 @@ def test_a_thousand_runs(tmp_path):
         T, alpha, seed = float(1 + i // 3 // 20), i // 3 % 20 / 20, i % 3
         acc = 0.8 + i % 7 / 100
         curves = {f"epoch_{split}_{kind}": curve for split in ("train", "val") for kind in ("acc", "loss")}
-        put(tmp_path / str(i), replace(TAUGHT, T=T, alpha=alpha, seed=seed, test_acc=acc, val_acc=acc, **curves))
+        put(tmp_path / str(i), changed(TAUGHT, T=T, alpha=alpha, seed=seed, test_acc=acc, val_acc=acc, **curves))
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = report(".", cwd=tmp_path)
     took = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from kd.report.fidelity.measures import spread
 from kd.report.fidelity.study import COMPARED, Study
+from kd.report.knobs import knob_columns, knob_value
 from kd.report.rows import Spread
 from kd.report.statistics import Difference
 from kd.report.tables import markdown, p_value
@@ -142,20 +143,19 @@ def change_table(study: Study) -> str:
 
 def to_csv(study: Study, classes: Sequence[str]) -> str:
     """A line for each figure of each network: fractions of 1 and nats in full precision, empty where unknown."""
+    knobs = knob_columns((student.row.first for student in study.students), (*_ABOUT, *_FIGURES))
     file = io.StringIO()
-    writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n", restval="")
+    writer = csv.DictWriter(file, (*_ABOUT, *knobs, *_FIGURES), lineterminator="\n", restval="")
     writer.writeheader()
-    writer.writerows(_records(study, classes))
+    writer.writerows(_records(study, classes, knobs))
     return file.getvalue()
 
 
-_COLUMNS = (
-    *("run", "method", "T", "alpha", "beta", "variant", "n", "figure", "mean", "std"),
-    *("difference", "low", "high", "pairs", "p", "verdict"),
-)
+_ABOUT = ("run", "method")
+_FIGURES = ("variant", "n", "figure", "mean", "std", "difference", "low", "high", "pairs", "p", "verdict")
 
 
-def _records(study: Study, classes: Sequence[str]) -> Iterator[dict[str, object]]:
+def _records(study: Study, classes: Sequence[str], knobs: dict[str, str]) -> Iterator[dict[str, object]]:
     for name in QUANTITIES:
         found = spread([study.teacher_figures], name)
         if found:
@@ -164,8 +164,8 @@ def _records(study: Study, classes: Sequence[str]) -> Iterator[dict[str, object]
     for student in study.students:
         first, one = student.row.first, compared.get(id(student))
         about: dict[str, object] = {
-            **{"run": student.label, "method": first.method, "T": first.T, "alpha": first.alpha, "beta": first.beta},
-            **{"variant": first.variant, "n": student.n},
+            **{"run": student.label, "method": first.method, "variant": first.variant, "n": student.n},
+            **{header: knob_value(first.knobs.get(name)) for header, name in knobs.items()},
         }
         for name in QUANTITIES:
             found = student.spread(name)

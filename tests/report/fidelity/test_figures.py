@@ -19,8 +19,8 @@ def found(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for seed in range(3):
         put(root / f"s{seed}", "standard", seed, noisy(seed))
-        put(root / f"l{seed}", "logits", seed, noisy(seed + 10, 0.5), TEACHER, alpha=0.1)
-        put(root / f"m{seed}", "logits", seed, noisy(seed + 20, 0.2), TEACHER, alpha=0.9)
+        put(root / f"l{seed}", "logits", seed, noisy(seed + 10, 0.5), TEACHER, knobs={"alpha": 0.1})
+        put(root / f"m{seed}", "logits", seed, noisy(seed + 20, 0.2), TEACHER, knobs={"alpha": 0.9})
     return study(collect([root]))
 
 
@@ -82,9 +82,7 @@ def test_images_are_shown_with_every_answer(found):
 def test_nothing_changed(found):
     one = found.compared[0]
     none = np.array([], dtype=np.intp)
-    figure = figures.images(
-        found, one._replace(changes=one.changes._replace(fixed=none, broken=none)), PIXELS, NAMES
-    )
+    figure = figures.images(found, one._replace(changes=one.changes._replace(fixed=none, broken=none)), PIXELS, NAMES)
     assert not figure.axes
     assert sum("0 images" in text for text in texts(figure)) == 2
 

@@ -1,3 +1,5 @@
+import csv
+import io
 import itertools
 
 import numpy as np
@@ -28,6 +30,7 @@ from kd.report.fidelity.measures import (
 )
 from kd.report.fidelity.page import named, to_page
 from kd.report.fidelity.study import COMPARED, FAMILIES, collect, study
+from kd.report.fidelity.tables import to_csv
 from kd.report.statistics import holm, mcnemar, paired_differences, t_test
 from kd.runs.predictions import Predictions, write
 from kd.runs.results import Result
@@ -197,7 +200,7 @@ def test_the_same_network_flips_as_many_as_its_seeds_do():
 
 # The study
 
-TAUGHT = {"teacher": "cnn32", "teacher_params": 4_000_000, "teacher_id": "a", "T": 4.0}
+TAUGHT = {"teacher": "cnn32", "teacher_params": 4_000_000, "teacher_id": "a", "knobs": {"T": 4.0}}
 
 
 def put(directory, method, seed, logits, teacher=None, labels=LABELS, **changes):
@@ -240,6 +243,16 @@ def test_a_student_that_was_taught_and_one_that_was_not(runs):
     assert taught.changes.fixed_k > 2 * taught.changes.by_seed_k
     assert untaught.changes.fixed_k == pytest.approx(untaught.changes.by_seed_k, rel=0.15)
     assert all(taught.changes.better)
+
+
+def test_csv_has_every_knob_of_every_student(tmp_path):
+    put(tmp_path / "s", "standard", 0, noisy(0))
+    put(tmp_path / "l", "logits", 0, noisy(1, 0.5), TEACHER, knobs={"mean": True, "alpha": 0.1})
+    lines = list(csv.DictReader(io.StringIO(to_csv(study(collect([tmp_path])), "abcde"))))
+    assert list(lines[0])[:7] == ["run", "method", "T", "alpha", "beta", "knob_mean", "variant"]
+    assert {(line["run"], line["alpha"], line["knob_mean"]) for line in lines} == {
+        ("teacher", "", ""), ("standard", "", ""), ("logits", "0.1", "true"),
+    }  # fmt: skip
 
 
 def test_fixed_images_are_ordered_and_tests_corrected(runs):

@@ -1,0 +1,58 @@
+"""Knobs of a method in tables, labels and on axes. The records say which there are; no method is known by its name."""
+
+import re
+from collections.abc import Iterable
+
+from kd.runs.results import Knob, Result
+
+COMMON = ("T", "alpha", "beta")
+"""Knobs of the form that methods share. Their columns come first, and a CSV has them even where they are empty."""
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+
+
+def knob_names(runs: Iterable[Result]) -> list[str]:
+    """Return the knobs of some runs: the common ones first, then the others in order of first appearance."""
+    names = dict.fromkeys(name for run in runs for name in run.knobs)
+    return [*(name for name in COMMON if name in names), *(name for name in names if name not in COMMON)]
+
+
+def knob_columns(runs: Iterable[Result], taken: Iterable[str]) -> dict[str, str]:
+    """Return the knobs of a CSV by their headers, which differ from a knob's name only where that is taken."""
+    names = dict.fromkeys((*COMMON, *knob_names(runs)))
+    reserved = set(taken)
+    return {f"knob_{name}" if name in reserved else name: name for name in names}
+
+
+def knob_value(value: Knob | None) -> object:
+    """Return what a CSV holds for a knob: numbers in full precision, all else as text."""
+    return knob_text(value) if isinstance(value, bool | list) else value
+
+
+def knob_text(value: Knob) -> str:
+    """Write a knob as one types it on the command line, floats with six digits."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(knob_text, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def number(value: Knob) -> float | None:
+    """Return a knob as a number, also where it is the text of one; None for all else, true and false included."""
+    if isinstance(value, str):
+        return float(value) if _NUMBER.fullmatch(value) else None
+    return float(value) if isinstance(value, float | int) and not isinstance(value, bool) else None
+
+
+def natural(text: str) -> list[str | float]:
+    """Return a key that sorts numbers within a text as numbers: "scale=8" before "scale=16"."""
+    return [float(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+\.?\d*)", text))]
+
+
+def sort_key(value: Knob | None) -> tuple[object, ...]:
+    """Return a key that sorts the values of one knob: absent, then numbers, then text."""
+    if value is None:
+        return (0,)
+    as_number = number(value)
+    return (2, natural(knob_text(value))) if as_number is None else (1, as_number)
