@@ -21,6 +21,6 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--baseline",
         metavar="NAME",
-        help="label or method of the row to compare the others with (default: the only student without a teacher)",
+        help="label or method of the row to compare with (default: the only student trained on labels alone)",
     )
     return made

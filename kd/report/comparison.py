@@ -32,8 +32,8 @@ def compare(rows: Sequence[Row], name: str | None = None) -> list[Comparison]:
 
     Args:
         rows: of all roles; teachers are left out.
-        name: the baseline's label or method. None for the only student without a teacher; nothing is compared
-            on a data set that has none, or several.
+        name: the baseline's label or method. None for the only student trained on labels alone; nothing is
+            compared on a data set that has none, or several.
 
     Raises:
         UserError: if no row has that name, or several of one data set have.

@@ -15,19 +15,21 @@ from kd.runs.results import Result
 
 
 class Role(IntEnum):
-    """Whose figures a record holds, in the order of the rows."""
+    """The network that a record describes, in the order of the rows."""
 
     TEACHER = 0
     ALONE = 1
-    """A student without a teacher."""
+    """A student trained on labels alone."""
     DISTILLED = 2
+    """A student taught by a method: by a teacher, or without one, as in mutual learning."""
 
 
 def role(result: Result) -> Role:
-    """Told by the networks whose parameters the record counts; no method is known here by its name."""
-    if result.teacher_params is None:
-        return Role.ALONE
-    return Role.TEACHER if result.student_params is None else Role.DISTILLED
+    """Return the role by what the record counts and says of teaching; no method is known here by its name."""
+    if result.teacher_params is not None and result.student_params is None:
+        return Role.TEACHER
+    taught = result.teacher_params is not None if result.taught is None else result.taught
+    return Role.DISTILLED if taught else Role.ALONE
 
 
 class Spread(NamedTuple):
@@ -118,7 +120,8 @@ class Summary(NamedTuple):
     """All rows, and what a reader must know about them."""
 
     rows: list[Row]
-    """By data set; teachers, then students without one, then distilled ones; then by method and knobs."""
+    """By data set; teachers, then students trained on labels alone, then those that a method taught; then by method
+    and knobs."""
     reading: list[str]
     """How the figures are to be read; one sentence or two each."""
     left_out: list[str]
@@ -212,11 +215,12 @@ def _hash(run: Result) -> list[str]:
 def _known_teacher(groups: Iterable[tuple[Result, ...]], dataset: str) -> float | None:
     """What students without a teacher of their own are measured against; None if there is not exactly one.
 
-    The teacher that the distilled ones had, so that all retentions of a table mean the same; else the teacher's rows.
+    The teacher that the others had, so that all retentions of a table mean the same; else the teacher's rows.
     """
     here = [runs for runs in groups if runs[0].dataset == dataset]
     own = [_mean(run.test_acc for run in runs) for runs in here if role(runs[0]) is Role.TEACHER]
-    had = [run.teacher_test_acc for runs in here for run in runs if role(run) is Role.DISTILLED]
+    distilled = [run for runs in here for run in runs if role(run) is Role.DISTILLED]
+    had = [run.teacher_test_acc for run in distilled if run.teacher_params is not None]
     # Six digits: it is measured anew for each run, in whatever precision the device has.
     known = {round(acc, 6): acc for acc in had or own if acc is not None}
     return next(iter(known.values())) if len(known) == 1 else None

@@ -224,11 +224,11 @@ def single(result: Result) -> Table:
         "training time": _duration(result.train_seconds),
         "training images/s": _decimals(result.images_per_second, 0),
     }
-    networks = {
-        Role.TEACHER: {"teacher": teacher | trained},
-        Role.ALONE: {"student": student | trained},
-        Role.DISTILLED: {"teacher": teacher, "student": student | trained},
-    }[role(result)]
+    if role(result) is Role.TEACHER:
+        networks = {"teacher": teacher | trained}
+    else:
+        beside = {} if result.teacher_params is None else {"teacher": teacher}
+        networks = {**beside, "student": student | trained}
     lines = [[name, *(cells.get(name, "") for cells in networks.values())] for name in student | trained]
     return _table(["", *networks], [line for line in lines if any(line[1:])])
 

@@ -38,6 +38,8 @@ DISTILLED = changed(
     teacher_test_acc=0.9,
     agreement=0.85,
 )
+MUTUAL = changed(ALONE, method="dml", taught=True, test_acc=0.83)
+"""Taught by a peer; no teacher takes part."""
 TEACHER = Result(
     method="teacher",
     seed=0,

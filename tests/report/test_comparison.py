@@ -10,7 +10,7 @@ from kd.report.comparison import by_baseline, compare, reading
 from kd.report.ranking import best, leaders
 from kd.report.rows import summarize
 from kd.runs.results import Result
-from tests.report.made import changed
+from tests.report.made import MUTUAL, changed
 
 ALONE = Result(
     method="standard", seed=0, student="cnn", student_params=21_350, dataset="CIFAR-10", epochs=30, status="done"
@@ -120,6 +120,12 @@ def test_without_a_name_there_must_be_exactly_one():
     several = summarize([*STANDARD, *seeds(ALONE, 0.8, variant="student.scale=8"), *taught]).rows
     assert compare(several) == []
     assert "several rows could be the baseline" in reading(several, [])[0]
+
+
+def test_a_student_taught_without_a_teacher_is_compared_and_no_baseline():
+    mutual = seeds(MUTUAL, 0.83, 0.841, 0.834, 0.831)
+    assert verdicts(*STANDARD, *mutual) == {"dml": "better"}
+    assert comparisons(*mutual, *seeds(TAUGHT, 0.82, 0.83)) == []
 
 
 def test_a_name_of_none_or_several_is_one_line_with_the_candidates():

@@ -7,7 +7,7 @@ from kd.report.rows import Role, Spread, role, summarize
 from kd.report.tables import (
     to_markdown,
 )
-from tests.report.made import ALONE, DISTILLED, TEACHER, changed, seeds
+from tests.report.made import ALONE, DISTILLED, MUTUAL, TEACHER, changed, seeds
 
 
 def labels(results):
@@ -180,6 +180,20 @@ def test_teachers_then_students_alone_then_distilled_ones():
     assert [role(run) for run in (TEACHER, ALONE, DISTILLED)] == list(Role)
 
 
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (MUTUAL, Role.DISTILLED),
+        (replace(ALONE, taught=False), Role.ALONE),
+        (replace(DISTILLED, taught=True), Role.DISTILLED),
+        (replace(TEACHER, taught=False), Role.TEACHER),
+        (replace(TEACHER, taught=True), Role.TEACHER),
+    ],
+)
+def test_role_is_that_of_a_student_alone_only_without_a_method_beside_the_labels(run, expected):
+    assert role(run) is expected
+
+
 def test_the_role_is_not_told_by_the_name():
     assert labels([DISTILLED, ALONE, replace(TEACHER, method="oracle")]) == ["oracle", "standard", "logits"]
 
@@ -228,6 +242,15 @@ def test_a_distilled_student_is_measured_against_its_own_teacher():
     (row,) = (row for row in summarize([TEACHER, replace(DISTILLED, teacher_test_acc=0.88)]).rows if row.agreement)
     assert row.teacher_acc == 0.88
     assert row.retention == pytest.approx(0.8 / 0.88)
+
+
+def test_a_student_taught_without_a_teacher_is_measured_against_that_of_the_others():
+    rows = {row.first.method: row for row in summarize([ALONE, MUTUAL, DISTILLED, TEACHER]).rows}
+    assert rows["dml"].retention == pytest.approx(0.83 / 0.9)
+    assert rows["dml"].agreement is None
+    assert rows["standard"].retention == pytest.approx(0.8 / 0.9)
+    by_itself = {row.first.method: row for row in summarize([ALONE, MUTUAL, *seeds(TEACHER, 0.92, 0.94)]).rows}
+    assert by_itself["dml"].retention == pytest.approx(0.83 / 0.93)  # the teacher's own rows, as it had none itself
 
 
 def test_the_teacher_retains_nothing():

@@ -19,7 +19,7 @@ from kd.report.tables import (
     to_rich,
 )
 from kd.runs.results import Result
-from tests.report.made import ALONE, DISTILLED, TEACHER, changed, seeds
+from tests.report.made import ALONE, DISTILLED, MUTUAL, TEACHER, changed, seeds
 
 
 def records(results):
@@ -199,6 +199,10 @@ def test_single_without_a_teacher():
     assert "agreement" not in shown
     assert "80.00 %" in shown
     assert len(single(ALONE).columns) == 2
+
+
+def test_single_of_a_student_taught_without_a_teacher_has_no_column_for_one():
+    assert text(single(MUTUAL)) == text(single(replace(ALONE, test_acc=MUTUAL.test_acc)))
 
 
 def test_single_of_a_teacher():

@@ -213,7 +213,7 @@ def study(found: Found, baseline: str | None = None) -> Study:
     """The students compared with a baseline, and all of them with the one teacher.
 
     Args:
-        baseline: label or method of a row; None for the only student without a teacher.
+        baseline: label or method of a row; None for the only student trained on labels alone.
 
     Raises:
         UserError: if there is not one data set, one teacher and one baseline, or nothing to compare with it, or more
@@ -248,7 +248,7 @@ def _against(rows: Sequence[Row], name: str | None) -> tuple[Row, list[Row]]:
         raise UserError(
             f"{', '.join(alone)}: name the one to compare with by --baseline"
             if alone
-            else "no student without a teacher to compare with; train one (method=standard) or name a --baseline"
+            else "no student trained on labels alone to compare with; train one (method=standard) or name a --baseline"
         )
     raise UserError("only one row of students: nothing to compare it with")
 
@@ -263,7 +263,7 @@ def _teacher(rows: Sequence[Row], found: Found) -> tuple[Labels, str, Logits]:
             raise UserError(f"the runs were not tested on the same images: {run.method} seed={run.seed} differs")
     taught = [run for run in runs if found.predictions[id(run)].teacher_logits is not None]
     if not taught:
-        raise UserError("no distilled run: none of the predictions hold those of a teacher")
+        raise UserError("no run with a teacher: none of the predictions hold those of one")
     ids = {run.teacher_id for run in taught}
     if len(ids) > 1:
         raise UserError(f"{len(ids)} different teachers: give the directories of one teacher's students")

@@ -1,6 +1,7 @@
 import csv
 import io
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -290,6 +291,19 @@ def test_another_baseline(runs):
         study(collect([runs]), "nobody")
 
 
+def test_study_measures_a_student_taught_without_a_teacher_against_the_teacher_of_the_others(runs):
+    for seed in range(4):
+        put(runs / f"d{seed}", "dml", seed, noisy(seed + 30, 0.5), taught=True)
+    found = study(collect([runs]))
+    assert found.baseline.label == "standard"
+    mutual = next(one for one in found.compared if one.student.label == "dml")
+    assert mutual.differences["agreement"].verdict == "higher"
+    for path in runs.glob("[ln]*"):
+        shutil.rmtree(path)
+    with pytest.raises(UserError, match="no run with a teacher"):
+        study(collect([runs]))
+
+
 def test_one_seed_allows_no_statement(tmp_path):
     put(tmp_path / "s", "standard", 0, noisy(0))
     put(tmp_path / "l", "logits", 0, noisy(1, 0.5), TEACHER)
@@ -350,5 +364,5 @@ def test_nothing_to_compare(tmp_path):
     put(tmp_path / "t", "smooth", 0, noisy(1))
     with pytest.raises(UserError, match="name the one to compare with by --baseline"):
         study(collect([tmp_path]))
-    with pytest.raises(UserError, match="no distilled run"):
+    with pytest.raises(UserError, match="no run with a teacher"):
         study(collect([tmp_path]), "standard")
