@@ -58,21 +58,6 @@ def _standard_error(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def bootstrap_interval(
-    values: Sequence[float], level: float = LEVEL, resamples: int = 9999, seed: int = 0
-) -> Interval | None:
-    """Of the mean, bias-corrected and accelerated (BCa, Efron 1987); None where there are not two different values.
-
-    With fewer than about ten values it is too narrow: prefer `t_interval` over a handful of seeds.
-    """
-    if _standard_error(values) is None:
-        return None
-    found = scipy.stats.bootstrap(
-        (values,), np.mean, confidence_level=level, n_resamples=resamples, method="BCa", rng=np.random.default_rng(seed)
-    )
-    return Interval(*map(float, found.confidence_interval))
-
-
 def binomial_interval(correct: int, of: int, level: float = LEVEL) -> Interval:
     """Of the accuracy on all images of the kind that finitely many were tested of, as fractions of 1 (Wilson 1927).
 

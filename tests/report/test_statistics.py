@@ -8,7 +8,6 @@ from scipy import stats
 from kd.report.statistics import (
     Interval,
     binomial_interval,
-    bootstrap_interval,
     corrected,
     difference,
     holm,
@@ -53,28 +52,12 @@ def test_nothing_is_said_without_a_spread(values):
     """Equal differences of few seeds would give t = infinity, and rounding errors a p of 1e-9."""
     assert t_interval(values) is None
     assert t_test(values) is None
-    assert bootstrap_interval(values) is None
 
 
 def test_t_covers_the_mean_as_often_as_it_says():
     samples = np.random.default_rng(0).normal(0.8, 0.003, (2000, 3))
     covered = np.mean([low <= 0.8 <= high for low, high in map(t_interval, samples)])
     assert covered == pytest.approx(0.95, abs=0.015)  # three of its own standard deviations
-
-
-def test_bootstrap():
-    values = np.random.default_rng(3).normal(0.8, 0.01, 200)
-    assert bootstrap_interval(values) == bootstrap_interval(values)  # the seed is fixed
-    assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
-    assert bootstrap_interval(values) == pytest.approx(t_interval(values), abs=1e-4)  # many values, near normal
-    low, high = bootstrap_interval(values, level=0.5)
-    assert high - low == pytest.approx(2 * 0.6745 * np.std(values) / 200**0.5, rel=0.05)
-
-
-def test_bootstrap_follows_a_skewed_sample():
-    values = [0.0] * 15 + [1.0, 2.0, 8.0, 9.0, 10.0]
-    low, high = bootstrap_interval(values)
-    assert np.mean(values) - low < high - np.mean(values)
 
 
 @pytest.mark.parametrize(

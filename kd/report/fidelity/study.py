@@ -45,7 +45,7 @@ FAMILIES = (
     ("agreement", "kl"),
     ("agreement_wrong", "kl_scaled", "nll", "nll_scaled", "ece", "ece_scaled"),
 )
-"""The figures of which differences are tested. Those of a family are corrected together.
+"""The figures of which differences are tested. Those of a family are corrected together, as the page says.
 
 Does the student gain, does it follow its teacher: these were asked first, and each has a family of its own, so that the
 many figures of the third, which only look closer, do not hide the answer.

@@ -9,7 +9,7 @@ from kd.report.fidelity.measures import spread
 from kd.report.fidelity.study import COMPARED, Study
 from kd.report.knobs import knob_columns, knob_value
 from kd.report.rows import Spread
-from kd.report.statistics import Difference
+from kd.report.statistics import LEVEL, UNSEEN, Difference, images_interval
 from kd.report.tables import markdown, p_value
 
 
@@ -24,10 +24,6 @@ class Quantity(NamedTuple):
 
     def signed(self, value: float) -> str:
         return f"{100 * value:+.2f}" if self.percent else f"{value:+.3f}"
-
-    @property
-    def difference_unit(self) -> str:
-        return " points" if self.percent else " nats"
 
 
 QUANTITIES = {
@@ -101,6 +97,20 @@ def _difference_cells(d: Difference, quantity: Quantity) -> list[str]:
     mean = "" if d.mean is None else quantity.signed(d.mean)
     interval = " to ".join(map(quantity.signed, d.interval)) if d.interval else ""
     return [mean, interval, str(d.n), p_value(d.p)]
+
+
+def images_table(study: Study) -> str:
+    """What the finite test split allows to say: accuracy minus the baseline's on other images, and McNemar's test."""
+    headers = ["run", "accuracy on other images, points", "pairs of seeds", "more right", "fewer right", UNSEEN]
+    lines = []
+    for one in study.compared:
+        low, high = images_interval(one.student.correct, study.baseline.correct)
+        signed = QUANTITIES["accuracy"].signed
+        pairs = list(zip(one.changes.p, one.changes.better, strict=True))
+        seen = [better for p, better in pairs if p is not None and p < 1 - LEVEL]
+        counts = (len(pairs), sum(seen), len(seen) - sum(seen), len(pairs) - len(seen))
+        lines.append([one.student.label, f"{signed(low)} to {signed(high)}", *map(str, counts)])
+    return markdown(headers, lines)
 
 
 def class_table(study: Study, names: Sequence[str]) -> str:

@@ -31,8 +31,8 @@ from kd.report.fidelity.measures import (
 )
 from kd.report.fidelity.page import named, to_page
 from kd.report.fidelity.study import COMPARED, FAMILIES, collect, study
-from kd.report.fidelity.tables import to_csv
-from kd.report.statistics import holm, mcnemar, paired_differences, t_test
+from kd.report.fidelity.tables import images_table, to_csv
+from kd.report.statistics import holm, images_interval, mcnemar, paired_differences, t_test
 from kd.runs.predictions import Predictions, write
 from kd.runs.results import Result
 from kd.runs.results import write as write_result
@@ -269,6 +269,18 @@ def test_fixed_images_are_ordered_and_tests_corrected(runs):
     assert min(given) == pytest.approx(min(1.0, len(raw) * min(raw)))
 
 
+def test_images_table_counts_the_seeds_that_mcnemar_tells_apart(runs):
+    for seed in range(2):  # one worse and one better student than the baseline, two seeds each
+        put(runs / f"w{seed}", "worse", seed, noisy(seed) - 2 * np.eye(5)[LABELS], TEACHER)
+    found = study(collect([runs]))
+    lines = [line.strip("| ").split(" | ") for line in images_table(found).splitlines()[2:]]
+    assert [line[0] for line in lines] == ["logits", "null", "worse"]
+    assert [line[2:] for line in lines] == [["4", "4", "0", "0"], ["4", "0", "0", "4"], ["2", "0", "2", "0"]]
+    worse = found.compared[-1].student.correct
+    low, high = images_interval(worse, found.baseline.correct)
+    assert lines[-1][1] == f"{100 * low:+.2f} to {100 * high:+.2f}"
+
+
 def test_each_family_of_figures_is_corrected_by_itself(runs):
     found = study(collect([runs]))
     for family in FAMILIES:
@@ -309,11 +321,15 @@ def test_one_seed_allows_no_statement(tmp_path):
     put(tmp_path / "l", "logits", 0, noisy(1, 0.5), TEACHER)
     found = study(collect([tmp_path]))
     page = to_page(found, named(found), [])
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| logits")]
+    following, *differences, images, _, changes = rows
     assert {one.verdict for one in found.compared[0].differences.values()} == {"one seed: no statement"}
     assert found.compared[0].changes.k == 0
-    assert "no ranking can be read from this" in page
-    assert "what seeds alone change is not known" in page
-    assert "accuracy by class, points: no statement." in page
+    assert following[6] == ""  # agreement between seeds
+    assert len(differences) == len(COMPARED)
+    assert {line[-1] for line in differences} == {"one seed: no statement |"}
+    assert images[2] == "1"  # pair of seeds, for McNemar's test
+    assert changes[3:] == ["", "", "", " |"]
     for word in ("higher", "lower", "nan"):
         assert word not in page
 
