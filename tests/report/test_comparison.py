@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from kd.errors import UserError
-from kd.report.comparison import by_baseline, compare, reading
+from kd.report.comparison import by_baseline, compare, comparison_notes
 from kd.report.ranking import best, leaders
 from kd.report.rows import summarize
 from kd.runs.results import Result
@@ -88,7 +88,7 @@ def test_many_comparisons_are_corrected():
     assert among[0].verdict == "not certain"
     assert {one.verdict for one in among} == {"no difference seen", "not certain"}
     assert among[0].difference == alone.difference._replace(p=min(1, 39 * alone.difference.p))
-    assert any("39 comparisons" in note for note in reading([], among))
+    assert any("39 comparisons" in note for note in comparison_notes([], among))
 
 
 def test_what_cannot_be_tested_is_no_comparison():
@@ -116,10 +116,10 @@ def test_any_student_can_be_the_baseline():
 def test_without_a_name_there_must_be_exactly_one():
     taught = seeds(TAUGHT, 0.82, 0.83)
     assert comparisons(*taught) == []
-    assert reading(summarize(taught).rows, []) == []
+    assert comparison_notes(summarize(taught).rows, []) == []
     several = summarize([*STANDARD, *seeds(ALONE, 0.8, variant="student.scale=8"), *taught]).rows
     assert compare(several) == []
-    assert "several rows could be the baseline" in reading(several, [])[0]
+    assert "several rows could be the baseline" in comparison_notes(several, [])[0]
 
 
 def test_a_student_taught_without_a_teacher_is_compared_and_no_baseline():
