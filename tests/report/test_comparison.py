@@ -37,7 +37,7 @@ def verdicts(*results, name=None):
 # Against the baseline
 
 
-def test_seed_by_seed():
+def test_compare_pairs_seeds():
     """The baseline's seeds differ by far more than the two rows do: only the pairs show it."""
     base, ours = [0.70, 0.75, 0.80, 0.85], [0.712, 0.763, 0.811, 0.862]
     (one,) = comparisons(*seeds(ALONE, *base), *seeds(TAUGHT, *ours))
@@ -50,13 +50,13 @@ def test_seed_by_seed():
     assert one.verdict == "better"
 
 
-def test_only_common_seeds_count():
+def test_compare_counts_common_seeds_only():
     (one,) = comparisons(*STANDARD, *seeds(TAUGHT, 0.82, 0.84, 0.99, first=2))
     assert one.difference.n == 2
     assert one.difference.mean == pytest.approx((0.82 - 0.805 + 0.84 - 0.80) / 2)
 
 
-def test_in_plain_words():
+def test_verdict_names_every_outcome():
     rows = [
         seeds(TAUGHT, 0.83, 0.841, 0.834, 0.831, T=1.0),
         seeds(TAUGHT, 0.77, 0.782, 0.774, 0.771, T=2.0),
@@ -77,7 +77,7 @@ def test_in_plain_words():
     }
 
 
-def test_many_comparisons_are_corrected():
+def test_compare_corrects_for_the_number_of_comparisons():
     """A difference that is one in forty by chance is nothing to speak of when forty were looked at."""
     rng = np.random.default_rng(0)
     noise = [seeds(TAUGHT, *rng.normal(0.8, 0.01, 4), T=float(T)) for T in range(2, 40)]
@@ -91,7 +91,7 @@ def test_many_comparisons_are_corrected():
     assert any("39 comparisons" in note for note in comparison_notes([], among))
 
 
-def test_what_cannot_be_tested_is_no_comparison():
+def test_compare_does_not_count_comparisons_without_a_test():
     one_seed = [seeds(TAUGHT, 0.9, T=float(T)) for T in range(2, 40)]
     found = seeds(TAUGHT, 0.82, 0.826, 0.816, 0.816, T=1.0)
     (alone,) = comparisons(*STANDARD, *found)
@@ -101,19 +101,19 @@ def test_what_cannot_be_tested_is_no_comparison():
 # Which baseline
 
 
-def test_teachers_are_neither_compared_nor_baselines():
+def test_compare_leaves_out_teachers():
     rows = [*STANDARD, *seeds(TEACHER, 0.9, 0.91), *seeds(TAUGHT, 0.82, 0.83)]
     assert list(verdicts(*rows)) == ["logits"]
     with pytest.raises(UserError, match="'teacher' is not the name of a student"):
         comparisons(*rows, name="teacher")
 
 
-def test_any_student_can_be_the_baseline():
+def test_compare_takes_any_student_as_the_baseline():
     rows = [*STANDARD, *seeds(TAUGHT, 0.82, 0.83, T=1.0), *seeds(TAUGHT, 0.82, 0.83, T=4.0)]
     assert list(verdicts(*rows, name="logits T=4")) == ["standard", "logits T=1"]
 
 
-def test_without_a_name_there_must_be_exactly_one():
+def test_compare_without_a_name_needs_exactly_one_student_alone():
     taught = seeds(TAUGHT, 0.82, 0.83)
     assert comparisons(*taught) == []
     assert comparison_notes(summarize(taught).rows, []) == []
@@ -122,13 +122,13 @@ def test_without_a_name_there_must_be_exactly_one():
     assert "several rows could be the baseline" in comparison_notes(several, [])[0]
 
 
-def test_a_student_taught_without_a_teacher_is_compared_and_no_baseline():
+def test_compare_takes_no_student_taught_without_a_teacher_as_the_baseline():
     mutual = seeds(MUTUAL, 0.83, 0.841, 0.834, 0.831)
     assert verdicts(*STANDARD, *mutual) == {"dml": "better"}
     assert comparisons(*mutual, *seeds(TAUGHT, 0.82, 0.83)) == []
 
 
-def test_a_name_of_none_or_several_is_one_line_with_the_candidates():
+def test_compare_lists_candidates_for_a_name_of_none_or_several():
     rows = [*STANDARD, *seeds(TAUGHT, 0.82, T=1.0), *seeds(TAUGHT, 0.82, T=4.0)]
     with pytest.raises(UserError) as none:
         comparisons(*rows, name="logit")
@@ -143,7 +143,7 @@ def test_a_name_of_none_or_several_is_one_line_with_the_candidates():
         comparisons(*many, name="logits")
 
 
-def test_each_data_set_has_its_own_baseline():
+def test_compare_has_a_baseline_for_each_data_set():
     rows = [*STANDARD, *seeds(TAUGHT, 0.82, 0.83)]
     both = comparisons(
         *rows, *(replace(run, dataset="SVHN", test_acc=run.test_acc - 0.3) for run in rows), name="standard"
@@ -155,7 +155,7 @@ def test_each_data_set_has_its_own_baseline():
 # Choosing
 
 
-def test_validation_chooses_and_test_is_told():
+def test_best_is_chosen_by_validation_accuracy():
     flashy = seeds(TAUGHT, 0.99, 0.98, T=1.0, val_acc=0.80)
     solid = [*seeds(TAUGHT, 0.82, T=4.0, val_acc=0.83), *seeds(TAUGHT, 0.84, first=1, T=4.0, val_acc=0.85)]
     teacher = seeds(TEACHER, 0.95, val_acc=0.95)
@@ -164,14 +164,14 @@ def test_validation_chooses_and_test_is_told():
     ]
 
 
-def test_nothing_is_chosen_without_validation():
+def test_best_is_not_chosen_without_validation():
     (said,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99)]).rows)
     assert said == "CIFAR-10: no validation accuracy is known, so no run is chosen as the best."
     (said,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99, val_acc=0.5)]).rows)
     assert "of the 1 (of 2) that have one: logits (n = 1), 50.00 %; test accuracy 99.00 %." in said
 
 
-def test_teachers_are_chosen_among_themselves():
+def test_best_of_teachers_where_there_are_no_students():
     (said,) = best(summarize([*seeds(TEACHER, 0.9, val_acc=0.9), *seeds(TEACHER, 0.95, val_acc=0.8, epochs=50)]).rows)
     assert "teacher epochs=30 (n = 1), 90.00 %" in said
 
@@ -185,7 +185,7 @@ def test_leaders_are_the_best_of_each_method_and_of_the_rest():
     assert leaders(rows, 11) == (list(range(11)), "")
 
 
-def test_the_test_split_makes_no_leaders():
+def test_leaders_do_not_follow_the_test_split():
     rows = summarize(chain(*(seeds(TAUGHT, 0.5 + T / 100, T=float(T)) for T in range(10)))).rows
     assert leaders(rows, 3) == ([0, 1, 2], "3 of 10 rows, the first of the table")
 
@@ -193,7 +193,7 @@ def test_the_test_split_makes_no_leaders():
 # The finite test split
 
 
-def test_how_far_the_test_images_can_be_trusted_is_told():
+def test_summarize_notes_the_precision_of_the_test_split():
     told = [note for note in summarize(seeds(ALONE, 0.85, 0.85, test_images=10_000)).notes if "binomial" in note]
     low, high = stats.binomtest(8500, 10_000).proportion_ci(method="wilson")
     assert len(told) == 1

@@ -29,7 +29,7 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
 
 
-def test_bars_are_as_long_as_the_means(found):
+def test_bars_have_the_lengths_of_the_means(found):
     figure = figures.bars(found)
     agreement, wrong, kl, nll = figure.axes
     widths = [bar.get_width() for bar in agreement.patches]
@@ -43,7 +43,7 @@ def test_bars_are_as_long_as_the_means(found):
     assert all(axes.get_xlim()[0] == 0 for axes in figure.axes)
 
 
-def test_calibration_draws_the_teacher_and_every_student(found):
+def test_calibration_draws_teacher_and_students(found):
     figure = figures.calibration(found)
     said = texts(figure)
     assert [name for name in ("teacher", "standard", "logits alpha=0.1", "logits alpha=0.9") if name in said] == [
@@ -56,7 +56,7 @@ def test_calibration_draws_the_teacher_and_every_student(found):
     assert distance[1] < distance[0]
 
 
-def test_classes_are_sorted_by_their_gain_below_the_whole(found):
+def test_classes_are_sorted_by_gain_below_all_classes(found):
     figure = figures.classes(found, NAMES)
     (axes,) = figure.axes
     ticks = [tick.get_text() for tick in axes.get_yticklabels()]
@@ -66,7 +66,7 @@ def test_classes_are_sorted_by_their_gain_below_the_whole(found):
     assert dots[0, 0] == pytest.approx(100 * found.compared[0].differences["accuracy"].mean)
 
 
-def test_images_are_shown_with_every_answer(found):
+def test_images_show_every_prediction(found):
     one = found.compared[0]
     figure = figures.images(found, one, PIXELS, NAMES)
     fixed, broken = one.changes.fixed, one.changes.broken
@@ -79,7 +79,7 @@ def test_images_are_shown_with_every_answer(found):
     assert any(f"{len(fixed)} image" in text for text in texts(figure))
 
 
-def test_nothing_changed(found):
+def test_images_without_any_change_draws_none(found):
     one = found.compared[0]
     none = np.array([], dtype=np.intp)
     figure = figures.images(found, one._replace(changes=one.changes._replace(fixed=none, broken=none)), PIXELS, NAMES)
@@ -87,7 +87,7 @@ def test_nothing_changed(found):
     assert sum("0 images" in text for text in texts(figure)) == 2
 
 
-def test_everything_is_written_and_shown(found, tmp_path):
+def test_write_page_writes_and_links_every_picture(found, tmp_path):
     written = write_page(found, Pixels(PIXELS, NAMES), tmp_path)
     page = written[0].read_text("utf-8")
     assert len(written) == 2 + 3 + 2

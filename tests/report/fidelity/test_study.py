@@ -51,7 +51,7 @@ def calibrated(images, classes, seed=0):
     return (rng.random((images, 1)) > cumulative[:, :-1]).sum(axis=1), logits
 
 
-def test_figures_as_others_compute_them():
+def test_measures_match_sklearn_and_torch():
     probabilities = special.softmax(LOGITS.astype(float), axis=1)
     assert accuracy(LABELS, LOGITS) == accuracy_score(LABELS, LOGITS.argmax(1))
     assert nll(LABELS, LOGITS) == pytest.approx(log_loss(LABELS, probabilities), rel=1e-9)
@@ -63,14 +63,14 @@ def test_figures_as_others_compute_them():
 
 
 @pytest.mark.parametrize("sharpness", [0.2, 1.0, 3.0, 60.0])
-def test_ece_as_torchmetrics_has_it(sharpness):
+def test_ece_matches_torchmetrics(sharpness):
     """At 60, many confidences are exactly 1, which there have a bin of their own unless they are clamped."""
     probabilities = torch.tensor(sharpness * LOGITS).softmax(1).clamp(max=1 - 1e-6)
     reference = multiclass_calibration_error(probabilities, torch.tensor(LABELS), num_classes=5, n_bins=15)
     assert ece(LABELS, sharpness * LOGITS) == pytest.approx(reference.item(), abs=1e-5)  # it sums in fp32
 
 
-def test_ece_by_hand():
+def test_ece_of_three_images():
     """Two images with confidence 0.8, one of them right, and one with 0.6, right: 2/3 * 0.3 + 1/3 * 0.4."""
     logits = np.log([[0.8, 0.2], [0.8, 0.2], [0.6, 0.4]])
     assert ece(np.array([0, 1, 0]), logits) == pytest.approx(2 / 3 * 0.3 + 1 / 3 * 0.4)
@@ -79,12 +79,12 @@ def test_ece_by_hand():
     assert np.isnan(bins.accuracy).sum() == 13
 
 
-def test_a_class_without_images_has_no_accuracy():
+def test_class_accuracy_of_a_class_without_images_is_nan():
     found = class_accuracy(np.array([0, 0, 2]), np.eye(3)[[0, 1, 2]])
     assert found == pytest.approx([0.5, np.nan, 1.0], nan_ok=True)
 
 
-def test_a_copy_of_the_teacher():
+def test_measure_of_a_copy_of_the_teacher_is_perfect_fidelity():
     teacher = cross_fitted(LABELS, TEACHER)
     copy = measure(LABELS, teacher, teacher)
     assert (copy.agreement, copy.agreement_right, copy.agreement_wrong, copy.kl, copy.kl_scaled) == (1, 1, 1, 0, 0)
@@ -92,7 +92,7 @@ def test_a_copy_of_the_teacher():
     assert (alone.accuracy, alone.agreement, alone.kl) == (copy.accuracy, None, None)
 
 
-def test_kl_in_closed_form():
+def test_kl_matches_the_closed_form():
     """Of (3/4, 1/4) to (1/2, 1/2): ln 2 less the entropy; and not the same the other way."""
     teacher, student = np.log([[0.75, 0.25]]), np.log([[0.5, 0.5]])
     entropy = -0.75 * np.log(0.75) - 0.25 * np.log(0.25)
@@ -101,7 +101,7 @@ def test_kl_in_closed_form():
     assert kl(np.array([[1e4, 0.0]]), np.array([[1e4, 0.0]])) == 0
 
 
-def test_agreement_where_the_teacher_is_right_and_wrong():
+def test_measure_splits_agreement_by_the_teachers_correctness():
     labels = np.array([0, 0, 0, 0, 1])
     teacher, student = np.eye(3)[[0, 0, 1, 2, 2]], np.eye(3)[[0, 1, 1, 1, 1]]
     found = measure(labels, cross_fitted(labels, student), cross_fitted(labels, teacher))
@@ -112,7 +112,7 @@ def test_agreement_where_the_teacher_is_right_and_wrong():
 
 
 @pytest.mark.parametrize("T", [0.5, 1.0, 3.0])
-def test_scaling_recovers_the_temperature_that_made_a_network_overconfident(T):
+def test_temperature_recovers_the_scale_of_calibrated_logits(T):
     labels, logits = calibrated(8000, 10)
     honest = temperature(labels, logits)
     assert honest == pytest.approx(1, abs=0.05)
@@ -122,7 +122,7 @@ def test_scaling_recovers_the_temperature_that_made_a_network_overconfident(T):
     assert ece(labels, scaled.scaled) < 0.02
 
 
-def test_no_temperature_is_fitted_on_the_images_it_is_judged_on():
+def test_cross_fitted_scales_each_half_by_the_other():
     labels, logits = calibrated(400, 4)
     before = cross_fitted(labels, logits)
     changed = labels.copy()
@@ -134,7 +134,7 @@ def test_no_temperature_is_fitted_on_the_images_it_is_judged_on():
     assert before.scaled[::2] == pytest.approx(logits[::2] / temperature(labels[1::2], logits[1::2]))
 
 
-def test_scaling_changes_no_answer_and_no_argument():
+def test_cross_fitted_changes_no_prediction_and_no_argument():
     kept = LOGITS.copy()
     assert accuracy(LABELS, cross_fitted(LABELS, LOGITS).scaled) == accuracy(LABELS, LOGITS)
     assert np.array_equal(LOGITS, kept)
@@ -144,7 +144,7 @@ def test_scaling_changes_no_answer_and_no_argument():
         cross_fitted(LABELS[:1], LOGITS[:1])
 
 
-def test_spread():
+def test_spread_is_mean_and_sample_standard_deviation():
     shifted = [cross_fitted(LABELS, LOGITS + shift) for shift in (0, np.eye(5)[0])]
     figures = [measure(LABELS, one, cross_fitted(LABELS, TEACHER)) for one in shifted]
     mean, std = spread(figures, "nll")
@@ -160,12 +160,12 @@ BEFORE = np.array([[0, 0, 1, 1, 0], [0, 1, 1, 1, 0]], dtype=bool)
 AFTER = np.array([[1, 1, 0, 0, 0], [1, 1, 0, 1, 1], [1, 1, 0, 1, 1]], dtype=bool)
 
 
-def test_fixed_and_broken_by_hand():
+def test_flipped_by_hand():
     assert flipped(BEFORE, AFTER).tolist() == [0]
     assert flipped(AFTER, BEFORE).tolist() == [2]
 
 
-def test_of_many_seeds_most_are_enough():
+def test_flipped_counts_most_of_many_seeds():
     assert [most(n) for n in (1, 2, 3, 4, 5, 6, 10)] == [1, 2, 3, 4, 4, 5, 8]
     seeds = np.arange(6)[:, None] < np.arange(7)  # image i is right in i of 6 seeds
     always = np.ones((6, 7), dtype=bool)
@@ -174,7 +174,7 @@ def test_of_many_seeds_most_are_enough():
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_expected_flips_are_the_mean_over_all_choices(k):
+def test_expected_flips_match_enumeration(k):
     rng = np.random.default_rng(k)
     before, after = rng.random((4, 60)) < 0.5, rng.random((5, 60)) < 0.6
     sets = [list(one) for one in itertools.combinations(range(4), k)]
@@ -185,14 +185,14 @@ def test_expected_flips_are_the_mean_over_all_choices(k):
     assert flips_by_seed(before, k) == pytest.approx(np.mean(apart))
 
 
-def test_more_seeds_than_there_are():
+def test_expected_flips_refuse_more_seeds_than_there_are():
     with pytest.raises(ValueError, match="cannot choose 3"):
         expected_flips(BEFORE, AFTER, 3)
     with pytest.raises(ValueError, match="two sets of 2 of 3"):
         flips_by_seed(AFTER, 2)
 
 
-def test_the_same_network_flips_as_many_as_its_seeds_do():
+def test_expected_flips_of_the_same_network_match_flips_by_seed():
     """A student that differs from the baseline by its seeds only: no more than those explain."""
     chance = np.random.default_rng(0).random(4000)
     seeds = np.random.default_rng(1).random((8, 4000)) < chance
@@ -231,7 +231,7 @@ def runs(tmp_path):
     return tmp_path
 
 
-def test_a_student_that_was_taught_and_one_that_was_not(runs):
+def test_study_separates_a_taught_student_from_an_untaught_one(runs):
     found = study(collect([runs]))
     taught, untaught = found.compared
     assert [one.label for one in found.students] == ["standard", "logits", "null"]
@@ -246,7 +246,7 @@ def test_a_student_that_was_taught_and_one_that_was_not(runs):
     assert all(taught.changes.better)
 
 
-def test_csv_has_every_knob_of_every_student(tmp_path):
+def test_to_csv_has_every_knob_of_every_student(tmp_path):
     put(tmp_path / "s", "standard", 0, noisy(0))
     put(tmp_path / "l", "logits", 0, noisy(1, 0.5), TEACHER, knobs={"mean": True, "alpha": 0.1})
     lines = list(csv.DictReader(io.StringIO(to_csv(study(collect([tmp_path])), "abcde"))))
@@ -256,7 +256,7 @@ def test_csv_has_every_knob_of_every_student(tmp_path):
     }  # fmt: skip
 
 
-def test_fixed_images_are_ordered_and_tests_corrected(runs):
+def test_study_orders_fixed_images_and_corrects_mcnemar(runs):
     found = study(collect([runs]))
     one, base = found.compared[0], found.baseline
     fixed = one.changes.fixed
@@ -269,7 +269,7 @@ def test_fixed_images_are_ordered_and_tests_corrected(runs):
     assert min(given) == pytest.approx(min(1.0, len(raw) * min(raw)))
 
 
-def test_images_table_counts_the_seeds_that_mcnemar_tells_apart(runs):
+def test_images_table_counts_significant_seeds(runs):
     for seed in range(2):  # one worse and one better student than the baseline, two seeds each
         put(runs / f"w{seed}", "worse", seed, noisy(seed) - 2 * np.eye(5)[LABELS], TEACHER)
     found = study(collect([runs]))
@@ -281,7 +281,7 @@ def test_images_table_counts_the_seeds_that_mcnemar_tells_apart(runs):
     assert lines[-1][1] == f"{100 * low:+.2f} to {100 * high:+.2f}"
 
 
-def test_each_family_of_figures_is_corrected_by_itself(runs):
+def test_study_corrects_each_family_of_figures_separately(runs):
     found = study(collect([runs]))
     for family in FAMILIES:
         tested = [(one, name) for name in family for one in found.compared]
@@ -291,19 +291,19 @@ def test_each_family_of_figures_is_corrected_by_itself(runs):
         assert [one.differences[name].p for one, name in tested] == holm(raw)
 
 
-def test_a_teachers_own_run_is_not_called_left_out(runs):
+def test_collect_does_not_list_teachers_as_left_out(runs):
     put(runs / "t0", "teacher", 0, TEACHER, student=None, student_params=None, teacher_params=4_000_000)
     (runs / "t0" / "predictions.npz").unlink()
     assert study(collect([runs])).notes == []
 
 
-def test_another_baseline(runs):
+def test_study_takes_another_baseline(runs):
     assert study(collect([runs]), "null").baseline.label == "null"
     with pytest.raises(UserError, match="give one of"):
         study(collect([runs]), "nobody")
 
 
-def test_study_measures_a_student_taught_without_a_teacher_against_the_teacher_of_the_others(runs):
+def test_study_compares_a_student_taught_without_a_teacher_with_the_teacher_of_the_rest(runs):
     for seed in range(4):
         put(runs / f"d{seed}", "dml", seed, noisy(seed + 30, 0.5), taught=True)
     found = study(collect([runs]))
@@ -316,7 +316,7 @@ def test_study_measures_a_student_taught_without_a_teacher_against_the_teacher_o
         study(collect([runs]))
 
 
-def test_one_seed_allows_no_statement(tmp_path):
+def test_to_page_makes_no_statement_from_one_seed(tmp_path):
     put(tmp_path / "s", "standard", 0, noisy(0))
     put(tmp_path / "l", "logits", 0, noisy(1, 0.5), TEACHER)
     found = study(collect([tmp_path]))
@@ -334,7 +334,7 @@ def test_one_seed_allows_no_statement(tmp_path):
         assert word not in page
 
 
-def test_what_is_left_out_is_said(runs):
+def test_collect_lists_what_is_left_out(runs):
     put(runs / "f", "logits", 9, noisy(1), TEACHER, status="failed")
     put(runs / "b", "logits", 10, noisy(1), TEACHER)
     (runs / "b" / "predictions.npz").unlink()
@@ -358,13 +358,13 @@ def test_what_is_left_out_is_said(runs):
         ({"labels": np.roll(LABELS, 1), "test_acc": None}, "not tested on the same images"),
     ],
 )
-def test_runs_that_do_not_belong_together(runs, changes, said):
+def test_study_refuses_runs_that_do_not_belong_together(runs, changes, said):
     put(runs / "x", "logits", 9, noisy(1), TEACHER, **changes)
     with pytest.raises(UserError, match=said):
         study(collect([runs]))
 
 
-def test_nothing_to_compare(tmp_path):
+def test_study_refuses_runs_without_anything_to_compare(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         collect([tmp_path / "x"])
     with pytest.raises(UserError, match=r"no result\.json"):
