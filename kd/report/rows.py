@@ -157,7 +157,7 @@ def summarize(results: Iterable[Result], skipped: Sequence[str] = ()) -> Summary
 def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:
     """Group runs that differ by their seed only, in the rows' order. Of several with one seed, the latest stays.
 
-    A seed that came up twice is one run made again, whatever else its record says: it must not count towards n.
+    A repeated seed is one run, whatever the rest of its record: it must not count twice towards n.
     """
     groups: dict[object, dict[int, Result]] = defaultdict(dict)
     for run in sorted(done, key=lambda run: run.date):

@@ -36,11 +36,11 @@ def looks(rows: Sequence[Row]) -> list[Look]:
 def method_styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     """Return dash and hue of each method in a report."""
     styles = cycle(product(DASHES, HUES))  # dashes only once the hues are used up
-    found: dict[str, tuple[str, str]] = {}
+    styled: dict[str, tuple[str, str]] = {}
     for row in rows:
-        if row.first.method not in found:
-            found[row.first.method] = ("-", TEACHER) if row.role is Role.TEACHER else next(styles)
-    return found
+        if row.first.method not in styled:
+            styled[row.first.method] = ("-", TEACHER) if row.role is Role.TEACHER else next(styles)
+    return styled
 
 
 def shades(of_method: Sequence[str], styles: dict[str, tuple[str, str]]) -> list[Look]:

@@ -115,7 +115,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def _knob_columns(rows: Sequence[Row]) -> list[Column]:
-    """A column for each knob of a row, to the left if one of its values is no number."""
+    """Return a column for each knob of the rows, aligned to the left if some value is no number."""
 
     def column(name: str) -> Column:
         values = [row.first.knobs[name] for row in rows if name in row.first.knobs]

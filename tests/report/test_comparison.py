@@ -31,29 +31,29 @@ def comparisons(*results, name=None):
 
 
 def verdicts(*results, name=None):
-    return {one.row.label: one.verdict for one in comparisons(*results, name=name)}
+    return {c.row.label: c.verdict for c in comparisons(*results, name=name)}
 
 
 # Against the baseline
 
 
 def test_compare_pairs_seeds():
-    """The baseline's seeds differ by far more than the two rows do: only the pairs show it."""
+    """The baseline's seeds differ by far more than the two rows do: only pairs show the difference."""
     base, ours = [0.70, 0.75, 0.80, 0.85], [0.712, 0.763, 0.811, 0.862]
-    (one,) = comparisons(*seeds(ALONE, *base), *seeds(TAUGHT, *ours))
+    (comparison,) = comparisons(*seeds(ALONE, *base), *seeds(TAUGHT, *ours))
     reference = stats.ttest_rel(ours, base)
     assert stats.ttest_ind(ours, base).pvalue > 0.5
-    assert (one.difference.n, one.baseline.label, one.row.label) == (4, "standard", "logits")
-    assert one.difference.mean == pytest.approx(0.012)
-    assert one.difference.p == pytest.approx(reference.pvalue)
-    assert one.difference.interval == pytest.approx(tuple(reference.confidence_interval(0.95)))
-    assert one.verdict == "better"
+    assert (comparison.difference.n, comparison.baseline.label, comparison.row.label) == (4, "standard", "logits")
+    assert comparison.difference.mean == pytest.approx(0.012)
+    assert comparison.difference.p == pytest.approx(reference.pvalue)
+    assert comparison.difference.interval == pytest.approx(tuple(reference.confidence_interval(0.95)))
+    assert comparison.verdict == "better"
 
 
 def test_compare_counts_common_seeds_only():
-    (one,) = comparisons(*STANDARD, *seeds(TAUGHT, 0.82, 0.84, 0.99, first=2))
-    assert one.difference.n == 2
-    assert one.difference.mean == pytest.approx((0.82 - 0.805 + 0.84 - 0.80) / 2)
+    (comparison,) = comparisons(*STANDARD, *seeds(TAUGHT, 0.82, 0.84, 0.99, first=2))
+    assert comparison.difference.n == 2
+    assert comparison.difference.mean == pytest.approx((0.82 - 0.805 + 0.84 - 0.80) / 2)
 
 
 def test_verdict_names_every_outcome():
@@ -78,7 +78,7 @@ def test_verdict_names_every_outcome():
 
 
 def test_compare_corrects_for_the_number_of_comparisons():
-    """A difference that is one in forty by chance is nothing to speak of when forty were looked at."""
+    """A difference with p = 1/40 is not significant among forty comparisons."""
     rng = np.random.default_rng(0)
     noise = [seeds(TAUGHT, *rng.normal(0.8, 0.01, 4), T=float(T)) for T in range(2, 40)]
     found = seeds(TAUGHT, 0.82, 0.826, 0.816, 0.816, T=1.0)
@@ -86,7 +86,7 @@ def test_compare_corrects_for_the_number_of_comparisons():
     assert alone.verdict == "better"
     among = comparisons(*STANDARD, *found, *chain(*noise))
     assert among[0].verdict == "not certain"
-    assert {one.verdict for one in among} == {"no difference seen", "not certain"}
+    assert {c.verdict for c in among} == {"no difference seen", "not certain"}
     assert among[0].difference == alone.difference._replace(p=min(1, 39 * alone.difference.p))
     assert any("39 comparisons" in note for note in comparison_notes([], among))
 
@@ -148,7 +148,7 @@ def test_compare_has_a_baseline_for_each_data_set():
     both = comparisons(
         *rows, *(replace(run, dataset="SVHN", test_acc=run.test_acc - 0.3) for run in rows), name="standard"
     )
-    assert [one.difference.mean for one in both] == pytest.approx([0.02, 0.02])
+    assert [c.difference.mean for c in both] == pytest.approx([0.02, 0.02])
     assert [baseline for baseline, _ in by_baseline(both)] == ["standard data=CIFAR-10", "standard data=SVHN"]
 
 
@@ -165,23 +165,25 @@ def test_best_is_chosen_by_validation_accuracy():
 
 
 def test_best_is_not_chosen_without_validation():
-    (said,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99)]).rows)
-    assert said == "CIFAR-10: no validation accuracy is known, so no run is chosen as the best."
-    (said,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99, val_acc=0.5)]).rows)
-    assert "of the 1 (of 2) that have one: logits (n = 1), 50.00 %; test accuracy 99.00 %." in said
+    (sentence,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99)]).rows)
+    assert sentence == "CIFAR-10: no validation accuracy is known, so no run is chosen as the best."
+    (sentence,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99, val_acc=0.5)]).rows)
+    assert "of the 1 (of 2) that have one: logits (n = 1), 50.00 %; test accuracy 99.00 %." in sentence
 
 
 def test_best_of_teachers_where_there_are_no_students():
-    (said,) = best(summarize([*seeds(TEACHER, 0.9, val_acc=0.9), *seeds(TEACHER, 0.95, val_acc=0.8, epochs=50)]).rows)
-    assert "teacher epochs=30 (n = 1), 90.00 %" in said
+    (sentence,) = best(
+        summarize([*seeds(TEACHER, 0.9, val_acc=0.9), *seeds(TEACHER, 0.95, val_acc=0.8, epochs=50)]).rows
+    )
+    assert "teacher epochs=30 (n = 1), 90.00 %" in sentence
 
 
 def test_leaders_are_the_best_of_each_method_and_of_the_rest():
     sweep = [seeds(TAUGHT, 0.99 - T / 100, T=float(T), val_acc=0.5 + T / 100) for T in range(10)]
     rows = summarize([*seeds(ALONE, 0.9, val_acc=0.1), *chain(*sweep)]).rows
-    places, said = leaders(rows, 4)
+    places, remark = leaders(rows, 4)
     assert [rows[i].label for i in places] == ["standard", "logits T=7", "logits T=8", "logits T=9"]
-    assert said == "4 of 11 rows, the best of each method and of the rest by validation accuracy"
+    assert remark == "4 of 11 rows, the best of each method and of the rest by validation accuracy"
     assert leaders(rows, 11) == (list(range(11)), "")
 
 
@@ -194,10 +196,12 @@ def test_leaders_do_not_follow_the_test_split():
 
 
 def test_summarize_notes_the_precision_of_the_test_split():
-    told = [note for note in summarize(seeds(ALONE, 0.85, 0.85, test_images=10_000)).notes if "binomial" in note]
+    notes = [note for note in summarize(seeds(ALONE, 0.85, 0.85, test_images=10_000)).notes if "binomial" in note]
     low, high = stats.binomtest(8500, 10_000).proportion_ci(method="wilson")
-    assert len(told) == 1
-    assert told[0].startswith(
+    assert len(notes) == 1
+    assert notes[0].startswith(
         f"10,000 test images tell an accuracy of 85.00 % to within about ±{50 * (high - low):.2f}"
     )
-    assert not any("binomial" in note for note in summarize(STANDARD).notes)  # records of old do not say how many
+    assert not any(
+        "binomial" in note for note in summarize(STANDARD).notes
+    )  # older records lack the number of test images

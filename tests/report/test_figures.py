@@ -18,9 +18,9 @@ EPOCHS = 20
 
 
 def runs(method, final, seeds=3, teacher_acc=0.92, **changes):
-    """Finished runs with made-up curves that end at `final`."""
+    """Return finished runs with invented curves that end at `final`."""
     rng = random.Random(f"{method}{final}{changes}")
-    made = []
+    results = []
     for seed in range(seeds):
         acc = final + rng.gauss(0, 0.003)
         climb = [acc - (acc - 0.3) * math.exp(-epoch / 4) for epoch in range(EPOCHS)]
@@ -40,8 +40,8 @@ def runs(method, final, seeds=3, teacher_acc=0.92, **changes):
             epoch_val_loss=[3 * (1 - value) for value in climb],
             epoch_val_acc=[value - 0.01 for value in climb],
         )
-        made.append(changed(result, **changes))
-    return made
+        results.append(changed(result, **changes))
+    return results
 
 
 def teacher():
@@ -62,7 +62,7 @@ def without_validation(run):
 
 
 def drawn(figure):
-    """Draws it, for the warnings' sake: they are errors."""
+    """Draw the figure: warnings are errors."""
     figure.savefig(io.BytesIO(), dpi=30)
     return figure
 
@@ -194,8 +194,8 @@ def test_curves_of_unequal_length_and_with_nan():
 
 
 def test_curves_of_one_epoch_are_points():
-    one = [replace(run, epoch_val_acc=[0.1], epoch_val_loss=[2.3]) for run in runs("logits", 0.1, seeds=1)]
-    assert drawn(curves(summarize(one))).axes[0].lines[0].get_marker() == "o"
+    single = [replace(run, epoch_val_acc=[0.1], epoch_val_loss=[2.3]) for run in runs("logits", 0.1, seeds=1)]
+    assert drawn(curves(summarize(single))).axes[0].lines[0].get_marker() == "o"
 
 
 def test_curves_without_any_show_a_message():
@@ -277,11 +277,11 @@ def test_differences_are_ranked_and_coloured_by_verdict():
     axes = drawn(differences(compared)).axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["worse (n = 4)", "better (n = 4)", "lone (n = 1)"]
     diamonds = [line for line in axes.lines if line.get_marker() == "D"]
-    means = sorted(100 * one.difference.mean for one in compared)
+    means = sorted(100 * c.difference.mean for c in compared)
     assert [line.get_xdata()[0] for line in diamonds] == pytest.approx(means)
     assert [line.get_color() for line in diamonds] == ["#D55E00", "#0072B2", "#595959"]
     lines = [line for line in axes.lines if line.get_linestyle() == "-" and len(set(line.get_ydata())) == 1]
-    by_label = {one.row.label: one for one in compared}
+    by_label = {c.row.label: c for c in compared}
     for line, label in zip(lines, ("worse", "better"), strict=True):
         assert line.get_xdata() == pytest.approx([100 * end for end in by_label[label].difference.interval])
 
@@ -303,7 +303,7 @@ def test_differences_draw_an_outlier_as_an_arrow():
     axes = drawn(differences(compare(rows))).axes[0]
     assert [line.get_marker() for line in axes.lines].count("<") == 1
     assert axes.get_xlim()[0] > -20
-    (chance,) = (one for one in compare(rows) if one.row.label == "chance")
+    (chance,) = (c for c in compare(rows) if c.row.label == "chance")
     assert f"{100 * chance.difference.mean:+.2f}" in [text.get_text() for text in axes.texts]
-    near = drawn(differences([one for one in compare(rows) if one.row.label != "chance"])).axes[0]
+    near = drawn(differences([c for c in compare(rows) if c.row.label != "chance"])).axes[0]
     assert not any(line.get_marker() in "<>" for line in near.lines)

@@ -70,9 +70,11 @@ def test_summarize_counts_finished_runs_and_lists_the_rest():
     assert not any("not counted" in note for note in summarize([ALONE]).notes)
 
 
-@pytest.mark.parametrize(("results", "said"), [([], "no runs at all"), ([replace(ALONE, status="failed")], "1 failed")])
-def test_summarize_refuses_runs_of_which_none_is_finished(results, said):
-    with pytest.raises(UserError, match=f"no finished run to report on: {said}"):
+@pytest.mark.parametrize(
+    ("results", "message"), [([], "no runs at all"), ([replace(ALONE, status="failed")], "1 failed")]
+)
+def test_summarize_refuses_runs_of_which_none_is_finished(results, message):
+    with pytest.raises(UserError, match=f"no finished run to report on: {message}"):
         summarize(results)
 
 
@@ -83,8 +85,8 @@ def test_summarize_names_skipped_records():
 def test_summarize_counts_the_latest_of_repeated_runs():
     first = replace(ALONE, group="g", fingerprint="f", date="2026-01-01T10:00:00", test_acc=0.7)
     again = replace(first, date="2026-01-02T10:00:00", test_acc=0.8)
-    other = replace(first, seed=1, fingerprint="f1", test_acc=0.9)
-    for results in ([first, again, other], [again, other, first]):
+    second = replace(first, seed=1, fingerprint="f1", test_acc=0.9)
+    for results in ([first, again, second], [again, second, first]):
         summary = summarize(results)
         (row,) = summary.rows
         assert row.n == 2
@@ -93,7 +95,7 @@ def test_summarize_counts_the_latest_of_repeated_runs():
 
 
 def test_summarize_counts_a_seed_once_whatever_its_fingerprint():
-    """As with a teacher from the store that a sweep over the students' seeds brings up again and again."""
+    """A teacher from the store has a record in each run of a sweep over the students' seeds."""
     taken = [replace(TEACHER, group="g", fingerprint=name) for name in "abc"]
     (row,) = summarize(taken).rows
     assert row.n == 1
@@ -199,8 +201,8 @@ def test_role_does_not_depend_on_the_name():
 
 
 def test_summarize_separates_data_sets():
-    other = [replace(run, dataset="SVHN") for run in (DISTILLED, TEACHER)]
-    summary = summarize([*other, DISTILLED, TEACHER])
+    svhn = [replace(run, dataset="SVHN") for run in (DISTILLED, TEACHER)]
+    summary = summarize([*svhn, DISTILLED, TEACHER])
     assert [(row.first.dataset, row.first.method) for row in summary.rows] == [
         ("CIFAR-10", "teacher"),
         ("CIFAR-10", "logits"),
@@ -214,8 +216,8 @@ def test_summarize_separates_data_sets():
 # Retention
 
 
-def retention_of_alone(*others):
-    return next(row for row in summarize([ALONE, *others]).rows if row.role is Role.ALONE).retention
+def retention_of_alone(*results):
+    return next(row for row in summarize([ALONE, *results]).rows if row.role is Role.ALONE).retention
 
 
 def test_retention_of_a_student_alone_refers_to_the_distilled_students_teacher():

@@ -26,9 +26,9 @@ FIGURES = {
 }
 
 
-def printed(shown):
+def printed(table):
     console = Console(width=100, file=io.StringIO())
-    console.print(shown)
+    console.print(table)
     return console.file.getvalue()
 
 
@@ -57,7 +57,7 @@ def test_to_rich_adds_computation_memory_and_the_changed_loop():
 
 
 def test_remarks_report_what_the_table_lacks():
-    said = "\n".join(remarks(FIGURES))
-    assert "100 images/s plain, 300 ours (3.0x), 30 GFLOP/s" in said
-    assert "400 GFLOP/s" in said
-    assert "first step: 4.5 s" in said
+    lines = "\n".join(remarks(FIGURES))
+    assert "100 images/s plain, 300 ours (3.0x), 30 GFLOP/s" in lines
+    assert "400 GFLOP/s" in lines
+    assert "first step: 4.5 s" in lines

@@ -119,8 +119,8 @@ def test_images_interval_refuses_different_images(shape):
 
 
 def answers(both, ours, theirs, none):
-    one = [True] * both + [True] * ours + [False] * theirs + [False] * none
-    return one, [True] * both + [False] * ours + [True] * theirs + [False] * none
+    first = [True] * both + [True] * ours + [False] * theirs + [False] * none
+    return first, [True] * both + [False] * ours + [True] * theirs + [False] * none
 
 
 def test_mcnemar_counts_disagreements_only():
@@ -133,7 +133,7 @@ def test_mcnemar_counts_disagreements_only():
 
 
 def test_mcnemar_pairs_images():
-    """As many right answers, on other images: not the marginal counts decide."""
+    """Equal numbers of right predictions, on different images: pairs count, not totals."""
     ours = np.arange(100) < 60
     assert mcnemar(ours, np.roll(ours, 20)) == 1
     assert mcnemar(ours, np.arange(100) < 50) == pytest.approx(2 / 1024)
@@ -172,9 +172,9 @@ def test_verdict_names_every_outcome():
 
 
 def test_verdict_is_not_certain_where_only_the_correction_decides():
-    """Neither seen nor "not seen": the interval beside it is of one test and excludes 0."""
+    """The interval, which is of one test, excludes 0, but the corrected p is not below 0.05."""
     alone = difference({0: 0.80, 1: 0.815, 2: 0.82}, {0: 0.79, 1: 0.80, 2: 0.80})
     assert alone.interval.low > 0
     assert 0.025 < alone.p < 0.05
-    one, other = corrected([alone, alone])
-    assert (alone.verdict, one.verdict, other.verdict) == ("higher", "not certain", "not certain")
+    first, second = corrected([alone, alone])
+    assert (alone.verdict, first.verdict, second.verdict) == ("higher", "not certain", "not certain")

@@ -35,7 +35,7 @@ TEACHER = changed(
 
 
 def run(base=TAUGHT, val=0.75, seeds=2, **changes):
-    """Two seeds whose validation accuracies lie a point around `val`, and whose test accuracies tell another story."""
+    """Return seeds with validation accuracies within a point of `val`, and test accuracies in the reverse order."""
     accs = [val] if seeds == 1 else [val - 0.01 + 0.02 * seed / (seeds - 1) for seed in range(seeds)]
     return [changed(base, seed=i, val_acc=acc, test_acc=1 - acc, **changes) for i, acc in enumerate(accs)]
 
@@ -45,11 +45,11 @@ def found(*results):
 
 
 def drawn(*results):
-    """The pictures by name, drawn for the warnings' sake: they are errors."""
-    made = pictures(summarize(chain(*results)))
-    for picture in made:
+    """Return the pictures by name, drawn, as warnings are errors."""
+    drawn_pictures = pictures(summarize(chain(*results)))
+    for picture in drawn_pictures:
         picture.figure.savefig(io.BytesIO(), dpi=30)
-    return {picture.name: picture.figure for picture in made}
+    return {picture.name: picture.figure for picture in drawn_pictures}
 
 
 def cells(axes):
@@ -83,8 +83,8 @@ def test_sweeps_ignores_differences_between_methods(results):
 def test_sweeps_joins_methods_that_swept_the_same():
     (sweep,) = found(over_t(), over_t(FEATURE), run(ALONE))
     assert [line.name for line in sweep.lines] == ["feature", "logits"]
-    one, other = found(over_t(), chain(*(run(FEATURE, beta=beta) for beta in (0.1, 0.2))))
-    assert {one.axes, other.axes} == {("T",), ("beta",)}
+    first, second = found(over_t(), chain(*(run(FEATURE, beta=beta) for beta in (0.1, 0.2))))
+    assert {first.axes, second.axes} == {("T",), ("beta",)}
 
 
 def test_sweeps_finds_a_knob_that_only_the_records_know_of():
@@ -164,9 +164,9 @@ def test_sizes_takes_the_settings_of_the_students_size():
     (sweep,) = sizes(rows)
     assert [line.name for line in sweep.lines] == ["standard", "logits T=1", "logits T=4"]
     assert [list(line.points) for line in sweep.lines] == [[(70_000,), (270_000,), (1_071_066,)]] * 3
-    (other,) = sweeps(rows)
-    assert other.axes == ("T",)
-    assert [line.name for line in other.lines] == [f"logits student.scale={scale}" for scale in (4, 8, 16)]
+    (sweep,) = sweeps(rows)
+    assert sweep.axes == ("T",)
+    assert [line.name for line in sweep.lines] == [f"logits student.scale={scale}" for scale in (4, 8, 16)]
     assert sizes(summarize(chain(over_t(), run(ALONE), run(TEACHER))).rows) == []
 
 
@@ -228,8 +228,8 @@ def test_pictures_draws_two_knobs_as_a_map_with_gaps():
     results = [run(val=0.7 + T / 100 - alpha / 10, T=T, alpha=alpha) for T, alpha in GRID]
     feature = [run(FEATURE, T=T, alpha=alpha) for T, alpha in GRID]
     figure = drawn(*results, *feature, run(ALONE))["sweep_alpha_T.png"]
-    other, axes, bar = figure.axes
-    assert (other.get_title("left"), axes.get_title("left")) == ("feature", "logits")
+    feature_axes, axes, bar = figure.axes
+    assert (feature_axes.get_title("left"), axes.get_title("left")) == ("feature", "logits")
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("T", "alpha")
     assert cells(axes) == {
         ((0, 0), "70.00"), ((1, 0), "73.00"), ((2, 0), "77.00"), ((0, 1), "66.00"), ((1, 1), "69.00"),
@@ -298,8 +298,8 @@ def test_pictures_keeps_the_highest_of_too_many_lines():
 
 
 def test_pictures_draws_each_data_set_separately():
-    other = [replace(result, dataset="SVHN (32/32)") for result in over_t()]
-    assert list(drawn(over_t(), other)) == ["sweep_T_CIFAR-10.png", "sweep_T_SVHN-32-32.png"]
+    svhn = [replace(result, dataset="SVHN (32/32)") for result in over_t()]
+    assert list(drawn(over_t(), svhn)) == ["sweep_T_CIFAR-10.png", "sweep_T_SVHN-32-32.png"]
 
 
 def test_pictures_names_files_without_special_characters():

@@ -94,12 +94,12 @@ def test_to_markdown_has_percentages():
 
 def test_to_csv_has_a_column_for_each_knob_after_the_common_ones():
     runs = [ALONE, changed(DISTILLED, warmup=20, layers=[1, 2], n=5), changed(DISTILLED, method="x", margin="auto")]
-    standard, logits, other = records(runs)
+    standard, logits, x = records(runs)
     assert list(standard)[:9] == ["method", "T", "alpha", "beta", "warmup", "layers", "knob_n", "margin", "variant"]
     assert [logits[name] for name in ("T", "beta", "warmup", "layers", "knob_n", "n")] == [
         "4.0", "", "20", "[1,2]", "5", "1",
     ]  # fmt: skip
-    assert (standard["warmup"], other["margin"]) == ("", "auto")
+    assert (standard["warmup"], x["margin"]) == ("", "auto")
 
 
 def test_to_markdown_has_a_column_for_each_knob_and_aligns_text_left():
@@ -113,8 +113,8 @@ def test_to_markdown_has_a_column_for_each_knob_and_aligns_text_left():
     assert logits[1:6] == ["4", "0.1", "auto", "20", "true"]
 
 
-def compared(*others):
-    summary = summarize([*seeds(ALONE, 0.80, 0.81, 0.80), *seeds(DISTILLED, 0.82, 0.83, 0.824), *others])
+def compared(*results):
+    summary = summarize([*seeds(ALONE, 0.80, 0.81, 0.80), *seeds(DISTILLED, 0.82, 0.83, 0.824), *results])
     return summary.rows, compare(summary.rows)
 
 
@@ -122,13 +122,17 @@ def test_to_csv_with_comparisons_has_differences():
     rows, comparisons = compared(TEACHER)
     records = list(csv.DictReader(io.StringIO(to_csv(rows, comparisons))))
     teacher, standard, logits = records
-    (one,) = comparisons
+    (comparison,) = comparisons
     assert list(logits)[-7:] == [
         "diff_vs_standard", "diff_low", "diff_high", "diff_n", "diff_p", "diff_verdict", "seeds"
     ]  # fmt: skip
-    assert (float(logits["diff_low"]), float(logits["diff_high"])) == one.difference.interval
-    assert float(logits["diff_vs_standard"]) == one.difference.mean == pytest.approx((0.02 + 0.02 + 0.024) / 3)
-    assert (float(logits["diff_p"]), logits["diff_n"], logits["diff_verdict"]) == (one.difference.p, "3", "better")
+    assert (float(logits["diff_low"]), float(logits["diff_high"])) == comparison.difference.interval
+    assert float(logits["diff_vs_standard"]) == comparison.difference.mean == pytest.approx((0.02 + 0.02 + 0.024) / 3)
+    assert (float(logits["diff_p"]), logits["diff_n"], logits["diff_verdict"]) == (
+        comparison.difference.p,
+        "3",
+        "better",
+    )
     assert standard["diff_vs_standard"] == teacher["diff_low"] == standard["diff_verdict"] == ""
 
 
@@ -140,16 +144,16 @@ def test_differences_to_markdown_has_interval_p_and_verdict():
         "| :--- | ---: | ---: | ---: | ---: | :--- |",
         "| logits | +2.13 | +1.56 to +2.71 | 3 | 0.004 | better |",
     ]
-    shown = text(differences_to_rich(compared()[1]), width=100)
-    assert "+1.56 to +2.71" in shown
-    assert "better" in shown
+    printed = text(differences_to_rich(compared()[1]), width=100)
+    assert "+1.56 to +2.71" in printed
+    assert "better" in printed
 
 
 def test_differences_to_markdown_leaves_out_empty_columns():
     summary = summarize([ALONE, DISTILLED])
-    shown = differences_to_markdown(compare(summary.rows))
-    assert shown.splitlines()[0] == "| run | difference, points | seeds | in words |"
-    assert "| logits | +0.00 | 1 | one seed: no statement |" in shown
+    printed = differences_to_markdown(compare(summary.rows))
+    assert printed.splitlines()[0] == "| run | difference, points | seeds | in words |"
+    assert "| logits | +0.00 | 1 | one seed: no statement |" in printed
 
 
 def test_to_markdown_escapes_bars():
@@ -166,9 +170,9 @@ def test_summarize_notes_that_one_seed_ranks_nothing():
 def test_to_rich_fits_the_terminal():
     variants = [f"student.scale={scale} recipe.lr=[0.1]" for scale in (1, 2)]
     runs = [run for variant in variants for run in seeds(DISTILLED, 0.8, 0.81, variant=variant)]
-    shown = text(to_rich(summarize(runs).rows))
-    assert "80.50 ± 0.71" in shown
-    assert "…" not in shown
+    printed = text(to_rich(summarize(runs).rows))
+    assert "80.50 ± 0.71" in printed
+    assert "…" not in printed
     assert "[0.1]" in text(to_rich(summarize([*runs, ALONE, replace(ALONE, variant="lr=[0.1]")]).rows))
 
 
@@ -176,8 +180,8 @@ def test_to_rich_fits_the_terminal():
 
 
 def test_single_of_a_distilled_student():
-    shown = text(single(replace(DISTILLED, retention=0.8889, images_per_second=8123.4)))
-    words = [line.split() for line in shown.splitlines() if line.strip()]
+    printed = text(single(replace(DISTILLED, retention=0.8889, images_per_second=8123.4)))
+    words = [line.split() for line in printed.splitlines() if line.strip()]
     assert words[0] == ["teacher", "student"]
     assert words[2:] == [
         ["network", "resnet20", "cnn"],
@@ -193,11 +197,11 @@ def test_single_of_a_distilled_student():
 
 
 def test_single_of_a_student_alone():
-    shown = text(single(ALONE))
-    assert "teacher" not in shown
-    assert "retention" not in shown
-    assert "agreement" not in shown
-    assert "80.00 %" in shown
+    printed = text(single(ALONE))
+    assert "teacher" not in printed
+    assert "retention" not in printed
+    assert "agreement" not in printed
+    assert "80.00 %" in printed
     assert len(single(ALONE).columns) == 2
 
 
@@ -206,11 +210,11 @@ def test_single_of_a_student_taught_without_a_teacher():
 
 
 def test_single_of_a_teacher():
-    shown = text(single(replace(TEACHER, train_seconds=9000.0)))
-    assert "student" not in shown
-    assert "1.07 M" in shown
-    assert "90.00 %" in shown
-    assert "2.5 h" in shown
+    printed = text(single(replace(TEACHER, train_seconds=9000.0)))
+    assert "student" not in printed
+    assert "1.07 M" in printed
+    assert "90.00 %" in printed
+    assert "2.5 h" in printed
 
 
 def test_single_of_a_run_that_has_just_begun():

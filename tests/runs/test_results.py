@@ -32,7 +32,7 @@ CONTRACT = """
 
 
 def put(directory, **changes):
-    """A record in `directory`, written without `write`, which waits for the disk."""
+    """Put a record into `directory` without `write`, which waits for the disk."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "result.json").write_text(json.dumps(asdict(DONE) | changes))
     return directory / "result.json"
@@ -131,7 +131,7 @@ def test_read_leaves_out_knobs_that_are_null(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"T": "four"}, "T is 'four', not a number or null"),
         ({"T": True}, "T is True, not a number or null"),
@@ -152,16 +152,16 @@ def test_read_leaves_out_knobs_that_are_null(tmp_path):
         ({"test_acc": 10**400}, "too large"),
     ],
 )
-def test_read_names_a_field_of_the_wrong_type(tmp_path, changes, said):
+def test_read_names_a_field_of_the_wrong_type(tmp_path, changes, message):
     path = put(tmp_path, **changes)
     with pytest.raises(UserError) as error:
         read(path)
     assert str(error.value).startswith(f"{path}: ")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "cut short or not JSON"),
         (json.dumps(asdict(DONE))[:200], "cut short or not JSON"),
@@ -170,13 +170,13 @@ def test_read_names_a_field_of_the_wrong_type(tmp_path, changes, said):
         ('{"method": "logits", "epochs": 3}', "it lacks seed, dataset, status"),
     ],
 )
-def test_read_refuses_what_is_no_record(tmp_path, text, said):
+def test_read_refuses_what_is_no_record(tmp_path, text, message):
     path = tmp_path / "result.json"
     path.write_text(text)
     with pytest.raises(UserError) as error:
         read(path)
     assert str(path) in str(error.value)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -89,7 +89,7 @@ def test_fidelity_refuses_other_images(runs, one_line):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["missing"], "missing: no such directory"),
         (["empty"], "empty: no result.json in it or below it"),
@@ -98,14 +98,14 @@ def test_fidelity_refuses_other_images(runs, one_line):
         (["runs", "--out", "taken"], "cannot be written to taken"),
     ],
 )
-def test_fidelity_answers_a_mistake_in_one_line(runs, arguments, said, one_line):
+def test_fidelity_answers_a_mistake_in_one_line(runs, arguments, message, one_line):
     (runs / "empty").mkdir()
     (runs / "taken").touch()
-    assert said in one_line(fidelity(*arguments, cwd=runs))
+    assert message in one_line(fidelity(*arguments, cwd=runs))
 
 
 def test_fidelity_help_has_an_example(tmp_path):
-    shown = fidelity("--help", cwd=tmp_path)
-    assert shown.returncode == 0
-    assert "python scripts/fidelity.py multirun/final --images data" in shown.stdout
+    done = fidelity("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "python scripts/fidelity.py multirun/final --images data" in done.stdout
     assert fidelity(cwd=tmp_path).returncode == 2

@@ -56,13 +56,13 @@ def test_report_replaces_an_earlier_one_without_reading_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("missing", "missing: no such directory"), ("empty", "empty: no result.json"), ("running", "no finished run")],
 )
-def test_report_answers_a_mistake_in_one_line(tmp_path, name, said, one_line):
+def test_report_answers_a_mistake_in_one_line(tmp_path, name, message, one_line):
     (tmp_path / "empty").mkdir()
     put(tmp_path / "running", replace(ALONE, status="running"))
-    assert said in one_line(report(name, cwd=tmp_path))
+    assert message in one_line(report(name, cwd=tmp_path))
 
 
 def test_report_answers_an_unwritable_out_in_one_line(tmp_path, one_line):
@@ -93,8 +93,8 @@ def test_report_compares_rows_and_names_the_best(tmp_path):
     assert chosen in done.stdout
     assert "sweep_T.png" in done.stdout
     assert "diff_vs_standard" in (tmp_path / "report" / "results.csv").read_text("utf-8")
-    other = report(".", "--baseline", "logits T=8", cwd=tmp_path)
-    assert "Compared with logits T=8:" in other.stdout
+    done = report(".", "--baseline", "logits T=8", cwd=tmp_path)
+    assert "Compared with logits T=8:" in done.stdout
 
 
 def test_report_answers_a_missing_baseline_in_one_line(tmp_path, one_line):
@@ -123,7 +123,7 @@ def test_report_of_a_thousand_runs_is_quick_and_short(tmp_path):
 
 
 def test_report_help_has_an_example(tmp_path):
-    shown = report("--help", cwd=tmp_path)
-    assert shown.returncode == 0
-    assert "python scripts/report.py multirun/first" in shown.stdout
+    done = report("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "python scripts/report.py multirun/first" in done.stdout
     assert report(cwd=tmp_path).returncode == 2

@@ -213,7 +213,7 @@ def measure(labels: Labels, outputs: Outputs, teacher: Outputs | None = None) ->
 
 def spread(figures: Sequence[Figures], name: str) -> Spread | None:
     """Return mean and sample standard deviation of one figure over n seeds; None where a seed lacks it."""
-    values = [getattr(one, name) for one in figures]
+    values = [getattr(seed, name) for seed in figures]
     if not values or None in values:
         return None
     return Spread(fmean(values), stdev(values) if len(values) > 1 else None)

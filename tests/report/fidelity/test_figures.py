@@ -33,9 +33,9 @@ def test_bars_have_the_lengths_of_the_means(found):
     figure = figures.bars(found)
     agreement, wrong, kl, nll = figure.axes
     widths = [bar.get_width() for bar in agreement.patches]
-    assert widths == pytest.approx([100 * one.spread("agreement").mean for one in found.students])
+    assert widths == pytest.approx([100 * student.spread("agreement").mean for student in found.students])
     assert [bar.get_width() for bar in wrong.patches] == pytest.approx(
-        [100 * one.spread("agreement_wrong").mean for one in found.students]
+        [100 * student.spread("agreement_wrong").mean for student in found.students]
     )
     assert len(kl.patches) == 2 * 3
     assert nll.patches[0].get_width() == pytest.approx(found.teacher_figures.nll)
@@ -45,12 +45,12 @@ def test_bars_have_the_lengths_of_the_means(found):
 
 def test_calibration_draws_teacher_and_students(found):
     figure = figures.calibration(found)
-    said = texts(figure)
-    assert [name for name in ("teacher", "standard", "logits alpha=0.1", "logits alpha=0.9") if name in said] == [
+    labels = texts(figure)
+    assert [name for name in ("teacher", "standard", "logits alpha=0.1", "logits alpha=0.9") if name in labels] == [
         axes.get_title(loc="left") for axes in figure.axes[::2]
     ]
     teacher = found.teacher_figures
-    assert f"ECE {100 * teacher.ece:.2f} %\nscaled {100 * teacher.ece_scaled:.2f} %" in said
+    assert f"ECE {100 * teacher.ece:.2f} %\nscaled {100 * teacher.ece_scaled:.2f} %" in labels
     _, before, after = figure.axes[0].lines
     distance = [np.abs(line.get_xdata() - line.get_ydata()).mean() for line in (before, after)]
     assert distance[1] < distance[0]
@@ -60,16 +60,16 @@ def test_classes_are_sorted_by_gain_below_all_classes(found):
     figure = figures.classes(found, NAMES)
     (axes,) = figure.axes
     ticks = [tick.get_text() for tick in axes.get_yticklabels()]
-    gains = np.array([[difference.mean for difference in one.classes] for one in found.compared]).mean(axis=0)
+    gains = np.array([[difference.mean for difference in c.classes] for c in found.compared]).mean(axis=0)
     assert ticks == ["all classes", *(NAMES[i].replace("$", r"\$") for i in np.argsort(-gains))]
     dots = axes.collections[0].get_offsets()
     assert dots[0, 0] == pytest.approx(100 * found.compared[0].differences["accuracy"].mean)
 
 
 def test_images_show_every_prediction(found):
-    one = found.compared[0]
-    figure = figures.images(found, one, PIXELS, NAMES)
-    fixed, broken = one.changes.fixed, one.changes.broken
+    compared = found.compared[0]
+    figure = figures.images(found, compared, PIXELS, NAMES)
+    fixed, broken = compared.changes.fixed, compared.changes.broken
     assert len(figure.axes) == min(12, len(fixed)) + min(12, len(broken))
     assert np.array_equal(figure.axes[0].images[0].get_array(), PIXELS[fixed[0]])
     answers = [text for text in figure.texts if text.get_color() in (RIGHT, WRONG)]
@@ -80,9 +80,11 @@ def test_images_show_every_prediction(found):
 
 
 def test_images_without_any_change_draws_none(found):
-    one = found.compared[0]
+    compared = found.compared[0]
     none = np.array([], dtype=np.intp)
-    figure = figures.images(found, one._replace(changes=one.changes._replace(fixed=none, broken=none)), PIXELS, NAMES)
+    figure = figures.images(
+        found, compared._replace(changes=compared.changes._replace(fixed=none, broken=none)), PIXELS, NAMES
+    )
     assert not figure.axes
     assert sum("0 images" in text for text in texts(figure)) == 2
 

@@ -44,7 +44,7 @@ TEACHER = (RNG.normal(0, 2, (3000, 5)) + 4 * np.eye(5)[LABELS]).astype(np.float3
 
 
 def calibrated(images, classes, seed=0):
-    """Logits, and labels drawn from their softmax: the temperature is 1."""
+    """Return labels drawn from the softmax of logits, whose temperature is thus 1, and the logits."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (images, classes))
     cumulative = special.softmax(logits, axis=1).cumsum(axis=1)
@@ -57,14 +57,14 @@ def test_measures_match_sklearn_and_torch():
     assert nll(LABELS, LOGITS) == pytest.approx(log_loss(LABELS, probabilities), rel=1e-9)
     assert class_accuracy(LABELS, LOGITS) == pytest.approx(recall_score(LABELS, LOGITS.argmax(1), average=None))
     batchmean = F.kl_div(
-        *(torch.tensor(one).log_softmax(1) for one in (LOGITS, TEACHER)), reduction="batchmean", log_target=True
+        *(torch.tensor(logits).log_softmax(1) for logits in (LOGITS, TEACHER)), reduction="batchmean", log_target=True
     )
     assert kl(TEACHER, LOGITS) == pytest.approx(batchmean.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("sharpness", [0.2, 1.0, 3.0, 60.0])
 def test_ece_matches_torchmetrics(sharpness):
-    """At 60, many confidences are exactly 1, which there have a bin of their own unless they are clamped."""
+    """At 60, many confidences are exactly 1, for which torchmetrics has a further bin unless they are clamped."""
     probabilities = torch.tensor(sharpness * LOGITS).softmax(1).clamp(max=1 - 1e-6)
     reference = multiclass_calibration_error(probabilities, torch.tensor(LABELS), num_classes=5, n_bins=15)
     assert ece(LABELS, sharpness * LOGITS) == pytest.approx(reference.item(), abs=1e-5)  # it sums in fp32
@@ -93,7 +93,7 @@ def test_measure_of_a_copy_of_the_teacher_is_perfect_fidelity():
 
 
 def test_kl_matches_the_closed_form():
-    """Of (3/4, 1/4) to (1/2, 1/2): ln 2 less the entropy; and not the same the other way."""
+    """KL of (3/4, 1/4) to (1/2, 1/2) is ln 2 less the entropy; the reverse differs."""
     teacher, student = np.log([[0.75, 0.25]]), np.log([[0.5, 0.5]])
     entropy = -0.75 * np.log(0.75) - 0.25 * np.log(0.25)
     assert kl(teacher, student) == pytest.approx(np.log(2) - entropy)
@@ -146,9 +146,9 @@ def test_cross_fitted_changes_no_prediction_and_no_argument():
 
 def test_spread_is_mean_and_sample_standard_deviation():
     shifted = [cross_fitted(LABELS, LOGITS + shift) for shift in (0, np.eye(5)[0])]
-    figures = [measure(LABELS, one, cross_fitted(LABELS, TEACHER)) for one in shifted]
+    figures = [measure(LABELS, outputs, cross_fitted(LABELS, TEACHER)) for outputs in shifted]
     mean, std = spread(figures, "nll")
-    values = [one.nll for one in figures]
+    values = [seed.nll for seed in figures]
     assert (mean, std) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     assert spread(figures[:1], "nll").std is None
     assert spread([measure(LABELS, shifted[0])], "kl") is None
@@ -177,9 +177,9 @@ def test_flipped_counts_most_of_many_seeds():
 def test_expected_flips_match_enumeration(k):
     rng = np.random.default_rng(k)
     before, after = rng.random((4, 60)) < 0.5, rng.random((5, 60)) < 0.6
-    sets = [list(one) for one in itertools.combinations(range(4), k)]
-    theirs = [list(one) for one in itertools.combinations(range(5), k)]
-    counts = [len(flipped(before[one], after[other])) for one in sets for other in theirs]
+    sets = [list(chosen) for chosen in itertools.combinations(range(4), k)]
+    theirs = [list(chosen) for chosen in itertools.combinations(range(5), k)]
+    counts = [len(flipped(before[a], after[b])) for a in sets for b in theirs]
     assert expected_flips(before, after, k) == pytest.approx(np.mean(counts))
     apart = [len(flipped(before[a], before[b])) for a in sets for b in sets if not set(a) & set(b)]
     assert flips_by_seed(before, k) == pytest.approx(np.mean(apart))
@@ -193,7 +193,7 @@ def test_expected_flips_refuse_more_seeds_than_there_are():
 
 
 def test_expected_flips_of_the_same_network_match_flips_by_seed():
-    """A student that differs from the baseline by its seeds only: no more than those explain."""
+    """A student that differs from the baseline by its seeds only flips no more than these explain."""
     chance = np.random.default_rng(0).random(4000)
     seeds = np.random.default_rng(1).random((8, 4000)) < chance
     assert expected_flips(seeds[:4], seeds[4:], 2) == pytest.approx(flips_by_seed(seeds[:4], 2), rel=0.1)
@@ -206,11 +206,11 @@ TAUGHT = {"teacher": "cnn32", "teacher_params": 4_000_000, "teacher_id": "a", "k
 
 def put(directory, method, seed, logits, teacher=None, labels=LABELS, **changes):
     directory.mkdir(parents=True)
-    said = Predictions(labels, logits.astype(np.float32), teacher)
-    write(said, directory / "predictions.npz")
+    predictions = Predictions(labels, logits.astype(np.float32), teacher)
+    write(predictions, directory / "predictions.npz")
     about = {
         **{"student": "cnn16", "student_params": 1_000_000, "dataset": "CIFAR-10", "epochs": 30, "status": "done"},
-        **{"test_acc": float(said.correct.mean())},
+        **{"test_acc": float(predictions.correct.mean())},
         **(TAUGHT if teacher is not None else {}),
         **changes,
     }
@@ -234,13 +234,13 @@ def runs(tmp_path):
 def test_study_separates_a_taught_student_from_an_untaught_one(runs):
     found = study(collect([runs]))
     taught, untaught = found.compared
-    assert [one.label for one in found.students] == ["standard", "logits", "null"]
+    assert [student.label for student in found.students] == ["standard", "logits", "null"]
     assert taught.differences["agreement"].verdict == "higher"
     assert taught.differences["agreement_wrong"].verdict == "higher"
     assert taught.differences["kl_scaled"].verdict == "lower"
     assert {untaught.differences[name].verdict for name in COMPARED} == {"no difference seen"}
-    # Of ten classes one may lie outside of its own interval by chance, which is nothing to call a difference.
-    assert {one.verdict for one in untaught.classes} <= {"no difference seen", "not certain"}
+    # By chance, the interval of a class may exclude 0.
+    assert {difference.verdict for difference in untaught.classes} <= {"no difference seen", "not certain"}
     assert taught.changes.fixed_k > 2 * taught.changes.by_seed_k
     assert untaught.changes.fixed_k == pytest.approx(untaught.changes.by_seed_k, rel=0.15)
     assert all(taught.changes.better)
@@ -258,10 +258,10 @@ def test_to_csv_has_every_knob_of_every_student(tmp_path):
 
 def test_study_orders_fixed_images_and_corrects_mcnemar(runs):
     found = study(collect([runs]))
-    one, base = found.compared[0], found.baseline
-    fixed = one.changes.fixed
-    assert sorted(fixed) == flipped(base.correct, one.student.correct).tolist()
-    gain = one.student.confidence(fixed, found.labels) - base.confidence(fixed, found.labels)
+    compared, base = found.compared[0], found.baseline
+    fixed = compared.changes.fixed
+    assert sorted(fixed) == flipped(base.correct, compared.student.correct).tolist()
+    gain = compared.student.confidence(fixed, found.labels) - base.confidence(fixed, found.labels)
     assert np.all(np.diff(gain) <= 1e-12)
     raw = [mcnemar(a, b) for x in found.compared for a, b in zip(x.student.correct, base.correct, strict=True)]
     given = [p for x in found.compared for p in x.changes.p]
@@ -284,11 +284,9 @@ def test_images_table_counts_significant_seeds(runs):
 def test_study_corrects_each_family_of_figures_separately(runs):
     found = study(collect([runs]))
     for family in FAMILIES:
-        tested = [(one, name) for name in family for one in found.compared]
-        raw = [
-            t_test(paired_differences(one.student.by_seed(name), found.baseline.by_seed(name))) for one, name in tested
-        ]
-        assert [one.differences[name].p for one, name in tested] == holm(raw)
+        tested = [(compared, name) for name in family for compared in found.compared]
+        raw = [t_test(paired_differences(c.student.by_seed(name), found.baseline.by_seed(name))) for c, name in tested]
+        assert [c.differences[name].p for c, name in tested] == holm(raw)
 
 
 def test_collect_does_not_list_teachers_as_left_out(runs):
@@ -308,7 +306,7 @@ def test_study_compares_a_student_taught_without_a_teacher_with_the_teacher_of_t
         put(runs / f"d{seed}", "dml", seed, noisy(seed + 30, 0.5), taught=True)
     found = study(collect([runs]))
     assert found.baseline.label == "standard"
-    mutual = next(one for one in found.compared if one.student.label == "dml")
+    mutual = next(c for c in found.compared if c.student.label == "dml")
     assert mutual.differences["agreement"].verdict == "higher"
     for path in runs.glob("[ln]*"):
         shutil.rmtree(path)
@@ -323,7 +321,7 @@ def test_to_page_makes_no_statement_from_one_seed(tmp_path):
     page = to_page(found, named(found), [])
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| logits")]
     following, *differences, images, _, changes = rows
-    assert {one.verdict for one in found.compared[0].differences.values()} == {"one seed: no statement"}
+    assert {d.verdict for d in found.compared[0].differences.values()} == {"one seed: no statement"}
     assert found.compared[0].changes.k == 0
     assert following[6] == ""  # agreement between seeds
     assert len(differences) == len(COMPARED)
@@ -351,16 +349,16 @@ def test_collect_lists_what_is_left_out(runs):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"dataset": "digits"}, "several data sets"),
         ({"teacher_id": "b"}, "2 different teachers"),
         ({"labels": np.roll(LABELS, 1), "test_acc": None}, "not tested on the same images"),
     ],
 )
-def test_study_refuses_runs_that_do_not_belong_together(runs, changes, said):
+def test_study_refuses_runs_that_do_not_belong_together(runs, changes, message):
     put(runs / "x", "logits", 9, noisy(1), TEACHER, **changes)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         study(collect([runs]))
 
 
