@@ -4,9 +4,7 @@ import pytest
 
 from kd.errors import UserError
 from kd.report.rows import Role, Spread, role, summarize
-from kd.report.tables import (
-    to_markdown,
-)
+from kd.report.tables import to_markdown
 from tests.report.made import ALONE, DISTILLED, MUTUAL, TEACHER, changed, seeds
 
 

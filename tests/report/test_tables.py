@@ -33,7 +33,7 @@ def text(table, width=80):
 
 
 def test_report_loads_neither_torch_nor_pyplot():
-    modules = "kd.runs.results, kd.report.tables, kd.report.sweeps, kd.report.figures, kd.report.page, sys"
+    modules = "kd.runs.results, kd.report.page, kd.report.speed, kd.report.fidelity.page, sys"
     code = f"import {modules}; assert 'torch' not in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -8,7 +8,7 @@ from kd.report.fidelity import figures
 from kd.report.fidelity.figures import RIGHT, WRONG
 from kd.report.fidelity.page import Pixels, named, write_page
 from kd.report.fidelity.study import collect, study
-from tests.report.fidelity.test_study import LABELS, TEACHER, noisy, put
+from tests.report.fidelity.made import LABELS, TEACHER, noisy, put
 
 NAMES = ["ant", "bee", "cat", "$dog", "eel"]
 PIXELS = np.random.default_rng(0).integers(0, 256, (len(LABELS), 8, 8, 3), dtype=np.uint8)
