@@ -1,4 +1,4 @@
-"""How closely students follow their teacher, how far their confidence can be trusted, and what distillation changed."""
+"""Write a page on fidelity to the teacher, calibration, and what distillation changed image by image."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     args = _arguments()
-    # matplotlib and scipy take a second that help need not wait for
+    # matplotlib and scipy take a second, too long for help
     from kd.report.fidelity.page import named, write_page
     from kd.report.fidelity.study import collect, study
 
@@ -34,10 +34,10 @@ def main() -> int:
 
 
 def _pixels(root: Path, labels: NDArray[np.int64]) -> "Pixels":
-    """CIFAR-10's test images; their labels are checked to be those of the runs."""
-    if not root.is_dir():  # where nothing is, it would be downloaded
+    """Read CIFAR-10's test images and check that their labels are those of the runs."""
+    if not root.is_dir():  # a missing directory would start a download
         raise UserError(f"{root}: no such directory; give the one that CIFAR-10 is in")
-    from kd.data.cifar import cifar10  # and with it torch
+    from kd.data.cifar import cifar10  # loads torch
     from kd.report.fidelity.page import Pixels
 
     images = cifar10(root)

@@ -1,4 +1,4 @@
-"""Brings README, docs and reports in line with the records in docs/results: `python scripts/readme.py`."""
+"""Write the tables of README, docs and reports anew from the records in docs/results: `python scripts/readme.py`."""
 
 import argparse
 import json
@@ -20,9 +20,9 @@ PAGES = {
     "docs/results/README.md": ("matters",),
     "docs/speed.md": ("speed_in_full",),
 }
-"""Tables, by the pages that have them between marks such as <!-- speed --> and <!-- /speed -->."""
+"""Tables by page, which has them between marks such as <!-- speed --> and <!-- /speed -->."""
 TABLES = {"results": "seed_table", "anomaly": "seed_anomaly", "matters": "what_matters"}
-"""Folders in docs/results of those that are made of result records."""
+"""Folders of result records in docs/results, by table."""
 BASELINES = {"anomaly": "logits mistake=LabelsOnly"}
 
 
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def filled(page: str) -> str:
-    """The page with each of its tables as the records make it."""
+    """Return the page with its tables made from the records."""
     text = (ROOT / page).read_text(encoding="utf-8")
     for name in PAGES[page]:
         before, mark, rest = text.partition(f"<!-- {name} -->\n")

@@ -1,4 +1,4 @@
-"""Tables and pictures from the results of training runs."""
+"""Write tables and pictures from the results of training runs."""
 
 import argparse
 import sys
@@ -7,14 +7,14 @@ from rich.console import Console
 
 from kd.errors import UserError
 from kd.report.arguments import parser
-from kd.report.comparison import by_baseline, compare, reading
+from kd.report.comparison import by_baseline, compare, comparison_notes
 from kd.report.ranking import best, leaders
 from kd.report.rows import summarize
 from kd.report.tables import differences_to_rich, to_rich
 from kd.runs.results import REPORT, collect
 
 MANY = 40
-"""With more rows than this, a terminal shows a few of them; the files have all."""
+"""With more rows than MANY, the terminal shows FEW of them; the files have all."""
 FEW = 20
 
 
@@ -24,23 +24,23 @@ def main() -> int:
         results, skipped = collect(args.dirs)
         summary = summarize(results, skipped)
         comparisons = compare(summary.rows, args.baseline)
-        from kd.report.page import report  # matplotlib takes a second that help and mistakes need not wait for
+        from kd.report.page import report  # matplotlib takes a second, too long for help and mistakes
 
         written = report(summary, comparisons).write(args.out or args.dirs[0] / REPORT)
     except UserError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 1
-    places, said = leaders(summary.rows, FEW if len(summary.rows) > MANY else MANY)
-    shown = [summary.rows[i] for i in places]
+    places, remark = leaders(summary.rows, FEW if len(summary.rows) > MANY else MANY)
+    rows = [summary.rows[i] for i in places]
     console = Console()
-    console.print(to_rich(shown, console.width))
+    console.print(to_rich(rows, console.width))
     for baseline, compared in by_baseline(comparisons):
         print(f"Compared with {baseline}:")
-        compared = [one for one in compared if any(one.row is row for row in shown)]
+        compared = [comparison for comparison in compared if any(comparison.row is row for row in rows)]
         console.print(differences_to_rich(compared, console.width))
-    if said:
-        print(f"{said}. All of them are in results.md and results.csv.\n")
-    print(*best(summary.rows), "", *summary.notes, *reading(summary.rows, comparisons), "", *written, sep="\n")
+    if remark:
+        print(f"{remark}. All of them are in results.md and results.csv.\n")
+    print(*best(summary.rows), "", *summary.notes, *comparison_notes(summary.rows, comparisons), "", *written, sep="\n")
     return 0
 
 

@@ -1,14 +1,14 @@
-"""What the scripts that read result records are given on their command lines."""
+"""Command line that the scripts on result records share."""
 
 import argparse
 from pathlib import Path
 
 
 def parser(description: str, examples: str) -> argparse.ArgumentParser:
-    """One that takes directories of runs, `--out` and `--baseline`.
+    """Make a parser of directories of runs, `--out` and `--baseline`.
 
     Args:
-        description: of the program; its lines stay as they are, like those of the examples.
+        description: text on the program; its lines are kept, like those of the examples.
         examples: commands, one a line.
     """
     made = argparse.ArgumentParser(

@@ -1,4 +1,4 @@
-"""Which knobs were swept: read from what rows have in common and what sets them apart, not from any list of knobs."""
+"""Swept knobs, found by what rows have in common and what distinguishes them, not by any list of knobs."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -14,10 +14,10 @@ class Line(NamedTuple):
     """Rows that differ in the swept knobs only."""
 
     name: str
-    """Its method, and what sets it apart from the method's other lines."""
+    """Its method, and what distinguishes it from the method's other lines."""
     method: str
     points: dict[tuple[float, ...], Row]
-    """By the values of the sweep's axes, in ascending order."""
+    """Rows by the values of the sweep's axes, in ascending order."""
 
 
 class Sweep(NamedTuple):
@@ -27,39 +27,39 @@ class Sweep(NamedTuple):
     dataset: str
     lines: list[Line]
     left_out: int
-    """Rows of the lines' methods that have no number on some axis, or the very same ones as another row."""
+    """Number of rows of the lines' methods that lack a number on some axis, or share all of them with another row."""
 
 
 SIZE = "parameters"
 
 
 def sweeps(rows: Sequence[Row]) -> list[Sweep]:
-    """By data set and axes. Methods that swept the same knobs share one; a method that swept none is in none.
+    """Find the sweeps by data set and axes. Methods that swept the same knobs share one; some methods are in none.
 
-    With more than two swept knobs, the two with the most values are the axes and the others tell lines apart.
-    No axes are knobs that set the student's size, which `sizes` has, and seeds, whose numbers mean nothing.
+    With more than two swept knobs, the two with the most values are the axes and the rest distinguish lines.
+    Knobs that set the student's size are left to `sizes`, and seeds are no axes, as their numbers mean nothing.
     Teachers count where there are no students.
     """
-    found: dict[tuple[str, tuple[str, ...]], list[Sweep]] = {}
+    by_axes: dict[tuple[str, tuple[str, ...]], list[Sweep]] = {}
     for dataset, group in _groups(rows):
         settings = [_settings(row) for row in group]
         varying = _varying(settings)
         tied = _tied(group, settings, varying)
         values = {
-            name: {one.get(name) for one in settings} for name in varying if name not in tied and "seed" not in name
+            name: {row.get(name) for row in settings} for name in varying if name not in tied and "seed" not in name
         }
         counts = {name: sum(isinstance(value, float) for value in several) for name, several in values.items()}
         swept = [name for name in sorted(counts, key=lambda name: (-counts[name], name)) if counts[name] > 1]
         if swept:
             axes = tuple(sorted(swept[:2], key=str.casefold))
-            places = [tuple(one.get(name) for name in axes) for one in settings]
+            places = [tuple(row.get(name) for name in axes) for row in settings]
             rest = [name for name in varying if name not in axes]
-            found.setdefault((dataset, axes), []).append(_sweep(axes, dataset, group, places, settings, rest))
-    return [_joined(several) for several in found.values()]
+            by_axes.setdefault((dataset, axes), []).append(_sweep(axes, dataset, group, places, settings, rest))
+    return [_joined(parts) for parts in by_axes.values()]
 
 
 def sizes(rows: Sequence[Row]) -> list[Sweep]:
-    """By data set, where students of different size are: every student by its number of parameters."""
+    """Find the data sets with students of different size: every student by its number of parameters."""
     found = []
     students = [row for row in rows if row.role is not Role.TEACHER and row.params]
     for dataset in dict.fromkeys(row.first.dataset for row in students):
@@ -77,7 +77,7 @@ def _by_size(dataset: str, group: Sequence[Row]) -> Sweep:
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Rows of one data set and method; the teachers only if there is nothing else."""
+    """Group rows by data set and method; the teachers only if there are no students."""
     chosen = [row for row in rows if row.role is not Role.TEACHER] or rows
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in chosen:
@@ -86,7 +86,7 @@ def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _settings(row: Row) -> dict[str, Setting]:
-    """Knobs, overrides and networks by their names; numbers where they are numbers."""
+    """Return knobs, overrides and networks by their names, numbers as floats."""
     run = row.first
     named: dict[str, Setting] = {"student": run.student, "teacher": run.teacher}
     named |= {name: _setting(value) for name, value in run.knobs.items()}
@@ -104,16 +104,18 @@ def _setting(value: Knob) -> Setting:
 
 
 def _varying(settings: Sequence[dict[str, Setting]]) -> list[str]:
-    names = dict.fromkeys(name for one in settings for name in one)
-    return [name for name in names if len({one.get(name) for one in settings}) > 1]
+    """Return the names of the settings that are not the same for all rows."""
+    names = dict.fromkeys(name for row in settings for name in row)
+    return [name for name in names if len({row.get(name) for row in settings}) > 1]
 
 
 def _tied(group: Sequence[Row], settings: Sequence[dict[str, Setting]], varying: Iterable[str]) -> set[str]:
-    """Those of the varying settings that a student's size tells already."""
+    """Return those of the varying settings that the student's size determines."""
     if len({row.params for row in group}) == 1:
         return set()
-    pairs = {name: {(row.params, one.get(name)) for row, one in zip(group, settings, strict=True)} for name in varying}
-    return {name for name, seen in pairs.items() if len(seen) == len({params for params, _ in seen})}
+    sizes = [row.params for row in group]
+    pairs = {name: {(size, row.get(name)) for size, row in zip(sizes, settings, strict=True)} for name in varying}
+    return {name for name, seen in pairs.items() if len(seen) == len(set(sizes))}
 
 
 def _sweep(
@@ -124,11 +126,11 @@ def _sweep(
     settings: Sequence[dict[str, Setting]],
     rest: Sequence[str],
 ) -> Sweep:
-    """One method's rows at their places, a line for each combination of the `rest` of the varying settings."""
+    """Put one method's rows at their places: a line for each combination of the `rest` of the varying settings."""
     points: dict[tuple[str, ...], dict[tuple[float, ...], Row]] = {}
-    for row, place, one in zip(group, places, settings, strict=True):
+    for row, place, setting in zip(group, places, settings, strict=True):
         numbers = tuple(value for value in place if isinstance(value, float))
-        pieces = tuple(f"{name}={knob_text(value)}" for name in rest if (value := one.get(name)) is not None)
+        pieces = tuple(f"{name}={knob_text(value)}" for name in rest if (value := setting.get(name)) is not None)
         line = points.setdefault(pieces, {})
         if len(numbers) == len(axes):
             line.setdefault(numbers, row)
@@ -137,6 +139,6 @@ def _sweep(
     return Sweep(axes, dataset, [line for line in lines if line.points], len(group) - sum(len(x.points) for x in lines))
 
 
-def _joined(several: Sequence[Sweep]) -> Sweep:
-    lines = [line for one in several for line in one.lines]
-    return several[0]._replace(lines=lines, left_out=sum(one.left_out for one in several))
+def _joined(parts: Sequence[Sweep]) -> Sweep:
+    lines = [line for part in parts for line in part.lines]
+    return parts[0]._replace(lines=lines, left_out=sum(part.left_out for part in parts))

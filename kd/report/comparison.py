@@ -1,4 +1,4 @@
-"""Rows measured against a baseline, over the seeds that both have."""
+"""Rows compared with a baseline, over the seeds that both have."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -23,15 +23,15 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """In plain words."""
+        """The outcome in plain words."""
         return self.difference.in_words("better", "worse")
 
 
 def compare(rows: Sequence[Row], name: str | None = None) -> list[Comparison]:
-    """Every student against the baseline of its data set.
+    """Compare every student with the baseline of its data set.
 
     Args:
-        rows: of all roles; teachers are left out.
+        rows: rows of all roles; teachers are left out.
         name: the baseline's label or method. None for the only student trained on labels alone; nothing is
             compared on a data set that has none, or several.
 
@@ -40,32 +40,33 @@ def compare(rows: Sequence[Row], name: str | None = None) -> list[Comparison]:
     """
     baselines = _baselines(rows, name)
     pairs = [(row, baselines[row.first.dataset]) for row in rows if row.first.dataset in baselines]
-    pairs = [(row, base) for row, base in pairs if row is not base and row.role is not Role.TEACHER]
-    found = corrected([difference(_by_seed(row), _by_seed(base)) for row, base in pairs])
-    return [Comparison(row, base, one) for (row, base), one in zip(pairs, found, strict=True)]
+    pairs = [(row, baseline) for row, baseline in pairs if row is not baseline and row.role is not Role.TEACHER]
+    differences = corrected([difference(_by_seed(row), _by_seed(baseline)) for row, baseline in pairs])
+    return [Comparison(row, baseline, d) for (row, baseline), d in zip(pairs, differences, strict=True)]
 
 
 def _baselines(rows: Sequence[Row], name: str | None) -> dict[str, Row]:
-    """By data set."""
+    """Return the baselines by data set."""
     students = [row for row in rows if row.role is not Role.TEACHER]
     if name is None:
-        named = [row for row in students if row.role is Role.ALONE]
+        candidates = [row for row in students if row.role is Role.ALONE]
     else:
-        named = [row for row in students if row.label == name] or [row for row in students if row.first.method == name]
-    found: dict[str, list[Row]] = {}
-    for row in named:
-        found.setdefault(row.first.dataset, []).append(row)
-    several = [row for mates in found.values() for row in mates if len(mates) > 1]
-    if name is not None and (several or not named):
-        said = f"is the name of {len(several)} rows" if several else "is not the name of a student"
-        raise UserError(f"baseline {name!r} {said}; give one of: {_listed(several or students)}")
-    return {dataset: mates[0] for dataset, mates in found.items() if len(mates) == 1}
+        by_label = [row for row in students if row.label == name]
+        candidates = by_label or [row for row in students if row.first.method == name]
+    by_dataset: dict[str, list[Row]] = {}
+    for row in candidates:
+        by_dataset.setdefault(row.first.dataset, []).append(row)
+    ambiguous = [row for group in by_dataset.values() for row in group if len(group) > 1]
+    if name is not None and (ambiguous or not candidates):
+        problem = f"is the name of {len(ambiguous)} rows" if ambiguous else "is not the name of a student"
+        raise UserError(f"baseline {name!r} {problem}; give one of: {_labels(ambiguous or students)}")
+    return {dataset: group[0] for dataset, group in by_dataset.items() if len(group) == 1}
 
 
-def _listed(rows: Iterable[Row], most: int = 12) -> str:
+def _labels(rows: Iterable[Row], limit: int = 12) -> str:
     labels = [repr(row.label) for row in rows]
-    more = f" and {len(labels) - most} more" if len(labels) > most else ""
-    return ", ".join(labels[:most]) + more
+    more = f" and {len(labels) - limit} more" if len(labels) > limit else ""
+    return ", ".join(labels[:limit]) + more
 
 
 def _by_seed(row: Row) -> dict[int, float]:
@@ -73,23 +74,25 @@ def _by_seed(row: Row) -> dict[int, float]:
 
 
 def by_baseline(comparisons: Sequence[Comparison]) -> list[tuple[str, list[Comparison]]]:
-    """The baselines' labels, of which every data set has one, and what is compared with each."""
-    found: dict[int, tuple[str, list[Comparison]]] = {}
-    for one in comparisons:
-        found.setdefault(id(one.baseline), (one.baseline.label, []))[1].append(one)
-    return list(found.values())
+    """Group comparisons by their baseline, of which every data set has one; return each one's label and group."""
+    groups: dict[int, tuple[str, list[Comparison]]] = {}
+    for comparison in comparisons:
+        label = comparison.baseline.label
+        groups.setdefault(id(comparison.baseline), (label, []))[1].append(comparison)
+    return list(groups.values())
 
 
-def reading(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
-    """What a reader of the comparison, or of a report without one, must know."""
+def comparison_notes(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
+    """Return what a reader of the comparison, or of a report without one, must know."""
     if not comparisons:
-        unsure = sum(row.role is Role.ALONE for row in rows) > 1
-        return ["Nothing is compared: several rows could be the baseline; name one with --baseline."] if unsure else []
+        ambiguous = sum(row.role is Role.ALONE for row in rows) > 1
+        note = "Nothing is compared: several rows could be the baseline; name one with --baseline."
+        return [note] if ambiguous else []
     notes = [
         "Differences are in test accuracy, in points, over the seeds that a row and the baseline have in common. "
         "They compare; they choose nothing."
     ]
-    tests = sum(one.difference.p is not None for one in comparisons)
+    tests = sum(comparison.difference.p is not None for comparison in comparisons)
     if tests:
         notes.append(
             f"The intervals of the differences ({100 * LEVEL:.0f} %, Student's t) tell of what differs between the "

@@ -1,4 +1,4 @@
-"""The report's pictures. Nothing here touches matplotlib's global state."""
+"""Pictures of accuracies, differences and learning curves. Nothing here touches matplotlib's global state."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,15 +16,15 @@ from kd.report.comparison import Comparison
 from kd.report.ranking import leaders
 from kd.report.rows import Row, Summary
 from kd.report.statistics import UNCERTAIN, UNSEEN
-from kd.report.style import FAINT, INK, TEACHER, Colour, Look, framed, literal, looks, nothing, panels, wrapped
+from kd.report.style import FAINT, INK, TEACHER, Colour, Look, framed, literal, looks, message, panels, wrapped
 from kd.runs.results import Result
 
 MANY = 12
-"""With more rows than this, lines are no longer named one by one."""
+"""With more rows than this, the legend no longer has every line."""
 CROWD, FEW = 64, 24
-"""With more rows than the first, only as many as the second have a bar."""
+"""With more than CROWD rows, FEW of them have a bar."""
 WIDE = 14.0
-"""Inches. Labels that need more than this side by side are turned."""
+"""Width in inches. Labels that need more than this side by side are rotated."""
 
 
 # Accuracies
@@ -46,24 +46,24 @@ class _Bar(NamedTuple):
 
 
 def accuracy(summary: Summary) -> Figure:
-    """The mean test accuracy of each row with its standard deviation, every seed, and the teacher's accuracy.
+    """Draw the mean test accuracy of each row with its standard deviation, every seed, and the teacher's accuracy.
 
-    Of very many rows, a few are drawn, and the title says which. The axis begins near the lowest value, so that
-    differences can be seen, and says so.
+    Of very many rows, a few are drawn, which the title names. The axis begins near the lowest value, so that
+    differences can be seen, and is labelled so.
     """
     bars = _bars(summary.rows)
-    shown, said = leaders([bar.row for bar in bars], FEW if len(bars) > CROWD else CROWD)
-    bars = [bars[i] for i in shown]
-    size, ticks, turned = _layout(bars)
+    selected, remark = leaders([bar.row for bar in bars], FEW if len(bars) > CROWD else CROWD)
+    bars = [bars[i] for i in selected]
+    size, ticks, rotated = _layout(bars)
     figure = Figure(figsize=size, layout="constrained")
-    (axes,) = panels(figure, [f"Test accuracy on {summary.datasets}" + (f"\n{said}" if said else "")])
+    (axes,) = panels(figure, [f"Test accuracy on {summary.datasets}" + (f"\n{remark}" if remark else "")])
     if not bars:
-        return nothing(figure, "No run has a test accuracy.")
+        return message(figure, "No run has a test accuracy.")
     lowest, highest = _limits(bars)
     axes.set_ylim(lowest, highest)
     axes.set_ylabel("test accuracy, %" + (f" (axis begins at {lowest})" if lowest else ""))
     axes.set_xlim(-0.6, len(bars) - 0.4)
-    look = {"rotation": 90, "fontsize": 8, "multialignment": "right"} if turned else {"fontsize": 9}
+    look = {"rotation": 90, "fontsize": 8, "multialignment": "right"} if rotated else {"fontsize": 9}
     axes.set_xticks(range(len(bars)), ticks, **look)
     axes.tick_params(axis="x", length=0)
     axes.yaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10]))
@@ -75,16 +75,16 @@ def accuracy(summary: Summary) -> Figure:
 
 
 def _layout(bars: Sequence[_Bar]) -> tuple[tuple[float, float], list[str], bool]:
-    """Width and height in inches, the names below the bars, and whether these are turned to fit."""
+    """Return width and height in inches, the labels below the bars, and whether these are rotated to fit."""
     names = [(bar.row.first.method, *bar.row.pieces, f"n = {bar.row.n}") for bar in bars]
     each = max(1.05, 0.085 * max((len(line) for name in names for line in name), default=0))
-    turned = each * len(bars) > WIDE
-    # Turned, many names have a line each, and few as many as they have pieces.
-    lines = 1 if turned and len(bars) > MANY else max(map(len, names), default=1)
+    rotated = each * len(bars) > WIDE
+    # Rotated, many labels have a line each, and few a line for each of their pieces.
+    lines = 1 if rotated and len(bars) > MANY else max(map(len, names), default=1)
     ticks = [literal(("  " if lines == 1 else "\n").join(name)) for name in names]
-    width = max(7.0, 1.5 + len(bars) * (0.18 + 0.14 * lines if turned else each))
-    height = 4.8 + (0.07 * max(len(line) for tick in ticks for line in tick.split("\n")) if turned else 0.0)
-    return (width, height), ticks, turned
+    width = max(7.0, 1.5 + len(bars) * (0.18 + 0.14 * lines if rotated else each))
+    height = 4.8 + (0.07 * max(len(line) for tick in ticks for line in tick.split("\n")) if rotated else 0.0)
+    return (width, height), ticks, rotated
 
 
 def _bars(rows: Sequence[Row]) -> list[_Bar]:
@@ -99,7 +99,7 @@ def _bars(rows: Sequence[Row]) -> list[_Bar]:
 
 
 def _limits(bars: Sequence[_Bar]) -> tuple[int, float]:
-    """From a multiple of 5 with room below the lowest value, about half of the values' range, to above the labels."""
+    """Return limits from a multiple of 5, about half of the values' range below the lowest, to above the labels."""
     teachers = [bar.teacher for bar in bars if bar.teacher is not None]
     low = min(bar.mean - (bar.std or 0.0) for bar in bars)
     high = max([bar.top for bar in bars] + teachers)
@@ -115,10 +115,10 @@ def _draw_bars(axes: Axes, bars: Sequence[_Bar]) -> None:
         label = "± sample std over n seeds"
         axes.errorbar(x, mean, std, fmt="none", ecolor=INK, elinewidth=1.2, capsize=4, label=label)
     # Side by side, as seeds often lie on top of each other.
-    beside = [(i + 1) / (len(bar.seeds) + 1) - 0.5 for bar in bars for i in range(len(bar.seeds))]
+    offsets = [(i + 1) / (len(bar.seeds) + 1) - 0.5 for bar in bars for i in range(len(bar.seeds))]
     centre = [x for x, bar in enumerate(bars) for _ in bar.seeds]
     axes.scatter(
-        [x + 0.6 * dx for x, dx in zip(centre, beside, strict=True)],
+        [x + 0.6 * dx for x, dx in zip(centre, offsets, strict=True)],
         [seed for bar in bars for seed in bar.seeds],
         s=14,
         c="white",
@@ -148,7 +148,7 @@ def _draw_values(axes: Axes, bars: Sequence[_Bar]) -> None:
 
 
 def _draw_teachers(axes: Axes, bars: Sequence[_Bar]) -> None:
-    """A line over all neighbouring bars that are measured against the same accuracy."""
+    """Draw a line over neighbouring bars with the same teacher's accuracy."""
     known = {bar.teacher for bar in bars if bar.teacher is not None}
     label = f"teacher, {min(known):.2f}" if len(known) == 1 else "the row's teacher"
     for teacher, group in groupby(range(len(bars)), key=lambda x: bars[x].teacher):
@@ -162,45 +162,45 @@ def _draw_teachers(axes: Axes, bars: Sequence[_Bar]) -> None:
 
 
 COLOURS = {"better": "#0072B2", "worse": "#D55E00"}
-"""Of verdicts; grey for whatever else may be said."""
+"""Colours by verdict; grey for all others."""
 FAR = 4
-"""Times the largest of the others: beyond that a difference would flatten all of them."""
+"""A difference this many times as large as the next would flatten all others."""
 
 
 def differences(comparisons: Sequence[Comparison]) -> Figure:
-    """Test accuracy minus that of one baseline, with its interval and every seed, from the highest to the lowest.
+    """Draw test accuracy minus that of one baseline, with its interval and every seed, from the highest to the lowest.
 
-    One that is far beyond all others is an arrow at the edge, so that the others can be told apart.
+    An outlier is an arrow at the edge, so that the axis has room for the rest.
 
     Args:
-        comparisons: with one baseline, each with a difference.
+        comparisons: comparisons with one baseline, each with a difference.
     """
-    ranked = sorted(comparisons, key=lambda one: one.difference.mean or 0.0)
-    names = [wrapped(f"{one.row.label} (n = {one.difference.n})", 48) for one in ranked]
+    ranked = sorted(comparisons, key=lambda comparison: comparison.difference.mean or 0.0)
+    names = [wrapped(f"{comparison.row.label} (n = {comparison.difference.n})", 48) for comparison in ranked]
     lines = sum(1 + name.count("\n") for name in names)
     figure = Figure(figsize=(9, 1.9 + 0.14 * len(names) + 0.2 * lines), layout="constrained")
-    baseline, far = comparisons[0].baseline, _far(ranked)
-    marks = "diamond: mean over n seeds, line: 95 % interval, dots: seeds" + (
-        ", arrow: far beyond the axis" if far else ""
-    )
+    baseline, outlier = comparisons[0].baseline, _outlier(ranked)
+    marks = "diamond: mean over n seeds, line: 95 % interval, dots: seeds"
+    marks += ", arrow: far beyond the axis" if outlier else ""
     title = f"Test accuracy on {baseline.first.dataset} compared with {baseline.label}\n{marks}"
     figure.suptitle(literal(title), x=0.01, ha="left", fontsize=11)
     axes = framed(figure.add_subplot())
     axes.axvline(0, color=INK, linewidth=1.0)
-    for place, one in enumerate(ranked):
-        colour, mean = COLOURS.get(one.verdict, TEACHER), 100 * (one.difference.mean or 0.0)
+    for place, comparison in enumerate(ranked):
+        interval, mean = comparison.difference.interval, 100 * (comparison.difference.mean or 0.0)
+        colour = COLOURS.get(comparison.verdict, TEACHER)
         # Outside the axes, where no interval can run through it.
         axes.text(
             1.01, place, f"{mean:+.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9.5, color=INK
         )
-        if one is far:
+        if comparison is outlier:
             edge, arrow = (0.015, "<") if mean < 0 else (0.985, ">")
             axes.plot(edge, place, arrow, color=colour, markersize=8, transform=axes.get_yaxis_transform())
             continue
-        seeds = [100 * seed for seed in one.by_seed]
+        seeds = [100 * seed for seed in comparison.by_seed]
         axes.plot(seeds, [place] * len(seeds), "o", color=colour, alpha=0.35, markersize=4)
-        if one.difference.interval:
-            axes.plot([100 * end for end in one.difference.interval], [place, place], color=colour, linewidth=1.6)
+        if interval:
+            axes.plot([100 * end for end in interval], [place, place], color=colour, linewidth=1.6)
         axes.plot(mean, place, "D", color=colour, markersize=6)
     axes.set_yticks(range(len(ranked)), names)
     axes.tick_params(axis="y", length=0)
@@ -209,21 +209,21 @@ def differences(comparisons: Sequence[Comparison]) -> Figure:
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("difference, points")
-    said = [Line2D([], [], color=colour, marker="D", label=word) for word, colour in COLOURS.items()]
-    said.append(Line2D([], [], color=TEACHER, marker="D", label=f"{UNSEEN}, {UNCERTAIN}, or no statement"))
-    figure.legend(handles=said, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
+    handles = [Line2D([], [], color=colour, marker="D", label=verdict) for verdict, colour in COLOURS.items()]
+    handles.append(Line2D([], [], color=TEACHER, marker="D", label=f"{UNSEEN}, {UNCERTAIN}, or no statement"))
+    figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
-def _far(comparisons: Sequence[Comparison]) -> Comparison | None:
-    """The one whose difference is several times as large as anything that the others have, if there is one."""
+def _outlier(comparisons: Sequence[Comparison]) -> Comparison | None:
+    """Return the comparison whose difference is `FAR` times as large as any seed or interval of the rest, if any."""
 
-    def reach(one: Comparison) -> float:
-        return float(max(map(abs, (*one.by_seed, *(one.difference.interval or ())))))
+    def reach(comparison: Comparison) -> float:
+        return float(max(map(abs, (*comparison.by_seed, *(comparison.difference.interval or ())))))
 
-    order = sorted(comparisons, key=reach)
-    far = len(order) > 2 and abs(order[-1].difference.mean or 0.0) > FAR * reach(order[-2])
-    return order[-1] if far else None
+    ranked = sorted(comparisons, key=reach)
+    far = len(ranked) > 2 and abs(ranked[-1].difference.mean or 0.0) > FAR * reach(ranked[-2])
+    return ranked[-1] if far else None
 
 
 # Learning curves
@@ -243,35 +243,35 @@ TRAINING = _Split(
 
 
 class _Curve(NamedTuple):
-    """One row, epoch by epoch, over its seeds."""
+    """Mean and standard deviation of one row over its seeds, epoch by epoch."""
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64] | None
 
 
 def curves(summary: Summary) -> Figure:
-    """Accuracy and loss on the validation split over the epochs, a line per row.
+    """Draw accuracy and loss on the validation split over the epochs, a line per row.
 
-    The training split's are shown where no run has a validation split, and the title says so.
+    The training split takes its place where no run has a validation split, and the title names the split.
     """
     split = VALIDATION if any(_has(row, VALIDATION) for row in summary.rows) else TRAINING
     styled = zip(summary.rows, looks(summary.rows), strict=True)
-    shown = [(row, look) for row, look in styled if _has(row, split)]
-    rows = [row for row, _ in shown]
+    kept = [(row, look) for row, look in styled if _has(row, split)]
+    rows = [row for row, _ in kept]
     accuracies = [_curve(row, split.accuracy, 100.0) for row in rows]
     losses = [_curve(row, split.loss, 1.0) for row in rows]
     names = _names(rows, accuracies)
-    drawn, said = leaders(rows, FEW if len(rows) > CROWD else CROWD)
+    drawn, remark = leaders(rows, FEW if len(rows) > CROWD else CROWD)
     columns = max(1, 120 // (max(map(len, names.values()), default=0) + 9))
     figure = Figure(figsize=(11, 4.9 + 0.21 * math.ceil(len(names) / columns)), layout="constrained")
-    figure.suptitle(literal(_title(summary, split, rows, len(names), said)), x=0.01, ha="left", fontsize=11)
+    figure.suptitle(literal(_title(summary, split, rows, len(names), remark)), x=0.01, ha="left", fontsize=11)
     both = panels(figure, [f"{split.name} accuracy, %", f"{split.name} loss ({split.loss_is})"])
     if not rows:
-        return nothing(figure, "No run has learning curves.")
+        return message(figure, "No run has learning curves.")
     drawn = sorted({*drawn, *names})
     for axes, lines in zip(both, (accuracies, losses), strict=True):
         for i in drawn:
-            _draw_curve(axes, lines[i], shown[i][1], names.get(i))
+            _draw_curve(axes, lines[i], kept[i][1], names.get(i))
         _fit(axes, [lines[i] for i in drawn])
     handles, labels = both[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
@@ -283,25 +283,25 @@ def _has(row: Row, split: _Split) -> bool:
 
 
 def _curve(row: Row, values: Callable[[Result], list[float]], scale: float) -> _Curve:
-    """Over the epochs that all seeds have."""
+    """Return the curve of a row over the epochs that all seeds have."""
     epochs = min(len(values(run)) for run in row.runs)
     seeds = scale * np.array([values(run)[:epochs] for run in row.runs])
     return _Curve(seeds.mean(axis=0), seeds.std(axis=0, ddof=1) if row.n > 1 else None)
 
 
 def _names(rows: Sequence[Row], accuracies: Sequence[_Curve]) -> dict[int, str]:
-    """What the legend says of which rows: all, or if these are too many, each method's highest accuracy at the end."""
+    """Return legend entries by row: all, or if these are too many, each method's highest accuracy at the end."""
     names = {i: f"{row.label} (n = {row.n})" for i, row in enumerate(rows)}
     if len(rows) <= MANY:
         return names
     methods: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         methods.setdefault(row.first.method, []).append(i)
-    best = {max(mates, key=lambda i: np.nan_to_num(accuracies[i].mean[-1])): len(mates) for mates in methods.values()}
+    best = {max(group, key=lambda i: np.nan_to_num(accuracies[i].mean[-1])): len(group) for group in methods.values()}
     return {i: names[i] + (f", the highest of {of} at the end" if of > 1 else "") for i, of in best.items()}
 
 
-def _title(summary: Summary, split: _Split, rows: Sequence[Row], named: int, few: str) -> str:
+def _title(summary: Summary, split: _Split, rows: Sequence[Row], named: int, remark: str) -> str:
     of = len(summary.rows)
     title = f"Learning curves on {summary.datasets}, {split.name} split"
     if split is TRAINING:
@@ -309,12 +309,12 @@ def _title(summary: Summary, split: _Split, rows: Sequence[Row], named: int, few
     elif len(rows) < of:
         title += f" (rows without one are not shown: {of - len(rows)} of {of})"
     legend = ["line: mean over n seeds, band: ± sample std"] if any(row.n > 1 for row in rows) else []
-    legend += [f"{few}; thin: the others of them" if few else "thin: the other rows"] if named < len(rows) else []
+    legend += [f"{remark}; thin: the others of them" if remark else "thin: the other rows"] if named < len(rows) else []
     return "\n".join([title, *legend])
 
 
 def _draw_curve(axes: Axes, line: _Curve, look: Look, name: str | None) -> None:
-    """Thin, and without its band, where it has no name."""
+    """Draw a line with its band; a thin one without a band where it has no name."""
     epochs = np.arange(1, len(line.mean) + 1)
     width, alpha, zorder = (0.7, 0.5, 2.0) if name is None else (1.8, 1.0, 3.0)
     axes.plot(
@@ -325,7 +325,7 @@ def _draw_curve(axes: Axes, line: _Curve, look: Look, name: str | None) -> None:
         linewidth=width,
         alpha=alpha,
         zorder=zorder,
-        marker="o" if len(epochs) == 1 else "",  # of a single point, no line can be seen
+        marker="o" if len(epochs) == 1 else "",  # a line of one point would be invisible
         label=None if name is None else literal(name),
     )
     if name is not None and line.std is not None:
@@ -334,7 +334,7 @@ def _draw_curve(axes: Axes, line: _Curve, look: Look, name: str | None) -> None:
 
 
 def _fit(axes: Axes, lines: Sequence[_Curve]) -> None:
-    """Limits for what comes after the first tenth of the epochs: the steep beginning would flatten the rest."""
+    """Set limits by the epochs after the first tenth: the steep beginning would flatten the rest."""
     longest = max(len(line.mean) for line in lines)
     late = np.concatenate([line.mean[longest // 10 :] for line in lines])
     late = late[np.isfinite(late)]

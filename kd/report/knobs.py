@@ -1,4 +1,4 @@
-"""Knobs of a method in tables, labels and on axes. The records say which there are; no method is known by its name."""
+"""Knobs in tables, labels and on axes: those of the records, without any list of methods."""
 
 import re
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ def knob_value(value: Knob | None) -> object:
 
 
 def knob_text(value: Knob) -> str:
-    """Write a knob as one types it on the command line, floats with six digits."""
+    """Write a knob as on the command line, floats with six digits."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -39,7 +39,7 @@ def knob_text(value: Knob) -> str:
 
 
 def number(value: Knob) -> float | None:
-    """Return a knob as a number, also where it is the text of one; None for all else, true and false included."""
+    """Return a knob as a number, also one written as text; None for anything else, booleans included."""
     if isinstance(value, str):
         return float(value) if _NUMBER.fullmatch(value) else None
     return float(value) if isinstance(value, float | int) and not isinstance(value, bool) else None

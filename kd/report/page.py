@@ -1,4 +1,4 @@
-"""The report on disk: the table for people and for programs, and the pictures."""
+"""The report on disk: tables for people and for programs, and pictures."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from kd.errors import UserError
 from kd.report import figures
-from kd.report.comparison import Comparison, by_baseline, reading
+from kd.report.comparison import Comparison, by_baseline, comparison_notes
 from kd.report.ranking import best
 from kd.report.rows import Summary
 from kd.report.sweeps import Picture, pictures
@@ -19,7 +19,7 @@ DPI = 150
 
 
 class Report(NamedTuple):
-    """All that is told of some rows."""
+    """Texts and pictures of one report."""
 
     texts: dict[str, str]
     """`results.csv` for programs and `results.md` for people."""
@@ -27,10 +27,10 @@ class Report(NamedTuple):
     """Two are always there; more follow the swept knobs."""
 
     def write(self, out: Path) -> list[Path]:
-        """Into a directory, over what an earlier report left there; returns the paths of all that was written.
+        """Write into a directory, over what an earlier report left there; return the paths of all files.
 
         Raises:
-            UserError: if it cannot be written.
+            UserError: if they cannot be written.
         """
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ class Report(NamedTuple):
 
 
 def report(summary: Summary, comparisons: Sequence[Comparison] = ()) -> Report:
-    """Tables and pictures of rows, and of what is compared among them."""
+    """Make tables and pictures of rows and of the comparisons among them."""
     drawn = [
         Picture(ACCURACY, figures.accuracy(summary), "Test accuracy"),
         Picture(CURVES, figures.curves(summary), "Learning curves"),
@@ -57,27 +57,27 @@ def report(summary: Summary, comparisons: Sequence[Comparison] = ()) -> Report:
 
 
 def _differences(comparisons: Sequence[Comparison]) -> list[Picture]:
-    """One for each baseline with which several rows are compared, unless these are too many to be named."""
-    found: list[Picture] = []
+    """Draw one picture for each baseline of several rows, unless these are too many to be labelled."""
+    drawn: list[Picture] = []
     for baseline, compared in by_baseline(comparisons):
-        known = [one for one in compared if one.difference.n]
-        if 1 < len(known) <= figures.CROWD:
-            name = re.sub(r"[^\w.=-]+", "_", baseline) + (f"_{len(found)}" if found else "")
-            found.append(Picture(f"difference_{name}.png", figures.differences(known), f"Compared with {baseline}"))
-    return found
+        shared = [comparison for comparison in compared if comparison.difference.n]
+        if 1 < len(shared) <= figures.CROWD:
+            name = re.sub(r"[^\w.=-]+", "_", baseline) + (f"_{len(drawn)}" if drawn else "")
+            drawn.append(Picture(f"difference_{name}.png", figures.differences(shared), f"Compared with {baseline}"))
+    return drawn
 
 
 def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence[Picture]) -> str:
-    """`results.md`: the tables, what to know about them, and the pictures that lie beside it."""
+    """Return `results.md`: the tables, notes on them, and links to the pictures beside it."""
     parts = [f"# Results on {summary.datasets}", "\n\n".join(best(summary.rows)), to_markdown(summary.rows)]
-    parts.append(listed(summary.notes))
+    parts.append(bullets(summary.notes))
     for baseline, compared in by_baseline(comparisons):
         parts += [f"## Compared with {baseline}", differences_to_markdown(compared)]
-    parts.append(listed(reading(summary.rows, comparisons)))
+    parts.append(bullets(comparison_notes(summary.rows, comparisons)))
     parts += [f"![{picture.what}]({picture.name})" for picture in drawn]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
-def listed(notes: Iterable[str]) -> str:
-    """As a Markdown list."""
+def bullets(notes: Iterable[str]) -> str:
+    """Return a Markdown list."""
     return "".join(f"- {note}\n" for note in notes)

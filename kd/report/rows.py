@@ -1,4 +1,4 @@
-"""Result records put into one row per configuration, over its seeds."""
+"""Rows of a report: one per configuration, over its seeds."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -42,14 +42,14 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ by their seed only. A figure that one of the runs lacks is None: never a mean over some."""
+    """Runs that differ by their seed only. A figure that some of the runs lack is None: never a mean over the rest."""
 
     pieces: tuple[str, ...]
-    """What sets the row apart from the others of its method: "T=4", "student.scale=8"."""
+    """What distinguishes the row from other rows of its method: "T=4", "student.scale=8"."""
     runs: tuple[Result, ...]
     """Finished runs, one per seed, by seed."""
     teacher_acc: float | None
-    """Test accuracy of the teacher that the row is measured against."""
+    """Test accuracy of the teacher that the row's retention refers to."""
 
     @property
     def label(self) -> str:
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def first(self) -> Result:
-        """Any of the runs, for all that they have in common."""
+        """The first run, for all that the runs have in common."""
         return self.runs[0]
 
     @property
@@ -86,9 +86,8 @@ class Row:
 
     @cached_property
     def test_interval(self) -> Interval | None:
-        """Of the mean test accuracy, 95 %, over seeds."""
-        known = [run.test_acc for run in self.runs if run.test_acc is not None]
-        return t_interval(known) if len(known) == self.n else None
+        """The 95 % interval of the mean test accuracy over seeds."""
+        return t_interval(_complete(run.test_acc for run in self.runs))
 
     @cached_property
     def val_acc(self) -> Spread | None:
@@ -122,14 +121,14 @@ class Summary(NamedTuple):
     rows: list[Row]
     """By data set; teachers, then students trained on labels alone, then those that a method taught; then by method
     and knobs."""
-    reading: list[str]
+    explanations: list[str]
     """How the figures are to be read; one sentence or two each."""
     left_out: list[str]
-    """What is not in the rows, likewise."""
+    """What is not in the rows; one sentence each."""
 
     @property
     def notes(self) -> list[str]:
-        return [*self.reading, *self.left_out]
+        return [*self.explanations, *self.left_out]
 
     @property
     def datasets(self) -> str:
@@ -137,27 +136,28 @@ class Summary(NamedTuple):
 
 
 def summarize(results: Iterable[Result], skipped: Sequence[str] = ()) -> Summary:
-    """The finished runs among `results` as rows; the notes also name the records that were `skipped`.
+    """Put the finished runs among `results` into rows; the notes also name the records that were `skipped`.
 
-    Raises UserError if no run is finished.
+    Raises:
+        UserError: if no run is finished.
     """
     results = list(results)
     done = [result for result in results if result.status == "done"]
-    others = Counter(result.status for result in results if result.status != "done")
-    listed = ", ".join(f"{count} {status}" for status, count in sorted(others.items()))
+    unfinished = Counter(result.status for result in results if result.status != "done")
+    listed = ", ".join(f"{count} {status}" for status, count in sorted(unfinished.items()))
     if not done:
         raise UserError(f"no finished run to report on: {listed or 'no runs at all'}")
     groups = _groups(done)
     rows = _rows(groups)
     repeats = len(done) - sum(map(len, groups))
-    left_out = _left_out(others.total(), listed, repeats)
-    return Summary(rows, _reading(rows), [*left_out, *(f"Skipped {reason}" for reason in skipped)])
+    left_out = _left_out(unfinished.total(), listed, repeats)
+    return Summary(rows, _explanations(rows), [*left_out, *(f"Skipped {reason}" for reason in skipped)])
 
 
 def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:
-    """Runs that differ by their seed only, in the rows' order. Of several with one seed, the latest stays.
+    """Group runs that differ by their seed only, in the rows' order. Of several with one seed, the latest stays.
 
-    A seed that came up twice is one run made again, whatever else its record says: it must not count towards n.
+    A repeated seed is one run, whatever the rest of its record: it must not count twice towards n.
     """
     groups: dict[object, dict[int, Result]] = defaultdict(dict)
     for run in sorted(done, key=lambda run: run.date):
@@ -189,7 +189,7 @@ def _rows(groups: Sequence[tuple[Result, ...]]) -> list[Row]:
 
 
 def _pieces(firsts: Sequence[Result]) -> list[tuple[str, ...]]:
-    """For rows of one method, what tells them apart: no more than the knobs and overrides, if these are enough."""
+    """Return what distinguishes rows of one method: no more than knobs and overrides, if these are enough."""
     described: list[list[str]] = [[] for _ in firsts]
     for describe in (_knobs, _context, _hash):
         described = [so_far + describe(first) for so_far, first in zip(described, firsts, strict=True)]
@@ -213,9 +213,10 @@ def _hash(run: Result) -> list[str]:
 
 
 def _known_teacher(groups: Iterable[tuple[Result, ...]], dataset: str) -> float | None:
-    """What students without a teacher of their own are measured against; None if there is not exactly one.
+    """Return the teacher's accuracy for students that had none of their own; None if there is not exactly one.
 
-    The teacher that the others had, so that all retentions of a table mean the same; else the teacher's rows.
+    It is that of the distilled students' teacher, so that all retentions of a table mean the same; else of the
+    teacher's rows.
     """
     here = [runs for runs in groups if runs[0].dataset == dataset]
     own = [_mean(run.test_acc for run in runs) for runs in here if role(runs[0]) is Role.TEACHER]
@@ -235,23 +236,23 @@ def _teacher_acc(runs: Sequence[Result], known: float | None) -> float | None:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    every = _all_known(values)
+    every = _complete(values)
     return fmean(every) if every else None
 
 
 def _spread(values: Iterable[float | None]) -> Spread | None:
-    every = _all_known(values)
+    every = _complete(values)
     return Spread(fmean(every), stdev(every) if len(every) > 1 else None) if every else None
 
 
-def _all_known(values: Iterable[float | None]) -> list[float]:
-    """All of them, or none if one is unknown."""
+def _complete(values: Iterable[float | None]) -> list[float]:
+    """Return all values, or none if one is unknown."""
     every = list(values)
     known = [value for value in every if value is not None]
     return known if len(known) == len(every) else []
 
 
-def _reading(rows: Sequence[Row]) -> list[str]:
+def _explanations(rows: Sequence[Row]) -> list[str]:
     notes = [
         "Test figures are those of the last epoch's weights; the test split was never used to select anything.",
         "n is the number of seeds; ± is the sample standard deviation over them (n - 1), the rest are means.",
@@ -260,9 +261,9 @@ def _reading(rows: Sequence[Row]) -> list[str]:
         notes.append("The 95 % interval is that of the mean test accuracy over seeds (Student's t).")
     if any(row.n == 1 for row in rows):
         notes.append("n = 1 is one seed: no ranking can be read from this.")
-    size = _widest(rows)
-    if size:
-        notes.append(size)
+    precision = _precision_note(rows)
+    if precision:
+        notes.append(precision)
     if any(row.retention for row in rows):
         notes.append(
             "Retention is the test accuracy divided by the teacher's; a student without a teacher of its own "
@@ -271,8 +272,8 @@ def _reading(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def _widest(rows: Sequence[Row]) -> str:
-    """What the finite test split does to the accuracy for which it does most."""
+def _precision_note(rows: Sequence[Row]) -> str:
+    """Return a note on the widest binomial interval among the rows; "" if the number of test images is unknown."""
     known = [(row.first.test_images, row.test_acc.mean) for row in rows if row.first.test_images and row.test_acc]
     if not known:
         return ""
@@ -281,17 +282,17 @@ def _widest(rows: Sequence[Row]) -> str:
         interval = binomial_interval(round(acc * images), images)
         return (interval.high - interval.low) / 2
 
-    images, acc = max(known, key=lambda one: reach(*one))
+    images, acc = max(known, key=lambda pair: reach(*pair))
     return (
         f"{images:,} test images tell an accuracy of {100 * acc:.2f} % to within about ±{100 * reach(images, acc):.2f} "
         "points of what it is on all images of their kind (95 %, binomial); the spreads over seeds do not tell of that."
     )
 
 
-def _left_out(others: int, listed: str, repeats: int) -> list[str]:
+def _left_out(unfinished: int, listed: str, repeats: int) -> list[str]:
     notes = []
-    if others:
-        notes.append(f"{_count(others, 'run')} not counted: {listed}.")
+    if unfinished:
+        notes.append(f"{_count(unfinished, 'run')} not counted: {listed}.")
     if repeats:
         notes.append(f"{_count(repeats, 'repeat')} of a run (same configuration and seed) left out: the latest counts.")
     return notes

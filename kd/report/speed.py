@@ -1,4 +1,4 @@
-"""What `scripts/benchmark.py` measured, for people: a table for the terminal, two for pages, and remarks."""
+"""Measurements of `scripts/benchmark.py` for people: a table for the terminal, two for pages, and remarks."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from kd.report.tables import markdown
 
 LOOPS = ("textbook", "bare", "train.py")
 IMAGES = 50_000
-"""Of an epoch."""
+"""Images of an epoch."""
 BRIEF = ("training", "images/s, textbook", "images/s, `train.py`", "ratio", "s / epoch")
 FULL = (
     *("training", "images/s, textbook", "images/s, bare loop", "images/s, `train.py`"),
@@ -19,13 +19,13 @@ FULL = (
 
 
 def ratio(entry: dict[str, Any], loop: str, to: str = "textbook") -> float:
-    """Median over rounds of one loop's speed divided by another's in the same round."""
+    """Return the median over rounds of one loop's speed divided by another's in the same round."""
     rates = entry["images_per_second"]
     return float(statistics.median(ours / theirs for ours, theirs in zip(rates[loop], rates[to], strict=True)))
 
 
 def overhead(entry: dict[str, Any]) -> float:
-    """What Lightning adds to the time of the bare loop, as a fraction of it."""
+    """Return what Lightning adds to the time of the bare loop, as a fraction of it."""
     return 1 / ratio(entry, "train.py", "bare") - 1
 
 
@@ -44,32 +44,32 @@ def _cells(name: str, entry: dict[str, Any]) -> dict[str, str]:
 
 
 def to_markdown(figures: dict[str, Any], columns: Sequence[str]) -> str:
-    """A line for each kind of training, with the columns `BRIEF` or `FULL`."""
+    """Return a Markdown table with a line for each kind of training and the columns `BRIEF` or `FULL`."""
     cells = [_cells(name, entry) for name, entry in figures["workloads"].items()]
     return markdown(columns, [[line[column] for column in columns] for line in cells])
 
 
 def to_rich(figures: dict[str, Any]) -> Table:
-    """The same for a terminal, with computation, memory and, if it was measured, the changed loop."""
-    shown = Table(title=f"images/s, median of {figures['machine']['rounds']} rounds", title_justify="left")
+    """Return the table for a terminal, with computation, memory and, if it was measured, the changed loop."""
+    table = Table(title=f"images/s, median of {figures['machine']['rounds']} rounds", title_justify="left")
     for name, entry in figures["workloads"].items():
         flops = figures["training_flops"]["teacher" if name == "teacher" else "student"]
         pace = statistics.median(entry["images_per_second"]["train.py"])
         cells = {header.removeprefix("images/s, ").strip("`"): cell for header, cell in _cells(name, entry).items()}
-        del cells["ratio, bare loop"]  # which the width of a terminal has no room for
+        del cells["ratio, bare loop"]  # a terminal has no room for it
         cells["GFLOP/s"] = f"{pace * flops / 1e9:,.0f}"
         cells["GB"] = f"{entry['memory_gb']['train.py']:.1f}"
         if _changed(figures):
             cells["changed"] = f"{ratio(entry, 'changed', 'train.py'):.2f}x"
-        if not shown.columns:
+        if not table.columns:
             for header in cells:
-                shown.add_column(header, justify="right" if shown.columns else "left", no_wrap=True)
-        shown.add_row(*cells.values())
-    return shown
+                table.add_column(header, justify="right" if table.columns else "left", no_wrap=True)
+        table.add_row(*cells.values())
+    return table
 
 
 def remarks(figures: dict[str, Any]) -> Iterator[str]:
-    """What to know about the table, and what is not in it."""
+    """Explain the columns of the table, then report the measurements that are not in it."""
     evaluation = figures["evaluation"]
     rates = evaluation["images_per_second"]
     plain, ours = (statistics.median(rates[name]) for name in ("textbook", "ours"))

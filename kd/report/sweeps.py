@@ -15,30 +15,30 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from kd.report.axes import SIZE, Line, Sweep, sizes, sweeps
 from kd.report.rows import Role, Row, Spread, Summary
-from kd.report.style import INK, Colour, Look, framed, literal, methods, shades
+from kd.report.style import INK, Colour, Look, framed, literal, method_styles, shades
 from kd.report.tables import parameters
 
 MOST_LINES = 12
 MOST_MAPS = 12
 MOST_CELLS = 16
-"""On a side of a heat map. A larger grid, or an emptier one than a quarter, is drawn as dots."""
+"""Cells on a side of a heat map. A larger grid, or one less than a quarter full, is drawn as dots."""
 MOST_REFERENCES = 3
 MARK = "#D55E00"
 
 
 class Metric(NamedTuple):
-    """What the pictures show of a row."""
+    """The figure of a row that a picture shows."""
 
     name: str
     of: Callable[[Row], Spread | None]
 
     def mean(self, row: Row) -> float:
-        """In percent; NaN where unknown."""
+        """Return the mean in percent; NaN where unknown."""
         spread = self.of(row)
         return 100 * spread.mean if spread else math.nan
 
     def std(self, row: Row) -> float:
-        """In percent points; 0 for one seed."""
+        """Return the standard deviation in percentage points; 0 for one seed."""
         spread = self.of(row)
         return 100 * (spread.std or 0.0) if spread else 0.0
 
@@ -48,7 +48,7 @@ TEST = Metric("test accuracy, %", lambda row: row.test_acc)
 
 
 class Picture(NamedTuple):
-    """A figure, the name of its file, and what it shows, in a few words."""
+    """A figure, the name of its file, and a short description."""
 
     name: str
     figure: Figure
@@ -56,22 +56,22 @@ class Picture(NamedTuple):
 
 
 def pictures(summary: Summary) -> list[Picture]:
-    """One for each set of swept knobs: curves for a single one, heat maps for two; and one over sizes.
+    """Draw each set of swept knobs: curves for a single one, heat maps for two; and curves over sizes.
 
-    None where nothing was swept. Each shows validation accuracy if any of its rows has one, else test accuracy,
-    and says which.
+    No picture where nothing was swept. Each shows validation accuracy if any of its rows has one, else test accuracy,
+    and is labelled so.
     """
-    found = []
+    drawn = []
     for sweep in [*sweeps(summary.rows), *sizes(summary.rows)]:
-        metric, known = _measured(sweep)
-        if known.lines:
+        metric, complete = _measured(sweep)
+        if complete.lines:
             draw = _curves if len(sweep.axes) == 1 else _maps
-            found.append(Picture(_file(sweep, summary), draw(known, metric, summary), _what(sweep, metric)))
-    return found
+            drawn.append(Picture(_file(sweep, summary), draw(complete, metric, summary), _description(sweep, metric)))
+    return drawn
 
 
 def _measured(sweep: Sweep) -> tuple[Metric, Sweep]:
-    """What to show, and the sweep without the rows that lack it."""
+    """Return the metric to show, and the sweep without the rows that lack it."""
     rows = [row for line in sweep.lines for row in line.points.values()]
     metric = VALIDATION if any(row.val_acc for row in rows) else TEST
     lines = [line._replace(points={x: row for x, row in line.points.items() if metric.of(row)}) for line in sweep.lines]
@@ -87,13 +87,13 @@ def _file(sweep: Sweep, summary: Summary) -> str:
     return re.sub(r"[^\w.]+", "-", name).strip("-") + ".png"
 
 
-def _what(sweep: Sweep, metric: Metric) -> str:
+def _description(sweep: Sweep, metric: Metric) -> str:
     over = "the students' size" if sweep.axes == (SIZE,) else " and ".join(sweep.axes)
     return f"{metric.name.split(',')[0].capitalize()} over {over}, {sweep.dataset}"
 
 
-def _foremost(lines: Sequence[Line], metric: Metric, most: int) -> tuple[list[Line], str]:
-    """Of too many lines those with the highest validation accuracy, else the first, in their order; and a remark."""
+def _top_lines(lines: Sequence[Line], metric: Metric, most: int) -> tuple[list[Line], str]:
+    """Return at most `most` lines, those with the highest validation accuracy, else the first, and a remark."""
     if len(lines) <= most:
         return list(lines), ""
     places = list(range(len(lines)))
@@ -106,10 +106,10 @@ def _foremost(lines: Sequence[Line], metric: Metric, most: int) -> tuple[list[Li
 
 
 def _title(sweep: Sweep, metric: Metric, *remarks: str) -> str:
-    """What is shown, and what a reader must know about it, on lines of their own."""
-    out = f"{sweep.left_out} without a place here left out" if sweep.left_out else ""
-    said = "; ".join(filter(None, [*remarks, out]))
-    return literal(f"{_what(sweep, metric)}\n{said}".rstrip())
+    """Return a title with a second line of remarks."""
+    left_out = f"{sweep.left_out} without a place here left out" if sweep.left_out else ""
+    second = "; ".join(filter(None, [*remarks, left_out]))
+    return literal(f"{_description(sweep, metric)}\n{second}".rstrip())
 
 
 def _n(rows: Sequence[Row]) -> str:
@@ -121,19 +121,20 @@ def _n(rows: Sequence[Row]) -> str:
 
 
 def _curves(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
-    """A line with a band for each method and combination of further settings; sizes on a logarithmic axis."""
+    """Draw a line with a band for each method and combination of further settings; sizes on a logarithmic axis."""
     size = sweep.axes == (SIZE,)
-    lines, remark = _foremost(sweep.lines, metric, MOST_LINES)
-    beside = _beside(sweep, metric, summary, Role.TEACHER if size else Role.ALONE)
-    names = [_named(line.name, list(line.points.values())) for line in lines] + [_named(r.label, [r]) for r in beside]
+    lines, remark = _top_lines(sweep.lines, metric, MOST_LINES)
+    references = _references(sweep, metric, summary, Role.TEACHER if size else Role.ALONE)
+    names = [_name(line.name, list(line.points.values())) for line in lines]
+    names += [_name(row.label, [row]) for row in references]
     columns = max(1, 75 // (max(map(len, names)) + 8))
     figure = Figure(figsize=(7.6, 4.7 + 0.21 * math.ceil(len(names) / columns)), layout="constrained")
     axes = framed(figure.add_subplot())
-    styles = methods(summary.rows)
+    styles = method_styles(summary.rows)
     for line, look, name in zip(lines, shades([line.method for line in lines], styles), names, strict=False):
         _draw_line(axes, line, look, metric, name)
     values = [x for line in lines for (x,) in line.points]
-    for row, name in zip(beside, names[len(lines) :], strict=True):
+    for row, name in zip(references, names[len(lines) :], strict=True):
         hue = styles[row.first.method][1]
         if size:
             axes.plot([row.params or 0], [metric.mean(row)], "D", color=hue, label=literal(name))
@@ -145,7 +146,7 @@ def _curves(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
     axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     axes.set_ylabel(metric.name)
     axes.set_xlabel(
-        literal("parameters of the student (diamond: of the teacher)" if size and beside else sweep.axes[0])
+        literal("parameters of the student (diamond: of the teacher)" if size and references else sweep.axes[0])
     )
     banded = any(metric.std(row) for line in lines for row in line.points.values())
     axes.set_title(_title(sweep, metric, "band: ± sample std" * banded, remark), loc="left", fontsize=11)
@@ -153,15 +154,15 @@ def _curves(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
     return figure
 
 
-def _beside(sweep: Sweep, metric: Metric, summary: Summary, role: Role) -> list[Row]:
-    """Rows to compare the lines with that are on none of them; nothing if these are many."""
+def _references(sweep: Sweep, metric: Metric, summary: Summary, role: Role) -> list[Row]:
+    """Return rows to compare the lines with that are on none of them; none if these are many."""
     on_lines = {id(row) for line in sweep.lines for row in line.points.values()}
     here = [row for row in summary.rows if row.first.dataset == sweep.dataset and row.role is role]
     rows = [row for row in here if id(row) not in on_lines and metric.of(row)]
     return rows if len(rows) <= MOST_REFERENCES else []
 
 
-def _named(name: str, rows: Sequence[Row]) -> str:
+def _name(name: str, rows: Sequence[Row]) -> str:
     return f"{name} ({_n(rows)})"
 
 
@@ -186,7 +187,7 @@ def _draw_line(axes: Axes, line: Line, look: Look, metric: Metric, name: str) ->
 
 
 def _ticks(axes: Axes, values: Sequence[float], size: bool) -> None:
-    """The swept values themselves, except where two would be too close to be read."""
+    """Set ticks at the swept values, except where two would be too close to be read."""
     if size or geometric(values):
         axes.set_xscale("log")
     where = np.log(values) if size or geometric(values) else np.array(values)
@@ -201,7 +202,7 @@ def _ticks(axes: Axes, values: Sequence[float], size: bool) -> None:
 
 
 def geometric(values: Sequence[float]) -> bool:
-    """Whether ascending values are nearer to equal ratios than to equal steps, as 1, 2, 4, 8 are."""
+    """Return whether ascending values are nearer to equal ratios than to equal steps, as 1, 2, 4, 8 are."""
     if len(values) < 3 or values[0] <= 0:
         return False
     steps, ratios = np.diff(values), np.diff(np.log(values))
@@ -212,16 +213,16 @@ def geometric(values: Sequence[float]) -> bool:
 
 
 def _maps(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
-    """A map for each method and combination of further settings, all on one scale of colours."""
-    lines, remark = _foremost(sweep.lines, metric, MOST_MAPS)
+    """Draw a map for each method and combination of further settings, all on one scale of colours."""
+    lines, remark = _top_lines(sweep.lines, metric, MOST_MAPS)
     grid = _grid(lines)
     width, height = (3.6, 3.0) if grid.loose else (0.8 + 0.5 * len(grid.xs), max(1.8, 0.9 + 0.34 * len(grid.ys)))
     columns = _columns(len(lines), width / height)
     rows = math.ceil(len(lines) / columns)
     size = (1.3 + max(columns * width, 5.8), 1.1 + rows * height)
     figure = Figure(figsize=size, layout="constrained")
-    known = [row for line in lines for row in line.points.values()]
-    colours = _colours([metric.mean(row) for row in known])
+    points = [row for line in lines for row in line.points.values()]
+    colours = _colours([metric.mean(row) for row in points])
     draw = _draw_dots if grid.loose else _draw_cells
     panels = [figure.add_subplot(rows, columns, i + 1) for i in range(len(lines))]
     for axes, line in zip(panels, lines, strict=True):
@@ -230,15 +231,16 @@ def _maps(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
         axes.set_ylabel(literal(sweep.axes[0]))
         axes.set_xlabel(literal(sweep.axes[1]))
     best = "" if metric is TEST else "marked: the highest of each map"
-    beside = ", ".join(f"{row.label}: {metric.mean(row):.2f}" for row in _beside(sweep, metric, summary, Role.ALONE))
-    figure.suptitle(_title(sweep, metric, _n(known), best, beside, remark), x=0.01, ha="left", fontsize=11)
+    references = _references(sweep, metric, summary, Role.ALONE)
+    beside = ", ".join(f"{row.label}: {metric.mean(row):.2f}" for row in references)
+    figure.suptitle(_title(sweep, metric, _n(points), best, beside, remark), x=0.01, ha="left", fontsize=11)
     bar = figure.colorbar(colours, ax=panels, label=metric.name, aspect=25)
     bar.outline.set_visible(False)
     return figure
 
 
 def _columns(maps: int, aspect: float) -> int:
-    """So many side by side that no place is left empty, if that can be, and the whole is about as wide as a page."""
+    """Return the number of maps side by side that leaves fewest places empty, in about the shape of a page."""
 
     def oddness(columns: int) -> tuple[int, float]:
         rows = math.ceil(maps / columns)
@@ -248,7 +250,7 @@ def _columns(maps: int, aspect: float) -> int:
 
 
 class _Grid(NamedTuple):
-    """The values on both axes, over all lines."""
+    """Values on both axes, over all lines."""
 
     xs: list[float]
     ys: list[float]
@@ -263,7 +265,7 @@ def _grid(lines: Sequence[Line]) -> _Grid:
 
 
 def _colours(means: Sequence[float]) -> ScalarMappable:
-    """From the lowest to the highest, but never over less than a tenth of a point, which would be noise in colours."""
+    """Return a scale from the lowest to the highest, at least a tenth of a point wide: less would be noise."""
     middle, reach = (max(means) + min(means)) / 2, max((max(means) - min(means)) / 2, 0.05)
     return ScalarMappable(Normalize(middle - reach, middle + reach), "viridis")
 
@@ -274,7 +276,7 @@ def _colour(colours: ScalarMappable, value: float) -> Colour:
 
 
 def _draw_cells(axes: Axes, line: Line, grid: _Grid, metric: Metric, colours: ScalarMappable) -> None:
-    """A cell for each row with its value in it; the others stay empty."""
+    """Draw a cell for each row with its value in it."""
     highest = max(line.points, key=lambda place: metric.mean(line.points[place]))
     for place, row in line.points.items():
         x, y, mean = grid.xs.index(place[1]), grid.ys.index(place[0]), metric.mean(row)
@@ -295,7 +297,7 @@ def _draw_cells(axes: Axes, line: Line, grid: _Grid, metric: Metric, colours: Sc
 
 
 def _draw_dots(axes: Axes, line: Line, grid: _Grid, metric: Metric, colours: ScalarMappable) -> None:
-    """As of a random search: a dot for each row, the highest on top."""
+    """Draw a dot for each row, the highest on top, as for a random search."""
     ranked = sorted(line.points.items(), key=lambda item: metric.mean(item[1]))
     x, y = [place[1] for place, _ in ranked], [place[0] for place, _ in ranked]
     axes.scatter(
@@ -314,5 +316,5 @@ def _draw_dots(axes: Axes, line: Line, grid: _Grid, metric: Metric, colours: Sca
 
 
 def _wide(values: Sequence[float]) -> bool:
-    """Whether ascending values want a logarithmic axis, told by their lower quartile: the lowest may be an accident."""
+    """Return whether ascending values need a logarithmic axis, by the lower quartile: the lowest may be an outlier."""
     return values[0] > 0 and values[-1] >= 20 * values[len(values) // 4]

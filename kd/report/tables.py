@@ -1,4 +1,4 @@
-"""Rows as CSV, as Markdown and for a terminal; and one run for a terminal."""
+"""Tables of rows as CSV, as Markdown and for a terminal; a table of one run for a terminal."""
 
 import csv
 import io
@@ -17,13 +17,13 @@ from kd.runs.results import Result
 
 
 def to_csv(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> str:
-    """For programs: fractions of 1 in full precision, seconds, seeds separated by spaces; empty where unknown.
+    """Return a CSV for programs: fractions of 1 in full precision, seconds, seeds separated by spaces.
 
-    With comparisons, also each row's difference to the baseline.
+    Cells are empty where a figure is unknown. With comparisons, each row has its difference to the baseline, too.
     """
-    compared = {id(one.row): one for one in comparisons}
-    labels = {one.baseline.label for one in comparisons}
-    methods = {one.baseline.first.method for one in comparisons}
+    compared = {id(comparison.row): comparison for comparison in comparisons}
+    labels = {comparison.baseline.label for comparison in comparisons}
+    methods = {comparison.baseline.first.method for comparison in comparisons}
     baseline = " or ".join(sorted(labels if len(labels) == 1 else methods))
     records = [_record(row, _difference(compared.get(id(row)), baseline) if comparisons else {}) for row in rows]
     knobs = knob_columns((row.first for row in rows), records[0])
@@ -65,8 +65,8 @@ def _record(row: Row, difference: dict[str, object]) -> dict[str, object]:
     }
 
 
-def _difference(one: Comparison | None, baseline: str) -> dict[str, object]:
-    mean, interval, p, n = one.difference if one else (None, None, None, None)
+def _difference(comparison: Comparison | None, baseline: str) -> dict[str, object]:
+    mean, interval, p, n = comparison.difference if comparison else (None, None, None, None)
     low, high = interval or (None, None)
     return {
         f"diff_vs_{baseline}": mean,
@@ -74,7 +74,7 @@ def _difference(one: Comparison | None, baseline: str) -> dict[str, object]:
         "diff_high": high,
         "diff_n": n,
         "diff_p": p,
-        "diff_verdict": one and one.verdict,
+        "diff_verdict": comparison and comparison.verdict,
     }
 
 
@@ -85,7 +85,7 @@ class Column(NamedTuple):
     cell: Callable[[Row], str]
     numeric: bool = True
     terminal: bool = True
-    """Whether it is one of the few that a terminal has room for."""
+    """Whether a terminal has room for it."""
 
 
 COLUMNS = (
@@ -107,7 +107,7 @@ COLUMNS = (
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """For people: a table with percentages. Columns that would be empty are left out."""
+    """Return a Markdown table for people, with percentages. Empty columns are left out."""
     run, *rest = _filled(COLUMNS, rows)
     columns = [run, *_knob_columns(rows), *rest]
     left = [column.header for column in columns if not column.numeric]
@@ -115,7 +115,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def _knob_columns(rows: Sequence[Row]) -> list[Column]:
-    """A column for each knob of a row, to the left if one of its values is no number."""
+    """Return a column for each knob of the rows, aligned to the left if some value is no number."""
 
     def column(name: str) -> Column:
         values = [row.first.knobs[name] for row in rows if name in row.first.knobs]
@@ -126,8 +126,8 @@ def _knob_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
-    """For people in a hurry: what each row reached, and whether that differs from the baseline."""
-    compared = {id(one.row): one for one in comparisons}
+    """Return a short Markdown table: accuracy of each row, and whether it differs from the baseline."""
+    compared = {id(comparison.row): comparison for comparison in comparisons}
     brief = {"run", "network", "parameters", "n", "test accuracy, %", "teacher, %", "retention"}
     chosen = _filled([column for column in COLUMNS if column.header in brief], rows)
     headers = [column.header for column in chosen]
@@ -137,9 +137,10 @@ def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
     lines = []
     for row in rows:
         line = [column.cell(row) for column in chosen]
-        one = compared.get(id(row))
-        if one:
-            line += [_points(one.difference.mean), _interval(one.difference.interval, "+"), one.verdict]
+        comparison = compared.get(id(row))
+        if comparison:
+            difference = comparison.difference
+            line += [_points(difference.mean), _interval(difference.interval, "+"), comparison.verdict]
         elif comparisons:
             line += [""] * 3
         lines.append(line)
@@ -147,7 +148,7 @@ def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
 
 
 def to_rich(rows: Sequence[Row], width: int = 100) -> Table:
-    """The same for a terminal `width` characters wide, with fewer columns."""
+    """Return the table of rows for a terminal `width` characters wide, with fewer columns."""
     columns = _filled([column for column in COLUMNS if column.terminal], rows)
     cells = {column.header: [column.cell(row) for row in rows] for column in columns}
     return _fitted(cells, width, ("training", "retention", "95 % interval"))
@@ -158,19 +159,19 @@ def _filled(columns: Iterable[Column], rows: Sequence[Row]) -> list[Column]:
 
 
 def differences_to_markdown(comparisons: Sequence[Comparison]) -> str:
-    """Rows against their baseline, for people."""
+    """Return a Markdown table of rows against their baseline."""
     return markdown(*_differences(comparisons), left=["in words"])
 
 
 def differences_to_rich(comparisons: Sequence[Comparison], width: int = 100) -> Table:
-    """The same for a terminal `width` characters wide."""
+    """Return the table of differences for a terminal `width` characters wide."""
     headers, lines = _differences(comparisons)
     cells = dict(zip(headers, map(list, zip(*lines, strict=True)), strict=True))
     return _fitted(cells, width, ("p (Holm)", "seeds"))
 
 
 def _fitted(cells: dict[str, list[str]], width: int, dispensable: Sequence[str]) -> Table:
-    """A table of columns by their headers, without the first few of those that are dispensable if it is too wide."""
+    """Make a table of columns by header, leaving out dispensable ones, the first ones first, while it is too wide."""
     cells = {header.replace(", ", "\n"): column for header, column in cells.items()}
 
     def needed() -> int:
@@ -184,30 +185,31 @@ def _fitted(cells: dict[str, list[str]], width: int, dispensable: Sequence[str])
 
 
 def _differences(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells. Columns that would be empty are left out."""
+    """Return headers and cells. Empty columns are left out."""
+    differences = [comparison.difference for comparison in comparisons]
     columns = [
-        ("run", [one.row.label for one in comparisons]),
-        ("difference, points", [_points(one.difference.mean) for one in comparisons]),
-        ("95 % interval", [_interval(one.difference.interval, "+") for one in comparisons]),
-        ("seeds", [str(one.difference.n) for one in comparisons]),
-        ("p (Holm)", [p_value(one.difference.p) for one in comparisons]),
-        ("in words", [one.verdict for one in comparisons]),
+        ("run", [comparison.row.label for comparison in comparisons]),
+        ("difference, points", [_points(difference.mean) for difference in differences]),
+        ("95 % interval", [_interval(difference.interval, "+") for difference in differences]),
+        ("seeds", [str(difference.n) for difference in differences]),
+        ("p (Holm)", [p_value(difference.p) for difference in differences]),
+        ("in words", [comparison.verdict for comparison in comparisons]),
     ]
     filled = [(header, cells) for header, cells in columns if any(cells)]
     return [header for header, _ in filled], [list(line) for line in zip(*(cells for _, cells in filled), strict=True)]
 
 
 def markdown(headers: Sequence[str], lines: Iterable[Sequence[str]], left: Iterable[str] = ()) -> str:
-    """Columns to the right, but the first and those whose headers are in `left`."""
+    """Return a Markdown table; columns are aligned to the right but for the first and those in `left`."""
     rules = [":---" if i == 0 or header in left else "---:" for i, header in enumerate(headers)]
     escaped = [[cell.replace("|", r"\|") for cell in line] for line in (headers, rules, *lines)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
 
 
 def single(result: Result) -> Table:
-    """One run, for the terminal at its end: a column for each network that the record knows of.
+    """Return a table of one run for the terminal: a column for each network of the record.
 
-    A line appears if there is something to say in it.
+    Empty lines are left out.
     """
     teacher = {
         "network": result.teacher or "",
@@ -227,14 +229,14 @@ def single(result: Result) -> Table:
     if role(result) is Role.TEACHER:
         networks = {"teacher": teacher | trained}
     else:
-        beside = {} if result.teacher_params is None else {"teacher": teacher}
-        networks = {**beside, "student": student | trained}
+        networks = {} if result.teacher_params is None else {"teacher": teacher}
+        networks["student"] = student | trained
     lines = [[name, *(cells.get(name, "") for cells in networks.values())] for name in student | trained]
     return _table(["", *networks], [line for line in lines if any(line[1:])])
 
 
 def _table(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
-    """The first column to the left, the others to the right."""
+    """Make a table with its first column aligned to the left, all others to the right."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     for i, header in enumerate(headers):
         table.add_column(header, justify="right" if i else "left", overflow="fold", no_wrap=i > 0)
@@ -243,7 +245,7 @@ def _table(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
     return table
 
 
-# Numbers, for people; blank where unknown.
+# Numbers for people; blank where unknown
 
 
 def _decimals(value: float | None, digits: int = 3) -> str:
@@ -263,7 +265,7 @@ def _points(fraction: float | None) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """As in "0.012"."""
+    """Write a p value, as in "0.012"."""
     if value is None:
         return ""
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
@@ -276,7 +278,7 @@ def _plus_minus(spread: Spread | None) -> str:
 
 
 def parameters(count: int | None) -> str:
-    """Of a network, as in "1.07 M"."""
+    """Write a number of parameters, as in "1.07 M"."""
     if count is None:
         return ""
     return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"

@@ -1,4 +1,4 @@
-"""One run's result record: written, read, collected."""
+"""Result records of runs: write, read, collect."""
 
 import json
 import math
@@ -52,10 +52,10 @@ class Result:
     """Hash of its pixels and labels."""
     epochs: int
     val_acc: float | None = None
-    """With the last epoch's weights, like all that follow; None without a validation split."""
+    """Accuracy with the last epoch's weights, like all test figures; None without a validation split."""
     test_acc: float | None = None
     test_images: int | None = None
-    """How many there are: what bounds the precision of the test accuracy."""
+    """Number of test images, which bounds the precision of the test accuracy."""
     test_nll: float | None = None
     """Mean negative log-likelihood of the test labels, in nats."""
     test_ece: float | None = None
@@ -64,7 +64,7 @@ class Result:
     retention: float | None = None
     """Test accuracy of the student divided by that of its teacher."""
     agreement: float | None = None
-    """Share of the test images for which student and teacher name the same class."""
+    """Share of the test images for which student and teacher predict the same class."""
     train_seconds: float | None = None
     images_per_second: float | None = None
     """Training images, over the whole fit."""
@@ -73,20 +73,20 @@ class Result:
     git: str = ""
     versions: str = ""
     status: str
-    """"running", "done", "failed", "interrupted", or "pruned" by a search that saw no hope in it."""
+    """"running", "done", "failed", "interrupted", or "pruned" by a search."""
 
     command: str | None = None
-    """The overrides that it was started with, as one types them."""
+    """Overrides of the command line, as typed."""
     variant: str = ""
-    """The other overrides that set this run apart, as in "student.scale=8 recipe.epochs=50"."""
+    """Overrides beside knobs, networks and seed that decide the result, as in "student.scale=8 recipe.epochs=50"."""
     fingerprint: str = ""
     """Hash of the resolved configuration."""
     group: str = ""
     """The same hash without the seed: shared by runs that differ by their seed only."""
     date: str = ""
-    """When the run began, ISO 8601."""
+    """Time of the run's start, ISO 8601."""
     error: str | None = None
-    """Why it failed."""
+    """Reason of a failure."""
     epoch_train_loss: list[float] = field(default_factory=list)
     """One value per epoch, like the next three; shorter than `epochs` where a run ended early."""
     epoch_train_acc: list[float] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Result:
 
 
 class Collected(NamedTuple):
-    """The records found below some directories."""
+    """Records below some directories."""
 
     results: list[Result]
     """Sorted by path, whatever their status."""
@@ -112,10 +112,13 @@ _FORMER_KNOBS = ("T", "alpha", "beta")
 
 
 def write(result: Result, path: Path) -> None:
-    """Write the record as strict JSON, whole or not at all: whoever reads `path` sees the old file or the new one.
+    """Write the record as strict JSON, whole or not at all: a reader of `path` sees the old file or the new one.
 
     JSON has no NaN and no infinity. Both become null, since a run that diverged must still leave its record;
-    `read` gives None for them, and NaN inside a curve. Raises OSError where `path` cannot be written.
+    `read` returns None for them, and NaN inside a curve.
+
+    Raises:
+        OSError: if `path` cannot be written.
     """
     record = {name: _without_nan(value) for name, value in asdict(result).items()}
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
@@ -154,11 +157,13 @@ def read(path: Path) -> Result:
 
 
 def collect(dirs: Iterable[Path]) -> Collected:
-    """Every `result.json` below `dirs`, at any depth, links followed.
+    """Read every `result.json` below `dirs`, at any depth, links followed.
 
     A file reached twice counts once. Directories called "report" below `dirs` are not searched. Different data sets of
-    the same name get a piece of their hash behind it. Raises UserError if a directory does not exist or holds no
-    record, or if none of the records can be read.
+    the same name get a piece of their hash behind it.
+
+    Raises:
+        UserError: if a directory does not exist or holds no record, or if none of the records can be read.
     """
     results, skipped = [], []
     for path in records(dirs):
@@ -168,20 +173,20 @@ def collect(dirs: Iterable[Path]) -> Collected:
             skipped.append(str(error))
     if not results:
         raise UserError(f"none of {len(skipped)} result records can be read, the first: {skipped[0]}")
-    return Collected(_told_apart(results), skipped)
+    return Collected(_with_distinct_datasets(results), skipped)
 
 
-def _told_apart(results: Sequence[Result]) -> list[Result]:
-    """As two folders may be called alike, whose accuracies must not be averaged."""
-    names = Counter(name for name, _ in {(one.dataset, one.data_id) for one in results if one.data_id})
+def _with_distinct_datasets(results: Sequence[Result]) -> list[Result]:
+    """Add hashes to data sets of the same name, as of two folders, whose accuracies must not be averaged."""
+    names = Counter(name for name, _ in {(run.dataset, run.data_id) for run in results if run.data_id})
     return [
-        replace(one, dataset=f"{one.dataset} {one.data_id[:6]}") if one.data_id and names[one.dataset] > 1 else one
-        for one in results
+        replace(run, dataset=f"{run.dataset} {run.data_id[:6]}") if run.data_id and names[run.dataset] > 1 else run
+        for run in results
     ]
 
 
 def records(dirs: Iterable[Path]) -> list[Path]:
-    """Where every `result.json` below `dirs` is, each once, sorted; see `collect`."""
+    """Return the path of every `result.json` below `dirs`, each once, sorted; see `collect`."""
     return sorted({path.resolve(): path for root in dirs for path in _below(root)}.values())
 
 
@@ -217,7 +222,7 @@ def _refuse(constant: str) -> None:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """`value` as the field `name` holds it, whole numbers made floats where it wants floats; or TypeError."""
+    """Return `value` as the field `name` holds it, a whole number as a float where that is its type; or TypeError."""
     kind = _KINDS[name]
     if kind == dict[str, Knob]:
         return _knobs(name, value)
@@ -234,7 +239,7 @@ def _typed(name: str, value: Any) -> Any:
 
 
 def _knobs(name: str, value: Any) -> dict[str, Knob]:
-    """The knobs in `value`, without those that are null; or TypeError."""
+    """Return the knobs in `value`, without those that are null; or TypeError."""
     if not isinstance(value, dict):
         raise TypeError(f"{name} is {value!r:.40}, not knobs by name")
     for knob, setting in value.items():
@@ -247,9 +252,9 @@ def _knobs(name: str, value: Any) -> dict[str, Knob]:
 
 
 def _former_knobs(record: dict[str, Any]) -> dict[str, Knob]:
-    """The knobs that a record of an older version has as fields of their own; or TypeError."""
-    found = {name: record[name] for name in _FORMER_KNOBS if record.get(name) is not None}
-    for name, value in found.items():
+    """Return the knobs that a record of an older version has as fields of their own; or TypeError."""
+    knobs = {name: record[name] for name in _FORMER_KNOBS if record.get(name) is not None}
+    for name, value in knobs.items():
         if type(value) not in (float, int):
             raise TypeError(f"{name} is {value!r:.40}, not a number or null")
-    return found
+    return knobs

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from kd.errors import UserError
-from kd.report.comparison import by_baseline, compare, reading
+from kd.report.comparison import by_baseline, compare, comparison_notes
 from kd.report.ranking import best, leaders
 from kd.report.rows import summarize
 from kd.runs.results import Result
@@ -31,32 +31,32 @@ def comparisons(*results, name=None):
 
 
 def verdicts(*results, name=None):
-    return {one.row.label: one.verdict for one in comparisons(*results, name=name)}
+    return {c.row.label: c.verdict for c in comparisons(*results, name=name)}
 
 
 # Against the baseline
 
 
-def test_seed_by_seed():
-    """The baseline's seeds differ by far more than the two rows do: only the pairs show it."""
+def test_compare_pairs_seeds():
+    """The baseline's seeds differ by far more than the two rows do: only pairs show the difference."""
     base, ours = [0.70, 0.75, 0.80, 0.85], [0.712, 0.763, 0.811, 0.862]
-    (one,) = comparisons(*seeds(ALONE, *base), *seeds(TAUGHT, *ours))
+    (comparison,) = comparisons(*seeds(ALONE, *base), *seeds(TAUGHT, *ours))
     reference = stats.ttest_rel(ours, base)
     assert stats.ttest_ind(ours, base).pvalue > 0.5
-    assert (one.difference.n, one.baseline.label, one.row.label) == (4, "standard", "logits")
-    assert one.difference.mean == pytest.approx(0.012)
-    assert one.difference.p == pytest.approx(reference.pvalue)
-    assert one.difference.interval == pytest.approx(tuple(reference.confidence_interval(0.95)))
-    assert one.verdict == "better"
+    assert (comparison.difference.n, comparison.baseline.label, comparison.row.label) == (4, "standard", "logits")
+    assert comparison.difference.mean == pytest.approx(0.012)
+    assert comparison.difference.p == pytest.approx(reference.pvalue)
+    assert comparison.difference.interval == pytest.approx(tuple(reference.confidence_interval(0.95)))
+    assert comparison.verdict == "better"
 
 
-def test_only_common_seeds_count():
-    (one,) = comparisons(*STANDARD, *seeds(TAUGHT, 0.82, 0.84, 0.99, first=2))
-    assert one.difference.n == 2
-    assert one.difference.mean == pytest.approx((0.82 - 0.805 + 0.84 - 0.80) / 2)
+def test_compare_counts_common_seeds_only():
+    (comparison,) = comparisons(*STANDARD, *seeds(TAUGHT, 0.82, 0.84, 0.99, first=2))
+    assert comparison.difference.n == 2
+    assert comparison.difference.mean == pytest.approx((0.82 - 0.805 + 0.84 - 0.80) / 2)
 
 
-def test_in_plain_words():
+def test_verdict_names_every_outcome():
     rows = [
         seeds(TAUGHT, 0.83, 0.841, 0.834, 0.831, T=1.0),
         seeds(TAUGHT, 0.77, 0.782, 0.774, 0.771, T=2.0),
@@ -77,8 +77,8 @@ def test_in_plain_words():
     }
 
 
-def test_many_comparisons_are_corrected():
-    """A difference that is one in forty by chance is nothing to speak of when forty were looked at."""
+def test_compare_corrects_for_the_number_of_comparisons():
+    """A difference with p = 1/40 is not significant among forty comparisons."""
     rng = np.random.default_rng(0)
     noise = [seeds(TAUGHT, *rng.normal(0.8, 0.01, 4), T=float(T)) for T in range(2, 40)]
     found = seeds(TAUGHT, 0.82, 0.826, 0.816, 0.816, T=1.0)
@@ -86,12 +86,12 @@ def test_many_comparisons_are_corrected():
     assert alone.verdict == "better"
     among = comparisons(*STANDARD, *found, *chain(*noise))
     assert among[0].verdict == "not certain"
-    assert {one.verdict for one in among} == {"no difference seen", "not certain"}
+    assert {c.verdict for c in among} == {"no difference seen", "not certain"}
     assert among[0].difference == alone.difference._replace(p=min(1, 39 * alone.difference.p))
-    assert any("39 comparisons" in note for note in reading([], among))
+    assert any("39 comparisons" in note for note in comparison_notes([], among))
 
 
-def test_what_cannot_be_tested_is_no_comparison():
+def test_compare_does_not_count_comparisons_without_a_test():
     one_seed = [seeds(TAUGHT, 0.9, T=float(T)) for T in range(2, 40)]
     found = seeds(TAUGHT, 0.82, 0.826, 0.816, 0.816, T=1.0)
     (alone,) = comparisons(*STANDARD, *found)
@@ -101,34 +101,34 @@ def test_what_cannot_be_tested_is_no_comparison():
 # Which baseline
 
 
-def test_teachers_are_neither_compared_nor_baselines():
+def test_compare_leaves_out_teachers():
     rows = [*STANDARD, *seeds(TEACHER, 0.9, 0.91), *seeds(TAUGHT, 0.82, 0.83)]
     assert list(verdicts(*rows)) == ["logits"]
     with pytest.raises(UserError, match="'teacher' is not the name of a student"):
         comparisons(*rows, name="teacher")
 
 
-def test_any_student_can_be_the_baseline():
+def test_compare_takes_any_student_as_the_baseline():
     rows = [*STANDARD, *seeds(TAUGHT, 0.82, 0.83, T=1.0), *seeds(TAUGHT, 0.82, 0.83, T=4.0)]
     assert list(verdicts(*rows, name="logits T=4")) == ["standard", "logits T=1"]
 
 
-def test_without_a_name_there_must_be_exactly_one():
+def test_compare_without_a_name_needs_exactly_one_student_alone():
     taught = seeds(TAUGHT, 0.82, 0.83)
     assert comparisons(*taught) == []
-    assert reading(summarize(taught).rows, []) == []
+    assert comparison_notes(summarize(taught).rows, []) == []
     several = summarize([*STANDARD, *seeds(ALONE, 0.8, variant="student.scale=8"), *taught]).rows
     assert compare(several) == []
-    assert "several rows could be the baseline" in reading(several, [])[0]
+    assert "several rows could be the baseline" in comparison_notes(several, [])[0]
 
 
-def test_a_student_taught_without_a_teacher_is_compared_and_no_baseline():
+def test_compare_takes_no_student_taught_without_a_teacher_as_the_baseline():
     mutual = seeds(MUTUAL, 0.83, 0.841, 0.834, 0.831)
     assert verdicts(*STANDARD, *mutual) == {"dml": "better"}
     assert comparisons(*mutual, *seeds(TAUGHT, 0.82, 0.83)) == []
 
 
-def test_a_name_of_none_or_several_is_one_line_with_the_candidates():
+def test_compare_lists_candidates_for_a_name_of_none_or_several():
     rows = [*STANDARD, *seeds(TAUGHT, 0.82, T=1.0), *seeds(TAUGHT, 0.82, T=4.0)]
     with pytest.raises(UserError) as none:
         comparisons(*rows, name="logit")
@@ -143,19 +143,19 @@ def test_a_name_of_none_or_several_is_one_line_with_the_candidates():
         comparisons(*many, name="logits")
 
 
-def test_each_data_set_has_its_own_baseline():
+def test_compare_has_a_baseline_for_each_data_set():
     rows = [*STANDARD, *seeds(TAUGHT, 0.82, 0.83)]
     both = comparisons(
         *rows, *(replace(run, dataset="SVHN", test_acc=run.test_acc - 0.3) for run in rows), name="standard"
     )
-    assert [one.difference.mean for one in both] == pytest.approx([0.02, 0.02])
+    assert [c.difference.mean for c in both] == pytest.approx([0.02, 0.02])
     assert [baseline for baseline, _ in by_baseline(both)] == ["standard data=CIFAR-10", "standard data=SVHN"]
 
 
 # Choosing
 
 
-def test_validation_chooses_and_test_is_told():
+def test_best_is_chosen_by_validation_accuracy():
     flashy = seeds(TAUGHT, 0.99, 0.98, T=1.0, val_acc=0.80)
     solid = [*seeds(TAUGHT, 0.82, T=4.0, val_acc=0.83), *seeds(TAUGHT, 0.84, first=1, T=4.0, val_acc=0.85)]
     teacher = seeds(TEACHER, 0.95, val_acc=0.95)
@@ -164,28 +164,30 @@ def test_validation_chooses_and_test_is_told():
     ]
 
 
-def test_nothing_is_chosen_without_validation():
-    (said,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99)]).rows)
-    assert said == "CIFAR-10: no validation accuracy is known, so no run is chosen as the best."
-    (said,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99, val_acc=0.5)]).rows)
-    assert "of the 1 (of 2) that have one: logits (n = 1), 50.00 %; test accuracy 99.00 %." in said
+def test_best_is_not_chosen_without_validation():
+    (sentence,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99)]).rows)
+    assert sentence == "CIFAR-10: no validation accuracy is known, so no run is chosen as the best."
+    (sentence,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99, val_acc=0.5)]).rows)
+    assert "of the 1 (of 2) that have one: logits (n = 1), 50.00 %; test accuracy 99.00 %." in sentence
 
 
-def test_teachers_are_chosen_among_themselves():
-    (said,) = best(summarize([*seeds(TEACHER, 0.9, val_acc=0.9), *seeds(TEACHER, 0.95, val_acc=0.8, epochs=50)]).rows)
-    assert "teacher epochs=30 (n = 1), 90.00 %" in said
+def test_best_of_teachers_where_there_are_no_students():
+    (sentence,) = best(
+        summarize([*seeds(TEACHER, 0.9, val_acc=0.9), *seeds(TEACHER, 0.95, val_acc=0.8, epochs=50)]).rows
+    )
+    assert "teacher epochs=30 (n = 1), 90.00 %" in sentence
 
 
 def test_leaders_are_the_best_of_each_method_and_of_the_rest():
     sweep = [seeds(TAUGHT, 0.99 - T / 100, T=float(T), val_acc=0.5 + T / 100) for T in range(10)]
     rows = summarize([*seeds(ALONE, 0.9, val_acc=0.1), *chain(*sweep)]).rows
-    places, said = leaders(rows, 4)
+    places, remark = leaders(rows, 4)
     assert [rows[i].label for i in places] == ["standard", "logits T=7", "logits T=8", "logits T=9"]
-    assert said == "4 of 11 rows, the best of each method and of the rest by validation accuracy"
+    assert remark == "4 of 11 rows, the best of each method and of the rest by validation accuracy"
     assert leaders(rows, 11) == (list(range(11)), "")
 
 
-def test_the_test_split_makes_no_leaders():
+def test_leaders_do_not_follow_the_test_split():
     rows = summarize(chain(*(seeds(TAUGHT, 0.5 + T / 100, T=float(T)) for T in range(10)))).rows
     assert leaders(rows, 3) == ([0, 1, 2], "3 of 10 rows, the first of the table")
 
@@ -193,11 +195,13 @@ def test_the_test_split_makes_no_leaders():
 # The finite test split
 
 
-def test_how_far_the_test_images_can_be_trusted_is_told():
-    told = [note for note in summarize(seeds(ALONE, 0.85, 0.85, test_images=10_000)).notes if "binomial" in note]
+def test_summarize_notes_the_precision_of_the_test_split():
+    notes = [note for note in summarize(seeds(ALONE, 0.85, 0.85, test_images=10_000)).notes if "binomial" in note]
     low, high = stats.binomtest(8500, 10_000).proportion_ci(method="wilson")
-    assert len(told) == 1
-    assert told[0].startswith(
+    assert len(notes) == 1
+    assert notes[0].startswith(
         f"10,000 test images tell an accuracy of 85.00 % to within about ±{50 * (high - low):.2f}"
     )
-    assert not any("binomial" in note for note in summarize(STANDARD).notes)  # records of old do not say how many
+    assert not any(
+        "binomial" in note for note in summarize(STANDARD).notes
+    )  # older records lack the number of test images

@@ -18,9 +18,9 @@ EPOCHS = 20
 
 
 def runs(method, final, seeds=3, teacher_acc=0.92, **changes):
-    """Finished runs with made-up curves that end at `final`."""
+    """Return finished runs with invented curves that end at `final`."""
     rng = random.Random(f"{method}{final}{changes}")
-    made = []
+    results = []
     for seed in range(seeds):
         acc = final + rng.gauss(0, 0.003)
         climb = [acc - (acc - 0.3) * math.exp(-epoch / 4) for epoch in range(EPOCHS)]
@@ -40,8 +40,8 @@ def runs(method, final, seeds=3, teacher_acc=0.92, **changes):
             epoch_val_loss=[3 * (1 - value) for value in climb],
             epoch_val_acc=[value - 0.01 for value in climb],
         )
-        made.append(changed(result, **changes))
-    return made
+        results.append(changed(result, **changes))
+    return results
 
 
 def teacher():
@@ -62,7 +62,7 @@ def without_validation(run):
 
 
 def drawn(figure):
-    """Draws it, for the warnings' sake: they are errors."""
+    """Draw the figure: warnings are errors."""
     figure.savefig(io.BytesIO(), dpi=30)
     return figure
 
@@ -74,7 +74,7 @@ def texts(figure):
 # Accuracies
 
 
-def test_a_bar_per_row_with_its_mean():
+def test_accuracy_has_a_bar_per_row_with_its_mean():
     summary = few()
     (axes,) = drawn(accuracy(summary)).axes
     means = [100 * row.test_acc.mean for row in summary.rows]
@@ -85,7 +85,7 @@ def test_a_bar_per_row_with_its_mean():
     assert axes.get_title("left") == "Test accuracy on CIFAR-10"
 
 
-def test_error_bars_where_there_are_several_seeds():
+def test_accuracy_has_error_bars_over_several_seeds():
     summary = few()
     (axes,) = accuracy(summary).axes
     (container,) = axes.containers[1:]
@@ -96,12 +96,12 @@ def test_error_bars_where_there_are_several_seeds():
     assert spans == [pytest.approx((100 * (mean - std), 100 * (mean + std))) for mean, std in expected]
 
 
-def test_no_error_bars_for_one_seed():
+def test_accuracy_has_no_error_bar_for_one_seed():
     (axes,) = drawn(accuracy(summarize(runs("standard", 0.8, seeds=1)))).axes
     assert len(axes.containers) == 1
 
 
-def test_every_seed_is_a_dot():
+def test_accuracy_has_a_dot_per_seed():
     summary = few()
     dots = accuracy(summary).axes[0].collections
     (seeds,) = [points for points in dots if points.get_label() == "one seed"]
@@ -111,7 +111,7 @@ def test_every_seed_is_a_dot():
     assert np.abs(seeds.get_offsets()[:, 0] - [0, 1, 1, 1, 2, 2, 2, 3, 3, 3]).max() < 0.36
 
 
-def test_a_dashed_line_at_the_teacher():
+def test_accuracy_has_a_dashed_line_at_the_teacher():
     figure = accuracy(summarize([*runs("logits", 0.83), *runs("standard", 0.8, teacher_acc=None)]))
     (line,) = [lines for lines in figure.axes[0].collections if lines.get_label().startswith("teacher")]
     assert line.get_label() == "teacher, 92.00"
@@ -119,7 +119,7 @@ def test_a_dashed_line_at_the_teacher():
     assert "teacher, 92.00" in texts(figure)
 
 
-def test_each_row_is_measured_against_its_own_teacher():
+def test_accuracy_has_a_line_for_each_rows_own_teacher():
     figure = accuracy(summarize([*runs("at", 0.83, teacher_acc=0.9), *runs("logits", 0.83, teacher_acc=0.94)]))
     lines = [lines.get_segments()[0][0][1] for lines in figure.axes[0].collections if hasattr(lines, "get_segments")]
     assert {90.0, 94.0} <= set(lines)
@@ -127,7 +127,7 @@ def test_each_row_is_measured_against_its_own_teacher():
 
 
 @pytest.mark.parametrize(("final", "lowest"), [(0.8, 70), (0.12, 0), (0.91, 85)])
-def test_the_axis_says_where_it_begins(final, lowest):
+def test_accuracy_labels_the_beginning_of_the_axis(final, lowest):
     (axes,) = accuracy(summarize(runs("logits", final))).axes
     assert axes.get_ylim()[0] == lowest
     assert ("begins" in axes.get_ylabel()) == bool(lowest)
@@ -135,7 +135,7 @@ def test_the_axis_says_where_it_begins(final, lowest):
     assert axes.get_ylim()[1] > 92
 
 
-def test_a_row_without_test_accuracy_has_no_bar():
+def test_accuracy_has_no_bar_without_a_test_accuracy():
     figure = drawn(accuracy(summarize([*runs("a", 0.8), *runs("b", 0.8, test_acc=None)])))
     assert len(figure.axes[0].patches) == 1
     empty = drawn(accuracy(summarize(runs("b", 0.8, test_acc=None))))
@@ -145,7 +145,7 @@ def test_a_row_without_test_accuracy_has_no_bar():
 # Learning curves
 
 
-def test_a_line_per_row_with_its_mean_and_band():
+def test_curves_have_a_line_per_row_with_its_band():
     summary = few()
     figure = drawn(curves(summary))
     left, right = figure.axes
@@ -166,7 +166,7 @@ def test_a_line_per_row_with_its_mean_and_band():
     assert texts(figure) == ["teacher (n = 1)", "standard (n = 3)", "at (n = 3)", "logits (n = 3)"]
 
 
-def test_without_validation_the_training_split_is_shown_and_named():
+def test_curves_without_validation_show_and_name_the_training_split():
     summary = summarize(map(without_validation, runs("logits", 0.8)))
     figure = drawn(curves(summary))
     left, right = figure.axes
@@ -178,13 +178,13 @@ def test_without_validation_the_training_split_is_shown_and_named():
     )
 
 
-def test_the_two_splits_are_not_mixed():
+def test_curves_do_not_mix_splits():
     figure = drawn(curves(summarize([*runs("a", 0.8), *map(without_validation, runs("b", 0.8))])))
     assert len(figure.axes[0].lines) == 1
     assert "rows without one are not shown: 1 of 2" in figure.get_suptitle()
 
 
-def test_curves_of_unequal_length_and_with_gaps():
+def test_curves_of_unequal_length_and_with_nan():
     long, short, diverged = runs("logits", 0.8)
     short = replace(short, epoch_val_acc=short.epoch_val_acc[:7])
     diverged = replace(diverged, epoch_val_loss=[math.nan] * EPOCHS)
@@ -193,12 +193,12 @@ def test_curves_of_unequal_length_and_with_gaps():
     assert np.isnan(right.lines[0].get_ydata()).all()
 
 
-def test_one_epoch_is_a_point():
-    one = [replace(run, epoch_val_acc=[0.1], epoch_val_loss=[2.3]) for run in runs("logits", 0.1, seeds=1)]
-    assert drawn(curves(summarize(one))).axes[0].lines[0].get_marker() == "o"
+def test_curves_of_one_epoch_are_points():
+    single = [replace(run, epoch_val_acc=[0.1], epoch_val_loss=[2.3]) for run in runs("logits", 0.1, seeds=1)]
+    assert drawn(curves(summarize(single))).axes[0].lines[0].get_marker() == "o"
 
 
-def test_no_curves_at_all():
+def test_curves_without_any_show_a_message():
     bare = runs("logits", 0.1, epoch_val_acc=[], epoch_val_loss=[], epoch_train_acc=[], epoch_train_loss=[])
     assert "No run has learning curves." in [text.get_text() for text in drawn(curves(summarize(bare))).texts]
 
@@ -206,7 +206,7 @@ def test_no_curves_at_all():
 # Both
 
 
-def test_a_row_has_one_colour_in_both_pictures():
+def test_looks_are_the_same_in_both_pictures():
     summary = few()
     bars = [bar.get_facecolor()[:3] for bar in accuracy(summary).axes[0].patches]
     lines = [line.get_color() for line in curves(summary).axes[0].lines]
@@ -214,19 +214,19 @@ def test_a_row_has_one_colour_in_both_pictures():
     assert len(set(lines)) == 4
 
 
-def test_rows_of_one_method_are_shades_of_its_colour():
+def test_looks_of_one_method_are_shades_of_its_hue():
     summary = summarize([*runs("logits", 0.8, T=1.0), *runs("logits", 0.8, T=2.0), *runs("logits", 0.8, T=4.0)])
     light, plain, dark = (sum(look.colour) for look in looks(summary.rows))
     assert light > plain > dark
     assert looks(summary.rows)[1] == looks(summarize(runs("logits", 0.8)).rows)[0]
 
 
-def test_many_methods_never_look_the_same():
+def test_looks_of_many_methods_are_distinct():
     rows = summarize([run for i in range(25) for run in runs(f"m{i}", 0.8, seeds=1)]).rows
     assert len(set(looks(rows))) == 25
 
 
-def test_a_sweep_stays_readable():
+def test_accuracy_and_curves_of_a_sweep_stay_readable():
     summary = sweep()
     assert len(summary.rows) == 61
     bars, lines = drawn(accuracy(summary)), curves(summary)
@@ -239,14 +239,14 @@ def test_a_sweep_stays_readable():
     assert "thin: the other rows" in lines.get_suptitle()
 
 
-def test_an_override_is_no_formula():
+def test_accuracy_and_curves_escape_dollar_signs():
     variants = ["lr=${x}^2 decay=${y}", r"lr=$\frac decay=1"]
     summary = summarize([run for variant in variants for run in runs("logits", 0.8, variant=variant)])
     drawn(accuracy(summary))
     drawn(curves(summary))
 
 
-def test_the_report_is_written(tmp_path):
+def test_report_writes_page_table_and_pictures(tmp_path):
     before = dict(matplotlib.rcParams)
     summary = few()
     written = report(summary).write(tmp_path / "new" / "report")
@@ -264,7 +264,7 @@ def test_the_report_is_written(tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_differences_are_ranked_and_coloured_by_what_can_be_said():
+def test_differences_are_ranked_and_coloured_by_verdict():
     rows = summarize(
         [
             *runs("standard", 0.8, seeds=4, teacher_acc=None),
@@ -277,23 +277,23 @@ def test_differences_are_ranked_and_coloured_by_what_can_be_said():
     axes = drawn(differences(compared)).axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["worse (n = 4)", "better (n = 4)", "lone (n = 1)"]
     diamonds = [line for line in axes.lines if line.get_marker() == "D"]
-    means = sorted(100 * one.difference.mean for one in compared)
+    means = sorted(100 * c.difference.mean for c in compared)
     assert [line.get_xdata()[0] for line in diamonds] == pytest.approx(means)
     assert [line.get_color() for line in diamonds] == ["#D55E00", "#0072B2", "#595959"]
     lines = [line for line in axes.lines if line.get_linestyle() == "-" and len(set(line.get_ydata())) == 1]
-    by_label = {one.row.label: one for one in compared}
+    by_label = {c.row.label: c for c in compared}
     for line, label in zip(lines, ("worse", "better"), strict=True):
         assert line.get_xdata() == pytest.approx([100 * end for end in by_label[label].difference.interval])
 
 
-def test_several_comparisons_have_their_picture(tmp_path):
+def test_report_draws_several_comparisons(tmp_path):
     summary = few()
     written = report(summary, compare(summary.rows)).write(tmp_path)
     assert "difference_standard.png" in [path.name for path in written]
     assert "(difference_standard.png)" in (tmp_path / "results.md").read_text(encoding="utf-8")
 
 
-def test_one_far_beyond_the_others_does_not_flatten_them():
+def test_differences_draw_an_outlier_as_an_arrow():
     rows = summarize(
         [
             *runs("standard", 0.8, seeds=3, teacher_acc=None),
@@ -303,7 +303,7 @@ def test_one_far_beyond_the_others_does_not_flatten_them():
     axes = drawn(differences(compare(rows))).axes[0]
     assert [line.get_marker() for line in axes.lines].count("<") == 1
     assert axes.get_xlim()[0] > -20
-    (chance,) = (one for one in compare(rows) if one.row.label == "chance")
+    (chance,) = (c for c in compare(rows) if c.row.label == "chance")
     assert f"{100 * chance.difference.mean:+.2f}" in [text.get_text() for text in axes.texts]
-    near = drawn(differences([one for one in compare(rows) if one.row.label != "chance"])).axes[0]
+    near = drawn(differences([c for c in compare(rows) if c.row.label != "chance"])).axes[0]
     assert not any(line.get_marker() in "<>" for line in near.lines)

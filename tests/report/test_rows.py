@@ -4,9 +4,7 @@ import pytest
 
 from kd.errors import UserError
 from kd.report.rows import Role, Spread, role, summarize
-from kd.report.tables import (
-    to_markdown,
-)
+from kd.report.tables import to_markdown
 from tests.report.made import ALONE, DISTILLED, MUTUAL, TEACHER, changed, seeds
 
 
@@ -17,7 +15,7 @@ def labels(results):
 # Figures over seeds
 
 
-def test_mean_and_sample_standard_deviation():
+def test_row_has_mean_and_sample_standard_deviation():
     (row,) = summarize(seeds(DISTILLED, 0.82, 0.83, 0.87)).rows
     assert row.n == 3
     assert row.seeds == [0, 1, 2]
@@ -27,21 +25,21 @@ def test_mean_and_sample_standard_deviation():
     assert row.retention == pytest.approx(0.84 / 0.9, abs=1e-12)
 
 
-def test_one_seed_has_no_standard_deviation_and_no_interval():
+def test_row_of_one_seed_has_no_spread():
     (row,) = summarize([ALONE]).rows
     assert row.test_acc == Spread(0.8, None)
     assert row.test_interval is None
     assert "95 % interval" not in to_markdown([row])
 
 
-def test_no_interval_over_some_of_the_runs():
+def test_row_has_no_interval_over_some_of_the_runs():
     lost = replace(DISTILLED, seed=2, test_acc=None)
     (row,) = summarize([*seeds(DISTILLED, 0.8, 0.81), lost]).rows
     assert row.test_acc is None
     assert row.test_interval is None
 
 
-def test_the_other_figures_are_means():
+def test_row_figures_are_means():
     runs = [replace(DISTILLED, seed=0), replace(DISTILLED, seed=1, test_nll=0.8, test_ece=0.05, agreement=0.75)]
     (row,) = summarize(runs).rows
     assert row.test_nll == pytest.approx(0.7)
@@ -50,7 +48,7 @@ def test_the_other_figures_are_means():
     assert row.train_seconds == 100
 
 
-def test_no_mean_over_some_of_the_runs():
+def test_row_has_no_mean_over_some_of_the_runs():
     diverged = replace(DISTILLED, seed=1, test_nll=None, test_acc=0.1)
     (row,) = summarize([DISTILLED, diverged]).rows
     assert row.test_nll is None
@@ -60,7 +58,7 @@ def test_no_mean_over_some_of_the_runs():
 # Which runs count
 
 
-def test_only_finished_runs_count_and_the_others_are_listed():
+def test_summarize_counts_finished_runs_and_lists_the_rest():
     failed = replace(ALONE, seed=1, status="failed")
     running = [replace(ALONE, seed=seed, status="running") for seed in (2, 3)]
     summary = summarize([ALONE, failed, *running])
@@ -70,21 +68,23 @@ def test_only_finished_runs_count_and_the_others_are_listed():
     assert not any("not counted" in note for note in summarize([ALONE]).notes)
 
 
-@pytest.mark.parametrize(("results", "said"), [([], "no runs at all"), ([replace(ALONE, status="failed")], "1 failed")])
-def test_no_finished_run_is_a_mistake(results, said):
-    with pytest.raises(UserError, match=f"no finished run to report on: {said}"):
+@pytest.mark.parametrize(
+    ("results", "message"), [([], "no runs at all"), ([replace(ALONE, status="failed")], "1 failed")]
+)
+def test_summarize_refuses_runs_of_which_none_is_finished(results, message):
+    with pytest.raises(UserError, match=f"no finished run to report on: {message}"):
         summarize(results)
 
 
-def test_skipped_records_are_named():
+def test_summarize_names_skipped_records():
     assert "Skipped a/result.json: cut short" in summarize([ALONE], ["a/result.json: cut short"]).notes
 
 
-def test_a_repeated_run_counts_once_the_latest():
+def test_summarize_counts_the_latest_of_repeated_runs():
     first = replace(ALONE, group="g", fingerprint="f", date="2026-01-01T10:00:00", test_acc=0.7)
     again = replace(first, date="2026-01-02T10:00:00", test_acc=0.8)
-    other = replace(first, seed=1, fingerprint="f1", test_acc=0.9)
-    for results in ([first, again, other], [again, other, first]):
+    second = replace(first, seed=1, fingerprint="f1", test_acc=0.9)
+    for results in ([first, again, second], [again, second, first]):
         summary = summarize(results)
         (row,) = summary.rows
         assert row.n == 2
@@ -92,8 +92,8 @@ def test_a_repeated_run_counts_once_the_latest():
         assert "1 repeat of a run (same configuration and seed) left out: the latest counts." in summary.notes
 
 
-def test_one_seed_counts_once_whatever_its_fingerprint():
-    """As with a teacher from the store that a sweep over the students' seeds brings up again and again."""
+def test_summarize_counts_a_seed_once_whatever_its_fingerprint():
+    """A teacher from the store has a record in each run of a sweep over the students' seeds."""
     taken = [replace(TEACHER, group="g", fingerprint=name) for name in "abc"]
     (row,) = summarize(taken).rows
     assert row.n == 1
@@ -105,12 +105,12 @@ def test_one_seed_counts_once_whatever_its_fingerprint():
 # Groups, labels, order
 
 
-def test_runs_of_one_group_are_one_row():
+def test_summarize_makes_one_row_of_a_group():
     runs = seeds(replace(DISTILLED, group="g"), 0.8, 0.82)
     assert [row.n for row in summarize(runs).rows] == [2]
 
 
-def test_groups_with_the_same_knobs_stay_apart():
+def test_summarize_separates_groups_with_the_same_knobs():
     runs = [replace(DISTILLED, group="aaaaaaaaaa"), replace(DISTILLED, group="bbbbbbbbbb", seed=1)]
     assert labels(runs) == ["logits #aaaaaaaa", "logits #bbbbbbbb"]
 
@@ -131,50 +131,50 @@ def test_groups_with_the_same_knobs_stay_apart():
         {"variant": "recipe.lr=0.1"},
     ],
 )
-def test_without_a_group_all_but_the_seed_is_the_group(change):
+def test_summarize_groups_by_all_but_the_seed_without_a_group(change):
     rows = summarize([DISTILLED, replace(DISTILLED, seed=1), changed(DISTILLED, seed=1, **change)]).rows
     assert sorted(row.n for row in rows) == [1, 2]
     assert len({row.label for row in rows}) == 2
 
 
-def test_a_method_with_one_row_is_called_by_its_name():
+def test_label_of_a_methods_only_row_is_its_name():
     assert labels([ALONE, DISTILLED]) == ["standard", "logits"]
 
 
-def test_a_sweep_over_T_shows_T_only():  # noqa: N802
+def test_label_shows_the_swept_knob_only():
     sweep = [changed(DISTILLED, T=T, variant="recipe.epochs=30") for T in (16.0, 4.0, 0.5)]
     assert labels([ALONE, *sweep]) == ["standard", "logits T=0.5", "logits T=4", "logits T=16"]
 
 
-def test_row_label_shows_any_knob_that_was_swept_in_the_order_of_its_values():
+def test_label_shows_any_swept_knob_and_rows_follow_its_values():
     sweep = [changed(DISTILLED, warmup=warmup, mode="cosine") for warmup in (100, 20, None)]
     assert labels(sweep) == ["logits", "logits warmup=20", "logits warmup=100"]
     sweep = [changed(DISTILLED, margin=margin) for margin in ("auto", "10", 9.5)]
     assert labels(sweep) == ["logits margin=9.5", "logits margin=10", "logits margin=auto"]
 
 
-def test_rows_are_told_apart_by_a_knob_that_is_a_list():
+def test_summarize_separates_rows_by_a_knob_that_is_a_list():
     runs = [changed(DISTILLED, layers=layers, seed=seed) for seed in (0, 1) for layers in ([1, 10], [1, 2])]
     rows = summarize(runs).rows
     assert [(row.label, row.n) for row in rows] == [("logits layers=[1,2]", 2), ("logits layers=[1,10]", 2)]
 
 
-def test_a_whole_number_and_the_same_as_a_float_are_one_row():
+def test_summarize_groups_equal_integers_and_floats():
     (row,) = summarize([changed(DISTILLED, T=4), changed(DISTILLED, T=4.0, seed=1)]).rows
     assert row.n == 2
 
 
-def test_a_sweep_over_overrides_shows_those_that_differ():
+def test_label_shows_the_overrides_that_differ():
     variants = ["student.scale=16 recipe.epochs=50", "student.scale=8 recipe.epochs=50", "recipe.epochs=50"]
     sweep = [replace(ALONE, variant=variant) for variant in variants]
     assert labels(sweep) == ["standard", "standard student.scale=8", "standard student.scale=16"]
 
 
-def test_what_no_knob_tells_apart_is_told_apart_by_the_networks():
+def test_label_shows_the_networks_where_no_knob_differs():
     assert labels([replace(ALONE, student="mlp"), ALONE]) == ["standard student=cnn", "standard student=mlp"]
 
 
-def test_teachers_then_students_alone_then_distilled_ones():
+def test_summarize_sorts_by_role():
     runs = [replace(DISTILLED, method="at"), DISTILLED, ALONE, replace(ALONE, method="smooth"), TEACHER]
     assert labels(runs) == ["teacher", "smooth", "standard", "at", "logits"]
     assert [role(run) for run in (TEACHER, ALONE, DISTILLED)] == list(Role)
@@ -190,17 +190,17 @@ def test_teachers_then_students_alone_then_distilled_ones():
         (replace(TEACHER, taught=True), Role.TEACHER),
     ],
 )
-def test_role_is_that_of_a_student_alone_only_without_a_method_beside_the_labels(run, expected):
+def test_role_follows_taught(run, expected):
     assert role(run) is expected
 
 
-def test_the_role_is_not_told_by_the_name():
+def test_role_does_not_depend_on_the_name():
     assert labels([DISTILLED, ALONE, replace(TEACHER, method="oracle")]) == ["oracle", "standard", "logits"]
 
 
-def test_data_sets_are_not_mixed():
-    other = [replace(run, dataset="SVHN") for run in (DISTILLED, TEACHER)]
-    summary = summarize([*other, DISTILLED, TEACHER])
+def test_summarize_separates_data_sets():
+    svhn = [replace(run, dataset="SVHN") for run in (DISTILLED, TEACHER)]
+    summary = summarize([*svhn, DISTILLED, TEACHER])
     assert [(row.first.dataset, row.first.method) for row in summary.rows] == [
         ("CIFAR-10", "teacher"),
         ("CIFAR-10", "logits"),
@@ -214,37 +214,37 @@ def test_data_sets_are_not_mixed():
 # Retention
 
 
-def retention_of_alone(*others):
-    return next(row for row in summarize([ALONE, *others]).rows if row.role is Role.ALONE).retention
+def retention_of_alone(*results):
+    return next(row for row in summarize([ALONE, *results]).rows if row.role is Role.ALONE).retention
 
 
-def test_a_student_alone_is_measured_against_the_one_teacher_that_the_others_had():
+def test_retention_of_a_student_alone_refers_to_the_distilled_students_teacher():
     assert retention_of_alone(*seeds(TEACHER, 0.9, 0.92), DISTILLED) == pytest.approx(0.8 / 0.9)
 
 
-def test_else_against_the_teachers_own_rows():
+def test_retention_of_a_student_alone_refers_to_the_teachers_rows_else():
     assert retention_of_alone(*seeds(TEACHER, 0.9, 0.92)) == pytest.approx(0.8 / 0.91)
 
 
-def test_a_teacher_measured_twice_is_one_teacher():
+def test_retention_takes_rounding_for_the_same_teacher():
     again = replace(DISTILLED, method="at", teacher_test_acc=0.8999999761581421)
     assert retention_of_alone(DISTILLED, again) == pytest.approx(0.8 / 0.9)
 
 
-def test_else_against_none():
+def test_retention_of_a_student_alone_is_unknown_without_exactly_one_teacher():
     assert retention_of_alone() is None
     assert retention_of_alone(DISTILLED, replace(DISTILLED, method="at", teacher_test_acc=0.91)) is None
     assert retention_of_alone(TEACHER, replace(TEACHER, teacher="resnet8", test_acc=0.91)) is None
     assert retention_of_alone(replace(DISTILLED, dataset="SVHN")) is None
 
 
-def test_a_distilled_student_is_measured_against_its_own_teacher():
+def test_retention_of_a_distilled_student_refers_to_its_own_teacher():
     (row,) = (row for row in summarize([TEACHER, replace(DISTILLED, teacher_test_acc=0.88)]).rows if row.agreement)
     assert row.teacher_acc == 0.88
     assert row.retention == pytest.approx(0.8 / 0.88)
 
 
-def test_a_student_taught_without_a_teacher_is_measured_against_that_of_the_others():
+def test_retention_of_a_student_taught_without_a_teacher_is_like_that_of_one_alone():
     rows = {row.first.method: row for row in summarize([ALONE, MUTUAL, DISTILLED, TEACHER]).rows}
     assert rows["dml"].retention == pytest.approx(0.83 / 0.9)
     assert rows["dml"].agreement is None
@@ -253,7 +253,7 @@ def test_a_student_taught_without_a_teacher_is_measured_against_that_of_the_othe
     assert by_itself["dml"].retention == pytest.approx(0.83 / 0.93)  # the teacher's own rows, as it had none itself
 
 
-def test_the_teacher_retains_nothing():
+def test_retention_of_a_teacher_is_none():
     (row,) = summarize([TEACHER]).rows
     assert row.retention is None
     assert row.params == 1_070_000

@@ -24,12 +24,12 @@ SECOND = dict(enumerate([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]))
 SLEEP = paired_differences(SECOND, FIRST)
 
 
-def test_pairs_are_the_common_seeds_whatever_their_order():
+def test_paired_differences_are_of_common_seeds_in_any_order():
     assert paired_differences({2: 0.9, 0: 0.8, 7: 0.1}, {0: 0.5, 1: 0.2, 2: 0.5}) == pytest.approx([0.3, 0.4])
     assert paired_differences({0: 0.5}, {1: 0.5}) == []
 
 
-def test_paired_t_on_students_own_data():
+def test_t_test_and_t_interval_match_r_on_students_data():
     assert np.mean(SLEEP) == pytest.approx(1.58)
     # R: t.test(extra ~ group, data = sleep, paired = TRUE): p-value = 0.002833, interval 0.7001142 to 2.4598858
     assert t_test(SLEEP) == pytest.approx(0.002833, abs=5e-7)
@@ -38,7 +38,7 @@ def test_paired_t_on_students_own_data():
 
 @pytest.mark.parametrize("n", [2, 3, 10])
 @pytest.mark.parametrize("level", [0.95, 0.8])
-def test_t_as_scipy_has_it(n, level):
+def test_t_test_and_t_interval_match_scipy(n, level):
     ours, theirs = np.random.default_rng(n).normal(0.8, 0.01, (2, n))
     reference = stats.ttest_rel(ours, theirs)
     assert t_test(list(ours - theirs)) == pytest.approx(reference.pvalue, rel=1e-9)
@@ -48,13 +48,13 @@ def test_t_as_scipy_has_it(n, level):
 
 
 @pytest.mark.parametrize("values", [[], [0.3], [0.1, 0.1], [0.82 - 0.80, 0.83 - 0.81], [0.5, 0.5 + 6e-8]])
-def test_nothing_is_said_without_a_spread(values):
+def test_t_test_and_t_interval_are_none_without_a_spread(values):
     """Equal differences of few seeds would give t = infinity, and rounding errors a p of 1e-9."""
     assert t_interval(values) is None
     assert t_test(values) is None
 
 
-def test_t_covers_the_mean_as_often_as_it_says():
+def test_t_interval_covers_the_mean_at_its_level():
     samples = np.random.default_rng(0).normal(0.8, 0.003, (2000, 3))
     covered = np.mean([low <= 0.8 <= high for low, high in map(t_interval, samples)])
     assert covered == pytest.approx(0.95, abs=0.015)  # three of its own standard deviations
@@ -70,11 +70,11 @@ def test_t_covers_the_mean_as_often_as_it_says():
         (1, 29, (0.0061, 0.1718)),
     ],
 )
-def test_binomial_interval(correct, of, expected):
+def test_binomial_interval_matches_published_values(correct, of, expected):
     assert binomial_interval(correct, of) == pytest.approx(expected, abs=5e-5)
 
 
-def test_ten_thousand_test_images_leave_almost_a_point():
+def test_binomial_interval_matches_the_closed_form():
     low, high = binomial_interval(8000, 10_000)
     z, p, n = 1.959964, 0.8, 10_000
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -84,12 +84,12 @@ def test_ten_thousand_test_images_leave_almost_a_point():
 
 
 @pytest.mark.parametrize(("correct", "of"), [(11, 10), (-1, 10), (0, 0)])
-def test_no_accuracy_beyond_its_images(correct, of):
+def test_binomial_interval_refuses_impossible_counts(correct, of):
     with pytest.raises(ValueError):  # noqa: PT011 scipy's own words
         binomial_interval(correct, of)
 
 
-def test_other_test_images():
+def test_images_interval_matches_the_normal_approximation_and_scipy():
     """Against the normal approximation, which 10,000 images justify, and against scipy's resampling of few."""
     rng = np.random.default_rng(0)
     theirs = rng.random((3, 10_000)) < 0.8
@@ -104,7 +104,7 @@ def test_other_test_images():
     assert images_interval(theirs, theirs) == (0, 0)
 
 
-def test_other_test_images_keep_the_pairs():
+def test_images_interval_keeps_images_paired():
     """Two networks that err on the same images differ by less than the accuracy of either is uncertain."""
     theirs = np.arange(10_000)[None] < 8000
     low, high = images_interval(np.arange(10_000)[None] < 8010, theirs)
@@ -113,17 +113,17 @@ def test_other_test_images_keep_the_pairs():
 
 
 @pytest.mark.parametrize("shape", [(1, 9), (10,)])
-def test_other_test_images_have_to_be_the_same_ones(shape):
+def test_images_interval_refuses_different_images(shape):
     with pytest.raises(ValueError, match="not the same images"):
         images_interval(np.ones((1, 10), bool), np.ones(shape, bool))
 
 
 def answers(both, ours, theirs, none):
-    one = [True] * both + [True] * ours + [False] * theirs + [False] * none
-    return one, [True] * both + [False] * ours + [True] * theirs + [False] * none
+    first = [True] * both + [True] * ours + [False] * theirs + [False] * none
+    return first, [True] * both + [False] * ours + [True] * theirs + [False] * none
 
 
-def test_mcnemar_counts_the_disagreements_only():
+def test_mcnemar_counts_disagreements_only():
     # (1 + 10) / 2^10, twice: nine of ten coins, or a more extreme number
     assert mcnemar(*answers(70, 9, 1, 20)) == pytest.approx(22 / 1024)
     assert mcnemar(*answers(7000, 9, 1, 2000)) == pytest.approx(22 / 1024)
@@ -132,20 +132,20 @@ def test_mcnemar_counts_the_disagreements_only():
     assert mcnemar(*answers(70, 0, 0, 30)) == 1
 
 
-def test_mcnemar_pairs_the_images():
-    """As many right answers, on other images: not the marginal counts decide."""
+def test_mcnemar_pairs_images():
+    """Equal numbers of right predictions, on different images: pairs count, not totals."""
     ours = np.arange(100) < 60
     assert mcnemar(ours, np.roll(ours, 20)) == 1
     assert mcnemar(ours, np.arange(100) < 50) == pytest.approx(2 / 1024)
 
 
 @pytest.mark.parametrize("theirs", [[True], [[True, False]], []])
-def test_mcnemar_wants_the_same_images(theirs):
+def test_mcnemar_refuses_different_images(theirs):
     with pytest.raises(ValueError, match="not the same images"):
         mcnemar([True, False], theirs)
 
 
-def test_holm():
+def test_holm_matches_r():
     # R: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
@@ -153,16 +153,16 @@ def test_holm():
     assert holm([]) == []
 
 
-def test_what_could_not_be_tested_is_no_test():
+def test_holm_does_not_count_missing_tests():
     assert holm([None, 0.01, None, 0.03]) == [None, pytest.approx(0.02), None, pytest.approx(0.03)]
 
 
-def test_the_end_of_a_training_need_not_wait_for_scipy_stats():
+def test_tables_do_not_load_scipy_stats():
     code = "import kd.report.tables, sys; assert 'scipy.stats' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_difference_in_plain_words():
+def test_verdict_names_every_outcome():
     assert difference({0: 0.9}, {1: 0.8}).verdict == "no common seed: no statement"
     assert difference({0: 0.9}, {0: 0.8}).verdict == "one seed: no statement"
     assert difference({0: 0.9, 1: 0.9}, {0: 0.8, 1: 0.8}).verdict == "no spread: no statement"
@@ -171,10 +171,10 @@ def test_a_difference_in_plain_words():
     assert difference({0: 0.80, 1: 0.81, 2: 0.82}, {0: 0.81, 1: 0.80, 2: 0.82}).verdict == "no difference seen"
 
 
-def test_a_difference_that_only_the_number_of_tests_leaves_open():
-    """Neither seen nor "not seen": the interval beside it is of one test and excludes 0."""
+def test_verdict_is_not_certain_where_only_the_correction_decides():
+    """The interval, which is of one test, excludes 0, but the corrected p is not below 0.05."""
     alone = difference({0: 0.80, 1: 0.815, 2: 0.82}, {0: 0.79, 1: 0.80, 2: 0.80})
     assert alone.interval.low > 0
     assert 0.025 < alone.p < 0.05
-    one, other = corrected([alone, alone])
-    assert (alone.verdict, one.verdict, other.verdict) == ("higher", "not certain", "not certain")
+    first, second = corrected([alone, alone])
+    assert (alone.verdict, first.verdict, second.verdict) == ("higher", "not certain", "not certain")

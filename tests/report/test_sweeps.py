@@ -35,7 +35,7 @@ TEACHER = changed(
 
 
 def run(base=TAUGHT, val=0.75, seeds=2, **changes):
-    """Two seeds whose validation accuracies lie a point around `val`, and whose test accuracies tell another story."""
+    """Return seeds with validation accuracies within a point of `val`, and test accuracies in the reverse order."""
     accs = [val] if seeds == 1 else [val - 0.01 + 0.02 * seed / (seeds - 1) for seed in range(seeds)]
     return [changed(base, seed=i, val_acc=acc, test_acc=1 - acc, **changes) for i, acc in enumerate(accs)]
 
@@ -45,11 +45,11 @@ def found(*results):
 
 
 def drawn(*results):
-    """The pictures by name, drawn for the warnings' sake: they are errors."""
-    made = pictures(summarize(chain(*results)))
-    for picture in made:
+    """Return the pictures by name, drawn, as warnings are errors."""
+    drawn_pictures = pictures(summarize(chain(*results)))
+    for picture in drawn_pictures:
         picture.figure.savefig(io.BytesIO(), dpi=30)
-    return {picture.name: picture.figure for picture in made}
+    return {picture.name: picture.figure for picture in drawn_pictures}
 
 
 def cells(axes):
@@ -63,7 +63,7 @@ def over_t(base=TAUGHT, values=(1, 2, 4, 8)):
 # What was swept
 
 
-def test_one_knob_and_only_that():
+def test_sweeps_finds_one_swept_knob():
     (sweep,) = found(over_t(), run(ALONE))
     assert sweep.axes == ("T",)
     (line,) = sweep.lines
@@ -74,17 +74,17 @@ def test_one_knob_and_only_that():
 
 
 @pytest.mark.parametrize("results", [[run()], [run(), run(FEATURE), run(ALONE)], [run(T=4.0), run(FEATURE, T=2.0)]])
-def test_what_differs_between_methods_only_was_not_swept(results):
+def test_sweeps_ignores_differences_between_methods(results):
     """Methods have defaults of their own."""
     assert found(*results) == []
     assert drawn(*results) == {}
 
 
-def test_methods_that_swept_the_same_share_a_picture():
+def test_sweeps_joins_methods_that_swept_the_same():
     (sweep,) = found(over_t(), over_t(FEATURE), run(ALONE))
     assert [line.name for line in sweep.lines] == ["feature", "logits"]
-    one, other = found(over_t(), chain(*(run(FEATURE, beta=beta) for beta in (0.1, 0.2))))
-    assert {one.axes, other.axes} == {("T",), ("beta",)}
+    first, second = found(over_t(), chain(*(run(FEATURE, beta=beta) for beta in (0.1, 0.2))))
+    assert {first.axes, second.axes} == {("T",), ("beta",)}
 
 
 def test_sweeps_finds_a_knob_that_only_the_records_know_of():
@@ -106,14 +106,14 @@ def test_sweeps_takes_numbers_written_as_text_but_no_booleans_and_no_lists():
     assert [line.name for line in sweep.lines] == ["logits knob=[1,2]", "logits knob=true"]
 
 
-def test_an_override_is_a_knob():
+def test_sweeps_takes_overrides_as_knobs():
     variants = [f"recipe.epochs=50 +recipe.optimizer.lr={lr}" for lr in ("1e-1", "0.05", ".2")]
     (sweep,) = found(*(run(ALONE, variant=variant) for variant in variants))
     assert sweep.axes == ("recipe.optimizer.lr",)
     assert list(sweep.lines[0].points) == [(0.05,), (0.1,), (0.2,)]
 
 
-def test_a_row_that_leaves_an_override_out_has_no_place_and_that_is_said():
+def test_sweeps_counts_rows_without_the_override_as_left_out():
     results = [run(ALONE), *(run(ALONE, variant=f"recipe.clip_norm={norm}") for norm in ("1", "2", "null"))]
     (sweep,) = found(*results)
     assert list(sweep.lines[0].points) == [(1,), (2,)]
@@ -121,14 +121,14 @@ def test_a_row_that_leaves_an_override_out_has_no_place_and_that_is_said():
     assert "2 without a place here left out" in drawn(*results)["sweep_recipe.clip_norm.png"].axes[0].get_title("left")
 
 
-def test_words_tell_lines_apart():
+def test_sweeps_separates_lines_by_text_settings():
     combinations = product((1.0, 4.0), ("sgd", "adamw"))
     (sweep,) = found(*(run(T=T, variant=f"recipe/optimizer={name}") for T, name in combinations))
     assert [line.name for line in sweep.lines] == ["logits recipe/optimizer=adamw", "logits recipe/optimizer=sgd"]
     assert all(list(line.points) == [(1,), (4,)] for line in sweep.lines)
 
 
-def test_of_three_knobs_the_two_with_the_most_values_are_the_axes():
+def test_sweeps_takes_the_two_knobs_with_the_most_values_as_axes():
     grid = product((1.0, 2.0, 4.0), (0.1, 0.5), (0.1, 0.2, 0.3))
     (sweep,) = found(*(run(FEATURE, T=T, alpha=alpha, beta=beta) for T, alpha, beta in grid))
     assert sweep.axes == ("beta", "T")
@@ -136,17 +136,17 @@ def test_of_three_knobs_the_two_with_the_most_values_are_the_axes():
     assert [len(line.points) for line in sweep.lines] == [9, 9]
 
 
-def test_seeds_are_no_axis():
+def test_sweeps_takes_no_seed_as_an_axis():
     assert found(*(run(variant=f"teacher_seed={seed}") for seed in range(3))) == []
 
 
-def test_rows_that_no_knob_tells_apart_are_not_averaged():
+def test_sweeps_does_not_average_rows_at_one_place():
     (sweep,) = found(over_t(), run(T=1.0, group="other"))
     assert [row.n for row in sweep.lines[0].points.values()] == [2, 2, 2, 2]
     assert sweep.left_out == 1
 
 
-def test_teachers_count_where_there_are_no_students():
+def test_sweeps_counts_teachers_where_there_are_no_students():
     teachers = [run(TEACHER, epochs=epochs) for epochs in (10, 20)]
     (sweep,) = found(*teachers)
     assert sweep.axes == ("epochs",)
@@ -158,19 +158,19 @@ def sized(base=ALONE, scales=((4, 70_000), (8, 270_000), (16, 1_071_066)), **cha
     return list(chain(*each))
 
 
-def test_the_size_has_a_picture_of_its_own():
+def test_sizes_takes_the_settings_of_the_students_size():
     results = [sized(), sized(TAUGHT, T=1.0), sized(TAUGHT, T=4.0), run(TEACHER)]
     rows = summarize(chain(*results)).rows
     (sweep,) = sizes(rows)
     assert [line.name for line in sweep.lines] == ["standard", "logits T=1", "logits T=4"]
     assert [list(line.points) for line in sweep.lines] == [[(70_000,), (270_000,), (1_071_066,)]] * 3
-    (other,) = sweeps(rows)
-    assert other.axes == ("T",)
-    assert [line.name for line in other.lines] == [f"logits student.scale={scale}" for scale in (4, 8, 16)]
+    (sweep,) = sweeps(rows)
+    assert sweep.axes == ("T",)
+    assert [line.name for line in sweep.lines] == [f"logits student.scale={scale}" for scale in (4, 8, 16)]
     assert sizes(summarize(chain(over_t(), run(ALONE), run(TEACHER))).rows) == []
 
 
-def test_a_student_setting_that_changes_no_size_is_a_knob():
+def test_sweeps_takes_a_student_setting_that_changes_no_size():
     (sweep,) = found(*(run(variant=f"student.head_dropout={p}") for p in (0, 0.2, 0.5)))
     assert sweep.axes == ("student.head_dropout",)
 
@@ -178,7 +178,7 @@ def test_a_student_setting_that_changes_no_size_is_a_knob():
 # Drawn
 
 
-def test_one_knob_is_a_curve_with_a_band():
+def test_pictures_draws_one_knob_as_a_curve_with_a_band():
     figure = drawn(over_t(), over_t(FEATURE), run(ALONE))["sweep_T.png"]
     (axes,) = figure.axes
     _, logits, standard = axes.lines
@@ -197,7 +197,7 @@ def test_one_knob_is_a_curve_with_a_band():
     assert names == ["feature (n = 2)", "logits (n = 2)", "standard (n = 2)"]
 
 
-def test_a_method_has_its_colour_in_every_picture():
+def test_pictures_and_accuracy_share_the_methods_colours():
     summary = summarize(chain(run(ALONE), run(FEATURE), over_t()))
     (picture,) = pictures(summary)
     lines = {line.get_label().split()[0]: line for line in picture.figure.axes[0].lines}
@@ -208,7 +208,7 @@ def test_a_method_has_its_colour_in_every_picture():
     assert len({standard, feature, *logits}) == 6
 
 
-def test_without_validation_the_axis_says_test():
+def test_pictures_label_the_test_accuracy_where_there_is_no_validation():
     figure = drawn(chain(*(run(T=T, val=0.7) for T in (1.0, 4.0))))["sweep_T.png"]
     assert figure.axes[0].get_ylabel() == "validation accuracy, %"
     bare = [replace(result, val_acc=None) for result in over_t()]
@@ -224,12 +224,12 @@ def test_without_validation_the_axis_says_test():
 GRID = [(T, alpha) for T in (1.0, 4.0, 8.0) for alpha in (0.1, 0.5) if (T, alpha) != (8.0, 0.5)]
 
 
-def test_two_knobs_are_a_map_with_its_values_and_its_gaps():
+def test_pictures_draws_two_knobs_as_a_map_with_gaps():
     results = [run(val=0.7 + T / 100 - alpha / 10, T=T, alpha=alpha) for T, alpha in GRID]
     feature = [run(FEATURE, T=T, alpha=alpha) for T, alpha in GRID]
     figure = drawn(*results, *feature, run(ALONE))["sweep_alpha_T.png"]
-    other, axes, bar = figure.axes
-    assert (other.get_title("left"), axes.get_title("left")) == ("feature", "logits")
+    feature_axes, axes, bar = figure.axes
+    assert (feature_axes.get_title("left"), axes.get_title("left")) == ("feature", "logits")
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("T", "alpha")
     assert cells(axes) == {
         ((0, 0), "70.00"), ((1, 0), "73.00"), ((2, 0), "77.00"), ((0, 1), "66.00"), ((1, 1), "69.00"),
@@ -242,7 +242,7 @@ def test_two_knobs_are_a_map_with_its_values_and_its_gaps():
     assert "standard: 75.00" in figure.get_suptitle()
 
 
-def test_the_test_split_marks_nothing():
+def test_pictures_mark_no_best_cell_by_the_test_split():
     bare = [replace(result, val_acc=None) for T, alpha in GRID for result in run(T=T, alpha=alpha)]
     figure = drawn(bare)["sweep_alpha_T.png"]
     assert all(patch.get_fill() for patch in figure.axes[0].patches)
@@ -250,7 +250,7 @@ def test_the_test_split_marks_nothing():
     assert figure.axes[1].get_ylabel() == "test accuracy, %"
 
 
-def test_a_random_search_is_dots():
+def test_pictures_draws_a_random_search_as_dots():
     results = [run(val=0.7 + i / 1000, T=1 + i / 7, alpha=(i * 37 % 41) / 41, seeds=1) for i in range(40)]
     figure = drawn(*results)["sweep_alpha_T.png"]
     dots, mark = figure.axes[0].collections
@@ -259,7 +259,7 @@ def test_a_random_search_is_dots():
     assert not figure.axes[0].texts
 
 
-def test_sizes_are_drawn_over_parameters_beside_the_teacher():
+def test_pictures_draws_sizes_over_parameters_with_the_teacher():
     figure = drawn(sized(), sized(TAUGHT), run(TEACHER, 0.9))["sizes.png"]
     (axes,) = figure.axes
     standard, logits, teacher = axes.lines
@@ -269,7 +269,7 @@ def test_sizes_are_drawn_over_parameters_beside_the_teacher():
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["70.0 k", "270.0 k", "1.07 M", "4.27 M"]
 
 
-def test_two_sizes_side_by_side_have_one_tick():
+def test_pictures_draws_one_tick_for_two_close_sizes():
     figure = drawn(sized(scales=((4, 70_000), (5, 71_000), (16, 1_071_066))))["sizes.png"]
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["70.0 k", "1.07 M"]
 
@@ -284,11 +284,11 @@ def test_two_sizes_side_by_side_have_one_tick():
         ([1, 10], False),
     ],
 )
-def test_which_axes_are_logarithmic(values, expected):
+def test_geometric_finds_equal_ratios(values, expected):
     assert geometric(values) is expected
 
 
-def test_too_many_lines_are_the_highest():
+def test_pictures_keeps_the_highest_of_too_many_lines():
     grid = product((1.0, 4.0, 8.0), range(20))
     results = [run(val=0.5 + i / 100, T=T, variant=f"data.augment=a{i}") for T, i in grid]
     figure = drawn(*results)["sweep_T.png"]
@@ -297,17 +297,17 @@ def test_too_many_lines_are_the_highest():
     assert "the highest 12 of 20 combinations" in axes.get_title("left")
 
 
-def test_data_sets_have_pictures_of_their_own():
-    other = [replace(result, dataset="SVHN (32/32)") for result in over_t()]
-    assert list(drawn(over_t(), other)) == ["sweep_T_CIFAR-10.png", "sweep_T_SVHN-32-32.png"]
+def test_pictures_draws_each_data_set_separately():
+    svhn = [replace(result, dataset="SVHN (32/32)") for result in over_t()]
+    assert list(drawn(over_t(), svhn)) == ["sweep_T_CIFAR-10.png", "sweep_T_SVHN-32-32.png"]
 
 
-def test_an_override_is_no_formula_and_no_path():
+def test_pictures_names_files_without_special_characters():
     names = drawn(*(run(variant=f"a/b@$x={value} c=$y_{{{value}}}") for value in (1, 2, 3)))
     assert list(names) == ["sweep_a-b-x.png"]
 
 
-def test_pictures_are_written_and_mentioned(tmp_path):
+def test_report_writes_and_links_sweep_pictures(tmp_path):
     summary = summarize(chain(over_t(), sized(), run(TEACHER)))
     written = report(summary).write(tmp_path)
     page = (tmp_path / "results.md").read_text(encoding="utf-8")
@@ -320,7 +320,7 @@ def test_pictures_are_written_and_mentioned(tmp_path):
     assert {path.name: path.read_bytes() for path in report(summary).write(tmp_path)} == before
 
 
-def test_hundreds_of_rows_are_a_few_bars_and_lines():
+def test_accuracy_and_curves_of_hundreds_of_rows_show_a_few():
     curve = [0.5, 0.6, 0.7]
     curves_of = {"epoch_val_acc": curve, "epoch_val_loss": curve}
     grid = product(range(1, 17), range(10))

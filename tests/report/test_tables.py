@@ -32,8 +32,8 @@ def text(table, width=80):
     return console.export_text()
 
 
-def test_needs_no_torch():
-    modules = "kd.runs.results, kd.report.tables, kd.report.sweeps, kd.report.figures, kd.report.page, sys"
+def test_report_loads_neither_torch_nor_pyplot():
+    modules = "kd.runs.results, kd.report.page, kd.report.speed, kd.report.fidelity.page, sys"
     code = f"import {modules}; assert 'torch' not in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -41,7 +41,7 @@ def test_needs_no_torch():
 # Written
 
 
-def test_csv():
+def test_to_csv_has_full_precision_in_its_contract_columns():
     runs = [TEACHER, *seeds(replace(DISTILLED, variant="a=1,2"), 0.82, 0.83, 0.87)]
     teacher, logits = records(runs)
     assert ",".join(teacher) == (
@@ -68,7 +68,7 @@ def test_csv():
     )
 
 
-def test_markdown():
+def test_to_markdown_has_percentages():
     lines = to_markdown(summarize([TEACHER, *seeds(DISTILLED, 0.82, 0.83, 0.87)]).rows).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert {len(line) for line in cells} == {len(cells[0])}
@@ -92,17 +92,17 @@ def test_markdown():
     assert teacher["retention"] == ""
 
 
-def test_csv_has_a_column_for_each_knob_after_the_common_ones():
+def test_to_csv_has_a_column_for_each_knob_after_the_common_ones():
     runs = [ALONE, changed(DISTILLED, warmup=20, layers=[1, 2], n=5), changed(DISTILLED, method="x", margin="auto")]
-    standard, logits, other = records(runs)
+    standard, logits, x = records(runs)
     assert list(standard)[:9] == ["method", "T", "alpha", "beta", "warmup", "layers", "knob_n", "margin", "variant"]
     assert [logits[name] for name in ("T", "beta", "warmup", "layers", "knob_n", "n")] == [
         "4.0", "", "20", "[1,2]", "5", "1",
     ]  # fmt: skip
-    assert (standard["warmup"], other["margin"]) == ("", "auto")
+    assert (standard["warmup"], x["margin"]) == ("", "auto")
 
 
-def test_markdown_has_a_column_for_each_knob_and_words_to_the_left():
+def test_to_markdown_has_a_column_for_each_knob_and_aligns_text_left():
     rows = summarize([ALONE, changed(DISTILLED, margin="auto", warmup=20, swapped=True)]).rows
     header, rule, standard, logits = (
         [c.strip() for c in line.split("|")[1:8]] for line in to_markdown(rows).splitlines()
@@ -113,26 +113,30 @@ def test_markdown_has_a_column_for_each_knob_and_words_to_the_left():
     assert logits[1:6] == ["4", "0.1", "auto", "20", "true"]
 
 
-def compared(*others):
-    summary = summarize([*seeds(ALONE, 0.80, 0.81, 0.80), *seeds(DISTILLED, 0.82, 0.83, 0.824), *others])
+def compared(*results):
+    summary = summarize([*seeds(ALONE, 0.80, 0.81, 0.80), *seeds(DISTILLED, 0.82, 0.83, 0.824), *results])
     return summary.rows, compare(summary.rows)
 
 
-def test_csv_with_a_baseline():
+def test_to_csv_with_comparisons_has_differences():
     rows, comparisons = compared(TEACHER)
     records = list(csv.DictReader(io.StringIO(to_csv(rows, comparisons))))
     teacher, standard, logits = records
-    (one,) = comparisons
+    (comparison,) = comparisons
     assert list(logits)[-7:] == [
         "diff_vs_standard", "diff_low", "diff_high", "diff_n", "diff_p", "diff_verdict", "seeds"
     ]  # fmt: skip
-    assert (float(logits["diff_low"]), float(logits["diff_high"])) == one.difference.interval
-    assert float(logits["diff_vs_standard"]) == one.difference.mean == pytest.approx((0.02 + 0.02 + 0.024) / 3)
-    assert (float(logits["diff_p"]), logits["diff_n"], logits["diff_verdict"]) == (one.difference.p, "3", "better")
+    assert (float(logits["diff_low"]), float(logits["diff_high"])) == comparison.difference.interval
+    assert float(logits["diff_vs_standard"]) == comparison.difference.mean == pytest.approx((0.02 + 0.02 + 0.024) / 3)
+    assert (float(logits["diff_p"]), logits["diff_n"], logits["diff_verdict"]) == (
+        comparison.difference.p,
+        "3",
+        "better",
+    )
     assert standard["diff_vs_standard"] == teacher["diff_low"] == standard["diff_verdict"] == ""
 
 
-def test_differences_for_people():
+def test_differences_to_markdown_has_interval_p_and_verdict():
     lines = differences_to_markdown(compared()[1]).splitlines()
     # mean 2.1333, sample standard deviation 0.23094, t = 4.3027: 2.1333 -+ 0.5737; p of t = 16 with two degrees
     assert lines == [
@@ -140,44 +144,44 @@ def test_differences_for_people():
         "| :--- | ---: | ---: | ---: | ---: | :--- |",
         "| logits | +2.13 | +1.56 to +2.71 | 3 | 0.004 | better |",
     ]
-    shown = text(differences_to_rich(compared()[1]), width=100)
-    assert "+1.56 to +2.71" in shown
-    assert "better" in shown
+    printed = text(differences_to_rich(compared()[1]), width=100)
+    assert "+1.56 to +2.71" in printed
+    assert "better" in printed
 
 
-def test_columns_without_a_figure_are_left_out():
+def test_differences_to_markdown_leaves_out_empty_columns():
     summary = summarize([ALONE, DISTILLED])
-    shown = differences_to_markdown(compare(summary.rows))
-    assert shown.splitlines()[0] == "| run | difference, points | seeds | in words |"
-    assert "| logits | +0.00 | 1 | one seed: no statement |" in shown
+    printed = differences_to_markdown(compare(summary.rows))
+    assert printed.splitlines()[0] == "| run | difference, points | seeds | in words |"
+    assert "| logits | +0.00 | 1 | one seed: no statement |" in printed
 
 
-def test_a_bar_in_a_label_does_not_split_the_cell():
+def test_to_markdown_escapes_bars():
     runs = [ALONE, replace(ALONE, variant="a=x|y")]
     assert r"| standard a=x\|y |" in to_markdown(summarize(runs).rows)
 
 
-def test_no_ranking_from_one_seed():
+def test_summarize_notes_that_one_seed_ranks_nothing():
     note = "one seed: no ranking can be read from this"
     assert any(note in line for line in summarize([ALONE]).notes)
     assert not any(note in line for line in summarize(seeds(ALONE, 0.8, 0.81)).notes)
 
 
-def test_the_terminal_has_room():
+def test_to_rich_fits_the_terminal():
     variants = [f"student.scale={scale} recipe.lr=[0.1]" for scale in (1, 2)]
     runs = [run for variant in variants for run in seeds(DISTILLED, 0.8, 0.81, variant=variant)]
-    shown = text(to_rich(summarize(runs).rows))
-    assert "80.50 ± 0.71" in shown
-    assert "…" not in shown
+    printed = text(to_rich(summarize(runs).rows))
+    assert "80.50 ± 0.71" in printed
+    assert "…" not in printed
     assert "[0.1]" in text(to_rich(summarize([*runs, ALONE, replace(ALONE, variant="lr=[0.1]")]).rows))
 
 
 # One run
 
 
-def test_single_distilled():
-    shown = text(single(replace(DISTILLED, retention=0.8889, images_per_second=8123.4)))
-    words = [line.split() for line in shown.splitlines() if line.strip()]
+def test_single_of_a_distilled_student():
+    printed = text(single(replace(DISTILLED, retention=0.8889, images_per_second=8123.4)))
+    words = [line.split() for line in printed.splitlines() if line.strip()]
     assert words[0] == ["teacher", "student"]
     assert words[2:] == [
         ["network", "resnet20", "cnn"],
@@ -192,25 +196,25 @@ def test_single_distilled():
     ]
 
 
-def test_single_without_a_teacher():
-    shown = text(single(ALONE))
-    assert "teacher" not in shown
-    assert "retention" not in shown
-    assert "agreement" not in shown
-    assert "80.00 %" in shown
+def test_single_of_a_student_alone():
+    printed = text(single(ALONE))
+    assert "teacher" not in printed
+    assert "retention" not in printed
+    assert "agreement" not in printed
+    assert "80.00 %" in printed
     assert len(single(ALONE).columns) == 2
 
 
-def test_single_of_a_student_taught_without_a_teacher_has_no_column_for_one():
+def test_single_of_a_student_taught_without_a_teacher():
     assert text(single(MUTUAL)) == text(single(replace(ALONE, test_acc=MUTUAL.test_acc)))
 
 
 def test_single_of_a_teacher():
-    shown = text(single(replace(TEACHER, train_seconds=9000.0)))
-    assert "student" not in shown
-    assert "1.07 M" in shown
-    assert "90.00 %" in shown
-    assert "2.5 h" in shown
+    printed = text(single(replace(TEACHER, train_seconds=9000.0)))
+    assert "student" not in printed
+    assert "1.07 M" in printed
+    assert "90.00 %" in printed
+    assert "2.5 h" in printed
 
 
 def test_single_of_a_run_that_has_just_begun():
@@ -218,7 +222,7 @@ def test_single_of_a_run_that_has_just_begun():
     assert single(started).row_count == 0
 
 
-def test_a_narrow_terminal_has_fewer_columns_rather_than_broken_lines():
+def test_to_rich_drops_columns_on_a_narrow_terminal():
     runs = [changed(ALONE, method="logits", T=float(T), seed=seed, group=str(T)) for T in (1, 16) for seed in (0, 1)]
     rows = summarize(runs).rows
     wide, narrow = text(to_rich(rows, 100), width=100), text(to_rich(rows, 50), width=50)
@@ -232,7 +236,7 @@ def test_a_narrow_terminal_has_fewer_columns_rather_than_broken_lines():
 # For people in a hurry
 
 
-def test_the_brief_table_has_each_row_and_what_it_differs_by():
+def test_to_brief_has_each_row_and_its_difference():
     rows = summarize([TEACHER, *seeds(ALONE, 0.8, 0.81, 0.805), *seeds(DISTILLED, 0.82, 0.831, 0.824)]).rows
     header, _, *lines = to_brief(rows, compare(rows)).splitlines()
     assert header == (
@@ -246,6 +250,6 @@ def test_the_brief_table_has_each_row_and_what_it_differs_by():
     assert lines[2].endswith(" | better |")
 
 
-def test_without_a_baseline_the_brief_table_compares_nothing():
+def test_to_brief_without_comparisons_has_no_differences():
     header = to_brief(summarize([TEACHER]).rows, []).splitlines()[0]
     assert header.endswith("| test accuracy, % |" if "retention" not in header else "| retention |")

@@ -32,17 +32,17 @@ CONTRACT = """
 
 
 def put(directory, **changes):
-    """A record in `directory`, written without `write`, which waits for the disk."""
+    """Put a record into `directory` without `write`, which waits for the disk."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "result.json").write_text(json.dumps(asdict(DONE) | changes))
     return directory / "result.json"
 
 
-def test_fields_are_the_contract_in_its_order():
+def test_result_has_the_fields_of_the_contract_in_order():
     assert [field.name for field in fields(Result)] == CONTRACT.split()
 
 
-def test_a_run_is_started_with_five_fields_and_completed():
+def test_result_needs_five_fields():
     started = Result(method="standard", seed=0, dataset="CIFAR-10", epochs=30, status="running")
     assert started.knobs == {}
     assert started.device == ""
@@ -50,7 +50,7 @@ def test_a_run_is_started_with_five_fields_and_completed():
     assert replace(started, status="done", test_acc=0.8).test_acc == 0.8
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_read_returns_what_write_wrote(tmp_path):
     path = tmp_path / "result.json"
     write(DONE, path)
     assert read(path) == DONE
@@ -59,13 +59,13 @@ def test_what_is_written_is_read(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_the_file_has_the_usual_permissions(tmp_path):
+def test_write_leaves_the_usual_permissions(tmp_path):
     write(DONE, tmp_path / "result.json")
     (tmp_path / "other").touch()
     assert (tmp_path / "result.json").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_what_json_cannot_say_becomes_null(tmp_path):
+def test_write_turns_nan_and_infinity_into_null(tmp_path):
     path = tmp_path / "result.json"
     diverged = replace(DONE, test_nll=math.nan, test_ece=math.inf, epoch_train_loss=[2.5, math.nan, -math.inf])
     write(replace(diverged, knobs={"T": 4.0, "margin": math.inf}), path)
@@ -81,7 +81,7 @@ def test_what_json_cannot_say_becomes_null(tmp_path):
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, failing, error):
+def test_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, failing, error):
     path = tmp_path / "result.json"
     write(DONE, path)
 
@@ -96,13 +96,13 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, failing
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_a_record_that_is_no_json_leaves_no_file(tmp_path):
+def test_write_of_no_json_leaves_no_file(tmp_path):
     with pytest.raises(TypeError):
         write(replace(DONE, test_acc=object()), tmp_path / "result.json")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_newer_and_older_records_are_read(tmp_path):
+def test_read_accepts_newer_and_older_records(tmp_path):
     assert read(put(tmp_path, invented_later=[1, {}])) == DONE
     record = asdict(DONE)
     del record["variant"], record["epoch_val_acc"]
@@ -110,7 +110,7 @@ def test_newer_and_older_records_are_read(tmp_path):
     assert read(tmp_path / "result.json") == replace(DONE, variant="", epoch_val_acc=[])
 
 
-def test_whole_numbers_are_numbers(tmp_path):
+def test_read_turns_whole_numbers_into_floats(tmp_path):
     back = read(put(tmp_path, test_nll=4, epoch_val_acc=[0, 1]))
     assert back.test_nll == 4.0
     assert type(back.test_nll) is float
@@ -131,7 +131,7 @@ def test_read_leaves_out_knobs_that_are_null(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"T": "four"}, "T is 'four', not a number or null"),
         ({"T": True}, "T is True, not a number or null"),
@@ -152,16 +152,16 @@ def test_read_leaves_out_knobs_that_are_null(tmp_path):
         ({"test_acc": 10**400}, "too large"),
     ],
 )
-def test_a_wrong_type_is_named(tmp_path, changes, said):
+def test_read_names_a_field_of_the_wrong_type(tmp_path, changes, message):
     path = put(tmp_path, **changes)
     with pytest.raises(UserError) as error:
         read(path)
     assert str(error.value).startswith(f"{path}: ")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "cut short or not JSON"),
         (json.dumps(asdict(DONE))[:200], "cut short or not JSON"),
@@ -170,18 +170,18 @@ def test_a_wrong_type_is_named(tmp_path, changes, said):
         ('{"method": "logits", "epochs": 3}', "it lacks seed, dataset, status"),
     ],
 )
-def test_what_is_no_record_is_said(tmp_path, text, said):
+def test_read_refuses_what_is_no_record(tmp_path, text, message):
     path = tmp_path / "result.json"
     path.write_text(text)
     with pytest.raises(UserError) as error:
         read(path)
     assert str(path) in str(error.value)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("bad", ["a file that is none", "bytes"])
-def test_what_cannot_be_read_is_said(tmp_path, bad):
+def test_read_names_a_file_that_cannot_be_read(tmp_path, bad):
     path = tmp_path / "result.json"
     if bad == "bytes":
         path.write_bytes(b'{"method": "\xff"}')
@@ -216,7 +216,7 @@ def test_collect_counts_a_file_once(tmp_path):
     assert sorted(result.seed for result in collect(dirs).results) == [0, 1]
 
 
-def test_data_sets_of_one_name_are_told_apart(tmp_path):
+def test_collect_distinguishes_data_sets_of_one_name(tmp_path):
     put(tmp_path / "a", dataset="data", data_id="11111111aaaa")
     put(tmp_path / "b", dataset="data", data_id="22222222bbbb")
     put(tmp_path / "c", dataset="digits", data_id="33333333cccc")
@@ -233,7 +233,7 @@ def test_collect_does_not_look_into_reports(tmp_path):
     assert [result.seed for result in collect([tmp_path / "runs" / "report"]).results] == [1]
 
 
-def test_collect_wants_directories_with_records(tmp_path):
+def test_collect_refuses_directories_without_records(tmp_path):
     put(tmp_path / "full")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"missing: no such directory"):
@@ -245,7 +245,7 @@ def test_collect_wants_directories_with_records(tmp_path):
         collect([tmp_path / "full"])
 
 
-def test_a_thousand_records_are_collected_quickly(tmp_path):
+def test_collect_reads_a_thousand_records_quickly(tmp_path):
     for i in range(1000):
         put(tmp_path / str(i // 100) / str(i), seed=i, epoch_val_loss=[0.1] * 50, epoch_train_loss=[0.1] * 50)
     start = time.process_time()

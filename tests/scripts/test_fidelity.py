@@ -52,7 +52,7 @@ def tree(root, order=1):
                 Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(here / f"{i}.png")
 
 
-def test_page_table_and_pictures(runs):
+def test_fidelity_writes_page_table_and_pictures(runs):
     done = fidelity("runs", "--out", "page", cwd=runs)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -73,7 +73,7 @@ def test_page_table_and_pictures(runs):
     assert lines["logits", "accuracy of class 3"]["pairs"] == "3"
 
 
-def test_images_and_class_names(runs):
+def test_fidelity_shows_images_and_class_names(runs):
     tree(runs / "data")
     done = fidelity("runs", "--images", "data", cwd=runs)
     assert done.returncode == 0, done.stderr
@@ -83,13 +83,13 @@ def test_images_and_class_names(runs):
     assert "| c9 |" in page
 
 
-def test_other_images_are_refused(runs, one_line):
+def test_fidelity_refuses_other_images(runs, one_line):
     tree(runs / "data", order=-1)
     assert "not the images that the runs were tested on" in one_line(fidelity("runs", "--images", "data", cwd=runs))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["missing"], "missing: no such directory"),
         (["empty"], "empty: no result.json in it or below it"),
@@ -98,14 +98,14 @@ def test_other_images_are_refused(runs, one_line):
         (["runs", "--out", "taken"], "cannot be written to taken"),
     ],
 )
-def test_a_mistake_is_one_line(runs, arguments, said, one_line):
+def test_fidelity_answers_a_mistake_in_one_line(runs, arguments, message, one_line):
     (runs / "empty").mkdir()
     (runs / "taken").touch()
-    assert said in one_line(fidelity(*arguments, cwd=runs))
+    assert message in one_line(fidelity(*arguments, cwd=runs))
 
 
-def test_help_has_an_example(tmp_path):
-    shown = fidelity("--help", cwd=tmp_path)
-    assert shown.returncode == 0
-    assert "python scripts/fidelity.py multirun/final --images data" in shown.stdout
+def test_fidelity_help_has_an_example(tmp_path):
+    done = fidelity("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "python scripts/fidelity.py multirun/final --images data" in done.stdout
     assert fidelity(cwd=tmp_path).returncode == 2

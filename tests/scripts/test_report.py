@@ -23,7 +23,7 @@ def put(directory, result=ALONE):
     return directory / "result.json"
 
 
-def test_the_report_goes_below_the_first_directory(tmp_path):
+def test_report_is_written_below_the_first_directory(tmp_path):
     put(tmp_path / "a" / "0")
     put(tmp_path / "a" / "1", replace(ALONE, seed=1, test_acc=0.81))
     put(tmp_path / "a" / "2", replace(ALONE, seed=2, status="failed"))
@@ -44,7 +44,7 @@ def test_the_report_goes_below_the_first_directory(tmp_path):
     assert f"Skipped {cut.relative_to(tmp_path)}" in (tmp_path / "a" / "report" / "results.md").read_text("utf-8")
 
 
-def test_a_second_report_replaces_the_first_and_does_not_read_it(tmp_path):
+def test_report_replaces_an_earlier_one_without_reading_it(tmp_path):
     put(tmp_path / "runs" / "0")
     put(tmp_path / "out" / "report" / "copied", replace(ALONE, seed=7))
     (tmp_path / "out" / "report" / "results.csv").write_text("old")
@@ -56,16 +56,16 @@ def test_a_second_report_replaces_the_first_and_does_not_read_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("missing", "missing: no such directory"), ("empty", "empty: no result.json"), ("running", "no finished run")],
 )
-def test_a_mistake_is_one_line(tmp_path, name, said, one_line):
+def test_report_answers_a_mistake_in_one_line(tmp_path, name, message, one_line):
     (tmp_path / "empty").mkdir()
     put(tmp_path / "running", replace(ALONE, status="running"))
-    assert said in one_line(report(name, cwd=tmp_path))
+    assert message in one_line(report(name, cwd=tmp_path))
 
 
-def test_an_out_that_cannot_be_written_is_one_line(tmp_path, one_line):
+def test_report_answers_an_unwritable_out_in_one_line(tmp_path, one_line):
     put(tmp_path / "runs" / "0")
     (tmp_path / "taken").touch()
     assert "cannot be written to taken" in one_line(report("runs", "--out", "taken", cwd=tmp_path))
@@ -76,7 +76,7 @@ TAUGHT = changed(
 )
 
 
-def test_rows_are_compared_and_the_best_is_named(tmp_path):
+def test_report_compares_rows_and_names_the_best(tmp_path):
     for seed, acc in enumerate((0.80, 0.81, 0.805)):
         put(tmp_path / f"s{seed}", replace(ALONE, seed=seed, test_acc=acc, val_acc=acc))
         put(tmp_path / f"a{seed}", changed(TAUGHT, seed=seed, T=1.0, test_acc=acc + 0.02 + seed / 1000))
@@ -93,18 +93,18 @@ def test_rows_are_compared_and_the_best_is_named(tmp_path):
     assert chosen in done.stdout
     assert "sweep_T.png" in done.stdout
     assert "diff_vs_standard" in (tmp_path / "report" / "results.csv").read_text("utf-8")
-    other = report(".", "--baseline", "logits T=8", cwd=tmp_path)
-    assert "Compared with logits T=8:" in other.stdout
+    done = report(".", "--baseline", "logits T=8", cwd=tmp_path)
+    assert "Compared with logits T=8:" in done.stdout
 
 
-def test_a_baseline_that_is_not_there_is_one_line(tmp_path, one_line):
+def test_report_answers_a_missing_baseline_in_one_line(tmp_path, one_line):
     put(tmp_path / "a", TAUGHT)
     put(tmp_path / "b", changed(TAUGHT, T=8.0))
     assert "give one of: 'logits T=4', 'logits T=8'" in one_line(report(".", "--baseline", "logits", cwd=tmp_path))
     assert not (tmp_path / "report").exists()
 
 
-def test_a_thousand_runs(tmp_path):
+def test_report_of_a_thousand_runs_is_quick_and_short(tmp_path):
     curve = [epoch / 50 for epoch in range(30)]
     put(tmp_path / "standard", replace(ALONE, val_acc=0.5))
     for i in range(1000):
@@ -122,8 +122,8 @@ def test_a_thousand_runs(tmp_path):
     assert took < 10  # 3 s of a processor with nothing else on it; the clock would depend on who else is there
 
 
-def test_help_has_an_example(tmp_path):
-    shown = report("--help", cwd=tmp_path)
-    assert shown.returncode == 0
-    assert "python scripts/report.py multirun/first" in shown.stdout
+def test_report_help_has_an_example(tmp_path):
+    done = report("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "python scripts/report.py multirun/first" in done.stdout
     assert report(cwd=tmp_path).returncode == 2

@@ -47,7 +47,7 @@ def test_given_again_it_runs_what_is_missing(sweep):
     assert "skipped T=1: done before" in said
     assert "skipped T=1.0: the same as T=1" in said
     assert (directory / "0" / "result.json").stat().st_mtime_ns == before["0"]
-    assert {name: (record.T, record.status) for name, record in records(directory).items()} == {
+    assert {name: (record.knobs["T"], record.status) for name, record in records(directory).items()} == {
         "0": (1, "done"), "1": (4, "done"), "2": (2, "done")
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Pictures of what distillation did: calibration, classes, images, and how close the student came to its teacher."""
+"""Pictures of a fidelity study: agreement with the teacher, calibration, classes, images."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -13,16 +13,16 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kd.report.fidelity.measures import Answers, Bins, Figures, Labels, most, reliability
+from kd.report.fidelity.measures import Bins, Figures, Labels, Outputs, most, reliability
 from kd.report.fidelity.study import Compared, Student, Study
-from kd.report.style import FAINT, INK, TEACHER, Colour, framed, literal, looks, nothing, wrapped
+from kd.report.style import FAINT, INK, TEACHER, Colour, framed, literal, looks, message, wrapped
 
 RIGHT, WRONG = "#0072B2", "#D55E00"
-"""Blue and vermilion: apart for the colour-blind, too."""
+"""Blue and vermilion: distinct for the colour-blind, too."""
 FEWEST = 0.002
 """Share of the images below which a bin is not drawn: its accuracy would be that of a few."""
 COLUMNS, LINES = 6, 2
-"""Of images: at most so many fixed ones, and as many broken ones."""
+"""Grid of images: one for fixed ones, one for broken ones."""
 
 
 # Reliability
@@ -32,7 +32,7 @@ class _Panel(NamedTuple):
     name: str
     colour: Colour | str
     before: Bins
-    """Over all seeds."""
+    """Bins over all seeds."""
     after: Bins
     ece: float
     """Mean over seeds."""
@@ -40,20 +40,20 @@ class _Panel(NamedTuple):
 
 
 def calibration(study: Study) -> Figure:
-    """A reliability diagram of the teacher and of each student, over all seeds, before and after temperature scaling.
+    """Draw reliability diagrams of teacher and students, over all seeds, before and after temperature scaling.
 
-    Below each, how its confidences are spread.
+    Below each is the distribution of its confidences.
     """
-    colours = [look.colour for look in looks([one.row for one in study.students])]
-    shown = [_panel("teacher", TEACHER, study.labels, [study.taught], [study.teacher_figures])]
-    for one, colour in zip(study.students, colours, strict=True):
-        shown.append(_panel(one.label, colour, study.labels, one.said, one.figures))
-    columns = min(len(shown), 4)
-    lines = -(-len(shown) // columns)
+    colours = [look.colour for look in looks([student.row for student in study.students])]
+    panels = [_panel("teacher", TEACHER, study.labels, [study.teacher_outputs], [study.teacher_figures])]
+    for student, colour in zip(study.students, colours, strict=True):
+        panels.append(_panel(student.label, colour, study.labels, student.outputs, student.figures))
+    columns = min(len(panels), 4)
+    lines = -(-len(panels) // columns)
     figure = Figure(figsize=(11, 0.5 + 3.9 * lines), layout="constrained")
     grid = GridSpec(2 * lines, columns, figure, height_ratios=[3, 1] * lines)
-    highest = 105 * max(bins.share.max() for panel in shown for bins in (panel.before, panel.after))
-    for i, panel in enumerate(shown):
+    highest = 105 * max(bins.share.max() for panel in panels for bins in (panel.before, panel.after))
+    for i, panel in enumerate(panels):
         line, column = divmod(i, columns)
         upper = figure.add_subplot(grid[2 * line, column])
         lower = figure.add_subplot(grid[2 * line + 1, column], sharex=upper)
@@ -65,12 +65,12 @@ def calibration(study: Study) -> Figure:
 
 
 def _panel(
-    name: str, colour: Colour | str, labels: Labels, said: Sequence[Answers], figures: Sequence[Figures]
+    name: str, colour: Colour | str, labels: Labels, outputs: Sequence[Outputs], figures: Sequence[Figures]
 ) -> _Panel:
-    every = np.tile(labels, len(said))
-    before = reliability(every, np.concatenate([one.logits for one in said]))
-    after = reliability(every, np.concatenate([one.scaled for one in said]))
-    ece, ece_scaled = fmean(one.ece for one in figures), fmean(one.ece_scaled for one in figures)
+    repeated = np.tile(labels, len(outputs))
+    before = reliability(repeated, np.concatenate([seed.logits for seed in outputs]))
+    after = reliability(repeated, np.concatenate([seed.scaled for seed in outputs]))
+    ece, ece_scaled = fmean(seed.ece for seed in figures), fmean(seed.ece_scaled for seed in figures)
     return _Panel(name, colour, before, after, ece, ece_scaled)
 
 
@@ -116,25 +116,25 @@ def _draw_reliability(upper: Axes, lower: Axes, panel: _Panel, first: bool) -> N
 
 
 def classes(study: Study, names: Sequence[str]) -> Figure:
-    """What each student gains on the baseline in each class, in points, with the 95 % interval over seeds."""
-    gains = [[one.differences["accuracy"], *one.classes] for one in study.compared]
+    """Draw each student's gain over the baseline in each class, in points, with the 95 % interval over seeds."""
+    gains = [[compared.differences["accuracy"], *compared.classes] for compared in study.compared]
     means = np.array([[np.nan if d.mean is None else 100 * d.mean for d in line] for line in gains])
     figure = Figure(figsize=(8.6, 1.6 + 0.42 * (len(names) + 1)), layout="constrained")
     axes = framed(figure.add_subplot())
     if np.isnan(means).all():
-        return nothing(figure, f"No seed in common with {study.baseline.label}.")
+        return message(figure, f"No seed in common with {study.baseline.label}.")
     known = np.where(np.isnan(means[:, 1:]), 0.0, means[:, 1:]).mean(axis=0)
     order = [0, *(1 + np.argsort(-known, kind="stable"))]  # all classes, then the greatest gain first
-    colours = [look.colour for look in looks([one.row for one in study.students])][1:]
+    colours = [look.colour for look in looks([student.row for student in study.students])][1:]
     reach = 0.6 / max(1, len(gains))
-    for i, (one, line, colour) in enumerate(zip(study.compared, gains, colours, strict=True)):
+    for i, (compared, line, colour) in enumerate(zip(study.compared, gains, colours, strict=True)):
         y = np.arange(len(order)) + (i - (len(gains) - 1) / 2) * reach
         drawn = [line[place] for place in order]
         for height, difference in zip(y, drawn, strict=True):
             if difference.interval:
                 ends = [100 * bound for bound in difference.interval]
                 axes.plot(ends, [height, height], color=colour, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
-        label = literal(f"{one.student.label} (n = {line[0].n})")
+        label = literal(f"{compared.student.label} (n = {line[0].n})")
         axes.scatter(means[i, order], y, s=34, color=colour, edgecolors="white", linewidths=0.7, zorder=3, label=label)
     axes.axvline(0, color=INK, linewidth=0.9, zorder=2)
     axes.axhline(0.5, color=INK, linewidth=0.6)
@@ -154,32 +154,36 @@ def classes(study: Study, names: Sequence[str]) -> Figure:
 
 
 def images(study: Study, compared: Compared, pixels: NDArray[np.uint8], names: Sequence[str]) -> Figure:
-    """Images that a student has right in most seeds and the baseline wrong in most, and the reverse, with all answers.
+    """Show images that most seeds of a student get right and most of the baseline's wrong, and the reverse.
+
+    With the true class and the predictions of teacher, baseline and student.
 
     Args:
+        study: the study.
+        compared: the student.
         pixels: (M, H, W, 3), the test images.
-        names: of the C classes.
+        names: names of the C classes.
     """
     student, base, changes = compared.student, study.baseline, compared.changes
     blocks = (("Fixed", changes.fixed, "right", "wrong"), ("Broken", changes.broken, "wrong", "right"))
     lines = [min(LINES, -(-len(chosen) // COLUMNS)) for _, chosen, _, _ in blocks]
     height = _NOTE + sum(_TITLE + number * _LINE for number in lines)
-    # Placed by hand: pixels side by side want one size, whatever the words around them need.
+    # Placed by hand: all images have one size, whatever room the text around them takes.
     figure = Figure(figsize=(WIDTH, height))
     top = height
     for (title, chosen, ours, theirs), number in zip(blocks, lines, strict=True):
-        shown = chosen[: COLUMNS * LINES]
-        said = f"{ours} in {_seeds(student.n)} of {student.label}, {theirs} in {_seeds(base.n)} of {base.label}"
-        few = f"the {len(shown)} most changed of " if len(shown) < len(chosen) else ""
-        _write(figure, 0.1, top - 0.12, f"{title}: {said}; {few}{_count(len(chosen))}", 10.5, ha="left")
-        for place, image in enumerate(map(int, shown)):
+        drawn = chosen[: COLUMNS * LINES]
+        rule = f"{ours} in {_seeds(student.n)} of {student.label}, {theirs} in {_seeds(base.n)} of {base.label}"
+        few = f"the {len(drawn)} most changed of " if len(drawn) < len(chosen) else ""
+        _write(figure, 0.1, top - 0.12, f"{title}: {rule}; {few}{_count(len(chosen))}", 10.5, ha="left")
+        for place, image in enumerate(map(int, drawn)):
             line, column = divmod(place, COLUMNS)
             left, upper = 0.1 + column * (WIDTH - 0.1) / COLUMNS, top - _TITLE - line * _LINE
             _draw_image(figure, left, upper, pixels[image], names[int(study.labels[image])])
-            for i, answer in enumerate(_answers(study, student, image, names)):
-                colour = RIGHT if answer.right else WRONG
+            for i, prediction in enumerate(_predictions(study, student, image, names)):
+                colour = RIGHT if prediction.right else WRONG
                 height_of = upper - 0.22 - _SIDE - 0.05 - 0.165 * i
-                _write(figure, left + _SIDE / 2, height_of, answer.text, 7.5, color=colour)
+                _write(figure, left + _SIDE / 2, height_of, prediction.text, 7.5, color=colour)
         top -= _TITLE + number * _LINE
     note = f"above: the true class; below: the answers, {_WRONG} where wrong; 3/5: of 3 of 5 seeds"
     _write(figure, 0.1, top, note, 8.5, ha="left")
@@ -187,9 +191,9 @@ def images(study: Study, compared: Compared, pixels: NDArray[np.uint8], names: S
 
 
 WIDTH, _SIDE = 9.0, 1.38
-"""Inches, of the picture and of an image."""
+"""Width of the picture and of an image, in inches."""
 _TITLE, _LINE, _NOTE = 0.45, 2.32, 0.25
-"""Inches, the heights of a title, a line of images with what is written around it, and the note below."""
+"""Heights of a title, of a line of images with its text, and of the note below, in inches."""
 
 
 def _write(
@@ -202,7 +206,7 @@ def _write(
     color: str = INK,
     weight: str = "normal",
 ) -> None:
-    """With its upper end at y, both in inches."""
+    """Write a text at x with its upper end at y, both in inches."""
     width, height = figure.get_size_inches()
     figure.text(x / width, y / height, literal(text), va="top", ha=ha, color=color, fontsize=size, fontweight=weight)
 
@@ -227,26 +231,26 @@ def _count(images: int) -> str:
 
 
 _RIGHT, _WRONG = "\N{CHECK MARK}", "\N{BALLOT X}"
-"""As colour alone would not tell everyone."""
+"""Marks beside the colours, for the colour-blind."""
 
 
-class _Answer(NamedTuple):
+class _Prediction(NamedTuple):
     text: str
     right: bool
 
 
-def _answers(study: Study, student: Student, image: int, names: Sequence[str]) -> list[_Answer]:
+def _predictions(study: Study, student: Student, image: int, names: Sequence[str]) -> list[_Prediction]:
+    """Return the predictions of teacher, baseline and student for an image."""
     label = int(study.labels[image])
-    taught = int(study.taught.logits[image].argmax())
-    found = [("teacher", taught, 1, 1)]
-    alike = study.baseline.row.first.method == student.row.first.method
-    for one in (study.baseline, student):
-        found.append((one.label if alike else one.row.first.method, *one.answers(image), one.n))
-    answers = []
-    for who, what, times, n in found:
-        mark, few = _RIGHT if what == label else _WRONG, f" {times}/{n}" if times < n else ""
-        answers.append(_Answer(f"{who} {mark} {names[what]}{few}", what == label))
-    return answers
+    votes = [("teacher", int(study.teacher_outputs.logits[image].argmax()), 1, 1)]
+    one_method = study.baseline.row.first.method == student.row.first.method
+    for network in (study.baseline, student):
+        votes.append((network.label if one_method else network.row.first.method, *network.vote(image), network.n))
+    predictions = []
+    for name, predicted, count, n in votes:
+        mark, few = _RIGHT if predicted == label else _WRONG, f" {count}/{n}" if count < n else ""
+        predictions.append(_Prediction(f"{name} {mark} {names[predicted]}{few}", predicted == label))
+    return predictions
 
 
 # Bars
@@ -255,12 +259,12 @@ def _answers(study: Study, student: Student, image: int, names: Sequence[str]) -
 class _Quantity(NamedTuple):
     title: str
     names: tuple[str, ...]
-    """One figure, or the same before and after temperature scaling."""
+    """Name of one figure, or of the figure before and after temperature scaling."""
     scale: float
     digits: int
     of_teacher: bool
     end: float | None = None
-    """Of the axis, where that is given."""
+    """End of the axis where it is fixed."""
 
 
 _QUANTITIES = (
@@ -272,9 +276,9 @@ _QUANTITIES = (
 
 
 def bars(study: Study) -> Figure:
-    """Agreement, KL to the teacher and NLL of each student, as trained and temperature scaled."""
-    colours = [look.colour for look in looks([one.row for one in study.students])]
-    students = [(one.label, one.figures, colour) for one, colour in zip(study.students, colours, strict=True)]
+    """Draw agreement, KL to the teacher and NLL of each student, as trained and temperature scaled."""
+    colours = [look.colour for look in looks([student.row for student in study.students])]
+    students = [(s.label, s.figures, colour) for s, colour in zip(study.students, colours, strict=True)]
     teacher: list[tuple[str, list[Figures], Colour | str]] = [("teacher", [study.teacher_figures], TEACHER)]
     size = (11, 1.4 + 2 * (0.6 + 0.44 * (len(students) + 1)))
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.09))
@@ -283,7 +287,7 @@ def bars(study: Study) -> Figure:
         axes.set_title(quantity.title, loc="left", fontsize=10.5)
         _draw_bars(axes, [*(teacher if quantity.of_teacher else []), *students], quantity)
     note = "light: temperature scaled (of KL, both networks)"
-    if any(one.n > 1 for one in study.students):
+    if any(student.n > 1 for student in study.students):
         note = f"mean over n seeds ± sample std; {note}"
     figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color=INK)
     return figure
@@ -294,12 +298,12 @@ def _light(colour: Colour | str) -> Colour:
     return red, green, blue
 
 
-def _draw_bars(axes: Axes, shown: Sequence[tuple[str, Sequence[Figures], Colour | str]], quantity: _Quantity) -> None:
+def _draw_bars(axes: Axes, bars: Sequence[tuple[str, Sequence[Figures], Colour | str]], quantity: _Quantity) -> None:
     height = 0.72 / len(quantity.names)
     longest = 0.0
-    for line, (_, figures, colour) in enumerate(shown):
+    for line, (_, figures, colour) in enumerate(bars):
         for i, name in enumerate(quantity.names):
-            values = np.array([getattr(one, name) for one in figures], dtype=float) * quantity.scale
+            values = np.array([getattr(seed, name) for seed in figures], dtype=float) * quantity.scale
             if np.isnan(values).any():
                 continue
             y = line + (i - (len(quantity.names) - 1) / 2) * height
@@ -313,8 +317,8 @@ def _draw_bars(axes: Axes, shown: Sequence[tuple[str, Sequence[Figures], Colour 
             )
             longest = max(longest, end)
     axes.set_xlim(0, quantity.end or 1.22 * longest or 1)
-    axes.set_yticks(range(len(shown)), [wrapped(name, 22) for name, _, _ in shown], fontsize=9.5)
-    axes.set_ylim(len(shown) - 0.45, -0.55)
+    axes.set_yticks(range(len(bars)), [wrapped(name, 22) for name, _, _ in bars], fontsize=9.5)
+    axes.set_ylim(len(bars) - 0.45, -0.55)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8.5)
     axes.grid(axis="y", visible=False)

@@ -1,6 +1,6 @@
-"""How closely a student follows its teacher, and how far its confidence can be trusted. Pure functions of logits.
+"""Measures of fidelity to a teacher and of calibration. Pure functions of logits.
 
-The question is that of Stanton et al. 2021, "Does Knowledge Distillation Really Work?", https://arxiv.org/abs/2106.05945.
+After Stanton et al. 2021, "Does Knowledge Distillation Really Work?", https://arxiv.org/abs/2106.05945.
 Shapes: M test images, C classes, n seeds. Logarithms are natural.
 """
 
@@ -19,7 +19,7 @@ from kd.report.rows import Spread
 BINS = 15
 """Of equal width, for the expected calibration error."""
 TEMPERATURES = (0.01, 100.0)
-"""Between which one is looked for."""
+"""Bounds of the search for a temperature."""
 
 Labels = NDArray[np.int64]
 """(M,)."""
@@ -29,31 +29,31 @@ Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 
-# What a network's answers are worth
+# One network
 
 
 def correct(labels: Labels, logits: Logits) -> Mask:
-    """(M,), which images are classified right."""
+    """Return which images are classified right, (M,)."""
     right: Mask = logits.argmax(axis=1) == labels
     return right
 
 
 def accuracy(labels: Labels, logits: Logits) -> float:
-    """In [0, 1]."""
+    """Return the share of images that are classified right, in [0, 1]."""
     return float(correct(labels, logits).mean())
 
 
 def class_accuracy(labels: Labels, logits: Logits) -> Floats:
-    """(C,), the accuracy on the images of each class; NaN where a class has none."""
+    """Return the accuracy on the images of each class, (C,), in [0, 1]; NaN where a class has none."""
     classes = logits.shape[1]
     images = np.bincount(labels, minlength=classes)
     right = np.bincount(labels[correct(labels, logits)], minlength=classes)
-    found: Floats = np.divide(right, images, out=np.full(classes, np.nan), where=images > 0)
-    return found
+    shares: Floats = np.divide(right, images, out=np.full(classes, np.nan), where=images > 0)
+    return shares
 
 
 def nll(labels: Labels, logits: Logits) -> float:
-    """Mean negative log-likelihood of the labels, in nats."""
+    """Return the mean negative log-likelihood of the labels, in nats."""
     return float(-_log_softmax(logits)[np.arange(len(labels)), labels].mean())
 
 
@@ -61,19 +61,19 @@ class Bins(NamedTuple):
     """Predictions sorted by their confidence, the probability of the predicted class; (B,) each, in [0, 1]."""
 
     share: Floats
-    """Of all images."""
+    """Share of all images."""
     confidence: Floats
-    """Mean over the bin; NaN in an empty one, as the accuracy."""
+    """Mean over the bin; NaN in an empty one, like the accuracy."""
     accuracy: Floats
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: mean distance of confidence and accuracy."""
+        """Expected calibration error: mean distance between confidence and accuracy."""
         return float(np.nansum(self.share * np.abs(self.accuracy - self.confidence)))
 
 
 def reliability(labels: Labels, logits: Logits, bins: int = BINS) -> Bins:
-    """Confidence and accuracy in bins of equal width that include their lower ends.
+    """Return confidence and accuracy in bins of equal width that include their lower ends.
 
     A confidence of exactly 1 counts as just below, and so belongs to the last bin.
     """
@@ -87,28 +87,31 @@ def reliability(labels: Labels, logits: Logits, bins: int = BINS) -> Bins:
 
 
 def ece(labels: Labels, logits: Logits, bins: int = BINS) -> float:
-    """Expected calibration error, in [0, 1] (Naeini et al. 2015)."""
+    """Return the expected calibration error, in [0, 1] (Naeini et al. 2015)."""
     return reliability(labels, logits, bins).ece
 
 
 def _log_softmax(logits: Logits) -> Floats:
-    found: Floats = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
-    return found
+    log_p: Floats = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
+    return log_p
 
 
 # Two networks
 
 
-def agreement(one: Logits, other: Logits, where: Mask | None = None) -> float | None:
-    """Share of the images, or of those `where` a mask (M,) is true, for which both name one class; None of no image."""
-    same = one.argmax(axis=1) == other.argmax(axis=1)
+def agreement(a: Logits, b: Logits, where: Mask | None = None) -> float | None:
+    """Return the share of the images for which two networks predict the same class, in [0, 1].
+
+    Of the images `where` a mask (M,) is true, if one is given; None of no image.
+    """
+    same = a.argmax(axis=1) == b.argmax(axis=1)
     if where is not None:
         same = same[where]
     return float(same.mean()) if same.size else None
 
 
 def kl(teacher: Logits, student: Logits) -> float:
-    """KL(teacher || student) at T = 1, in nats: summed over the classes, averaged over the images."""
+    """Return KL(teacher || student) at T = 1, in nats: summed over the classes, averaged over the images."""
     log_p, log_q = _log_softmax(teacher), _log_softmax(student)
     return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
 
@@ -117,42 +120,44 @@ def kl(teacher: Logits, student: Logits) -> float:
 
 
 def temperature(labels: Labels, logits: Logits) -> float:
-    """The T for which logits / T have the lowest NLL (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+    """Fit the T for which logits / T have the lowest NLL (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 
-    Within `TEMPERATURES`. Above 1 for an overconfident network.
+    It lies within `TEMPERATURES`, above 1 for an overconfident network.
     """
     low, high = np.log(TEMPERATURES)
     # The NLL is convex in 1 / T, so in log T it has one minimum as well.
-    found = scipy.optimize.minimize_scalar(
+    minimum = scipy.optimize.minimize_scalar(
         lambda log_T: nll(labels, logits / np.exp(log_T)), bounds=(low, high), method="bounded", options={"xatol": 1e-6}
     )
-    return float(np.exp(found.x))
+    return float(np.exp(minimum.x))
 
 
-class Answers(NamedTuple):
-    """What a network says to the test images, as trained and after temperature scaling."""
+class Outputs(NamedTuple):
+    """Logits of a network on the test images, as trained and after temperature scaling."""
 
     logits: Logits
     scaled: Floats
-    """(M, C), likewise."""
+    """(M, C)."""
     temperatures: tuple[float, float]
-    """Of the images with an even and of those with an odd index; each was fitted on the other half."""
+    """Temperatures of the images with an even and with an odd index; each is fitted on the other half."""
 
 
-def cross_fitted(labels: Labels, logits: Logits) -> Answers:
-    """Temperature scaling in two folds: no temperature is fitted on an image that it is applied to.
+def cross_fitted(labels: Labels, logits: Logits) -> Outputs:
+    """Scale by temperatures fitted in two folds: none is fitted on an image that it is applied to.
 
-    For runs without a validation split, of whose test images none else could be used to fit. Raises ValueError
-    with fewer than two images.
+    For runs without a validation split, which have only test images to fit on.
+
+    Raises:
+        ValueError: with fewer than two images.
     """
     if len(labels) < 2:
         raise ValueError(f"temperature scaling in two folds needs two images, not {len(labels)}")
     scaled = logits.astype(np.float64)
     halves = (slice(0, None, 2), slice(1, None, 2))
-    even, odd = (temperature(labels[other], scaled[other]) for other in reversed(halves))
+    even, odd = (temperature(labels[half], scaled[half]) for half in reversed(halves))
     for half, T in zip(halves, (even, odd), strict=True):
         scaled[half] /= T
-    return Answers(logits, scaled, (even, odd))
+    return Outputs(logits, scaled, (even, odd))
 
 
 # One network's figures, and their spread over seeds
@@ -160,32 +165,32 @@ def cross_fitted(labels: Labels, logits: Logits) -> Answers:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one network on the test images. What compares it with a teacher is None for the teacher itself."""
+    """Figures of one network on the test images; those of its fidelity are None for the teacher itself."""
 
     accuracy: float
     nll: float
     """In nats."""
     ece: float
     temperature: float
-    """Mean of the two that were fitted."""
+    """Mean of the two fitted temperatures."""
     nll_scaled: float
-    """After temperature scaling, as `ece_scaled`."""
+    """After temperature scaling, like `ece_scaled`."""
     ece_scaled: float
     agreement: float | None = None
     agreement_right: float | None = None
-    """With the teacher, on the images that the teacher gets right; None where there are none, as the next."""
+    """On the images that the teacher gets right; None where there are none, like `agreement_wrong`."""
     agreement_wrong: float | None = None
-    """On those that the teacher gets wrong: the same wrong answer."""
+    """On the images that the teacher gets wrong: the same wrong class."""
     kl: float | None = None
     """KL(teacher || student) at T = 1, in nats."""
     kl_scaled: float | None = None
-    """The same with teacher and student scaled, each by its own temperature: what calibration does not explain."""
+    """KL with teacher and student scaled, each by its own temperature: what calibration does not explain."""
 
 
-def measure(labels: Labels, answers: Answers, teacher: Answers | None = None) -> Figures:
-    """All figures of a network, with a teacher those of its fidelity, too."""
-    logits, scaled, temperatures = answers
-    alone = Figures(
+def measure(labels: Labels, outputs: Outputs, teacher: Outputs | None = None) -> Figures:
+    """Return all figures of a network; with a teacher, those of its fidelity, too."""
+    logits, scaled, temperatures = outputs
+    figures = Figures(
         accuracy=accuracy(labels, logits),
         nll=nll(labels, logits),
         ece=ece(labels, logits),
@@ -194,10 +199,10 @@ def measure(labels: Labels, answers: Answers, teacher: Answers | None = None) ->
         ece_scaled=ece(labels, scaled),
     )
     if teacher is None:
-        return alone
+        return figures
     right = correct(labels, teacher.logits)
     return replace(
-        alone,
+        figures,
         agreement=agreement(logits, teacher.logits),
         agreement_right=agreement(logits, teacher.logits, right),
         agreement_wrong=agreement(logits, teacher.logits, ~right),
@@ -207,8 +212,8 @@ def measure(labels: Labels, answers: Answers, teacher: Answers | None = None) ->
 
 
 def spread(figures: Sequence[Figures], name: str) -> Spread | None:
-    """Mean and sample standard deviation of one figure over n seeds; None where one of them lacks it."""
-    values = [getattr(one, name) for one in figures]
+    """Return mean and sample standard deviation of one figure over n seeds; None where a seed lacks it."""
+    values = [getattr(seed, name) for seed in figures]
     if not values or None in values:
         return None
     return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
@@ -218,20 +223,24 @@ def spread(figures: Sequence[Figures], name: str) -> Spread | None:
 
 
 def most(n: int) -> int:
-    """How many of n seeds are most of them: all of up to four, of more four fifths; of all of many nothing is true."""
+    """Return how many of n seeds count as most of them: all of up to four, four fifths of more.
+
+    Hardly any image is right, or wrong, in all of many seeds.
+    """
     return ceil(0.8 * n)
 
 
 def flipped(before: Mask, after: Mask) -> NDArray[np.intp]:
-    """Indices of the images that most seeds before (n, M) get wrong and most seeds after (m, M) get right."""
+    """Return the indices of the images that most seeds before (n, M) get wrong and most seeds after (m, M) right."""
     wrong, right = (~before).sum(axis=0) >= most(len(before)), after.sum(axis=0) >= most(len(after))
     return np.flatnonzero(wrong & right)
 
 
 def expected_flips(before: Mask, after: Mask, k: int) -> float:
-    """Mean number of `flipped` images over all choices of k of the seeds before (n, M) and k of those after (m, M).
+    """Return the mean number of `flipped` images over all choices of k seeds before (n, M) and k seeds after (m, M).
 
-    Raises ValueError unless k is from 1 to n and to m.
+    Raises:
+        ValueError: unless k is from 1 to n and to m.
     """
     if not 1 <= k <= min(len(before), len(after)):
         raise ValueError(f"cannot choose {k} of {len(before)} and of {len(after)} seeds")
@@ -240,9 +249,12 @@ def expected_flips(before: Mask, after: Mask, k: int) -> float:
 
 
 def flips_by_seed(correct: Mask, k: int) -> float:
-    """The same between two disjoint sets of k of the same network's seeds (n, M): what seeds alone flip.
+    """Return the mean number of images that flip between two disjoint sets of k seeds of one network (n, M).
 
-    As many the one way as the other. Raises ValueError unless k is from 1 to n / 2.
+    As many flip one way as the other.
+
+    Raises:
+        ValueError: unless k is from 1 to n / 2.
     """
     n = len(correct)
     if not 1 <= k <= n // 2:
@@ -251,7 +263,7 @@ def flips_by_seed(correct: Mask, k: int) -> float:
 
 
 def _choices(true: Mask, k: int) -> Floats:
-    """(M,), in how many ways k seeds can be chosen for all of which an image is true (n, M)."""
+    """Return in how many ways k seeds can be chosen that are all true (n, M) for an image, (M,)."""
     ways = np.array([comb(count, k) for count in range(len(true) + 1)], dtype=np.float64)
-    found: Floats = ways[true.sum(axis=0)]
-    return found
+    choices: Floats = ways[true.sum(axis=0)]
+    return choices

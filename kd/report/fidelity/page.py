@@ -12,29 +12,33 @@ from kd.errors import UserError
 from kd.report.fidelity import figures, tables
 from kd.report.fidelity.measures import BINS
 from kd.report.fidelity.study import Study
-from kd.report.page import DPI, listed
+from kd.report.page import DPI, bullets
 from kd.report.statistics import LEVEL, VERDICT_NOTE
 from kd.report.sweeps import Picture
 
 
 class Pixels(NamedTuple):
-    """What an image looks like, and its class is called."""
+    """Test images and names of the classes."""
 
     images: NDArray[np.uint8] | None
-    """(M, H, W, 3); None without the images."""
+    """(M, H, W, 3); None where only the predictions are known."""
     classes: Sequence[str]
     """C names."""
 
 
 def named(study: Study) -> Pixels:
-    """Classes by their number, for want of the images."""
-    return Pixels(None, [f"class {i}" for i in range(study.taught.logits.shape[1])])
+    """Return numbered classes without images, for predictions alone."""
+    return Pixels(None, [f"class {i}" for i in range(study.teacher_outputs.logits.shape[1])])
 
 
 def write_page(study: Study, pixels: Pixels, out: Path) -> list[Path]:
     """Write `fidelity.md`, `fidelity.csv` and the pictures into `out`, over what an earlier page left there.
 
-    Returns the paths of all that was written. Raises UserError if `out` cannot be written.
+    Returns:
+        Paths of all files.
+
+    Raises:
+        UserError: if `out` cannot be written.
     """
     page, table = out / "fidelity.md", out / "fidelity.csv"
     drawn = pictures(study, pixels)
@@ -53,20 +57,19 @@ BARS, CALIBRATION, CLASSES, IMAGES = "bars", "calibration", "classes", "images"
 
 
 def pictures(study: Study, pixels: Pixels) -> list[Picture]:
-    """One of images for each student where they are known, and three of all."""
-    found = [
+    """Draw three pictures of all students, and one of images for each student where these are given."""
+    drawn = [
         Picture(f"fidelity_{BARS}.png", figures.bars(study), "Agreement with the teacher, KL to it, and NLL"),
         Picture(f"fidelity_{CALIBRATION}.png", figures.calibration(study), "Reliability diagrams"),
         Picture(f"fidelity_{CLASSES}.png", figures.classes(study, pixels.classes), "Gains by class"),
     ]
     if pixels.images is not None:
-        for one in study.compared:
-            name = re.sub(r"[^\w.=-]+", "_", one.student.label)
-            figure = figures.images(study, one, pixels.images, pixels.classes)
-            found.append(
-                Picture(f"fidelity_{IMAGES}_{name}.png", figure, f"Images that {one.student.label} fixed and broke")
-            )
-    return found
+        for compared in study.compared:
+            label = compared.student.label
+            name = re.sub(r"[^\w.=-]+", "_", label)
+            figure = figures.images(study, compared, pixels.images, pixels.classes)
+            drawn.append(Picture(f"fidelity_{IMAGES}_{name}.png", figure, f"Images that {label} fixed and broke"))
+    return drawn
 
 
 def to_page(study: Study, pixels: Pixels, drawn: Sequence[Picture]) -> str:
@@ -74,7 +77,7 @@ def to_page(study: Study, pixels: Pixels, drawn: Sequence[Picture]) -> str:
     base, level = study.baseline.label, f"{100 * LEVEL:.0f} %"
 
     def linked(kind: str) -> list[str]:
-        return [f"![{one.what}]({one.name})" for one in drawn if one.name.startswith(f"fidelity_{kind}")]
+        return [f"![{p.what}]({p.name})" for p in drawn if p.name.startswith(f"fidelity_{kind}")]
 
     parts = [
         "# Is distillation really at work?",
@@ -121,5 +124,5 @@ def to_page(study: Study, pixels: Pixels, drawn: Sequence[Picture]) -> str:
         "" if pixels.images is not None else "The images themselves are drawn with `--images ROOT`.",
     ]
     if study.notes:
-        parts += ["## Left out", listed(study.notes)]
+        parts += ["## Left out", bullets(study.notes)]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"

@@ -1,4 +1,4 @@
-"""Students and their teacher, compared image by image: runs with their predictions, made into one study."""
+"""Study of students and their teacher, compared image by image, from runs with their predictions."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from kd.errors import UserError
 from kd.report.comparison import compare
 from kd.report.fidelity.measures import (
-    Answers,
     Figures,
     Floats,
     Labels,
     Logits,
     Mask,
+    Outputs,
     agreement,
     class_accuracy,
     correct,
@@ -37,9 +37,9 @@ from kd.runs.predictions import Predictions
 from kd.runs.results import Result
 
 MOST = 8
-"""Students that a page compares; it is for the final few, not for a sweep."""
+"""Students on a page, which is for the final few, not for a sweep."""
 TIES = 3
-"""Images of which rounding may change the answer, beside one in a thousand."""
+"""Number of images whose predicted class rounding may change, besides one in a thousand."""
 FAMILIES = (
     ("accuracy",),
     ("agreement", "kl"),
@@ -47,8 +47,8 @@ FAMILIES = (
 )
 """The figures of which differences are tested. Those of a family are corrected together, as the page says.
 
-Does the student gain, does it follow its teacher: these were asked first, and each has a family of its own, so that the
-many figures of the third, which only look closer, do not hide the answer.
+Gain in accuracy and fidelity are the main questions and have families of their own, so that the many figures of the
+third, which are details, do not hide the answers.
 """
 COMPARED = tuple(name for family in FAMILIES for name in family)
 
@@ -56,50 +56,52 @@ COMPARED = tuple(name for family in FAMILIES for name in family)
 # Reading
 
 
-class Found(NamedTuple):
-    """Finished runs and what their networks said."""
+class Runs(NamedTuple):
+    """Finished runs and their predictions."""
 
     results: list[Result]
     predictions: dict[int, Predictions]
-    """By the identity of the result."""
+    """Predictions by the identity of the result."""
     notes: list[str]
-    """On what was left out."""
+    """Runs that were left out."""
 
 
-def collect(dirs: Iterable[Path]) -> Found:
-    """Every finished run of a student below the directories that left its predictions, at any depth, links followed.
+def collect(dirs: Iterable[Path]) -> Runs:
+    """Read every finished run of a student with its predictions below the directories, at any depth, links followed.
 
-    As `kd.runs.results.collect` does, each file counts once, and directories called "report" are not searched. Raises
-    UserError if a directory does not exist, or if no such run is found.
+    As in `kd.runs.results.collect`, each file counts once, and directories called "report" are not searched.
+
+    Raises:
+        UserError: if a directory does not exist, or if no such run is found.
     """
     done: list[Result] = []
-    said: dict[int, Predictions] = {}
+    by_result: dict[int, Predictions] = {}
     skipped: list[str] = []
-    others: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     for path in results.records(dirs):
         directory = path.parent
         try:
             result = results.read(path)
             if role(result) is Role.TEACHER:
-                continue  # its students know what it said
+                continue  # its students' files have its logits
             if result.status != "done":
-                others[result.status] += 1
+                left_out[result.status] += 1
             elif not (directory / predictions.FILE).exists():
-                others[f"without {predictions.FILE}"] += 1
+                left_out[f"without {predictions.FILE}"] += 1
             else:
                 found = predictions.read(directory / predictions.FILE)
                 _require_same(found, result)
                 done.append(result)
-                said[id(result)] = found
+                by_result[id(result)] = found
         except UserError as error:
             skipped.append(f"{directory}: {error}" if str(directory) not in str(error) else str(error))
-    listed = ", ".join(f"{count} {what}" for what, count in sorted(others.items()))
+    listed = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
     if not done:
         raise UserError(
             f"no finished run with its {predictions.FILE}: {'; '.join([listed or 'no runs', *skipped[:1]])}"
         )
     notes = [f"Runs left out: {listed}."] if listed else []
-    return Found(done, said, [*notes, *(f"Skipped {reason}." for reason in skipped)])
+    return Runs(done, by_result, [*notes, *(f"Skipped {reason}." for reason in skipped)])
 
 
 def _require_same(found: Predictions, result: Result) -> None:
@@ -114,14 +116,15 @@ def _require_same(found: Predictions, result: Result) -> None:
 
 
 class Student:
-    """A row and what its networks said; all by seed, in the row's order."""
+    """A row with the outputs of its networks and their figures, by seed, in the row's order."""
 
-    def __init__(self, row: Row, said: Sequence[Answers], labels: Labels, teacher: Answers) -> None:
-        self.row, self.said = row, said
-        self.logits: list[Logits] = [one.logits for one in said]
-        self.figures: list[Figures] = [measure(labels, one, teacher) for one in said]
-        self.correct: Mask = np.array([correct(labels, one) for one in self.logits])
-        self.class_accuracy: Floats = np.array([class_accuracy(labels, one) for one in self.logits])
+    def __init__(self, row: Row, outputs: Sequence[Outputs], labels: Labels, teacher: Outputs) -> None:
+        self.row, self.outputs = row, outputs
+        self.logits: list[Logits] = [seed.logits for seed in outputs]
+        self.figures: list[Figures] = [measure(labels, seed, teacher) for seed in outputs]
+        self.correct: Mask = np.array([correct(labels, logits) for logits in self.logits])
+        """(n, M)."""
+        self.class_accuracy: Floats = np.array([class_accuracy(labels, logits) for logits in self.logits])
         """(n, C)."""
 
     @property
@@ -136,68 +139,67 @@ class Student:
         return spread(self.figures, name)
 
     def by_seed(self, name: str) -> dict[int, float]:
-        """One figure of each seed that has it."""
-        values = {seed: getattr(one, name) for seed, one in zip(self.row.seeds, self.figures, strict=True)}
+        """Return one figure of each seed that has it."""
+        values = {seed: getattr(figures, name) for seed, figures in zip(self.row.seeds, self.figures, strict=True)}
         return {seed: value for seed, value in values.items() if value is not None}
 
     @cached_property
     def between_seeds(self) -> float | None:
-        """Mean agreement of two of its own seeds; None with one seed."""
+        """Mean agreement of two of its seeds; None with one seed."""
         pairs = [(i, j) for i in range(self.n) for j in range(i)]
         return fmean(agreement(self.logits[i], self.logits[j]) or 0.0 for i, j in pairs) if pairs else None
 
-    def answers(self, image: int) -> tuple[int, int]:
-        """The class that most seeds name for an image, and how many do."""
-        ((answer, times),) = Counter(int(one[image].argmax()) for one in self.logits).most_common(1)
-        return answer, times
+    def vote(self, image: int) -> tuple[int, int]:
+        """Return the class that most seeds predict for an image, and the number of these seeds."""
+        ((predicted, votes),) = Counter(int(logits[image].argmax()) for logits in self.logits).most_common(1)
+        return predicted, votes
 
     def confidence(self, images: NDArray[np.intp], labels: Labels) -> Floats:
-        """(len(images),), the probability of the true class, mean over seeds."""
-        chosen = np.array([one[images] for one in self.logits], dtype=np.float64)
+        """Return the probability of the true class, mean over seeds, (len(images),)."""
+        chosen = np.array([logits[images] for logits in self.logits], dtype=np.float64)
         mean: Floats = scipy.special.softmax(chosen, axis=2).mean(axis=0)
         return mean[np.arange(len(images)), labels[images]]
 
 
 class Changes(NamedTuple):
-    """Images of which a student and the baseline differ."""
+    """Images on which a student and the baseline differ."""
 
     fixed: NDArray[np.intp]
     """Wrong in most seeds of the baseline, right in most of the student; the greatest change of confidence first."""
     broken: NDArray[np.intp]
     """The reverse."""
     k: int
-    """Number of seeds in each of the sets that the next three compare; 0 where the baseline has but one."""
+    """Number of seeds in each of the sets that the next three compare; 0 where the baseline has only one."""
     fixed_k: float
     """Mean number fixed between k seeds of the baseline and k of the student."""
     broken_k: float
     by_seed_k: float
-    """Between k seeds of the baseline and k others of it, either way."""
+    """Mean number that flips between two disjoint sets of k seeds of the baseline."""
     p: list[float | None]
-    """McNemar's of each common seed, corrected by Holm's method for all pairs of the study."""
+    """McNemar's p value of each common seed, corrected by Holm's method for all pairs of the study."""
     better: list[bool]
     """Whether the student has more images right than the baseline, by common seed."""
 
 
 class Compared(NamedTuple):
-    """A student, measured against the baseline."""
+    """A student compared with the baseline."""
 
     student: Student
     differences: dict[str, Difference]
-    """By figure, those of `COMPARED`."""
+    """Differences by figure, those of `COMPARED`."""
     classes: list[Difference]
-    """In accuracy, by class."""
+    """Differences in accuracy by class."""
     changes: Changes
 
 
 class Study(NamedTuple):
-    """All that the page tells."""
+    """Everything that the page shows."""
 
     dataset: str
     labels: Labels
     teacher: str
-    """What its network is called."""
-    taught: Answers
-    """By the teacher."""
+    """Name of its network."""
+    teacher_outputs: Outputs
     teacher_figures: Figures
     baseline: Student
     compared: list[Compared]
@@ -206,43 +208,46 @@ class Study(NamedTuple):
     @property
     def students(self) -> list[Student]:
         """The baseline first."""
-        return [self.baseline, *(one.student for one in self.compared)]
+        return [self.baseline, *(compared.student for compared in self.compared)]
 
 
-def study(found: Found, baseline: str | None = None) -> Study:
-    """The students compared with a baseline, and all of them with the one teacher.
+def study(runs: Runs, baseline: str | None = None) -> Study:
+    """Compare the students with a baseline, and all of them with the one teacher.
 
     Args:
+        runs: finished runs of students with their predictions.
         baseline: label or method of a row; None for the only student trained on labels alone.
 
     Raises:
         UserError: if there is not one data set, one teacher and one baseline, or nothing to compare with it, or more
             than a page can show.
     """
-    summary = summarize(found.results)
+    summary = summarize(runs.results)
     rows = [row for row in summary.rows if row.role is not Role.TEACHER]
     if len({row.first.dataset for row in rows}) > 1:
         raise UserError(f"runs on several data sets, {summary.datasets}: give the directories of one")
     if len(rows) > MOST:
         raise UserError(f"{len(rows)} rows, too many to look at one by one: give the directories of at most {MOST}")
-    base, others = _against(rows, baseline)
-    labels, name, logits = _teacher(rows, found)
-    taught = cross_fitted(labels, logits)
+    baseline_row, compared_rows = _split(rows, baseline)
+    labels, name, logits = _teacher(rows, runs)
+    teacher = cross_fitted(labels, logits)
 
     def student(row: Row) -> Student:
-        said = [cross_fitted(labels, found.predictions[id(run)].logits) for run in row.runs]
-        return Student(row, said, labels, taught)
+        outputs = [cross_fitted(labels, runs.predictions[id(run)].logits) for run in row.runs]
+        return Student(row, outputs, labels, teacher)
 
-    reference = student(base)
-    compared = _compared(reference, [student(row) for row in others], labels)
-    notes = [*found.notes, *summary.left_out]
-    return Study(base.first.dataset, labels, name, taught, measure(labels, taught), reference, compared, notes)
+    base = student(baseline_row)
+    compared = _compared(base, [student(row) for row in compared_rows], labels)
+    notes = [*runs.notes, *summary.left_out]
+    dataset = baseline_row.first.dataset
+    return Study(dataset, labels, name, teacher, measure(labels, teacher), base, compared, notes)
 
 
-def _against(rows: Sequence[Row], name: str | None) -> tuple[Row, list[Row]]:
-    compared = compare(rows, name)
-    if compared:
-        return compared[0].baseline, [one.row for one in compared]
+def _split(rows: Sequence[Row], name: str | None) -> tuple[Row, list[Row]]:
+    """Return the baseline and the rows to compare with it."""
+    comparisons = compare(rows, name)
+    if comparisons:
+        return comparisons[0].baseline, [comparison.row for comparison in comparisons]
     alone = [row.label for row in rows if row.role is Role.ALONE]
     if name is None and len(alone) != 1:
         raise UserError(
@@ -253,51 +258,54 @@ def _against(rows: Sequence[Row], name: str | None) -> tuple[Row, list[Row]]:
     raise UserError("only one row of students: nothing to compare it with")
 
 
-def _teacher(rows: Sequence[Row], found: Found) -> tuple[Labels, str, Logits]:
-    """The test labels, and the one teacher's name and logits."""
-    runs = [run for row in rows for run in row.runs]
-    first = found.predictions[id(runs[0])]
-    for run in runs:
-        said = found.predictions[id(run)]
-        if said.logits.shape != first.logits.shape or not np.array_equal(said.labels, first.labels):
+def _teacher(rows: Sequence[Row], runs: Runs) -> tuple[Labels, str, Logits]:
+    """Return the test labels, and the one teacher's name and logits."""
+    results = [run for row in rows for run in row.runs]
+    first = runs.predictions[id(results[0])]
+    for run in results:
+        found = runs.predictions[id(run)]
+        if found.logits.shape != first.logits.shape or not np.array_equal(found.labels, first.labels):
             raise UserError(f"the runs were not tested on the same images: {run.method} seed={run.seed} differs")
-    taught = [run for run in runs if found.predictions[id(run)].teacher_logits is not None]
-    if not taught:
+    distilled = [run for run in results if runs.predictions[id(run)].teacher_logits is not None]
+    if not distilled:
         raise UserError("no run with a teacher: none of the predictions hold those of one")
-    ids = {run.teacher_id for run in taught}
+    ids = {run.teacher_id for run in distilled}
     if len(ids) > 1:
         raise UserError(f"{len(ids)} different teachers: give the directories of one teacher's students")
-    logits = found.predictions[id(taught[0])].teacher_logits
+    logits = runs.predictions[id(distilled[0])].teacher_logits
     if logits is None or logits.shape != first.logits.shape:
         raise UserError("the teacher's predictions are not of the same images as the students'")
-    return first.labels, taught[0].teacher or "teacher", logits
+    return first.labels, distilled[0].teacher or "teacher", logits
 
 
 def _compared(base: Student, students: Sequence[Student], labels: Labels) -> list[Compared]:
-    """Of all students; figures corrected by family, classes together, seeds together."""
-    figures = {name: found for family in FAMILIES for name, found in _by_figure(students, base, family).items()}
-    classes = corrected([one for s in students for one in _by_class(s, base)])
-    changes = [_changes(base, s, labels) for s in students]
-    p_values = holm([p for one in changes for p in one.p])
-    found = []
-    for i, (one, change) in enumerate(zip(students, changes, strict=True)):
-        p_values, here = p_values[len(change.p) :], p_values[: len(change.p)]
+    """Compare all students; correct figures by family, all classes together, all seeds together."""
+    figures = {
+        name: by_student for family in FAMILIES for name, by_student in _by_figure(students, base, family).items()
+    }
+    classes = corrected([d for student in students for d in _by_class(student, base)])
+    changes = [_changes(base, student, labels) for student in students]
+    p_values = holm([p for change in changes for p in change.p])
+    compared = []
+    for i, (student, change) in enumerate(zip(students, changes, strict=True)):
+        p_values, own = p_values[len(change.p) :], p_values[: len(change.p)]
         C = base.class_accuracy.shape[1]
-        named = {name: figures[name][i] for name in COMPARED}
-        found.append(Compared(one, named, classes[i * C : (i + 1) * C], change._replace(p=here)))
-    return found
+        differences = {name: figures[name][i] for name in COMPARED}
+        compared.append(Compared(student, differences, classes[i * C : (i + 1) * C], change._replace(p=own)))
+    return compared
 
 
 def _by_figure(students: Sequence[Student], base: Student, names: Sequence[str]) -> dict[str, list[Difference]]:
-    """By name, for each student; all of them corrected together."""
+    """Return the differences by figure, for each student; all of them corrected together."""
     pairs = corrected([difference(s.by_seed(name), base.by_seed(name)) for name in names for s in students])
     return {name: pairs[i * len(students) : (i + 1) * len(students)] for i, name in enumerate(names)}
 
 
 def _by_class(student: Student, base: Student) -> list[Difference]:
+    """Return the differences in accuracy by class, not corrected, over the seeds that have images of the class."""
     ours, theirs = (
-        [dict(zip(one.row.seeds, map(float, column), strict=True)) for column in one.class_accuracy.T]
-        for one in (student, base)
+        [dict(zip(network.row.seeds, map(float, column), strict=True)) for column in network.class_accuracy.T]
+        for network in (student, base)
     )
     return [
         difference({s: v for s, v in o.items() if v == v}, {s: v for s, v in t.items() if v == v})
@@ -307,7 +315,7 @@ def _by_class(student: Student, base: Student) -> list[Difference]:
 
 def _changes(base: Student, student: Student, labels: Labels) -> Changes:
     fixed, broken = flipped(base.correct, student.correct), flipped(student.correct, base.correct)
-    k = min(base.n // 2, student.n, 4)  # of so many, all are most of them, as in `flipped`
+    k = min(base.n // 2, student.n, 4)  # `most` of up to four seeds are all of them
     ours = dict(zip(student.row.seeds, student.correct, strict=True))
     theirs = dict(zip(base.row.seeds, base.correct, strict=True))
     pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
@@ -323,6 +331,6 @@ def _changes(base: Student, student: Student, labels: Labels) -> Changes:
         expected_flips(base.correct, student.correct, k) if k else 0.0,
         expected_flips(student.correct, base.correct, k) if k else 0.0,
         flips_by_seed(base.correct, k) if k else 0.0,
-        [mcnemar(one.tolist(), other.tolist()) for one, other in pairs],
-        [bool(one.sum() > other.sum()) for one, other in pairs],
+        [mcnemar(a.tolist(), b.tolist()) for a, b in pairs],
+        [bool(a.sum() > b.sum()) for a, b in pairs],
     )

@@ -1,4 +1,4 @@
-"""The figures of a fidelity study as tables, for people and for programs."""
+"""Tables of a fidelity study, for people and for programs."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from kd.report.tables import markdown, p_value
 
 
 class Quantity(NamedTuple):
-    """How a figure is called and written."""
+    """Name and number format of a figure."""
 
     words: str
     percent: bool
@@ -45,7 +45,7 @@ QUANTITIES = {
 
 
 def fidelity_table(study: Study) -> str:
-    """How closely students follow the teacher."""
+    """Return a Markdown table of how closely students follow the teacher."""
     names = ("accuracy", "agreement", "agreement_right", "agreement_wrong", "kl", "kl_scaled")
     headers = [
         "run",
@@ -57,38 +57,38 @@ def fidelity_table(study: Study) -> str:
     ]
     headers += ["between seeds, %", "KL", "KL, scaled"]
     lines = [["teacher", "", f"{100 * study.teacher_figures.accuracy:.2f}", *[""] * 6]]
-    for one in study.students:
-        cells = [_cell(one.spread(name), name) for name in names]
-        between = "" if one.between_seeds is None else f"{100 * one.between_seeds:.2f}"
-        lines.append([one.label, str(one.n), *cells[:4], between, *cells[4:]])
+    for student in study.students:
+        cells = [_cell(student.spread(name), name) for name in names]
+        between = "" if student.between_seeds is None else f"{100 * student.between_seeds:.2f}"
+        lines.append([student.label, str(student.n), *cells[:4], between, *cells[4:]])
     return markdown(headers, lines)
 
 
 def confidence_table(study: Study) -> str:
-    """NLL and ECE before and after temperature scaling."""
+    """Return a Markdown table of NLL and ECE before and after temperature scaling."""
     names = ("nll", "nll_scaled", "ece", "ece_scaled", "temperature")
     headers = ["run", "n", "NLL", "NLL, scaled", "ECE, %", "ECE, scaled, %", "fitted T"]
-    every = [("teacher", "", [study.teacher_figures])]
-    every += [(one.label, str(one.n), one.figures) for one in study.students]
-    lines = [[name, n, *(_cell(spread(of, figure), figure) for figure in names)] for name, n, of in every]
+    networks = [("teacher", "", [study.teacher_figures])]
+    networks += [(student.label, str(student.n), student.figures) for student in study.students]
+    lines = [[label, n, *(_cell(spread(figures, name), name) for name in names)] for label, n, figures in networks]
     return markdown(headers, lines)
 
 
-def _cell(found: Spread | None, name: str) -> str:
-    if found is None:
+def _cell(figure: Spread | None, name: str) -> str:
+    if figure is None:
         return ""
     number = QUANTITIES[name].number
-    return number(found.mean) + ("" if found.std is None else f" ± {number(found.std)}")
+    return number(figure.mean) + ("" if figure.std is None else f" ± {number(figure.std)}")
 
 
 def difference_table(study: Study) -> str:
-    """Students minus the baseline, figure by figure."""
+    """Return a Markdown table of students minus the baseline, figure by figure."""
     lines = []
-    for one in study.compared:
-        for name, d in one.differences.items():
+    for compared in study.compared:
+        for name, d in compared.differences.items():
             quantity = QUANTITIES[name]
             words = quantity.words + (", points" if quantity.percent else "")
-            lines.append([one.student.label, words, *_difference_cells(d, quantity), d.verdict])
+            lines.append([compared.student.label, words, *_difference_cells(d, quantity), d.verdict])
     headers = ["run", "figure", "difference", "95 % interval", "seeds", "p (Holm)", "in words"]
     return markdown(headers, lines, ["figure", "in words"])
 
@@ -100,37 +100,38 @@ def _difference_cells(d: Difference, quantity: Quantity) -> list[str]:
 
 
 def images_table(study: Study) -> str:
-    """What the finite test split allows to say: accuracy minus the baseline's on other images, and McNemar's test."""
+    """Return a Markdown table of students minus the baseline on other test images, and of McNemar's test."""
     headers = ["run", "accuracy on other images, points", "pairs of seeds", "more right", "fewer right", UNSEEN]
     lines = []
-    for one in study.compared:
-        low, high = images_interval(one.student.correct, study.baseline.correct)
+    for compared in study.compared:
+        low, high = images_interval(compared.student.correct, study.baseline.correct)
         signed = QUANTITIES["accuracy"].signed
-        pairs = list(zip(one.changes.p, one.changes.better, strict=True))
-        seen = [better for p, better in pairs if p is not None and p < 1 - LEVEL]
-        counts = (len(pairs), sum(seen), len(seen) - sum(seen), len(pairs) - len(seen))
-        lines.append([one.student.label, f"{signed(low)} to {signed(high)}", *map(str, counts)])
+        pairs = list(zip(compared.changes.p, compared.changes.better, strict=True))
+        significant = [better for p, better in pairs if p is not None and p < 1 - LEVEL]
+        more = sum(significant)
+        counts = (len(pairs), more, len(significant) - more, len(pairs) - len(significant))
+        lines.append([compared.student.label, f"{signed(low)} to {signed(high)}", *map(str, counts)])
     return markdown(headers, lines)
 
 
 def class_table(study: Study, names: Sequence[str]) -> str:
-    """Accuracy by class, minus the baseline's."""
+    """Return a Markdown table of accuracy by class, minus the baseline's."""
     base = study.baseline
     headers = ["class", f"{base.label}, %"]
-    for one in study.compared:
-        headers += [f"{one.student.label}, points", "95 % interval", "in words"]
+    for compared in study.compared:
+        headers += [f"{compared.student.label}, points", "95 % interval", "in words"]
     lines = []
     for i, name in enumerate(names):
         line = [name, f"{100 * base.class_accuracy[:, i].mean():.2f}"]
-        for one in study.compared:
-            mean, interval, _, _ = _difference_cells(one.classes[i], QUANTITIES["accuracy"])
-            line += [mean, interval, one.classes[i].verdict]
+        for compared in study.compared:
+            mean, interval, _, _ = _difference_cells(compared.classes[i], QUANTITIES["accuracy"])
+            line += [mean, interval, compared.classes[i].verdict]
         lines.append(line)
     return markdown(headers, lines, ["in words"])
 
 
 def change_table(study: Study) -> str:
-    """Images fixed and broken, and how many seeds alone change."""
+    """Return a Markdown table of images fixed and broken, beside those that seeds change by themselves."""
     headers = [
         "run",
         "fixed",
@@ -141,10 +142,10 @@ def change_table(study: Study) -> str:
         f"either between seeds of {study.baseline.label}",
     ]
     lines = []
-    for one in study.compared:
-        c = one.changes
+    for compared in study.compared:
+        c = compared.changes
         sets = [f"{c.k} : {c.k}", f"{c.fixed_k:.1f}", f"{c.broken_k:.1f}", f"{c.by_seed_k:.1f}"] if c.k else [""] * 4
-        lines.append([one.student.label, str(len(c.fixed)), str(len(c.broken)), *sets])
+        lines.append([compared.student.label, str(len(c.fixed)), str(len(c.broken)), *sets])
     return markdown(headers, lines)
 
 
@@ -152,7 +153,7 @@ def change_table(study: Study) -> str:
 
 
 def to_csv(study: Study, classes: Sequence[str]) -> str:
-    """A line for each figure of each network: fractions of 1 and nats in full precision, empty where unknown."""
+    """Return a CSV with a line for each figure of each network: fractions of 1 and nats in full precision."""
     knobs = knob_columns((student.row.first for student in study.students), (*_ABOUT, *_FIGURES))
     file = io.StringIO()
     writer = csv.DictWriter(file, (*_ABOUT, *knobs, *_FIGURES), lineterminator="\n", restval="")
@@ -170,26 +171,26 @@ def _records(study: Study, classes: Sequence[str], knobs: dict[str, str]) -> Ite
         found = spread([study.teacher_figures], name)
         if found:
             yield {"run": "teacher", "method": "teacher", "n": 1, "figure": name, "mean": found.mean}
-    compared = {id(one.student): one for one in study.compared}
+    by_student = {id(compared.student): compared for compared in study.compared}
     for student in study.students:
-        first, one = student.row.first, compared.get(id(student))
+        first, compared = student.row.first, by_student.get(id(student))
         about: dict[str, object] = {
             **{"run": student.label, "method": first.method, "variant": first.variant, "n": student.n},
             **{header: knob_value(first.knobs.get(name)) for header, name in knobs.items()},
         }
         for name in QUANTITIES:
             found = student.spread(name)
-            differs = _difference_record(one.differences[name]) if one and name in COMPARED else {}
-            yield {**about, "figure": name, "mean": found and found.mean, "std": found and found.std, **differs}
+            minus = _difference_record(compared.differences[name]) if compared and name in COMPARED else {}
+            yield {**about, "figure": name, "mean": found and found.mean, "std": found and found.std, **minus}
         yield {**about, "figure": "between_seeds", "mean": student.between_seeds}
         for i, name in enumerate(classes):
-            of = student.class_accuracy[:, i]
-            std = float(of.std(ddof=1)) if len(of) > 1 else None
-            differs = _difference_record(one.classes[i]) if one else {}
-            yield {**about, "figure": f"accuracy of {name}", "mean": float(of.mean()), "std": std, **differs}
-        if one:
-            yield {**about, "figure": "fixed", "mean": len(one.changes.fixed)}
-            yield {**about, "figure": "broken", "mean": len(one.changes.broken)}
+            by_seed = student.class_accuracy[:, i]
+            std = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
+            minus = _difference_record(compared.classes[i]) if compared else {}
+            yield {**about, "figure": f"accuracy of {name}", "mean": float(by_seed.mean()), "std": std, **minus}
+        if compared:
+            yield {**about, "figure": "fixed", "mean": len(compared.changes.fixed)}
+            yield {**about, "figure": "broken", "mean": len(compared.changes.broken)}
 
 
 def _difference_record(d: Difference) -> dict[str, object]:

@@ -8,7 +8,7 @@ from kd.report.fidelity import figures
 from kd.report.fidelity.figures import RIGHT, WRONG
 from kd.report.fidelity.page import Pixels, named, write_page
 from kd.report.fidelity.study import collect, study
-from tests.report.fidelity.test_study import LABELS, TEACHER, noisy, put
+from tests.report.fidelity.made import LABELS, TEACHER, noisy, put
 
 NAMES = ["ant", "bee", "cat", "$dog", "eel"]
 PIXELS = np.random.default_rng(0).integers(0, 256, (len(LABELS), 8, 8, 3), dtype=np.uint8)
@@ -29,13 +29,13 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
 
 
-def test_bars_are_as_long_as_the_means(found):
+def test_bars_have_the_lengths_of_the_means(found):
     figure = figures.bars(found)
     agreement, wrong, kl, nll = figure.axes
     widths = [bar.get_width() for bar in agreement.patches]
-    assert widths == pytest.approx([100 * one.spread("agreement").mean for one in found.students])
+    assert widths == pytest.approx([100 * student.spread("agreement").mean for student in found.students])
     assert [bar.get_width() for bar in wrong.patches] == pytest.approx(
-        [100 * one.spread("agreement_wrong").mean for one in found.students]
+        [100 * student.spread("agreement_wrong").mean for student in found.students]
     )
     assert len(kl.patches) == 2 * 3
     assert nll.patches[0].get_width() == pytest.approx(found.teacher_figures.nll)
@@ -43,33 +43,33 @@ def test_bars_are_as_long_as_the_means(found):
     assert all(axes.get_xlim()[0] == 0 for axes in figure.axes)
 
 
-def test_calibration_draws_the_teacher_and_every_student(found):
+def test_calibration_draws_teacher_and_students(found):
     figure = figures.calibration(found)
-    said = texts(figure)
-    assert [name for name in ("teacher", "standard", "logits alpha=0.1", "logits alpha=0.9") if name in said] == [
+    labels = texts(figure)
+    assert [name for name in ("teacher", "standard", "logits alpha=0.1", "logits alpha=0.9") if name in labels] == [
         axes.get_title(loc="left") for axes in figure.axes[::2]
     ]
     teacher = found.teacher_figures
-    assert f"ECE {100 * teacher.ece:.2f} %\nscaled {100 * teacher.ece_scaled:.2f} %" in said
+    assert f"ECE {100 * teacher.ece:.2f} %\nscaled {100 * teacher.ece_scaled:.2f} %" in labels
     _, before, after = figure.axes[0].lines
     distance = [np.abs(line.get_xdata() - line.get_ydata()).mean() for line in (before, after)]
     assert distance[1] < distance[0]
 
 
-def test_classes_are_sorted_by_their_gain_below_the_whole(found):
+def test_classes_are_sorted_by_gain_below_all_classes(found):
     figure = figures.classes(found, NAMES)
     (axes,) = figure.axes
     ticks = [tick.get_text() for tick in axes.get_yticklabels()]
-    gains = np.array([[difference.mean for difference in one.classes] for one in found.compared]).mean(axis=0)
+    gains = np.array([[difference.mean for difference in c.classes] for c in found.compared]).mean(axis=0)
     assert ticks == ["all classes", *(NAMES[i].replace("$", r"\$") for i in np.argsort(-gains))]
     dots = axes.collections[0].get_offsets()
     assert dots[0, 0] == pytest.approx(100 * found.compared[0].differences["accuracy"].mean)
 
 
-def test_images_are_shown_with_every_answer(found):
-    one = found.compared[0]
-    figure = figures.images(found, one, PIXELS, NAMES)
-    fixed, broken = one.changes.fixed, one.changes.broken
+def test_images_show_every_prediction(found):
+    compared = found.compared[0]
+    figure = figures.images(found, compared, PIXELS, NAMES)
+    fixed, broken = compared.changes.fixed, compared.changes.broken
     assert len(figure.axes) == min(12, len(fixed)) + min(12, len(broken))
     assert np.array_equal(figure.axes[0].images[0].get_array(), PIXELS[fixed[0]])
     answers = [text for text in figure.texts if text.get_color() in (RIGHT, WRONG)]
@@ -79,15 +79,17 @@ def test_images_are_shown_with_every_answer(found):
     assert any(f"{len(fixed)} image" in text for text in texts(figure))
 
 
-def test_nothing_changed(found):
-    one = found.compared[0]
+def test_images_without_any_change_draws_none(found):
+    compared = found.compared[0]
     none = np.array([], dtype=np.intp)
-    figure = figures.images(found, one._replace(changes=one.changes._replace(fixed=none, broken=none)), PIXELS, NAMES)
+    figure = figures.images(
+        found, compared._replace(changes=compared.changes._replace(fixed=none, broken=none)), PIXELS, NAMES
+    )
     assert not figure.axes
     assert sum("0 images" in text for text in texts(figure)) == 2
 
 
-def test_everything_is_written_and_shown(found, tmp_path):
+def test_write_page_writes_and_links_every_picture(found, tmp_path):
     written = write_page(found, Pixels(PIXELS, NAMES), tmp_path)
     page = written[0].read_text("utf-8")
     assert len(written) == 2 + 3 + 2

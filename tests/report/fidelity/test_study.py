@@ -1,225 +1,17 @@
 import csv
 import io
-import itertools
 import shutil
 
 import numpy as np
 import pytest
-import torch
-from scipy import special
-from sklearn.metrics import accuracy_score, log_loss, recall_score
-from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from kd.errors import UserError
-from kd.report.fidelity.measures import (
-    accuracy,
-    agreement,
-    class_accuracy,
-    cross_fitted,
-    ece,
-    expected_flips,
-    flipped,
-    flips_by_seed,
-    kl,
-    measure,
-    most,
-    nll,
-    reliability,
-    spread,
-    temperature,
-)
+from kd.report.fidelity.measures import flipped
 from kd.report.fidelity.page import named, to_page
 from kd.report.fidelity.study import COMPARED, FAMILIES, collect, study
 from kd.report.fidelity.tables import images_table, to_csv
 from kd.report.statistics import holm, images_interval, mcnemar, paired_differences, t_test
-from kd.runs.predictions import Predictions, write
-from kd.runs.results import Result
-from kd.runs.results import write as write_result
-
-RNG = np.random.default_rng(0)
-LABELS = RNG.integers(0, 5, 3000)
-LOGITS = (RNG.normal(0, 2, (3000, 5)) + 2.5 * np.eye(5)[LABELS]).astype(np.float32)
-TEACHER = (RNG.normal(0, 2, (3000, 5)) + 4 * np.eye(5)[LABELS]).astype(np.float32)
-
-
-def calibrated(images, classes, seed=0):
-    """Logits, and labels drawn from their softmax: the temperature is 1."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(0, 2, (images, classes))
-    cumulative = special.softmax(logits, axis=1).cumsum(axis=1)
-    return (rng.random((images, 1)) > cumulative[:, :-1]).sum(axis=1), logits
-
-
-def test_figures_as_others_compute_them():
-    probabilities = special.softmax(LOGITS.astype(float), axis=1)
-    assert accuracy(LABELS, LOGITS) == accuracy_score(LABELS, LOGITS.argmax(1))
-    assert nll(LABELS, LOGITS) == pytest.approx(log_loss(LABELS, probabilities), rel=1e-9)
-    assert class_accuracy(LABELS, LOGITS) == pytest.approx(recall_score(LABELS, LOGITS.argmax(1), average=None))
-    batchmean = F.kl_div(
-        *(torch.tensor(one).log_softmax(1) for one in (LOGITS, TEACHER)), reduction="batchmean", log_target=True
-    )
-    assert kl(TEACHER, LOGITS) == pytest.approx(batchmean.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("sharpness", [0.2, 1.0, 3.0, 60.0])
-def test_ece_as_torchmetrics_has_it(sharpness):
-    """At 60, many confidences are exactly 1, which there have a bin of their own unless they are clamped."""
-    probabilities = torch.tensor(sharpness * LOGITS).softmax(1).clamp(max=1 - 1e-6)
-    reference = multiclass_calibration_error(probabilities, torch.tensor(LABELS), num_classes=5, n_bins=15)
-    assert ece(LABELS, sharpness * LOGITS) == pytest.approx(reference.item(), abs=1e-5)  # it sums in fp32
-
-
-def test_ece_by_hand():
-    """Two images with confidence 0.8, one of them right, and one with 0.6, right: 2/3 * 0.3 + 1/3 * 0.4."""
-    logits = np.log([[0.8, 0.2], [0.8, 0.2], [0.6, 0.4]])
-    assert ece(np.array([0, 1, 0]), logits) == pytest.approx(2 / 3 * 0.3 + 1 / 3 * 0.4)
-    bins = reliability(np.array([0, 1, 0]), logits)
-    assert bins.share.sum() == pytest.approx(1)
-    assert np.isnan(bins.accuracy).sum() == 13
-
-
-def test_a_class_without_images_has_no_accuracy():
-    found = class_accuracy(np.array([0, 0, 2]), np.eye(3)[[0, 1, 2]])
-    assert found == pytest.approx([0.5, np.nan, 1.0], nan_ok=True)
-
-
-def test_a_copy_of_the_teacher():
-    teacher = cross_fitted(LABELS, TEACHER)
-    copy = measure(LABELS, teacher, teacher)
-    assert (copy.agreement, copy.agreement_right, copy.agreement_wrong, copy.kl, copy.kl_scaled) == (1, 1, 1, 0, 0)
-    alone = measure(LABELS, teacher)
-    assert (alone.accuracy, alone.agreement, alone.kl) == (copy.accuracy, None, None)
-
-
-def test_kl_in_closed_form():
-    """Of (3/4, 1/4) to (1/2, 1/2): ln 2 less the entropy; and not the same the other way."""
-    teacher, student = np.log([[0.75, 0.25]]), np.log([[0.5, 0.5]])
-    entropy = -0.75 * np.log(0.75) - 0.25 * np.log(0.25)
-    assert kl(teacher, student) == pytest.approx(np.log(2) - entropy)
-    assert kl(student, teacher) == pytest.approx(-np.log(2) - 0.5 * np.log(0.75 * 0.25))
-    assert kl(np.array([[1e4, 0.0]]), np.array([[1e4, 0.0]])) == 0
-
-
-def test_agreement_where_the_teacher_is_right_and_wrong():
-    labels = np.array([0, 0, 0, 0, 1])
-    teacher, student = np.eye(3)[[0, 0, 1, 2, 2]], np.eye(3)[[0, 1, 1, 1, 1]]
-    found = measure(labels, cross_fitted(labels, student), cross_fitted(labels, teacher))
-    assert found.agreement == pytest.approx(2 / 5)
-    assert found.agreement_right == pytest.approx(1 / 2)
-    assert found.agreement_wrong == pytest.approx(1 / 3)  # right where the teacher is wrong is no agreement
-    assert agreement(student, teacher, np.zeros(5, dtype=bool)) is None
-
-
-@pytest.mark.parametrize("T", [0.5, 1.0, 3.0])
-def test_scaling_recovers_the_temperature_that_made_a_network_overconfident(T):
-    labels, logits = calibrated(8000, 10)
-    honest = temperature(labels, logits)
-    assert honest == pytest.approx(1, abs=0.05)
-    assert temperature(labels, T * logits) == pytest.approx(T * honest, rel=1e-4)
-    scaled = cross_fitted(labels, T * logits)
-    assert nll(labels, scaled.scaled) == pytest.approx(nll(labels, logits), abs=1e-3)
-    assert ece(labels, scaled.scaled) < 0.02
-
-
-def test_no_temperature_is_fitted_on_the_images_it_is_judged_on():
-    labels, logits = calibrated(400, 4)
-    before = cross_fitted(labels, logits)
-    changed = labels.copy()
-    changed[::2] = (changed[::2] + 1) % 4  # the even images' labels, which only the odd ones' temperature may follow
-    after = cross_fitted(changed, logits)
-    assert after.temperatures[0] == before.temperatures[0]
-    assert after.temperatures[1] > before.temperatures[1]
-    assert np.array_equal(after.scaled[::2], before.scaled[::2])
-    assert before.scaled[::2] == pytest.approx(logits[::2] / temperature(labels[1::2], logits[1::2]))
-
-
-def test_scaling_changes_no_answer_and_no_argument():
-    kept = LOGITS.copy()
-    assert accuracy(LABELS, cross_fitted(LABELS, LOGITS).scaled) == accuracy(LABELS, LOGITS)
-    assert np.array_equal(LOGITS, kept)
-    perfect = cross_fitted(LABELS, np.eye(5)[LABELS])  # the lower T, the better, until the NLL is 0
-    assert 0.01 <= max(perfect.temperatures) < 0.03
-    with pytest.raises(ValueError, match="two images"):
-        cross_fitted(LABELS[:1], LOGITS[:1])
-
-
-def test_spread():
-    shifted = [cross_fitted(LABELS, LOGITS + shift) for shift in (0, np.eye(5)[0])]
-    figures = [measure(LABELS, one, cross_fitted(LABELS, TEACHER)) for one in shifted]
-    mean, std = spread(figures, "nll")
-    values = [one.nll for one in figures]
-    assert (mean, std) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    assert spread(figures[:1], "nll").std is None
-    assert spread([measure(LABELS, shifted[0])], "kl") is None
-
-
-# Images that flip
-
-BEFORE = np.array([[0, 0, 1, 1, 0], [0, 1, 1, 1, 0]], dtype=bool)
-AFTER = np.array([[1, 1, 0, 0, 0], [1, 1, 0, 1, 1], [1, 1, 0, 1, 1]], dtype=bool)
-
-
-def test_fixed_and_broken_by_hand():
-    assert flipped(BEFORE, AFTER).tolist() == [0]
-    assert flipped(AFTER, BEFORE).tolist() == [2]
-
-
-def test_of_many_seeds_most_are_enough():
-    assert [most(n) for n in (1, 2, 3, 4, 5, 6, 10)] == [1, 2, 3, 4, 4, 5, 8]
-    seeds = np.arange(6)[:, None] < np.arange(7)  # image i is right in i of 6 seeds
-    always = np.ones((6, 7), dtype=bool)
-    assert flipped(~always, seeds).tolist() == [5, 6]
-    assert flipped(seeds, always).tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("k", [1, 2])
-def test_expected_flips_are_the_mean_over_all_choices(k):
-    rng = np.random.default_rng(k)
-    before, after = rng.random((4, 60)) < 0.5, rng.random((5, 60)) < 0.6
-    sets = [list(one) for one in itertools.combinations(range(4), k)]
-    theirs = [list(one) for one in itertools.combinations(range(5), k)]
-    counts = [len(flipped(before[one], after[other])) for one in sets for other in theirs]
-    assert expected_flips(before, after, k) == pytest.approx(np.mean(counts))
-    apart = [len(flipped(before[a], before[b])) for a in sets for b in sets if not set(a) & set(b)]
-    assert flips_by_seed(before, k) == pytest.approx(np.mean(apart))
-
-
-def test_more_seeds_than_there_are():
-    with pytest.raises(ValueError, match="cannot choose 3"):
-        expected_flips(BEFORE, AFTER, 3)
-    with pytest.raises(ValueError, match="two sets of 2 of 3"):
-        flips_by_seed(AFTER, 2)
-
-
-def test_the_same_network_flips_as_many_as_its_seeds_do():
-    """A student that differs from the baseline by its seeds only: no more than those explain."""
-    chance = np.random.default_rng(0).random(4000)
-    seeds = np.random.default_rng(1).random((8, 4000)) < chance
-    assert expected_flips(seeds[:4], seeds[4:], 2) == pytest.approx(flips_by_seed(seeds[:4], 2), rel=0.1)
-
-
-# The study
-
-TAUGHT = {"teacher": "cnn32", "teacher_params": 4_000_000, "teacher_id": "a", "knobs": {"T": 4.0}}
-
-
-def put(directory, method, seed, logits, teacher=None, labels=LABELS, **changes):
-    directory.mkdir(parents=True)
-    said = Predictions(labels, logits.astype(np.float32), teacher)
-    write(said, directory / "predictions.npz")
-    about = {
-        **{"student": "cnn16", "student_params": 1_000_000, "dataset": "CIFAR-10", "epochs": 30, "status": "done"},
-        **{"test_acc": float(said.correct.mean())},
-        **(TAUGHT if teacher is not None else {}),
-        **changes,
-    }
-    write_result(Result(method=method, seed=seed, **about), directory / "result.json")
-
-
-def noisy(seed, towards=0.0):
-    rng = np.random.default_rng(seed + 100)
-    return LOGITS + rng.normal(0, 0.7, LOGITS.shape) + towards * TEACHER
+from tests.report.fidelity.made import LABELS, TEACHER, noisy, put
 
 
 @pytest.fixture
@@ -231,22 +23,22 @@ def runs(tmp_path):
     return tmp_path
 
 
-def test_a_student_that_was_taught_and_one_that_was_not(runs):
+def test_study_separates_a_taught_student_from_an_untaught_one(runs):
     found = study(collect([runs]))
     taught, untaught = found.compared
-    assert [one.label for one in found.students] == ["standard", "logits", "null"]
+    assert [student.label for student in found.students] == ["standard", "logits", "null"]
     assert taught.differences["agreement"].verdict == "higher"
     assert taught.differences["agreement_wrong"].verdict == "higher"
     assert taught.differences["kl_scaled"].verdict == "lower"
     assert {untaught.differences[name].verdict for name in COMPARED} == {"no difference seen"}
-    # Of ten classes one may lie outside of its own interval by chance, which is nothing to call a difference.
-    assert {one.verdict for one in untaught.classes} <= {"no difference seen", "not certain"}
+    # By chance, the interval of a class may exclude 0.
+    assert {difference.verdict for difference in untaught.classes} <= {"no difference seen", "not certain"}
     assert taught.changes.fixed_k > 2 * taught.changes.by_seed_k
     assert untaught.changes.fixed_k == pytest.approx(untaught.changes.by_seed_k, rel=0.15)
     assert all(taught.changes.better)
 
 
-def test_csv_has_every_knob_of_every_student(tmp_path):
+def test_to_csv_has_every_knob_of_every_student(tmp_path):
     put(tmp_path / "s", "standard", 0, noisy(0))
     put(tmp_path / "l", "logits", 0, noisy(1, 0.5), TEACHER, knobs={"mean": True, "alpha": 0.1})
     lines = list(csv.DictReader(io.StringIO(to_csv(study(collect([tmp_path])), "abcde"))))
@@ -256,12 +48,12 @@ def test_csv_has_every_knob_of_every_student(tmp_path):
     }  # fmt: skip
 
 
-def test_fixed_images_are_ordered_and_tests_corrected(runs):
+def test_study_orders_fixed_images_and_corrects_mcnemar(runs):
     found = study(collect([runs]))
-    one, base = found.compared[0], found.baseline
-    fixed = one.changes.fixed
-    assert sorted(fixed) == flipped(base.correct, one.student.correct).tolist()
-    gain = one.student.confidence(fixed, found.labels) - base.confidence(fixed, found.labels)
+    compared, base = found.compared[0], found.baseline
+    fixed = compared.changes.fixed
+    assert sorted(fixed) == flipped(base.correct, compared.student.correct).tolist()
+    gain = compared.student.confidence(fixed, found.labels) - base.confidence(fixed, found.labels)
     assert np.all(np.diff(gain) <= 1e-12)
     raw = [mcnemar(a, b) for x in found.compared for a, b in zip(x.student.correct, base.correct, strict=True)]
     given = [p for x in found.compared for p in x.changes.p]
@@ -269,7 +61,7 @@ def test_fixed_images_are_ordered_and_tests_corrected(runs):
     assert min(given) == pytest.approx(min(1.0, len(raw) * min(raw)))
 
 
-def test_images_table_counts_the_seeds_that_mcnemar_tells_apart(runs):
+def test_images_table_counts_significant_seeds(runs):
     for seed in range(2):  # one worse and one better student than the baseline, two seeds each
         put(runs / f"w{seed}", "worse", seed, noisy(seed) - 2 * np.eye(5)[LABELS], TEACHER)
     found = study(collect([runs]))
@@ -281,34 +73,32 @@ def test_images_table_counts_the_seeds_that_mcnemar_tells_apart(runs):
     assert lines[-1][1] == f"{100 * low:+.2f} to {100 * high:+.2f}"
 
 
-def test_each_family_of_figures_is_corrected_by_itself(runs):
+def test_study_corrects_each_family_of_figures_separately(runs):
     found = study(collect([runs]))
     for family in FAMILIES:
-        tested = [(one, name) for name in family for one in found.compared]
-        raw = [
-            t_test(paired_differences(one.student.by_seed(name), found.baseline.by_seed(name))) for one, name in tested
-        ]
-        assert [one.differences[name].p for one, name in tested] == holm(raw)
+        tested = [(compared, name) for name in family for compared in found.compared]
+        raw = [t_test(paired_differences(c.student.by_seed(name), found.baseline.by_seed(name))) for c, name in tested]
+        assert [c.differences[name].p for c, name in tested] == holm(raw)
 
 
-def test_a_teachers_own_run_is_not_called_left_out(runs):
+def test_collect_does_not_list_teachers_as_left_out(runs):
     put(runs / "t0", "teacher", 0, TEACHER, student=None, student_params=None, teacher_params=4_000_000)
     (runs / "t0" / "predictions.npz").unlink()
     assert study(collect([runs])).notes == []
 
 
-def test_another_baseline(runs):
+def test_study_takes_another_baseline(runs):
     assert study(collect([runs]), "null").baseline.label == "null"
     with pytest.raises(UserError, match="give one of"):
         study(collect([runs]), "nobody")
 
 
-def test_study_measures_a_student_taught_without_a_teacher_against_the_teacher_of_the_others(runs):
+def test_study_compares_a_student_taught_without_a_teacher_with_the_teacher_of_the_rest(runs):
     for seed in range(4):
         put(runs / f"d{seed}", "dml", seed, noisy(seed + 30, 0.5), taught=True)
     found = study(collect([runs]))
     assert found.baseline.label == "standard"
-    mutual = next(one for one in found.compared if one.student.label == "dml")
+    mutual = next(c for c in found.compared if c.student.label == "dml")
     assert mutual.differences["agreement"].verdict == "higher"
     for path in runs.glob("[ln]*"):
         shutil.rmtree(path)
@@ -316,14 +106,14 @@ def test_study_measures_a_student_taught_without_a_teacher_against_the_teacher_o
         study(collect([runs]))
 
 
-def test_one_seed_allows_no_statement(tmp_path):
+def test_to_page_makes_no_statement_from_one_seed(tmp_path):
     put(tmp_path / "s", "standard", 0, noisy(0))
     put(tmp_path / "l", "logits", 0, noisy(1, 0.5), TEACHER)
     found = study(collect([tmp_path]))
     page = to_page(found, named(found), [])
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| logits")]
     following, *differences, images, _, changes = rows
-    assert {one.verdict for one in found.compared[0].differences.values()} == {"one seed: no statement"}
+    assert {d.verdict for d in found.compared[0].differences.values()} == {"one seed: no statement"}
     assert found.compared[0].changes.k == 0
     assert following[6] == ""  # agreement between seeds
     assert len(differences) == len(COMPARED)
@@ -334,7 +124,7 @@ def test_one_seed_allows_no_statement(tmp_path):
         assert word not in page
 
 
-def test_what_is_left_out_is_said(runs):
+def test_collect_lists_what_is_left_out(runs):
     put(runs / "f", "logits", 9, noisy(1), TEACHER, status="failed")
     put(runs / "b", "logits", 10, noisy(1), TEACHER)
     (runs / "b" / "predictions.npz").unlink()
@@ -351,20 +141,20 @@ def test_what_is_left_out_is_said(runs):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"dataset": "digits"}, "several data sets"),
         ({"teacher_id": "b"}, "2 different teachers"),
         ({"labels": np.roll(LABELS, 1), "test_acc": None}, "not tested on the same images"),
     ],
 )
-def test_runs_that_do_not_belong_together(runs, changes, said):
+def test_study_refuses_runs_that_do_not_belong_together(runs, changes, message):
     put(runs / "x", "logits", 9, noisy(1), TEACHER, **changes)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         study(collect([runs]))
 
 
-def test_nothing_to_compare(tmp_path):
+def test_study_refuses_runs_without_anything_to_compare(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         collect([tmp_path / "x"])
     with pytest.raises(UserError, match=r"no result\.json"):

@@ -26,26 +26,26 @@ FIGURES = {
 }
 
 
-def printed(shown):
+def printed(table):
     console = Console(width=100, file=io.StringIO())
-    console.print(shown)
+    console.print(table)
     return console.file.getvalue()
 
 
-def test_a_ratio_is_of_turns_in_the_same_round():
+def test_ratio_is_the_median_within_rounds():
     assert ratio(ENTRY, "train.py") == pytest.approx(2.5)
     assert ratio(ENTRY, "train.py", "bare") == pytest.approx(0.8)
     assert overhead(ENTRY) == pytest.approx(0.25)
 
 
-def test_pages_have_the_same_figures_in_more_and_fewer_columns():
+def test_to_markdown_has_brief_and_full_columns():
     assert to_markdown(FIGURES, BRIEF).splitlines()[2] == "| logits, stored | 200 | 500 | 2.5x | 100.0 |"
     assert to_markdown(FIGURES, FULL).splitlines()[2] == (
         "| logits, stored | 200 | 500 | 500 | 2.5x | 2.5x | +25.0 % | 100.0 |"
     )
 
 
-def test_the_terminal_also_tells_of_computation_memory_and_what_was_changed():
+def test_to_rich_adds_computation_memory_and_the_changed_loop():
     text = printed(to_rich(FIGURES))
     assert "changed" not in text
     cells = [cell.strip() for cell in text.splitlines()[-2].strip("│").split("│")]
@@ -56,8 +56,8 @@ def test_the_terminal_also_tells_of_computation_memory_and_what_was_changed():
     assert "changed: speed with speed.keep_memory=false, to that of train.py without" in list(remarks(more))
 
 
-def test_remarks_on_what_the_table_lacks():
-    said = "\n".join(remarks(FIGURES))
-    assert "100 images/s plain, 300 ours (3.0x), 30 GFLOP/s" in said
-    assert "400 GFLOP/s" in said
-    assert "first step: 4.5 s" in said
+def test_remarks_report_what_the_table_lacks():
+    lines = "\n".join(remarks(FIGURES))
+    assert "100 images/s plain, 300 ours (3.0x), 30 GFLOP/s" in lines
+    assert "400 GFLOP/s" in lines
+    assert "first step: 4.5 s" in lines
