@@ -509,8 +509,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog="The same command again continues the search. Searched are the method's knobs (all of their range;\n"
-        "one without an upper end from half of the set value to ten times that) and the learning rate (from a tenth of\n"
-        "the set one to tenfold); not what an OVERRIDE sets.\n\n"
+        "one without an upper end from half of the set value to ten times that) and the learning rate (from a tenth\n"
+        "of the set one to tenfold); not what an OVERRIDE sets.\n\n"
         "examples:\n"
         "  python scripts/search.py searches/first --trials 30 method=logits data=digits\n"
         "  python scripts/search.py searches/second method=feature T=4 --range recipe.optimizer.lr=0.01:0.2:log",

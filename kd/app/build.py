@@ -92,6 +92,11 @@ class Builder:
         return list(self.settings["spec"]["networks"])
 
     @property
+    def wants_teacher(self) -> bool:
+        """Whether a teacher is needed before the student is trained, or is all that is wanted."""
+        return bool(self.first_teachers or self.chain)
+
+    @property
     def student(self) -> Plan:
         cfg = self.cfg
         return Plan(cfg.student, cfg.recipe, cfg.seed, cfg.data.order_seed, cfg.method, STUDENT_WEIGHTS)

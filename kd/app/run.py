@@ -60,7 +60,7 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
     build.dry_run(directory)
     record = replace(record, dataset=build.images.name, data_id=build.images.id)
 
-    prepared = build.shared("teacher", lambda: prepare_teacher(build, record))
+    prepared = build.shared("teacher", lambda: prepare_teacher(build, record)) if build.wants_teacher else None
     if prepared is not None:
         record = replace(
             record,

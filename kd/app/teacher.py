@@ -80,7 +80,7 @@ def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
     if len(teachers) > 1:
         accuracy = teacher.accuracy(test)
         log.info("the %d teachers together: %.2f %% on the test split", len(teachers), 100 * accuracy)
-    return Prepared(teacher, paths[0].parent, accuracy, _name(build, level))
+    return Prepared(teacher, paths[0].parent, accuracy, _name(build, level, len(build.first_teachers)))
 
 
 def _find(build: Builder, plan: Plan, record: Result, level: int) -> Path:
@@ -91,8 +91,7 @@ def _find(build: Builder, plan: Plan, record: Result, level: int) -> Path:
             knobs={} if plan.method is None else record.knobs,
             taught=plan.method is not None,
             seed=plan.seed,
-            teacher=_name(build, level),
-            teacher_id=None,
+            teacher=_name(build, level, count=len(build.first_teachers) if level else 1),
             dataset=record.dataset,
             data_id=record.data_id,
             epochs=plan.recipe.epochs,
@@ -124,11 +123,10 @@ def _claim(build: Builder, entry: Path) -> float | None:
     return record.test_acc if record.test_images in (None, len(build.images.test_y)) else None
 
 
-def _name(build: Builder, level: int) -> str:
-    """As in "cnn32", "3 x cnn32" or "cnn32 > scale=24": the networks from the first teacher to this one."""
+def _name(build: Builder, level: int, count: int) -> str:
+    """As in "cnn32", "3 x cnn32" or "cnn32 > scale=24": the networks from the first teachers to this one."""
     chosen = build.command.choices["teacher"]
-    count = len(build.first_teachers)
-    names = [f"{count} x {chosen}" if count > 1 else chosen] if count else []
+    names = [f"{count} x {chosen}" if count > 1 else chosen] if build.first_teachers else []
     base: dict[str, Any] = build.settings["student"]
     for plan in build.chain[:level]:
         changes = [f"{key}={value}" for key, value in plan.network.items() if base.get(str(key)) != value]

@@ -147,7 +147,7 @@ def test_a_diverging_loss_names_term_step_and_learning_rate(run, tmp_path):
     code, said = run(*TINY, QUIET, "epochs=2", *diverging)
     assert code == 1
     assert re.search(r"error: training diverged: the hard loss is \S+, .*at step \d+ .*learning rate \d", said)
-    assert "try a lower recipe.optimizer.lr, recipe.clip_norm=1 (of a teacher: teacher_recipe" in said
+    assert "try a lower lr, recipe.clip_norm=1 (of a teacher: teacher_recipe" in said
     record = read(tmp_path / "run" / "result.json")
     assert (record.status, record.test_acc) == ("failed", None)
     assert not (tmp_path / "run" / "student.safetensors").exists()

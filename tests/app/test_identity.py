@@ -1,4 +1,4 @@
-"""Which settings decide a teacher, a result, a cohort: too little in a key, and a wrong one is taken for the right one."""
+"""Which settings decide a teacher, a result, a cohort. With too little in a key, something wrong is found under it."""
 
 import pytest
 

@@ -207,7 +207,7 @@ class TestARun:
     def test_what_is_faster_is_in_use(self, run, tmp_path, monkeypatch, fast):
         made = []
         monkeypatch.setattr(
-            "kd.training.fit.train", lambda module, data, *_, **__: made.append((module, data)) or self.result
+            "kd.app.teacher.train", lambda module, data, *_, **__: made.append((module, data)) or self.result
         )
         (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
         how = () if fast else ("speed=reference", "trainer.precision=32-true")
@@ -217,7 +217,7 @@ class TestARun:
         batch = next(iter(data.train_dataloader()))
         assert any(isinstance(part, PackedDropout) for part in module.net.modules()) == fast
         assert batch.x.is_contiguous(memory_format=torch.channels_last) == fast
-        assert any(isinstance(part, nn.BatchNorm2d) for part in module.teacher._spokesman.modules()) != fast
+        assert any(isinstance(part, nn.BatchNorm2d) for part in module.teacher.inference_net.modules()) != fast
 
     def test_weights_of_another_architecture_are_refused(self, run, tmp_path):
         (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")

@@ -1,6 +1,6 @@
 """Kill a sweep of twelve jobs again and again, and see whether it ends with exactly the twelve right results.
 
-    python tests/kill_sweep.py [--kills 20] [--seed 0] [further settings, such as hydra/launcher=cohort]
+    python tests/sweeps/kill_sweep.py [--kills 20] [--seed 0] [further settings, such as hydra/launcher=cohort]
 
 It is killed by SIGKILL, SIGTERM and SIGINT in turn, with all its processes, at random moments, and started again by the
 same command. What is done is never to be touched again, and all weights are to be those of an undisturbed sweep.
@@ -20,8 +20,8 @@ from safetensors import safe_open
 
 from kd.errors import UserError
 from kd.runs.results import read
-from tests.common import ROOT
 
+ROOT = Path(__file__).parents[2]
 GRID = (
     "-m", "data=digits", "epochs=2", "teacher.scale=2", "student.scale=2", "trainer=cpu", "threads=1",
     "trainer.enable_progress_bar=false", "logger=none", "trainer.precision=32-true",

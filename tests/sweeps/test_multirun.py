@@ -78,7 +78,7 @@ def test_who_has_no_teacher_is_trained_once_whatever_the_teachers(sweep):
     code, said, directory = sweep("method=standard", "teacher.scale=2,3", "ensemble=1,2")
     assert (code, len(records(directory))) == (0, 1)
     assert "skipped teacher.scale=3 ensemble=2: the same as teacher.scale=2 ensemble=1" in said
-    assert records(directory)["0"].variant == "epochs=1 student.scale=2"
+    assert records(directory)["0"].variant == "epochs=2 student.scale=2"
 
 
 def test_nothing_but_mistakes_is_one_mistake(sweep):
@@ -99,7 +99,7 @@ def test_a_full_disk_fails_what_needs_it_and_loses_nothing(sweep, run, tmp_path)
     assert "error: 2 failed; what is missing is tried again by" in done.stderr
     code, said, directory = sweep("method=logits", "T=1,2,4", "speed.stored_logits=false")
     assert (code, said.count("done    T=")) == (0, 3)
-    assert [record.T for record in records(directory).values()] == [1, 2, 4]
+    assert [record.knobs["T"] for record in records(directory).values()] == [1, 2, 4]
 
 
 @pytest.mark.parametrize("deaths", [1, 9])
@@ -160,7 +160,7 @@ def same_files(folder, run, *names):
 def test_a_sweep_that_is_killed_again_and_again_ends_with_the_right_results():
     """Three kills here; `python tests/kill_sweep.py` for twenty."""
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "kill_sweep.py", "--kills=3"], capture_output=True, text=True
+        [sys.executable, ROOT / "tests" / "sweeps" / "kill_sweep.py", "--kills=3"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "exactly the 12 right results"

@@ -118,7 +118,8 @@ class TestTheTrainedNetwork:
             # Graphs as they are trained, without the minutes and the compiler that code for them takes.
             "torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend='aot_eager')\n"
             "plain = CNN(2, 10, 8, 'relu', 0.0, 0.0)\n"
-            "net = Speed(True, True, True, True, False, False, True, False, 0.0).prepare_student(copy.deepcopy(plain))\n"
+            "ready = Speed(True, True, True, True, False, False, True, False, 0.0)\n"
+            "net = ready.prepare_student(copy.deepcopy(plain))\n"
             "assert list(net.state_dict()) == list(plain.state_dict()) and net._compiled_call_impl is not None\n"
             "x = torch.randn(8, 3, 8, 8)\n"
             "for one in (plain, net): one(x).logits.square().mean().backward()\n"
