@@ -47,35 +47,37 @@ The teacher is trained first if there is none yet of that recipe, and kept in te
 Methods (method=...)
 {methods}
 
-Knobs of the methods; those that a method lacks are refused
-  T         temperature of the soft loss, > 0: higher shows more of what the teacher thinks of the wrong classes
-  alpha     weight of the labels, 0 to 1
-  beta      weight of the method's own further term
+Knobs of the methods, with their defaults; those that a method lacks are refused
+{knobs}
+  T is the temperature of the soft loss: higher shows more of what the teacher thinks of the wrong classes.
+  alpha is the weight of the labels, beta that of the method's own further term.
 
 Groups
 {groups}
   recipe/optimizer=, recipe/schedule=    {optimizers}; {schedules}
-  (for the teacher: recipe/optimizer@teacher_recipe.optimizer= and recipe/schedule@teacher_recipe.schedule=)
+  For the teacher: recipe@teacher_recipe=, recipe/optimizer@teacher_recipe.optimizer= and so on.
 
 Knobs of the run
+  epochs=N batch_size=N lr=X     of student and teacher; apart: recipe.epochs, recipe.batch_size, recipe.optimizer.lr and
+                                 teacher_recipe. ...; likewise recipe.optimizer.weight_decay, recipe.schedule.warmup,
+                                 recipe.label_smoothing, recipe.clip_norm
   seed=0                         of the student: initial weights, order, augmentation, dropout
   data.root=DIR                  where the data set is, as archive, parquet mirror or folder tree, or is downloaded to
   data.val_fraction=0.1          share of the training images kept for validation, 0 to below 1; 0 for final numbers
   data.in_memory=false           for images that do not fit into memory: decoded once into DIR/.decoded, looked up there
                                  by data.workers=2 processes
-  recipe.epochs=N                likewise recipe.batch_size, recipe.optimizer.lr, recipe.optimizer.weight_decay,
-                                 recipe.schedule.warmup (0 to 1), recipe.label_smoothing (0 to 1), recipe.clip_norm
-  teacher_recipe.epochs=N        the same for the teacher
-  data.epochs=N                  for both
   student.scale=S                width; likewise student.conv_dropout, student.head_dropout (0 to below 1),
                                  student.activation (relu, elu), and teacher.scale ...
   teacher_seed=0                 seed of the teacher
   ensemble=N                     N teachers with seeds from teacher_seed on, whose logits are averaged for a student
+  chain=[{{scale:24}}]             networks between teacher and student, each taught by the one before: settings that
+                                 differ from the student's, or how many
   teacher_weights=FILE           use this safetensors file instead of a teacher from teachers/
   trainer.precision=auto         bf16-mixed where the device multiplies in bf16 by itself, else 32-true
   speed=reference                what `speed` switches all off; with trainer.precision=32-true the plain loop
   speed.stored_logits=auto       keep the teacher's logits beside the teachers: true, false, auto (on processors)
   threads=N                      of the processor, for one run; all cores unless set
+  debug=fast_dev_run             one batch of everything; limit, overfit, profiler
   hydra.run.dir=DIR              where the run is written instead of runs/DATE/TIME; hydra.sweep.dir for sweeps
 
 Examples
@@ -94,7 +96,7 @@ the best validation accuracy.
 EXTRAS = {"joblib": "parallel", "submitit": "slurm"}
 """Which of the extras in pyproject.toml brings a launcher, by the first word of its name."""
 
-GROUPS = ("data", "student", "teacher", "trainer", "speed", "logger", "experiment")
+GROUPS = ("data", "recipe", "student", "teacher", "trainer", "speed", "logger", "debug", "experiment")
 
 
 def help_text(conf: Path) -> str:
@@ -103,12 +105,26 @@ def help_text(conf: Path) -> str:
     groups = "\n".join(
         f"  {group + '=':<13}{', '.join(name for name, _ in _choices(conf / group))}" for group in GROUPS
     )
+    knobs = "\n".join(
+        f"  {path.stem:<10}{line}" for path in sorted((conf / "method").glob("*.yaml")) if (line := _knobs(path))
+    )
     return HELP.format(
         methods=methods,
+        knobs=knobs,
         groups=groups,
         optimizers=", ".join(name for name, _ in _choices(conf / "recipe" / "optimizer")),
         schedules=", ".join(name for name, _ in _choices(conf / "recipe" / "schedule")),
     )
+
+
+def _knobs(path: Path) -> str:
+    """A method's knobs as in "T=2.0 in (0, inf), alpha=0.1 in [0, 1]", read from its file."""
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    spans = (settings.get("spec") or {}).get("ranges", {})
+    knobs = {name: value for name, value in settings.items() if not isinstance(value, dict | None)}
+    shown = [f"{name}={value}" + (f" in {spans[name]}" if name in spans else "") for name, value in knobs.items()]
+    sums = [f"{name} in {span}" for name, span in spans.items() if " + " in name]
+    return ", ".join([*(one for one in shown if "${" not in one), *sums])
 
 
 def _choices(group: Path) -> list[tuple[str, str]]:
@@ -204,7 +220,7 @@ def expand_resume(arguments: Sequence[str]) -> list[str]:
 def main() -> None:
     """Run the program: every mistake in one line and exit code 1, unless HYDRA_FULL_ERROR=1 asks for the traceback."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(help_text(conf_dir()))
+        print(help_text(conf_dir()).replace("python train.py", program()))
         return
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ |= THREAD_WAITING

@@ -1,0 +1,63 @@
+"""kd works as installed: from its wheel, in an empty directory, without the checkout."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kd.runs.results import collect
+from tests.common import ROOT
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with what the wheel installs, and the environment in which Python finds that before the checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    for command in (
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)],
+        [*pip, "install", "--no-deps", "--target", str(folder / "site"), str(folder / "kd-0.1.0-py3-none-any.whl")],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return folder / "site", {**os.environ, "PYTHONPATH": str(folder / "site")}
+
+
+def kd_train(installed, tmp_path, *arguments):
+    site, environment = installed
+    command = [sys.executable, str(site / "bin" / "kd-train"), *arguments]
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+def test_wheel_holds_the_packages_and_the_configuration(installed):
+    site, environment = installed
+    code = (
+        "import kd, kd.app.compose as c, hydra_plugins.kd as p; print(kd.__file__, c.conf_dir(), p.__file__, sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=site, capture_output=True, text=True)
+    assert [line.startswith(str(site)) for line in done.stdout.splitlines()] == [True] * 3, done.stderr
+    shipped = {path.relative_to(site / "kd" / "conf") for path in (site / "kd" / "conf").rglob("*.yaml")}
+    assert shipped == {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
+    assert not {path.name for path in site.iterdir()} & {"train.py", "tests", "scripts", "conf"}
+
+
+def test_kd_train_distils_in_an_empty_directory(installed, tmp_path):
+    small = ("data=digits", "epochs=1", "teacher.scale=2", "student.scale=2", "trainer=cpu")
+    done = kd_train(installed, tmp_path, *small, "method=logits", "T=4")
+    assert done.returncode == 0, done.stderr
+    (record,) = collect([tmp_path / "runs"]).results
+    assert (record.status, record.knobs["T"]) == ("done", 4)
+    assert "kd-train" not in done.stderr
+    # A sweep goes through the plugins, which find the program again in every job.
+    sweep = ("-m", *small, "method=standard,logits", "hydra.sweep.dir=sweep", "hydra/launcher=cohort")
+    done = kd_train(installed, tmp_path, *sweep)
+    assert done.returncode == 0, done.stderr
+    assert [record.status for record in collect([tmp_path / "sweep"]).results] == ["done", "done"]
+
+
+def test_kd_train_answers_a_mistake_in_one_line_and_names_itself(installed, tmp_path):
+    done = kd_train(installed, tmp_path, "data=digits", "data.epochs=3")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: there is no setting 'data.epochs'")
+    assert "kd-train resume=RUN_DIR" in kd_train(installed, tmp_path, "--help").stdout
