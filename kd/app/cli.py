@@ -58,8 +58,8 @@ Groups
   For the teacher: recipe@teacher_recipe=, recipe/optimizer@teacher_recipe.optimizer= and so on.
 
 Knobs of the run
-  epochs=N batch_size=N lr=X     of student and teacher; apart: recipe.epochs, recipe.batch_size, recipe.optimizer.lr and
-                                 teacher_recipe. ...; likewise recipe.optimizer.weight_decay, recipe.schedule.warmup,
+  epochs=N batch_size=N lr=X     of student and teacher; apart: recipe.epochs, recipe.batch_size, recipe.optimizer.lr
+                                 and teacher_recipe. ...; likewise recipe.optimizer.weight_decay, recipe.schedule.warmup,
                                  recipe.label_smoothing, recipe.clip_norm
   seed=0                         of the student: initial weights, order, augmentation, dropout
   data.root=DIR                  where the data set is, as archive, parquet mirror or folder tree, or is downloaded to
