@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
@@ -40,7 +40,7 @@ TEACHER_WEIGHTS = "teacher.safetensors"
 class Plan:
     """A network that is to be trained: which, how, and what by."""
 
-    network: DictConfig | dict[str, Any]
+    network: Mapping[str, Any]
     recipe: DictConfig
     seed: int
     """Of the initial weights and of dropout."""
@@ -146,7 +146,8 @@ class Builder:
 
     @cached_property
     def images(self) -> Images:
-        return self.shared("images", lambda: self._new(self.cfg.data.source))
+        images: Images = self.shared("images", lambda: self._new(self.cfg.data.source))
+        return images
 
     @property
     def device(self) -> torch.device:
@@ -204,7 +205,7 @@ class Builder:
             method.setup(pair)
         return method
 
-    def module(self, plan: Plan, net: nn.Module, teacher: FrozenTeacher | None) -> LightningModule:
+    def module(self, plan: Plan, net: nn.Module, teacher: FrozenTeacher | None) -> Classifier:
         """The LightningModule that trains the network."""
         parts = {
             "net": self.speed.prepare_student(net),

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import hydra
 import yaml
@@ -58,9 +58,9 @@ Groups
   For the teacher: recipe@teacher_recipe=, recipe/optimizer@teacher_recipe.optimizer= and so on.
 
 Knobs of the run
-  epochs=N batch_size=N lr=X     of student and teacher; apart: recipe.epochs, recipe.batch_size, recipe.optimizer.lr
-                                 and teacher_recipe. ...; likewise recipe.optimizer.weight_decay, recipe.schedule.warmup,
-                                 recipe.label_smoothing, recipe.clip_norm
+  epochs=N batch_size=N lr=X     of student and teacher; apart: recipe.epochs, recipe.batch_size,
+                                 recipe.optimizer.lr and teacher_recipe. ...; likewise recipe.optimizer.weight_decay,
+                                 recipe.schedule.warmup, recipe.label_smoothing, recipe.clip_norm
   seed=0                         of the student: initial weights, order, augmentation, dropout
   data.root=DIR                  where the data set is, as archive, parquet mirror or folder tree, or is downloaded to
   data.val_fraction=0.1          share of the training images kept for validation, 0 to below 1; 0 for final numbers
@@ -243,7 +243,7 @@ def main() -> None:
 def job(cfg: DictConfig, make_builder: "Callable[[Command], Builder] | None" = None) -> Result:
     """One run as Hydra starts it, by itself or as a job of a multirun."""
     warnings.filterwarnings("ignore", message="The `srun` command is available")  # whoever wants Slurm chooses it
-    node = HydraConfig.get()
+    node = cast(DictConfig, HydraConfig.get())
     launcher = node.launcher._target_ if node.mode is RunMode.MULTIRUN else None
     return execute(Command.of(cfg, node, launcher), Path(node.runtime.output_dir), make_builder, program())
 

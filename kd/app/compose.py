@@ -59,7 +59,7 @@ def compose(overrides: Sequence[str], launcher: str | None = None) -> tuple[Comm
     else:
         with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
             cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
-    settings = OmegaConf.masked_copy(cfg, [name for name in cfg if name != "hydra"])
+    settings = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
     return Command.of(settings, cfg.hydra, launcher), cfg.hydra
 
 

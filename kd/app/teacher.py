@@ -45,11 +45,12 @@ def train_network(
     """Train one network of a run and leave its run directory; see `kd.training.fit.train`."""
     seed_everything(plan.seed, verbose=False)
     net = build.net(plan.network)
-    params = {"student_params" if record.student else "teacher_params": parameter_count(net)}
+    count = parameter_count(net)
+    counted = replace(record, student_params=count) if record.student else replace(record, teacher_params=count)
     return train(
         build.module(plan, net, taught_by),
         build.data(plan),
-        replace(record, **params),
+        counted,
         directory,
         weights=plan.weights,
         metadata=build.metadata(plan),
@@ -129,7 +130,7 @@ def _name(build: Builder, level: int, count: int) -> str:
     names = [f"{count} x {chosen}" if count > 1 else chosen] if build.first_teachers else []
     base: dict[str, Any] = build.settings["student"]
     for plan in build.chain[:level]:
-        changes = [f"{key}={value}" for key, value in plan.network.items() if base.get(str(key)) != value]
+        changes = [f"{key}={value}" for key, value in plan.network.items() if base.get(key) != value]
         names.append(" ".join(changes) or build.command.choices["student"])
     return " > ".join(names)
 
