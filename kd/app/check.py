@@ -53,6 +53,7 @@ def check(
     _check_ranges(settings)
     _check_shorthands(settings, given)
     _check_teacher(settings)
+    _check_chain(settings)
     if launcher is not None and launcher.endswith(".CohortLauncher") and "Wandb" in str(settings["logger"]):
         raise UserError("W&B takes one run at a time in a process; take another logger, or leave out the cohort")
 
@@ -165,3 +166,15 @@ def _check_teacher(settings: dict[str, Any]) -> None:
         raise UserError("teacher_weights is one teacher; ensemble is for those of the store")
     if not Path(weights).expanduser().is_file():
         raise UserError(f"no weights at {weights}")
+
+
+def _check_chain(settings: dict[str, Any]) -> None:
+    chain = settings["chain"]
+    links = [] if isinstance(chain, int) and not isinstance(chain, bool) and chain >= 0 else chain
+    if not isinstance(links, list) or not all(isinstance(link, dict | None) for link in links):
+        raise UserError(f"chain must be a whole number, or a list of settings such as [{{scale:24}}], got {chain}")
+    student = settings["student"]
+    for link in links:
+        for name in (link or {}).keys() - student.keys():
+            own = ", ".join(key for key in student if key != "_target_")
+            raise UserError(f"chain: the student has no setting '{name}' that a link could differ in; it has {own}")
