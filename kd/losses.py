@@ -26,10 +26,11 @@ def soft_loss(student: Tensor, teacher: Tensor, T: float) -> Tensor:
 
 
 def tckd_loss(student: Tensor, teacher: Tensor, y: Tensor, T: float) -> Tensor:
-    """T^2 * KL(b_teacher || b_student) with b = (p_y, 1 - p_y), averaged over the batch: how sure both are of the label.
+    """T^2 * KL(b_teacher || b_student) with b = (p_y, 1 - p_y), averaged over the batch.
 
-    p = softmax(z / T) of logits z (B, C), and y (B,) are the labels. Target class knowledge distillation. In fp32, by
-    log-sigmoids of z_y - logsumexp of the other logits, so that it is finite for any gap between logits.
+    How sure both are of the label: p = softmax(z / T) of logits z (B, C), and y (B,) are the labels. Target class
+    knowledge distillation. In fp32, by log-sigmoids of z_y - logsumexp of the other logits, so that it is finite for
+    any gap between logits.
 
     Source: Zhao et al. 2022, arXiv 2203.08679.
     """
