@@ -124,7 +124,8 @@ def _check_knobs(settings: dict[str, Any], run_wide: Iterable[str], read: str, g
 
 def _check_ranges(settings: dict[str, Any]) -> None:
     spans: dict[str, str] = settings["spec"]["ranges"]
-    for name, value in sorted(leaves(settings), key=lambda leaf: leaf[0].count(".")):  # what others refer to first
+    numbers = leaves({name: value for name, value in settings.items() if name != "spec"})
+    for name, value in sorted(numbers, key=lambda leaf: leaf[0].count(".")):  # what others refer to first
         kind = name.rpartition(".")[2]
         span = spans.get(name, RANGES.get(kind))
         if span is None or (kind in MAY_BE_NULL and value is None) or value == MISSING:

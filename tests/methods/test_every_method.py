@@ -2,18 +2,27 @@
 
 import inspect
 import re
+from functools import partial
 from importlib import import_module
 
+import lightning as L
 import pytest
 import torch
 import yaml
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from kd.app.check import knobs
 from kd.app.compose import compose, plain, run_wide
+from kd.data.augment import Augment
 from kd.data.batch import Batch
+from kd.data.module import DataModule
 from kd.methods.base import Method
 from kd.models.cnn import CNN
+from kd.teachers.frozen import freeze
+from kd.training.callbacks import EpochSeed
+from kd.training.modules import Distiller
+from kd.training.optim import one_cycle
 from tests.common import CONF, ROOT, pair
 
 FILES = sorted((CONF / "method").glob("*.yaml"))
@@ -126,26 +135,77 @@ def test_method_teaches(file):
     def taught(batch):
         return teacher.eval()(batch.x)
 
+    memory = {name: buffer.clone() for name, buffer in method.named_buffers()}
+
+    @torch.no_grad()
+    def restore_memory():
+        for name, buffer in method.named_buffers():
+            buffer.copy_(memory[name])
+
     learned = [*student.parameters(), *method.parameters()]
     optimizer = torch.optim.Adam(learned, lr=0.01)
     curve = []
     for step in range(20):
+        # Weights that rise, as in a warm-up, are not to hide whether the terms fall, nor a memory that moves.
+        method.progress = 0.99
+        with torch.no_grad():
+            torch.manual_seed(0)
+            curve.append(sum(method.step(student, taught if method.reads else None, batch).terms.values()).item())
+        restore_memory()
         method.progress = step / 20
         output, terms, monitors = method.step(student, taught if method.reads else None, batch)
         assert output.logits.shape == (16, 10)
         assert {(term.dtype, term.shape) for term in terms.values()} == {(torch.float32, ())}
         assert not monitors.keys() & terms.keys()
-        # Weights that rise, as in a warm-up, are not to hide whether the terms fall.
-        method.progress = 0.99
-        with torch.no_grad():
-            torch.manual_seed(0)
-            state = {name: buffer.clone() for name, buffer in method.named_buffers()}
-            curve.append(sum(method.step(student, taught if method.reads else None, batch).terms.values()).item())
-            for name, buffer in method.named_buffers():
-                buffer.copy_(state[name])
         optimizer.zero_grad()
         sum(terms.values()).backward()
         optimizer.step()
+        restore_memory()
     assert curve[-1] < curve[0] - 0.2 * abs(curve[0])
     assert all(p.grad is not None for p in learned if p.requires_grad)
     assert all(p.grad is None for p in teacher.parameters())
+
+
+class Crash(BaseException):
+    """What kills a process."""
+
+
+class CrashAt(L.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise Crash
+
+
+@each_method
+def test_resumed_run_is_the_run_that_was_not_interrupted(file, noise, trainer, tmp_path):
+    """Whatever the method keeps: a peer with its buffers, banks, random numbers, the share of training that is done."""
+    data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=10, seed=3)
+    labels = data.images.train_y.clone()
+    labels[data.val_index] = -1
+
+    def fit(directory, seed, *callbacks):
+        torch.manual_seed(0)
+        teacher = CNN(3, 10, 8, "relu", 0.0, 0.0)
+        torch.manual_seed(seed)
+        student, method = CNN(2, 10, 8, "relu", 0.2, 0.0), instantiate(composed(file).method)
+        method.setup(pair(student, teacher if method.reads else None, 8, labels))
+        recipe = partial(torch.optim.SGD, lr=0.05, momentum=0.9), partial(one_cycle, warmup=0.25)
+        module = Distiller(student, 10, *recipe, method, freeze(teacher) if method.reads else None)
+        checkpoint = ModelCheckpoint(
+            tmp_path / directory, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        path = tmp_path / directory / "last.ckpt"
+        trainer(max_epochs=3, enable_checkpointing=True, callbacks=[EpochSeed(7), checkpoint, *callbacks]).fit(
+            module, data, ckpt_path=path if path.exists() else None, weights_only=True
+        )
+        return module.state_dict()
+
+    whole = fit("whole", 1)
+    with pytest.raises(Crash):
+        fit("broken", 1, CrashAt(4))  # the second of three steps in the second of three epochs
+    resumed = fit("broken", 2)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())

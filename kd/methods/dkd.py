@@ -1,0 +1,57 @@
+"""Decoupled knowledge distillation: Zhao et al. 2022, arXiv 2203.08679."""
+
+from torch import Tensor
+
+from kd.data.batch import Batch
+from kd.losses import hard_loss, nckd_loss, tckd_loss
+from kd.methods.base import Method
+from kd.models.output import Output
+from kd.ranges import require
+
+
+class DKD(Method):
+    """hard + r * (alpha * tckd + beta * nckd), with r rising from 0 to 1 over the warm-up.
+
+    For logits (B, C), labels y (B,) and p = softmax(z / T):
+
+    * tckd = T^2 * KL((p_y, 1 - p_y)_teacher || (p_y, 1 - p_y)_student): how hard the image is;
+    * nckd = T^2 * KL between the softmaxes over the C - 1 other classes: what else it resembles.
+
+    Both are averaged over the batch and do not grow with B. The soft loss is tckd + (1 - p_y of the teacher) * nckd,
+    image by image: where the teacher is sure, it hides the second part. Here beta has nothing to do with the teacher's
+    certainty. With C = 2, nckd is 0. The terms need labels, so that images are not to be mixed.
+
+    Args:
+        T: temperature of all softmaxes, > 0.
+        alpha: weight of tckd, at least 0.
+        beta: weight of nckd, at least 0; published 8 for most pairs, 6 for WRN and VGG pairs, 2 for weak teachers.
+        warmup: share of training over which r rises, in [0, 1); published 20 of 240 epochs.
+        label_smoothing: of the hard loss, in [0, 1].
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    def __init__(
+        self,
+        T: float = 4.0,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        warmup: float = 0.0833,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        require("T", T, "(0, inf)")
+        require("alpha", alpha, "[0, inf)")
+        require("beta", beta, "[0, inf)")
+        require("warmup", warmup)
+        require("label_smoothing", label_smoothing)
+        self.T, self.alpha, self.beta, self.warmup, self.label_smoothing = T, alpha, beta, warmup, label_smoothing
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        ramp, logits = self.ramp(self.warmup), (student.logits, teacher.logits)
+        return {
+            "hard": hard_loss(student.logits, batch.y, self.label_smoothing),
+            "tckd": ramp * self.alpha * tckd_loss(*logits, batch.y, self.T),
+            "nckd": ramp * self.beta * nckd_loss(*logits, batch.y, self.T),
+        }

@@ -1,0 +1,54 @@
+"""Function matching: Beyer et al. 2021, arXiv 2106.05237."""
+
+import torch
+from torch import Tensor, nn
+
+from kd.data.batch import Batch
+from kd.losses import soft_loss
+from kd.methods.base import Method, Step, Teacher
+from kd.models.output import Output
+from kd.ranges import require
+
+
+class FunMatch(Method):
+    """soft alone, on mixed images that student and teacher both see.
+
+    Each image x_i (3, H, W) of a batch of B is mixed with another one of it: s_i * x_i + (1 - s_i) * x_j, j drawn as a
+    permutation, and a share drawn from [0, 1] uniformly for each image. Of the two, x_i is the one with the larger
+    share, so that its label is what the training accuracy is measured by; the loss has no use for labels.
+
+    soft = T^2 * KL(teacher_T || student_T) of logits (B, C), averaged over the batch. The teacher's logits for mixed
+    images are no mixture of its logits for images: they cannot be stored, and cost a forward pass a step. The paper's
+    other half is patience: hundreds of epochs or more.
+
+    Args:
+        T: temperature of both softmaxes, > 0; published 1 for ImageNet, from 1 to 10 for small data sets.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    own_images = True
+
+    def __init__(self, T: float = 1.0) -> None:
+        super().__init__()
+        require("T", T, "(0, inf)")
+        self.T = T
+
+    def step(self, student: nn.Module, teacher: Teacher | None, batch: Batch) -> Step:
+        return super().step(student, teacher, mixed(batch))
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        return {"soft": soft_loss(student.logits, teacher.logits, self.T)}
+
+
+def mixed(batch: Batch) -> Batch:
+    """Mix each image with another of its batch, which has the smaller share; `index` and `view` become -1.
+
+    Source: mixup, Zhang et al. 2017, arXiv 1710.09412.
+    """
+    x = batch.x
+    share = torch.rand(len(x), 1, 1, 1, device=x.device)
+    share = torch.maximum(share, 1 - share).to(x.dtype)
+    other = torch.randperm(len(x), device=x.device)
+    return Batch.of(share * x + (1 - share) * x[other], batch.y)

@@ -1,0 +1,98 @@
+"""Chains, in which a student becomes the next teacher: teacher assistants and generations, run as they are typed."""
+
+import json
+import re
+
+import pytest
+
+from kd.runs.results import read
+from tests.common import SMALL
+
+QUICK = (*SMALL, "epochs=1", "logger=none")
+
+
+def entries(folder):
+    """The keys of the finished teachers in the store, by the names of their folders."""
+    found = {}
+    for path in folder.glob("teachers/*/entry.json"):
+        found[path.parent.name] = json.loads(path.read_text())["recipe"]
+    return found
+
+
+def trained(said):
+    """How many teachers and students a run trained."""
+    return said.count("training the teacher"), said.count("training the student")
+
+
+def test_teacher_assistants(run, tmp_path):
+    takd = (*QUICK, "method=takd", "assistants=[{scale:4},{scale:3}]")
+    code, said = run(*takd, "hydra.run.dir=first")
+    assert (code, trained(said)) == (0, (3, 1))
+    record = read(tmp_path / "first" / "result.json")
+    assert (record.method, record.teacher, record.student) == ("takd", "cnn32 > scale=4 > scale=3", "cnn16")
+    assert record.knobs == {"T": 5.0, "alpha": 0.1, "assistants": ["scale=4", "scale=3"]}
+
+    (last,) = (key for key in entries(tmp_path).values() if key["model"]["scale"] == 3)
+    assert last["method"]["_target_"] == "kd.methods.logits.Logits"
+    assert (last["method"]["T"], last["method"]["alpha"]) == (5.0, 0.1)
+    (middle,) = last["taught_by"]
+    assert middle["model"]["scale"] == 4
+    assert middle in entries(tmp_path).values()
+    (first,) = middle["taught_by"]
+    assert "taught_by" not in first  # of labels
+    assert first in entries(tmp_path).values()
+
+    # A second run finds every link, and comes to the same.
+    code, said = run(*takd, "hydra.run.dir=second")
+    assert (code, trained(said)) == (0, (0, 1))
+    second = read(tmp_path / "second" / "result.json")
+    assert (second.test_acc, second.teacher_id) == (record.test_acc, record.teacher_id)
+
+    # What is taught otherwise is another link, and so is all that it teaches; the first teacher is still the same.
+    code, said = run(*takd, "T=2", "hydra.run.dir=third")
+    assert (code, trained(said)) == (0, (2, 1))
+    assert len(entries(tmp_path)) == 5
+    # Another student of the same assistants needs none of its own.
+    code, said = run(*takd, "seed=1", "hydra.run.dir=fourth")
+    assert (code, trained(said)) == (0, (0, 1))
+
+
+def test_generations(run, tmp_path):
+    code, said = run(*QUICK, "method=ban", "generations=2", "hydra.run.dir=run")
+    assert (code, trained(said)) == (0, (2, 1))
+    record = read(tmp_path / "run" / "result.json")
+    assert (record.method, record.teacher, record.student) == ("ban", "cnn16 > cnn16", "cnn16")
+    assert record.knobs == {"T": 1.0, "alpha": 0.5, "generations": 2}
+    (first,) = (key for key in entries(tmp_path).values() if "taught_by" not in key)
+    (second,) = (key for key in entries(tmp_path).values() if "taught_by" in key)
+    assert second["taught_by"] == [first]
+    assert first["model"] == second["model"]
+    assert first["seed"] != second["seed"]
+    # One generation more is one more training: those before it are found.
+    code, said = run(*QUICK, "method=ban", "generations=3", "hydra.run.dir=more")
+    assert (code, trained(said)) == (0, (1, 1))
+
+
+def test_another_method_makes_another_link(run, tmp_path):
+    chain = (*QUICK, "chain=[{scale:3}]")
+    for method, links in (("logits", 2), ("feature", 1), ("dkd", 1)):
+        code, said = run(*chain, f"method={method}", f"hydra.run.dir={method}")
+        assert (code, trained(said)) == (0, (links, 1))
+    taught = [key["method"]["_target_"] for key in entries(tmp_path).values() if "method" in key]
+    assert sorted(taught) == ["kd.methods.dkd.DKD", "kd.methods.feature.Feature", "kd.methods.logits.Logits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("method=ban", "generations=0"), r"generations must be a whole number in \[1, inf\), got 0"),
+        (("method=takd", "generations=2"), "generations"),
+        (("method=takd", "assistants=[{scale:0}]"), r"scale must be a whole number in \[1, inf\), got 0"),
+    ],
+)
+def test_chain_that_cannot_be_is_refused_before_anything_is_trained(run, tmp_path, arguments, message):
+    code, said = run(*QUICK, *arguments)
+    assert code == 1
+    assert re.search(message, said)
+    assert "Traceback" not in said
+    assert not (tmp_path / "teachers").exists()
