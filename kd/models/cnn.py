@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from kd.models.output import Output
+from kd.models.output import Output, preact_and_feature
 from kd.ranges import require
 
 ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU}
@@ -60,13 +60,14 @@ class CNN(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         """(B, 3, H, W) normalised images -> `Output` with features (B, s, H, W) and (B, 2s, H/2, W/2)."""
-        features = []
+        features, preacts = [], []
         for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-            x = self.downsample(x)
+            preact, feature = preact_and_feature(stage, x)
+            features.append(feature)
+            preacts.append(preact)
+            x = self.downsample(feature)
         embedding = self.hidden(x)
-        return Output(self.classifier(embedding), tuple(features), embedding)
+        return Output(self.classifier(embedding), tuple(features), embedding, tuple(preacts))
 
 
 def _stage(in_channels: int, channels: int, act: type[nn.ReLU] | type[nn.ELU]) -> nn.Sequential:
@@ -78,5 +79,5 @@ def _stage(in_channels: int, channels: int, act: type[nn.ReLU] | type[nn.ELU]) -
         act(inplace=True),
         nn.Conv2d(channels, channels, 3, padding=1),
         nn.BatchNorm2d(channels),
-        act(inplace=True),
+        act(),  # not in place, or the map before it would be lost
     )

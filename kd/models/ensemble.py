@@ -1,6 +1,6 @@
-"""Several networks that answer as one."""
+"""An ensemble of networks as one network."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from kd.models.output import Output
 
 
 class Ensemble(nn.Module):
-    """Means of logits, features and embeddings side by side.
+    """The mean of the networks' logits, with their features, preacts and embeddings side by side.
 
     The mean of logits is, at every temperature, the normalised geometric mean of the softened probabilities, one of the
     two that Hinton et al. 2015 (arXiv 1503.02531) name for ensembles; so whatever works on one teacher's logits works
@@ -29,8 +29,18 @@ class Ensemble(nn.Module):
         """(B, 3, H, W) -> `Output`.
 
         Its logits (B, C) are in fp32, its maps (B, C_1i + .. + C_Ki, H_i, W_i), its embedding (B, D_1 + .. + D_K).
+        It has preacts where all networks have them.
         """
         outputs: list[Output] = [net(x) for net in self.nets]
-        logits, features, embeddings = zip(*outputs, strict=True)
-        maps = tuple(torch.cat(stage, dim=1) for stage in zip(*features, strict=True))
-        return Output(torch.stack(logits).float().mean(dim=0), maps, torch.cat(embeddings, dim=1))
+        logits, features, embeddings, preacts = zip(*outputs, strict=True)
+        return Output(
+            torch.stack(logits).float().mean(dim=0),
+            _side_by_side(features),
+            torch.cat(embeddings, dim=1),
+            _side_by_side(preacts) if all(preacts) else (),
+        )
+
+
+def _side_by_side(maps: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Every network's maps, concatenated stage by stage along the channels."""
+    return tuple(torch.cat(stage, dim=1) for stage in zip(*maps, strict=True))

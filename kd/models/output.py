@@ -16,10 +16,50 @@ class Output(NamedTuple):
     """One map per stage, shallow to deep, each (B, C_i, H_i, W_i), after the activation."""
     embedding: Tensor
     """(B, D), what the classifier head reads."""
+    preacts: tuple[Tensor, ...] = ()
+    """The same maps before the activation, where the network has them; empty where it has not."""
+
+
+def checked(output: object, source: object) -> Output:
+    """Return what a network returned, if it is an `Output`.
+
+    Args:
+        output: what it returned.
+        source: the network, named by its class in the error.
+
+    Raises:
+        TypeError: if it is anything else.
+    """
+    if isinstance(output, Output):
+        return output
+    kind = type(output).__name__
+    raise TypeError(
+        f"{type(source).__name__} returned {'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}, not a kd.Output; "
+        "wrap it with kd.wrap(net)"
+    )
 
 
 @torch.no_grad()
-def probe(net: nn.Module, image_size: int) -> Output:
-    """What the network returns for two blank images of image_size x image_size pixels; it is left as it was."""
-    output: Output = copy.deepcopy(net).eval()(torch.zeros(2, 3, image_size, image_size))
-    return output
+def probe(net: nn.Module, images: int | Tensor) -> Output:
+    """Return the network's output in eval mode, from a copy, so that the network itself stays as it was.
+
+    Args:
+        net: the network.
+        images: (B, 3, H, W), on its device; or the height and width in pixels of two blank ones.
+
+    Raises:
+        TypeError: if the network returns anything but an `Output`.
+    """
+    x = images if isinstance(images, Tensor) else torch.zeros(2, 3, images, images)
+    return checked(copy.deepcopy(net).eval()(x), net)
+
+
+def preact_and_feature(stage: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a stage, an `nn.Sequential` that ends with its activation; return its maps before and after that.
+
+    The activation must not work in place, or the first would be lost.
+    """
+    *layers, activation = stage.children()
+    for layer in layers:
+        x = layer(x)
+    return x, activation(x)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from kd.models.output import Output
+from kd.models.output import Output, preact_and_feature
 from kd.ranges import require
 
 
@@ -56,12 +56,13 @@ class WideResNet(nn.Module):
         (B, 64k) is the mean of the last one.
         """
         x = self.stem(x)
-        features = []
+        features, preacts = [], []
         for stage in self.stages:
-            x = stage(x)
+            preact, x = preact_and_feature(stage, x)
             features.append(x)
+            preacts.append(preact)
         embedding = x.mean(dim=(2, 3))
-        return Output(self.classifier(embedding), tuple(features), embedding)
+        return Output(self.classifier(embedding), tuple(features), embedding, tuple(preacts))
 
 
 class _Block(nn.Module):
@@ -85,8 +86,9 @@ class _Block(nn.Module):
 
 
 def _stage(in_channels: int, channels: int, n: int, stride: int, dropout: float) -> nn.Sequential:
-    others = (_Block(channels, channels, 1, dropout) for _ in range(n - 1))
-    return nn.Sequential(_Block(in_channels, channels, stride, dropout), *others, *_bn_relu(channels))
+    blocks = (_Block(channels, channels, 1, dropout) for _ in range(n - 1))
+    # The ReLU is not in place, or the map before it would be lost.
+    return nn.Sequential(_Block(in_channels, channels, stride, dropout), *blocks, nn.BatchNorm2d(channels), nn.ReLU())
 
 
 def _conv(in_channels: int, channels: int, size: int = 3, stride: int = 1) -> nn.Conv2d:

@@ -1,9 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from kd.models.cnn import CNN
-from kd.models.output import probe
+from kd.models.output import checked, probe
 
 SMALL = {
     "scale": 3,
@@ -52,6 +53,42 @@ def test_features_come_after_the_activation():
     for rectified, exponential in zip(relu.features, elu.features, strict=True):
         assert rectified.min() == 0
         assert -1 < exponential.min() < 0  # ELU's floor is -1
+
+
+@pytest.mark.parametrize(("activation", "function"), [("relu", F.relu), ("elu", F.elu)])
+@pytest.mark.parametrize("training", [True, False])
+def test_features_are_the_activated_preacts(activation, function, training):
+    output = small(activation=activation).train(training)(noise())
+    assert len(output.preacts) == len(output.features) == 2
+    for preact, feature in zip(output.preacts, output.features, strict=True):
+        assert preact.min() < feature.min() <= 0  # what an activation in place would have overwritten
+        assert torch.equal(function(preact), feature)
+
+
+def test_state_dict_holds_the_names_that_saved_weights_have():
+    layers = [f"stages.{stage}.{i}" for stage in range(2) for i in (0, 1, 3, 4)] + ["hidden.1", "classifier"]
+    names = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    norms = [f"stages.{stage}.{i}" for stage in range(2) for i in (1, 4)]
+    names |= {f"{norm}.{kind}" for norm in norms for kind in ("running_mean", "running_var", "num_batches_tracked")}
+    assert small().state_dict().keys() == names
+
+
+def test_forward_computes_the_layers_written_out():
+    net = small()
+    net(2 * noise() + 1)  # BatchNorm has statistics of its own
+    weights = net.eval().state_dict()
+
+    def conv_bn(x, conv, norm):
+        x = F.conv2d(x, weights[f"{conv}.weight"], weights[f"{conv}.bias"], padding=1)
+        mean, var = weights[f"{norm}.running_mean"], weights[f"{norm}.running_var"]
+        return F.batch_norm(x, mean, var, weights[f"{norm}.weight"], weights[f"{norm}.bias"])
+
+    x = noise()
+    for stage in ("stages.0", "stages.1"):
+        x = F.relu(conv_bn(x, f"{stage}.0", f"{stage}.1"))
+        x = F.max_pool2d(F.relu(conv_bn(x, f"{stage}.3", f"{stage}.4")), 2)
+    x = F.relu(F.linear(x.flatten(1), weights["hidden.1.weight"], weights["hidden.1.bias"]))
+    assert torch.equal(net(noise()).logits, F.linear(x, weights["classifier.weight"], weights["classifier.bias"]))
 
 
 def test_features_are_what_the_next_layers_read():
@@ -121,3 +158,20 @@ def test_probe_leaves_no_trace(training):
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert not output.logits.requires_grad
     assert output.features[1].shape == (2, 6, 4, 4)
+
+
+def test_probe_takes_images_as_they_are():
+    net = small().eval()
+    assert torch.equal(probe(net, noise(n=3)).logits, net(noise(n=3)).logits)
+
+
+def test_checked_names_the_network_that_returns_something_else():
+    output = small()(noise())
+    assert checked(output, small()) is output
+    message = r"Linear returned a Tensor, not a kd\.Output; wrap it with kd\.wrap\(net\)"
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        checked(torch.zeros(2), nn.Linear(1, 1))
+    with pytest.raises(TypeError, match=r"^Identity returned an int, not"):
+        checked(3, nn.Identity())
+    with pytest.raises(TypeError, match=r"^Flatten returned a Tensor, not"):
+        probe(nn.Flatten(), 8)

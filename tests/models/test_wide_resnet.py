@@ -152,6 +152,16 @@ def test_features_come_after_the_activation_and_the_embedding_is_what_the_classi
 
 
 @pytest.mark.parametrize("widen", [1, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_features_are_the_activated_preacts(widen, training):
+    output = small(widen=widen).train(training)(noise())
+    assert len(output.preacts) == len(output.features) == 3
+    for preact, feature in zip(output.preacts, output.features, strict=True):
+        assert preact.min() < -1  # what a ReLU in place would have overwritten
+        assert torch.equal(F.relu(preact), feature)
+
+
+@pytest.mark.parametrize("widen", [1, 2])
 def test_every_parameter_is_reached_by_the_gradient(widen):
     net = small(widen=widen, depth=16, dropout=0.1)
     F.cross_entropy(net(noise()).logits, torch.arange(6) % 5).backward()
@@ -183,7 +193,7 @@ def test_the_frozen_copy_answers_as_the_network_it_was_made_of(depth, widen):
     theirs, ours = net(noise()), frozen(noise())
     torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.embedding, theirs.embedding, rtol=1e-4, atol=1e-4)
-    for mine, other in zip(ours.features, theirs.features, strict=True):
+    for mine, other in zip(ours.features + ours.preacts, theirs.features + theirs.preacts, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
     rounded = fast().frozen(net, half=True)(noise().bfloat16()).logits.float()
     assert (rounded - theirs.logits).abs().max() < 0.05 * theirs.logits.abs().max()
