@@ -1,9 +1,8 @@
-"""Networks that teach: frozen, alone or several as one, with the accuracy that they are on record with."""
+"""Frozen teachers: one network or several as one, and their accuracy measured against the record."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,52 +10,76 @@ from torch import Tensor, nn
 from kd.data.batch import Batch
 from kd.errors import UserError
 from kd.models.ensemble import Ensemble
-from kd.models.output import Output
+from kd.models.output import Output, checked
 from kd.runs.weights import content_id, fill, load_weights
 
 CLOSE = 0.01
-"""Difference of two accuracies that rounding may make, unless already one image makes more."""
+"""Largest difference of two accuracies that is put down to rounding, unless one image alone makes a larger one."""
 
 log = logging.getLogger(__name__)
 
 
 class FrozenTeacher:
-    """Answers batches with a network's `Output`, which nothing here ever changes.
+    """A function from batches to a network's `Output`, in eval mode and without gradients.
 
-    In eval mode, without gradients; deliberately no nn.Module, so that whatever holds it neither trains, saves nor
-    switches it. It follows the batches to their device.
+    Deliberately no nn.Module, so that a module that holds it neither trains, saves nor switches it. The network moves
+    to the device of the batches.
 
     Args:
-        net: the network; it is put into eval mode and its parameters stop asking for gradients.
+        net: the network, which returns `Output`. It is put into eval mode and its parameters no longer require
+            gradients.
         id: what names these weights.
-        prepare: makes a copy of the network that answers in its place, and faster.
+        prepare: makes the copy of the network that is used for inference, such as a faster one; by default it is the
+            network itself.
     """
 
     def __init__(self, net: nn.Module, id: str, prepare: Callable[[nn.Module], nn.Module] = lambda net: net) -> None:
         self.net, self.id = net.eval().requires_grad_(False), id
-        self._spokesman = prepare(self.net)
+        self.inference_net = prepare(self.net)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Output:
-        weight = next(self._spokesman.parameters())
+        """Return the output for a batch, in the precision of the inference copy.
+
+        Raises:
+            TypeError: if the network returns anything but an `Output`.
+        """
+        weight = next(self.inference_net.parameters())
         if weight.device != batch.x.device:
-            self._spokesman.to(batch.x.device)
-        return cast(Output, self._spokesman(batch.x.to(weight.dtype)))
+            self.inference_net.to(batch.x.device)
+        return checked(self.inference_net(batch.x.to(weight.dtype)), self.net)
 
     @torch.no_grad()
-    def itself(self, batch: Batch) -> Output:
-        """What the network says that was prepared, with the precision in which it was trained and tested."""
-        half = next(self._spokesman.parameters()).dtype == torch.bfloat16
+    def forward_fp32(self, batch: Batch) -> Output:
+        """Return the output of the network itself, whose weights are in fp32, as it was trained and tested.
+
+        Where the inference copy is in bf16, the network runs under bf16 autocast, as it did then.
+        """
+        half = next(self.inference_net.parameters()).dtype == torch.bfloat16
         with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=half):
-            return cast(Output, self.net.to(batch.x.device)(batch.x))
+            return checked(self.net.to(batch.x.device)(batch.x), self.net)
 
     def accuracy(self, batches: Iterable[Batch]) -> float:
-        """Share of images that are classified right, in [0, 1]."""
+        """Return the share of images that are classified right, in [0, 1]."""
         return _share(_hits(self, batches))
 
 
+def freeze(net: nn.Module, id: str = "") -> FrozenTeacher:
+    """Turn a network into a teacher for `kd.distill`, `kd.Distiller` or `Method.step`.
+
+    Args:
+        net: the network, which returns `Output`, as those of `kd.models`, `kd.wrap` and `kd.load` do. It is frozen
+            itself and not copied.
+        id: what names its weights, where that matters.
+    """
+    return FrozenTeacher(net, id)
+
+
 def load(net: nn.Module, path: Path, prepare: Callable[[nn.Module], nn.Module] = lambda net: net) -> FrozenTeacher:
-    """A frozen teacher of the given architecture with the weights in a safetensors file, see `FrozenTeacher`.
+    """Return a frozen teacher with the weights in a safetensors file, see `FrozenTeacher`.
+
+    Args:
+        net: of the file's architecture; its weights are replaced.
 
     Raises:
         UserError: if the file is missing, damaged, or of another architecture or number of classes.
@@ -69,22 +92,22 @@ def load(net: nn.Module, path: Path, prepare: Callable[[nn.Module], nn.Module] =
 def joined(
     teachers: Sequence[FrozenTeacher], prepare: Callable[[nn.Module], nn.Module] = lambda net: net
 ) -> FrozenTeacher:
-    """Several teachers who answer as one, see `kd.models.ensemble`; one is itself."""
+    """Join several teachers into an ensemble, see `kd.models.ensemble`; a single one is returned as it is."""
     if len(teachers) == 1:
         return teachers[0]
-    # Back from where one may have been asked itself: they have to be in one place.
+    # `forward_fp32` may have moved some to another device: an ensemble's networks have to be on one.
     net = Ensemble(teacher.net.cpu() for teacher in teachers)
     return FrozenTeacher(net, content_id(net.state_dict()), prepare)
 
 
 def verify(teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | None, path: Path) -> float:
-    """The teacher's accuracy in [0, 1], measured, so that nothing is distilled from a teacher that went bad unnoticed.
+    """Measure the teacher's accuracy, in [0, 1], so that nothing is distilled from damaged weights.
 
     Args:
-        batches: of the test split; may be gone through twice.
-        claimed: the accuracy on record for these weights and data, if any; up to one point of difference, or one
-            image, is taken for the rounding of another device or precision. A prepared copy that is further off may
-            be unsure of few images: then the network itself is asked.
+        batches: of the test split; may be iterated over twice.
+        claimed: the accuracy on record for these weights and data, if any. A difference of up to one point, or of one
+            image, is put down to the rounding of another device or precision. An inference copy that is further off
+            may be so by rounding, too, where there are few images: then the network itself is measured.
 
     Raises:
         UserError: if the two differ.
@@ -93,7 +116,7 @@ def verify(teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | No
     accuracy, close = _share(hits), max(CLOSE, 1.5 / len(hits))
     log.info("teacher %s: %.2f %% on the test split", path, 100 * accuracy)
     if claimed is not None and abs(accuracy - claimed) > close:
-        accuracy = _share(_hits(teacher.itself, batches))
+        accuracy = _share(_hits(teacher.forward_fp32, batches))
     if claimed is not None and abs(accuracy - claimed) > close:
         raise UserError(
             f"{path} is on record with {100 * claimed:.2f} % on this test split but reaches {100 * accuracy:.2f} %; "
@@ -102,9 +125,9 @@ def verify(teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | No
     return accuracy
 
 
-def _hits(asked: Callable[[Batch], Output], batches: Iterable[Batch]) -> Tensor:
-    """(N,), which images are classified right."""
-    return torch.cat([(asked(batch).logits.argmax(dim=1) == batch.y).cpu() for batch in batches])
+def _hits(forward: Callable[[Batch], Output], batches: Iterable[Batch]) -> Tensor:
+    """(N,), whether each image is classified right."""
+    return torch.cat([(forward(batch).logits.argmax(dim=1) == batch.y).cpu() for batch in batches])
 
 
 def _share(hits: Tensor) -> float:
