@@ -41,7 +41,8 @@ def test_a_grid(run, sweep, records, distance, tmp_path):
     assert distance("here", "sweep/1") == 0
 
 
-def test_two_tasks_train_one_student_as_one_process_does(run, sweep, records, distance, tmp_path):
+def test_two_tasks_train_one_student_as_one_process_does(run, sweep, records, distance, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)  # where plain.py is
     # Neither BatchNorm nor dropout: they treat half a batch otherwise than a whole one.
     student = ("student._target_=plain.Plain", "student.activation=elu", "student.scale=4", "student.conv_dropout=0")
     recipe = ("student.head_dropout=0", "method=logits", "T=2", "batch_size=16", "trainer.precision=32-true")
