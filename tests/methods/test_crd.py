@@ -125,6 +125,22 @@ def test_banks_change_in_the_rows_of_the_batch_only():
         torch.testing.assert_close(method.get_buffer(name).norm(dim=1), torch.ones(10))
 
 
+def test_banks_keep_what_every_rank_saw(monkeypatch):
+    """Another rank has seen images 1 and 6, and their embeddings point the other way."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+
+    def all_gather(parts, part):
+        parts[0].copy_(part)
+        parts[1].copy_(-part if part.is_floating_point() else tensor([1, 6]))
+
+    monkeypatch.setattr("torch.distributed.all_gather", all_gather)
+    method = built(momentum=0.0)
+    method.term(outputs(2, 6, 2), outputs(2, 7, 3), batch_of(3, 0))
+    for bank in (method.student_bank, method.teacher_bank):
+        torch.testing.assert_close(bank[[1, 6]], -bank[[3, 0]])
+
+
 def test_constants_are_those_of_the_first_batch():
     method = built()
     assert method.student_log_mean.isnan()

@@ -50,6 +50,16 @@ def test_every_method_has_a_module_and_a_file():
 
 
 @each_file
+def test_page_of_methods_has_a_section_with_the_defaults(file):
+    page = (ROOT / "docs" / "methods.md").read_text()
+    section = re.search(rf"^## {file.stem}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)[1]
+    own = knobs(plain(composed(file)), run_wide())
+    defaults = re.search(r"^\* Defaults: `(.*)`$", section, re.MULTILINE)
+    written = " ".join(f"{name}={' '.join(value) if isinstance(value, list) else value}" for name, value in own.items())
+    assert (defaults[1] if defaults else "") == written
+
+
+@each_file
 def test_file_is_global_and_describes_itself_in_one_line(file):
     package, description, *rest = file.read_text().splitlines()
     assert package == "# @package _global_"
