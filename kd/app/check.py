@@ -53,7 +53,7 @@ def check(
     _check_ranges(settings)
     _check_shorthands(settings, given)
     _check_teacher(settings)
-    _check_chain(settings)
+    _check_chain(settings, read)
     if launcher is not None and launcher.endswith(".CohortLauncher") and "Wandb" in str(settings["logger"]):
         raise UserError("W&B takes one run at a time in a process; take another logger, or leave out the cohort")
 
@@ -169,8 +169,10 @@ def _check_teacher(settings: dict[str, Any]) -> None:
         raise UserError(f"no weights at {weights}")
 
 
-def _check_chain(settings: dict[str, Any]) -> None:
+def _check_chain(settings: dict[str, Any], read: str) -> None:
     chain = settings["chain"]
+    if chain in ([], 0) and "chain: ${" in read:
+        raise UserError("this method is a chain of networks, and there is none in it; see --help for its knobs")
     links = [] if isinstance(chain, int) and not isinstance(chain, bool) and chain >= 0 else chain
     if not isinstance(links, list) or not all(isinstance(link, dict | None) for link in links):
         raise UserError(f"chain must be a whole number, or a list of settings such as [{{scale:24}}], got {chain}")

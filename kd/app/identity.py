@@ -42,7 +42,8 @@ SHORTHANDS = frozenset({"epochs", "batch_size", "lr"})
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes of a run; not where it happens, what it shows and where things lie."""
     networks = settings["spec"]["networks"]
-    kept = {**without(settings, IRRELEVANT | SHORTHANDS | _absent(networks)), "networks": networks}
+    absent = _absent(networks, settings["chain"])
+    kept = {**without(settings, IRRELEVANT | SHORTHANDS | absent), "networks": networks}
     kept["trainer"] = without(kept["trainer"], PLACEMENT)
     kept["data"] = without(kept["data"], STORAGE)
     kept["data"]["source"] = without(kept["data"]["source"], STORAGE)
@@ -125,12 +126,12 @@ def cohort_key(settings: dict[str, Any]) -> str:
     return json.dumps(shared, sort_keys=True)
 
 
-def variant(overrides: Sequence[str], networks: Sequence[str], knobs: Iterable[str]) -> str:
+def variant(overrides: Sequence[str], networks: Sequence[str], knobs: Iterable[str], chain: object = ()) -> str:
     """The overrides that a result record has no column for, and that set the run of these networks apart."""
     columns = {"method", *knobs, "seed", "student", "teacher", "data", "experiment"}
     silent = {"logger", "trainer", "teacher_store", "threads"}
     silent |= {f"trainer.{name}" for name in PLACEMENT} | {f"data.{name}" for name in STORAGE}
-    absent = _absent(networks)
+    absent = _absent(networks, chain)
 
     def counts(override: str) -> bool:
         name = override.lstrip("+~").split("=")[0]
@@ -145,5 +146,6 @@ def without(settings: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in set(names)}
 
 
-def _absent(networks: Sequence[str]) -> frozenset[str]:
-    return frozenset().union(*(names for role, names in OF_ROLE.items() if role not in networks))
+def _absent(networks: Sequence[str], chain: object) -> frozenset[str]:
+    absent: frozenset[str] = frozenset().union(*(names for role, names in OF_ROLE.items() if role not in networks))
+    return absent - {"teacher_seed"} if chain else absent  # the seeds of a chain's networks come from it

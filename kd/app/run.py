@@ -109,7 +109,7 @@ def describe(command: Command) -> Result:
         versions=versions(),
         status="running",
         command=shlex.join(command.overrides),
-        variant=identity.variant(command.overrides, networks, own),
+        variant=identity.variant(command.overrides, networks, own, settings["chain"]),
         fingerprint=identity.fingerprint(settings),
         group=identity.group(plain(OmegaConf.merge(cfg, {"seed": 0}))),
         date=datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -72,7 +72,7 @@ def test_help_and_mistakes_answer_without_loading_torch(tmp_path, arguments):
     [
         (
             ("method=typo",),
-            "error: Could not find 'method/typo'. Available options in 'method': feature logits",
+            "error: Could not find 'method/typo'. Available options in 'method': ban crd dkd",
         ),
         (("student=typo",), "error: Could not find 'student/typo'. Available options in 'student': cnn16"),
         (("method=standard", "T=4"), "error: there is no setting 'T' with method=standard"),

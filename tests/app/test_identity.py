@@ -68,6 +68,8 @@ def test_fingerprint_ignores_networks_that_take_no_part():
         assert fingerprint(settings(*alone, change)) == base
         assert fingerprint(settings(change)) != fingerprint(settings())
     assert fingerprint(settings(*alone, "recipe.epochs=31")) != base
+    chains = [fingerprint(settings("method=ban", f"teacher_seed={seed}")) for seed in (0, 1)]
+    assert chains[0] != chains[1]  # which the links of a chain take their seeds from
     teacher = fingerprint(settings("method=teacher"))
     assert fingerprint(settings("method=teacher", "recipe.epochs=31")) == teacher
     assert fingerprint(settings("method=teacher", "seed=5")) != teacher
@@ -122,6 +124,7 @@ def test_variant_names_what_has_no_column_and_takes_part():
     of_student = "recipe.epochs=2 recipe/optimizer=adamw student.scale=4"
     of_teacher = "recipe/optimizer@teacher_recipe.optimizer=adamw teacher.scale=8"
     assert variant(overrides, ["student"], ["T"]) == f"data.val_fraction=0 {of_student}"
+    assert "teacher_seed=1" in variant(("method=ban", "teacher_seed=1"), ["student"], [], chain=1)
     assert variant(overrides, ["teacher"], ["T"]) == f"data.val_fraction=0 {of_teacher}"
     assert variant(overrides, ["teacher", "student"], ["T"]).split() == sorted(
         f"data.val_fraction=0 ensemble=3 {of_student} {of_teacher}".split()

@@ -114,7 +114,7 @@ def test_label_smoothing_touches_the_hard_term_only(labelled):
     smooth.load_state_dict(plain.state_dict())
     smooth.label_smoothing = 0.2
     before, after = (method(student, student, labelled(0)) for method in (plain, smooth))
-    assert after["hard"].item() == pytest.approx(0.2 * 0.397543, rel=1e-5)  # worked out in test_base.py
+    assert after["hard"].item() == pytest.approx(0.2 * 0.397543, rel=1e-5)  # worked out in tests/test_losses.py
     assert torch.equal(before["feature"], after["feature"])
     assert torch.equal(before["soft"], after["soft"])
 

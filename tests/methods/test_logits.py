@@ -30,7 +30,7 @@ def test_terms_by_hand(alpha, hard, soft, labelled):
 def test_label_smoothing_touches_the_hard_term_only(labelled):
     student = output([math.log(3), 0.0])
     plain, smooth = (Logits(2.0, 0.5, rate)(student, TEACHER, labelled(0)) for rate in (0.0, 0.2))
-    assert smooth["hard"].item() == pytest.approx(0.5 * 0.397543, rel=1e-5)  # worked out in test_base.py
+    assert smooth["hard"].item() == pytest.approx(0.5 * 0.397543, rel=1e-5)  # worked out in tests/test_losses.py
     assert torch.equal(smooth["soft"], plain["soft"])
 
 
