@@ -367,7 +367,7 @@ def test_wrapped_teacher_is_prepared_without_folding():
     plain = dict.fromkeys(("channels_last", "packed_dropout", "fused", "compile", "tensor_cores", "keep_memory"), False)
     speed = Speed(**plain, fold_teacher=True, stored_logits=False, stored_logits_gb=0.0)
     net = wrap(resnet().eval())
-    assert same(speed.frozen(net, half=False)(noise()), net(noise()))
+    assert same(speed.prepare_teacher(net, half=False)(noise()), net(noise()))
 
 
 def test_network_that_returns_output_can_be_wrapped_again():
