@@ -21,8 +21,9 @@ ACTIVATIONS = (
 SIZES = (64, 32, 224, 28, 8)
 """Heights and widths in pixels that are tried in turn to find stages, where a network does not tell its own."""
 
-EXTRA_TOKENS = 5
-"""Leading tokens of a vision transformer that are no patches: a class and a distillation token, or four registers."""
+EXTRA_TOKENS = (0, 1, 2, 4, 5)
+"""How many leading tokens of a vision transformer may be no patches: a class token, with it a distillation token; four
+registers, with or without a class token."""
 
 
 def wrap(
@@ -203,7 +204,7 @@ def _as_map(value: Any, images: Tensor, path: str) -> Tensor:
 
 
 def _token_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    for extra in range(EXTRA_TOKENS + 1):
+    for extra in EXTRA_TOKENS:
         n = tokens.shape[1] - extra
         h = round((max(n, 0) * height / width) ** 0.5)
         w = round((max(n, 0) * width / height) ** 0.5)

@@ -1,0 +1,211 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from kd.data.decode import decode
+from kd.errors import UserError
+from kd.inference import Predictor, load
+from kd.models.cnn import CNN
+from kd.runs.weights import save_weights
+
+FACTS = {
+    "model": {
+        "_target_": "kd.models.cnn.CNN",
+        "scale": 2,
+        "activation": "relu",
+        "conv_dropout": 0.5,
+        "head_dropout": 0.5,
+    },
+    "num_classes": 3,
+    "image_size": 8,
+    "classes": ["cat", "dog", "eel"],
+    "mean": [0.5, 0.25, 0.125],
+    "std": [0.5, 0.25, 0.2],
+}
+
+
+def network():
+    torch.manual_seed(0)
+    return CNN(2, 3, 8, "relu", 0.5, 0.5)
+
+
+def saved(path, **changes):
+    facts = {name: value for name, value in {**FACTS, **changes}.items() if value is not None}
+    save_weights(network(), path, facts)
+    return path
+
+
+def pixels(*shape):
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "teacher.safetensors"])
+def test_load_rebuilds_the_network_of_a_run_or_a_file(tmp_path, name):
+    path = saved(tmp_path / name)
+    x = torch.randn(4, 3, 8, 8)
+    for source in (path, str(path), tmp_path):
+        predictor = load(source)
+        assert torch.equal(predictor(x).logits, network().eval()(x).logits)
+        assert predictor(x).features[0].shape == (4, 2, 8, 8)
+        assert not predictor.training
+        assert (predictor.classes, predictor.image_size) == (("cat", "dog", "eel"), 8)
+        assert (predictor.mean, predictor.std) == ((0.5, 0.25, 0.125), (0.5, 0.25, 0.2))
+
+
+def test_load_prefers_the_student(tmp_path):
+    saved(tmp_path / "student.safetensors", classes=["a", "b", "c"])
+    saved(tmp_path / "teacher.safetensors")
+    assert load(tmp_path).classes == ("a", "b", "c")
+
+
+def test_weights_of_a_finished_run_can_be_used(finished):
+    predictor = load(finished / "run")
+    images = torch.zeros(5, 3, 20, 20, dtype=torch.uint8)
+    assert [prediction.label in predictor.classes for prediction in predictor.predict(images)] == [True] * 5
+
+
+def test_predict_returns_the_most_probable_class(tmp_path):
+    predictor = load(saved(tmp_path / "student.safetensors"))
+    images = pixels(7, 3, 8, 8)
+    mean, std = (torch.tensor(FACTS[name])[None, :, None, None] for name in ("mean", "std"))
+    probabilities = network().eval()((images / 255 - mean) / std).logits.softmax(1)
+    for mine, expected in zip(predictor.predict(images), probabilities, strict=True):
+        assert mine.label == FACTS["classes"][expected.argmax()]
+        assert mine.probability == pytest.approx(expected.max().item(), abs=1e-5)
+
+
+def test_preprocess_takes_images_in_every_form(tmp_path):
+    predictor = load(saved(tmp_path / "student.safetensors"))
+    image = pixels(8, 8, 3)
+    picture = Image.fromarray(image.numpy())
+    picture.save(tmp_path / "image.png")
+    expected = predictor.preprocess(image)
+    assert expected.shape == (1, 3, 8, 8)
+    assert expected[0, 1, 2, 3] == pytest.approx((image[2, 3, 1].item() / 255 - 0.25) / 0.25, abs=1e-5)
+    first = image.permute(2, 0, 1)
+    for form in (image.numpy(), first, first[None], image[None], picture, tmp_path / "image.png", [image], (picture,)):
+        assert torch.equal(predictor.preprocess(form), expected)
+    assert predictor.preprocess([str(tmp_path / "image.png"), first, pixels(2, 3, 8, 8)]).shape == (4, 3, 8, 8)
+
+
+def test_preprocess_resizes_and_converts_as_data_sets_are(tmp_path):
+    predictor = load(saved(tmp_path / "student.safetensors"))
+    scale, shift = 255 * torch.tensor(FACTS["std"])[:, None, None], 255 * torch.tensor(FACTS["mean"])[:, None, None]
+    for picture in (Image.fromarray(pixels(13, 30, 3).numpy()), Image.fromarray(pixels(5, 8, 3).numpy()).convert("L")):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        expected = decode([("image", file.getvalue())], 1, 8).x
+        restored = predictor.preprocess(picture) * scale + shift
+        assert torch.equal(restored.round().to(torch.uint8), expected)
+
+
+def test_preprocess_follows_the_network(tmp_path):
+    predictor = load(saved(tmp_path / "student.safetensors")).bfloat16()
+    assert predictor.preprocess(pixels(8, 8, 3)).dtype == torch.bfloat16
+    assert 0 < predictor.predict(pixels(8, 8, 3))[0].probability <= 1
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "no images were given"),
+        (3, "images must be files, PIL images or uint8 pixels, got int"),
+        (torch.zeros(3, 8, 8), "pixels must be uint8, from 0 to 255, got float32"),
+        (np.zeros((8, 8), np.uint8), r"pixels must be \(H, W, 3\), .*, got \(8, 8\)"),
+        (np.zeros((8, 8, 4), np.uint8), r"pixels must be \(H, W, 3\), .*, got \(8, 8, 4\)"),
+        ("missing.png", "no image at missing.png"),
+        (__file__, f"{__file__}: damaged, or not an image"),
+    ],
+)
+def test_preprocess_names_what_is_no_image(images, message):
+    predictor = Predictor(network(), *(FACTS[name] for name in ("classes", "image_size", "mean", "std")))
+    with pytest.raises(UserError, match=f"^{message}$"):
+        predictor.preprocess(images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": None, "mean": None}, "was not written by kd, or not whole: its metadata lack model, mean"),
+        ({"model": "CNN"}, "the metadata's model cannot be used"),
+        ({"classes": "abc", "std": [1, 1, 0]}, "the metadata's classes and std cannot be used"),
+        ({"image_size": "8"}, "the metadata's image_size cannot be used"),
+        ({"classes": ["a", "b"]}, "holds another architecture .* classifier.bias is .3,. there and .2,. here"),
+        ({"model": {**FACTS["model"], "scale": 3}}, "holds another architecture"),
+        ({"model": {**FACTS["model"], "scale": 0}}, "cannot build its network, kd.models.cnn.CNN: scale must be"),
+        ({"model": {**FACTS["model"], "color": 1}}, "cannot build its network, .* unexpected keyword argument 'color'"),
+        ({"model": {"_target_": "kd.models.gone.Net"}}, "cannot build its network, kd.models.gone.Net: No module"),
+        ({"model": {"_target_": "kd.models.cnn.Net"}}, "cannot build its network, kd.models.cnn.Net: .*no attribute"),
+    ],
+)
+def test_load_names_what_is_wrong_with_a_file(tmp_path, changes, message):
+    path = saved(tmp_path / "student.safetensors", **changes)
+    with pytest.raises(UserError, match=f"^{path}:? .*{message}") as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.nn.Linear",
+        "os.system",
+        "kd.models.cnn.nn.Linear",  # which kd.models.cnn imports
+        "kd.models.wrap.copy.deepcopy",
+        "kd.models.wrap.partial",
+        "kd.models_of_a_stranger.Net",
+        "system",
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_load_calls_nothing_of_a_stranger(tmp_path, target, nested, monkeypatch):
+    node = {"_target_": target}
+    model = {**FACTS["model"], "scale": [node]} if nested else node
+    path = saved(tmp_path / "student.safetensors", model=model)
+    with pytest.raises(UserError, match=r"cannot build its network, .*(trust=True|No module named)"):
+        load(path)
+
+
+def test_trusted_file_may_name_other_networks(tmp_path, monkeypatch):
+    (tmp_path / "my_networks.py").write_text(
+        "from kd.models.cnn import CNN\n"
+        "def make(num_classes, image_size, parts):\n"
+        "    return CNN(parts[0]['p'], num_classes, image_size, 'relu', 0.5, 0.5)\n"
+        "def number(of):\n"
+        "    return of\n"
+        "def nothing(num_classes, image_size):\n"
+        "    return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = {"_target_": "my_networks.make", "parts": [{"p": {"_target_": "my_networks.number", "of": 2}}]}
+    path = saved(tmp_path / "student.safetensors", model=model)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(load(path, trust=True)(x).logits, network().eval()(x).logits)
+    with pytest.raises(UserError, match=r"my_networks.* does not lie in kd\.models; pass trust=True if"):
+        load(path)
+    path = saved(tmp_path / "student.safetensors", model={"_target_": "my_networks.nothing"})
+    with pytest.raises(UserError, match=r"my_networks\.nothing makes no network"):
+        load(path, trust=True)
+
+
+def test_load_names_what_is_missing_or_damaged(tmp_path):
+    with pytest.raises(UserError, match=f"^no weights in {tmp_path}: it has neither student.safetensors nor teacher"):
+        load(tmp_path)
+    with pytest.raises(UserError, match=f"^no weights at {tmp_path / 'gone'}$"):
+        load(tmp_path / "gone")
+    path = saved(tmp_path / "student.safetensors")
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="is not a whole safetensors file"):
+        load(path)
+
+
+def test_load_refuses_weights_of_another_program(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(2)}, path, {"format": "pt", "classes": json.dumps(["a"])})
+    with pytest.raises(UserError, match=f"^{path} was not written by kd.* lack model, image_size, mean, std$"):
+        load(path)
