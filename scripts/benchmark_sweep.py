@@ -1,7 +1,7 @@
-"""How long one sweep takes under several launchers, whole commands timed in turns.
+"""Measure how long a sweep takes under several launchers: whole commands, timed in turns.
 
-A ratio is the median over rounds of one launcher's time divided by the first one's in the same round. The teacher is
-trained beforehand.
+A ratio is the median over rounds of one launcher's time divided by the first launcher's in the same round. The teacher
+is trained beforehand.
 """
 
 import argparse
@@ -15,29 +15,27 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+from kd.runs.status import git_revision, versions
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from kd.runs.status import git_revision, versions  # noqa: E402
-
 GRID = (
-    "data=digits", "data.batch_size=256", "data.epochs=20", "method=logits", "T=1,2,4,8", "alpha=0.1,0.5",
+    "data=digits", "batch_size=256", "epochs=20", "method=logits", "T=1,2,4,8", "alpha=0.1,0.5",
     "speed.stored_logits=false", "logger=none",
 )  # fmt: skip
 
 
-def timed(folder: Path, launcher: str, grid: list[str], number: int) -> float:
-    """Seconds of the sweep, from command to exit."""
+def sweep_seconds(launcher: str, grid: list[str], directory: Path, store: Path) -> float:
+    """Return the time of a sweep in seconds, from the command to its exit."""
     command = [
         sys.executable, str(ROOT / "train.py"), "-m", *grid, f"hydra/launcher={launcher}",
-        f"hydra.sweep.dir={folder}/{launcher}{number}", f"teacher_store={folder}/teachers",
-        "trainer.enable_progress_bar=false",
+        f"hydra.sweep.dir={directory}", f"teacher_store={store}", "trainer.enable_progress_bar=false",
     ]  # fmt: skip
-    began = time.perf_counter()
+    started = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"error: {launcher}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
-    return time.perf_counter() - began
+        reason = (done.stderr or done.stdout).strip().splitlines()[-1]
+        raise SystemExit(f"benchmark_sweep.py: {launcher}: {reason.removeprefix('error: ')}")
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -47,23 +45,24 @@ def main() -> None:
         epilog="example: python scripts/benchmark_sweep.py --launchers basic cohort joblib",
     )
     parser.add_argument("grid", nargs="*", help=f"the sweep (default: {' '.join(GRID)})")
-    parser.add_argument("--launchers", nargs="+", default=["basic", "cohort"])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--launchers", nargs="+", default=["basic", "cohort"], metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=3, help="sweeps under each launcher (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     options = parser.parse_intermixed_args()
     grid = options.grid or list(GRID)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        first = [override.split(",")[0] for override in grid]
-        timed(folder, "basic", [*first, "recipe.epochs=1"], -1)
+        store = folder / "teachers"
+        first_job = [override.split(",")[0] for override in grid]
+        sweep_seconds("basic", [*first_job, "recipe.epochs=1"], folder / "teacher", store)
         seconds: dict[str, list[float]] = {launcher: [] for launcher in options.launchers}
         for number in range(options.rounds):
             for launcher in options.launchers:
-                seconds[launcher].append(timed(folder, launcher, grid, number))
+                seconds[launcher].append(sweep_seconds(launcher, grid, folder / f"{launcher}{number}", store))
                 print(f"{launcher:<8} {seconds[launcher][-1]:6.1f} s", flush=True)
     base = seconds[options.launchers[0]]
     ratios = {
-        launcher: statistics.median(mine / first for mine, first in zip(times, base, strict=True))
+        launcher: statistics.median(a / b for a, b in zip(times, base, strict=True))
         for launcher, times in seconds.items()
     }
     for launcher, times in seconds.items():

@@ -9,7 +9,7 @@ from kd.errors import UserError
 from kd.report.comparison import Comparison, compare
 from kd.report.page import report
 from kd.report.rows import Row, Summary, summarize
-from kd.report.speed import BRIEF, FULL, to_markdown
+from kd.report.speed import to_markdown
 from kd.report.tables import to_brief, to_csv
 from kd.runs.results import collect
 
@@ -18,7 +18,7 @@ PAGES = {
     "README.md": ("results", "speed"),
     "docs/seed_anomaly.md": ("anomaly",),
     "docs/results/README.md": ("matters",),
-    "docs/speed.md": ("speed_in_full",),
+    "docs/speed.md": ("speed",),
 }
 """Tables by page, which has them between marks such as <!-- speed --> and <!-- /speed -->."""
 TABLES = {"results": "seed_table", "anomaly": "seed_anomaly", "matters": "what_matters"}
@@ -67,7 +67,7 @@ def _table(name: str) -> str:
     if name in TABLES:
         return to_brief(*_rows(name))
     measured = json.loads((ROOT / "docs" / "results" / "speed" / "two_cores.json").read_text(encoding="utf-8"))
-    return to_markdown(measured, BRIEF if name == "speed" else FULL)
+    return to_markdown(measured)
 
 
 def _rows(name: str) -> tuple[list[Row], list[Comparison]]:

@@ -1,6 +1,6 @@
-"""The training loop of the textbooks, which `benchmark.py` measures ours against: plain, and without mistakes.
+"""A textbook training loop, which `benchmark.py` compares `train.py` with: plain and correct, but not tuned.
 
-torchvision's transforms in a DataLoader with two workers, fp32, and a teacher that is asked in every step.
+It has torchvision's transforms in a DataLoader with two workers, fp32, and a teacher's forward pass at every step.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from kd.data.images import Images
 from kd.models.cnn import CNN
 
 DROPOUT = {"conv_dropout": 0.25, "head_dropout": 0.5}
-"""Of both networks here, and so of ours in `benchmark.py`: what such networks usually have. Our defaults have less."""
+"""Dropout rates of both networks in all loops of the benchmark. They are common ones; those of conf/ are lower."""
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """As torchvision's CIFAR10 does it: an array, made a PIL image, made a tensor."""
+    """A dataset like torchvision's CIFAR10: each image goes from an array to a PIL image to a tensor."""
 
     def __init__(self, images: Images) -> None:
         self.x, self.y = images.train_x.permute(0, 2, 3, 1).contiguous().numpy(), images.train_y.tolist()
@@ -43,11 +43,15 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def train(workload: str, images: Images, teacher_file: Path, batch_size: int, device: torch.device) -> Iterator[None]:
-    """Train for ever; yields after every step.
+    """Train without end; yield after every step.
 
     Args:
-        workload: "teacher", "student", or a distillation: "feature..." with the last feature maps, else logits only.
-        teacher_file: the teacher's weights.
+        workload: "teacher" or "student" for training on labels. All else is distillation: "feature..." with the last
+            feature maps and the logits, any other name with the logits only.
+        images: the data set.
+        teacher_file: the teacher's weights, as safetensors.
+        batch_size: images a step.
+        device: where the networks are.
     """
     loader = DataLoader(
         Pictures(images),
@@ -57,9 +61,9 @@ def train(workload: str, images: Images, teacher_file: Path, batch_size: int, de
         drop_last=True,
         persistent_workers=True,
         pin_memory=device.type == "cuda",
-        multiprocessing_context="fork",  # what a program on Linux has had all along, if it is not itself spawned
+        multiprocessing_context="fork",  # Linux's default up to Python 3.13, but not in a spawned process
     )
-    distils, matches_features = workload not in ("teacher", "student"), workload.startswith("feature")
+    distills, matches_features = workload not in ("teacher", "student"), workload.startswith("feature")
     net = CNN(32 if workload == "teacher" else 16, 10, 32, "relu", **DROPOUT).to(device)
     teacher = CNN(32, 10, 32, "relu", **DROPOUT).to(device)
     teacher.load_state_dict(load_file(teacher_file))
@@ -73,13 +77,13 @@ def train(workload: str, images: Images, teacher_file: Path, batch_size: int, de
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             output = net(x)
             loss = F.cross_entropy(output.logits, y)
-            if distils:
+            if distills:
                 with torch.no_grad():
-                    wanted = teacher(x)
+                    target = teacher(x)
                 log_student = F.log_softmax(output.logits / T, dim=1)
-                soft = T**2 * F.kl_div(log_student, F.softmax(wanted.logits / T, dim=1), reduction="batchmean")
+                soft = T**2 * F.kl_div(log_student, F.softmax(target.logits / T, dim=1), reduction="batchmean")
                 if matches_features:
-                    feature = F.mse_loss(adapter(output.features[-1]), wanted.features[-1])
+                    feature = F.mse_loss(adapter(output.features[-1]), target.features[-1])
                     loss = alpha * loss + beta * feature + (1 - alpha - beta) * soft
                 else:
                     loss = alpha * loss + (1 - alpha) * soft

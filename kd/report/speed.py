@@ -1,90 +1,70 @@
-"""Measurements of `scripts/benchmark.py` for people: a table for the terminal, two for pages, and remarks."""
+"""The figures of `scripts/benchmark.py` as a table for the terminal, a table for pages, and remarks."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from rich.table import Table
 
 from kd.report.tables import markdown
 
-LOOPS = ("textbook", "bare", "train.py")
+LOOPS = ("textbook", "train.py")
 IMAGES = 50_000
-"""Images of an epoch."""
-BRIEF = ("training", "images/s, textbook", "images/s, `train.py`", "ratio", "s / epoch")
-FULL = (
-    *("training", "images/s, textbook", "images/s, bare loop", "images/s, `train.py`"),
-    *("ratio, bare loop", "ratio", "Lightning", "s / epoch"),
-)
+"""The number of training images that an epoch's seconds refer to."""
+COLUMNS = ("training", "images/s, textbook", "images/s, `train.py`", "ratio", "s / epoch")
 
 
-def ratio(entry: dict[str, Any], loop: str, to: str = "textbook") -> float:
-    """Return the median over rounds of one loop's speed divided by another's in the same round."""
+def ratio(entry: dict[str, Any], loop: str, reference: str = "textbook") -> float:
+    """Return the median over rounds of one loop's speed divided by the reference's in the same round.
+
+    Args:
+        entry: one workload's figures. Under "images_per_second" it has, for each loop, one figure a round.
+        loop: the loop whose speed is the numerator.
+        reference: the loop whose speed is the denominator.
+
+    Raises:
+        ValueError: if the two loops have different numbers of rounds.
+    """
     rates = entry["images_per_second"]
-    return float(statistics.median(ours / theirs for ours, theirs in zip(rates[loop], rates[to], strict=True)))
+    return float(statistics.median(a / b for a, b in zip(rates[loop], rates[reference], strict=True)))
 
 
-def overhead(entry: dict[str, Any]) -> float:
-    """Return what Lightning adds to the time of the bare loop, as a fraction of it."""
-    return 1 / ratio(entry, "train.py", "bare") - 1
-
-
-def _cells(name: str, entry: dict[str, Any]) -> dict[str, str]:
-    rates = {loop: statistics.median(entry["images_per_second"][loop]) for loop in LOOPS}
-    return {
-        "training": name.replace("_", ", "),
-        "images/s, textbook": f"{rates['textbook']:,.0f}",
-        "images/s, bare loop": f"{rates['bare']:,.0f}",
-        "images/s, `train.py`": f"{rates['train.py']:,.0f}",
-        "ratio, bare loop": f"{ratio(entry, 'bare'):.1f}x",
-        "ratio": f"{ratio(entry, 'train.py'):.1f}x",
-        "Lightning": f"{100 * overhead(entry):+.1f} %",
-        "s / epoch": f"{IMAGES / rates['train.py']:.1f}",
-    }
-
-
-def to_markdown(figures: dict[str, Any], columns: Sequence[str]) -> str:
-    """Return a Markdown table with a line for each kind of training and the columns `BRIEF` or `FULL`."""
-    cells = [_cells(name, entry) for name, entry in figures["workloads"].items()]
-    return markdown(columns, [[line[column] for column in columns] for line in cells])
+def to_markdown(figures: dict[str, Any]) -> str:
+    """Return a table with `COLUMNS` and one line a workload."""
+    return markdown(COLUMNS, [_cells(name, entry) for name, entry in figures["workloads"].items()])
 
 
 def to_rich(figures: dict[str, Any]) -> Table:
-    """Return the table for a terminal, with computation, memory and, if it was measured, the changed loop."""
+    """Return the same table for a terminal, with peak memory and, if it was measured, the changed loop."""
     table = Table(title=f"images/s, median of {figures['machine']['rounds']} rounds", title_justify="left")
+    headers = [header.removeprefix("images/s, ").strip("`") for header in COLUMNS]
+    for header in [*headers, "GB", *(["changed"] if _has_changed(figures) else [])]:
+        table.add_column(header, justify="right" if table.columns else "left", no_wrap=True)
     for name, entry in figures["workloads"].items():
-        flops = figures["training_flops"]["teacher" if name == "teacher" else "student"]
-        pace = statistics.median(entry["images_per_second"]["train.py"])
-        cells = {header.removeprefix("images/s, ").strip("`"): cell for header, cell in _cells(name, entry).items()}
-        del cells["ratio, bare loop"]  # a terminal has no room for it
-        cells["GFLOP/s"] = f"{pace * flops / 1e9:,.0f}"
-        cells["GB"] = f"{entry['memory_gb']['train.py']:.1f}"
-        if _changed(figures):
-            cells["changed"] = f"{ratio(entry, 'changed', 'train.py'):.2f}x"
-        if not table.columns:
-            for header in cells:
-                table.add_column(header, justify="right" if table.columns else "left", no_wrap=True)
-        table.add_row(*cells.values())
+        changed = [f"{ratio(entry, 'changed', 'train.py'):.2f}x"] if _has_changed(figures) else []
+        table.add_row(*_cells(name, entry), f"{entry['memory_gb']['train.py']:.1f}", *changed)
     return table
 
 
 def remarks(figures: dict[str, Any]) -> Iterator[str]:
-    """Explain the columns of the table, then report the measurements that are not in it."""
-    evaluation = figures["evaluation"]
-    rates = evaluation["images_per_second"]
-    plain, ours = (statistics.median(rates[name]) for name in ("textbook", "ours"))
+    """Yield lines that explain the table, and figures that it has no column for."""
     yield figures["machine"]["device"]
-    if _changed(figures):
-        yield f"changed: speed with {' '.join(figures['overrides'])}, to that of train.py without"
-    yield "ratio: of train.py to textbook; Lightning: time of train.py beyond the bare loop's"
-    yield "GFLOP/s: of the network that is trained, forward and backward"
-    yield (
-        f"teacher's forward pass: {plain:,.0f} images/s plain, {ours:,.0f} ours "
-        f"({ratio(evaluation, 'ours'):.1f}x), {ours * evaluation['teacher_forward_flops'] / 1e9:,.0f} GFLOP/s"
-    )
-    yield f"matrix product in the same precision: {evaluation['matmul_flops'] / 1e9:,.0f} GFLOP/s"
+    yield "ratio: speed of train.py divided by that of textbook; GB: peak memory of train.py"
+    if _has_changed(figures):
+        yield f"changed: speed with {' '.join(figures['overrides'])}, divided by that of train.py"
     yield f"from `python train.py data=digits` to the first step: {min(figures['first_step_seconds']):.1f} s"
 
 
-def _changed(figures: dict[str, Any]) -> bool:
+def _cells(name: str, entry: dict[str, Any]) -> list[str]:
+    textbook, ours = (statistics.median(entry["images_per_second"][loop]) for loop in LOOPS)
+    return [
+        name.replace("_", ", "),
+        f"{textbook:,.0f}",
+        f"{ours:,.0f}",
+        f"{ratio(entry, 'train.py'):.1f}x",
+        f"{IMAGES / ours:.1f}",
+    ]
+
+
+def _has_changed(figures: dict[str, Any]) -> bool:
     return any("changed" in entry["images_per_second"] for entry in figures["workloads"].values())

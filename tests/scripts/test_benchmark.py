@@ -3,37 +3,44 @@ import shlex
 import subprocess
 import sys
 
+import pytest
+
 from tests.common import ROOT
 
+WORKLOADS = {"teacher", "student", "logits_live", "logits_stored", "feature_live"}
 
-def test_figures_are_measured_and_consistent(tmp_path):
+
+def benchmark(folder, *arguments):
     command = shlex.split("scripts/benchmark.py --quick speed.keep_memory=false")  # as in the README
-    short = ("--rounds", "1", "--steps", "1", "--batch", "8", "--device", "cpu")
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / command[0],
-            *command[1:],
-            *short,
-            "--workloads",
-            "logits_stored",
-            "--json",
-            "speed.json",
-        ],
-        cwd=tmp_path,
+    return subprocess.run(
+        [sys.executable, ROOT / command[0], *command[1:], "--device", "cpu", *arguments],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def test_benchmark_measures_every_workload_in_every_loop(tmp_path):
+    done = benchmark(tmp_path, "--rounds", "1", "--steps", "1", "--batch", "8", "--json", "speed.json")
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     figures = json.loads((tmp_path / "speed.json").read_text())
-    rates = figures["workloads"]["logits_stored"]["images_per_second"]
-    assert rates.keys() == {"textbook", "bare", "train.py", "changed"}
-    assert all(len(rate) == 1 and rate[0] > 0 for rate in rates.values())
-    assert figures["ratios"]["logits_stored"] == rates["train.py"][0] / rates["textbook"][0]
-    # Four convolutions and two linear layers, counted by hand; backward costs twice that, less the first layer's input.
-    first, rest = 3 * 16 * 9 * 32**2, 16 * 16 * 9 * 32**2 + (16 * 32 + 32 * 32) * 9 * 16**2 + 2048 * 512 + 512 * 10
-    assert figures["training_flops"]["student"] == 2 * (2 * first + 3 * rest)
-    assert "logits, stored" in done.stdout
+    assert figures["workloads"].keys() == WORKLOADS
+    for name, entry in figures["workloads"].items():
+        rates = entry["images_per_second"]
+        assert rates.keys() == entry["memory_gb"].keys() == {"textbook", "train.py", "changed"}
+        assert all(len(rate) == 1 and rate[0] > 0 for rate in rates.values())
+        # 51,000 images of 3072 bytes, with torch: more than 0.3 GB, and less than a machine for tests has.
+        assert all(0.3 < memory < 16 for memory in entry["memory_gb"].values())
+        assert figures["ratios"][name] == pytest.approx(rates["train.py"][0] / rates["textbook"][0])
+        assert name.replace("_", ", ") in done.stdout
+    assert len(figures["first_step_seconds"]) == 1
+    assert figures["first_step_seconds"][0] > 0
+    assert figures["machine"]["batch_size"] == 8
     assert "changed: speed with speed.keep_memory=false" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["speed.json"]
+
+
+def test_benchmark_reports_a_mistake_in_one_line(tmp_path, one_line):
+    assert "did you mean speed.keep_memory?" in one_line(benchmark(tmp_path, "speed.keep_memoy=false"))

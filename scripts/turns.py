@@ -1,0 +1,131 @@
+"""Let trainings in several processes take turns of a few steps, and time them. `benchmark.py` uses it.
+
+The parent sends a task, and each process answers None when it has prepared its training. For every True that it is
+sent then, it trains for one turn and answers with the seconds; at False it ends the training and answers with its peak
+memory. A text in place of an answer is an error.
+"""
+
+import multiprocessing as mp
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
+
+
+class Timed(NamedTuple):
+    """What `take_turns` measured, by process."""
+
+    seconds: dict[str, list[float]]
+    """The timed part of each turn."""
+    memory_gb: dict[str, float]
+
+
+class TurnsOver(Exception):  # noqa: N818 - not an error
+    """Ends a training that has had all its turns."""
+
+
+class Turns:
+    """A process's side: times a training that calls `begin` before its first step and `step` after each.
+
+    Args:
+        pipe: to the parent process.
+        warmup: steps at the beginning of a turn that are not timed, at least 1. Workers have prefetched batches while
+            another process had its turn.
+        steps: timed steps of a turn, at least 1.
+        synchronize: waits for a device that runs ahead of the program.
+    """
+
+    def __init__(
+        self, pipe: Connection, warmup: int, steps: int, synchronize: Callable[[], None] = lambda: None
+    ) -> None:
+        self.pipe, self.warmup, self.steps, self.synchronize = pipe, warmup, steps, synchronize
+
+    def begin(self) -> None:
+        self.pipe.send(None)
+        self._wait()
+
+    def step(self) -> None:
+        self.done += 1
+        if self.done == self.warmup:
+            self.started = self._now()
+        if self.done == self.warmup + self.steps:
+            self.pipe.send(self._now() - self.started)
+            self._wait()
+
+    def _wait(self) -> None:
+        if not self.pipe.recv():
+            raise TurnsOver
+        self.done = 0
+
+    def _now(self) -> float:
+        self.synchronize()
+        return time.perf_counter()
+
+
+@contextmanager
+def processes(target: Callable[..., None], environments: dict[str, dict[str, str | None]]) -> Iterator[dict[str, Any]]:
+    """Start processes that call `target(name, pipe)`; yield the parent's ends of the pipes, and end the processes.
+
+    Args:
+        target: a function that a spawned process can import.
+        environments: variables to set for each process, or to unset if None, by the name of the process.
+    """
+    pipes, started = {}, []
+    try:
+        for name, environment in environments.items():
+            pipes[name], far_end = mp.Pipe()
+            started.append(spawn(target, name, far_end, environment=environment))
+            far_end.close()  # here, so that the end of the process ends the pipe
+        yield pipes
+    finally:
+        for process in started:
+            process.terminate()
+            process.join()
+
+
+def spawn(target: Callable[..., None], *args: Any, environment: dict[str, str | None]) -> BaseProcess:
+    """Start a process with further environment variables, which stay set here as well.
+
+    They are there before the process imports anything: libgomp reads its own when it is loaded, with torch.
+    """
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    process = mp.get_context("spawn").Process(target=target, args=args)
+    process.start()
+    return process
+
+
+def take_turns(task: str, pipes: dict[str, Connection], rounds: int) -> Timed:
+    """Give all processes the same task, and each a turn in every round.
+
+    Raises:
+        RuntimeError: if a process failed.
+    """
+    for pipe in pipes.values():
+        pipe.send(task)
+        _receive(pipe)  # one after the other, so that no preparation slows another
+    seconds: dict[str, list[float]] = {name: [] for name in pipes}
+    for _ in range(rounds):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            seconds[name].append(_receive(pipe))
+    memory = {}
+    for name, pipe in pipes.items():
+        pipe.send(False)
+        memory[name] = _receive(pipe)
+    return Timed(seconds, memory)
+
+
+def _receive(pipe: Connection) -> Any:
+    try:
+        answer = pipe.recv()
+    except EOFError:
+        answer = "a process has ended early"
+    if isinstance(answer, str):
+        raise RuntimeError(answer)
+    return answer

@@ -1,0 +1,35 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.common import ROOT, SMALL
+
+
+def benchmark_sweep(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / "benchmark_sweep.py", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_benchmark_sweep_compares_launchers(tmp_path):
+    grid = (*SMALL, "epochs=1", "method=logits", "T=1,2", "logger=none")
+    done = benchmark_sweep(tmp_path, *grid, "--rounds", "1", "--json", "sweep.json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "sweep.json").read_text())
+    assert figures["grid"] == list(grid)
+    assert figures["seconds"].keys() == {"basic", "cohort"}
+    (basic,), (cohort,) = figures["seconds"]["basic"], figures["seconds"]["cohort"]
+    assert basic > 0
+    assert figures["ratios"] == {"basic": 1, "cohort": pytest.approx(cohort / basic)}
+    assert f"{figures['ratios']['cohort']:.2f} of basic" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+
+
+def test_benchmark_sweep_reports_a_mistake_in_one_line(tmp_path, one_line):
+    assert "nonsense" in one_line(benchmark_sweep(tmp_path, "method=nonsense"))
