@@ -45,7 +45,14 @@ def test_two_tasks_train_one_student_as_one_process_does(run, sweep, records, di
     monkeypatch.syspath_prepend(Path(__file__).parent)  # where plain.py is
     # Neither BatchNorm nor dropout: they treat half a batch otherwise than a whole one.
     student = ("student._target_=plain.Plain", "student.activation=elu", "student.scale=4", "student.conv_dropout=0")
-    recipe = ("student.head_dropout=0", "method=logits", "T=2", "batch_size=16", "epochs=1", "trainer.precision=32-true")
+    recipe = (
+        "student.head_dropout=0",
+        "method=logits",
+        "T=2",
+        "batch_size=16",
+        "epochs=1",
+        "trainer.precision=32-true",
+    )
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
     process = sweep("hydra.launcher.tasks_per_node=2", *two, *student, *recipe)
     said, _ = process.communicate(timeout=180)
