@@ -75,7 +75,7 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
     teacher = None if prepared is None else prepared.teacher
     log.info("training the student, method %s, seed %s", record.method, build.student.seed)
     every = [*callbacks, *build.callbacks()]
-    result = train_network(build, build.student, teacher, record, directory, callbacks=every, timed=build.alone)
+    result = train_network(build, build.student, teacher, record, directory, every, timed=build.alone)
     if build.stored is not None:
         log.info(build.stored.summary())
     return result

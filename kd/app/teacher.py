@@ -5,11 +5,12 @@ taught itself, by a method and a teacher of its own, and its key in the store ho
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning import seed_everything
+from lightning import Callback, seed_everything
 
 from kd.app.build import TEACHER_WEIGHTS, Builder, Plan
 from kd.errors import UserError
@@ -40,7 +41,13 @@ def prepare_teacher(build: Builder, record: Result) -> Prepared | None:
 
 
 def train_network(
-    build: Builder, plan: Plan, taught_by: FrozenTeacher | None, record: Result, directory: Path, **more: Any
+    build: Builder,
+    plan: Plan,
+    taught_by: FrozenTeacher | None,
+    record: Result,
+    directory: Path,
+    callbacks: Sequence[Callback],
+    timed: bool = True,
 ) -> Result:
     """Train one network of a run and leave its run directory; see `kd.training.fit.train`."""
     seed_everything(plan.seed, verbose=False)
@@ -56,7 +63,8 @@ def train_network(
         metadata=build.metadata(plan),
         make_trainer=build.trainer(plan),
         logger=build.logger(directory),
-        **more,
+        callbacks=callbacks,
+        timed=timed,
     )
 
 
@@ -102,7 +110,7 @@ def _find(build: Builder, plan: Plan, record: Result, level: int) -> Path:
             status="running",
         )
         teacher = below.teacher if below is not None and plan.method is not None else None
-        train_network(build, plan, teacher, own, directory, callbacks=build.callbacks())
+        train_network(build, plan, teacher, own, directory, build.callbacks())
 
     return find_or_train(build.store, _key(build, plan, level), train_it)
 
