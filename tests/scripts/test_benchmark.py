@@ -1,10 +1,16 @@
+import argparse
 import json
+import multiprocessing
 import shlex
 import subprocess
 import sys
 
 import pytest
 
+from kd.app.run import run
+from kd.models.cnn import CNN
+from kd.runs.results import Result
+from kd.runs.weights import save_weights
 from tests.common import ROOT
 
 WORKLOADS = {"teacher", "student", "logits_live", "logits_stored", "feature_live"}
@@ -44,3 +50,27 @@ def test_benchmark_measures_every_workload_in_every_loop(tmp_path):
 
 def test_benchmark_reports_a_mistake_in_one_line(tmp_path, one_line):
     assert "did you mean speed.keep_memory?" in one_line(benchmark(tmp_path, "speed.keep_memoy=false"))
+
+
+def test_pace_stores_the_logits_of_all_turns_beforehand(tmp_path, monkeypatch, noise):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import benchmark
+
+    class CountingTurns(benchmark.Turns):
+        def begin(self):
+            self.asked, self.found = build.stored.asked, build.stored.found
+            super().begin()
+
+    monkeypatch.setattr(benchmark, "noise", lambda: noise(train=2000, test=100))
+    save_weights(CNN(32, 10, 8, "relu", 0.25, 0.5), tmp_path / benchmark.TEACHER, {})
+    options = argparse.Namespace(device="cpu", batch=600, overrides=["data.val_fraction=0"])
+    parent, child = multiprocessing.Pipe()
+    for go_on in (True, True, False):
+        parent.send(go_on)
+    turns = CountingTurns(child, warmup=2, steps=2)  # eight steps of two turns, three of which make an epoch
+    build = benchmark.PacedBuilder(benchmark.command("logits_stored", "changed", options, tmp_path), turns, rounds=2)
+    record = Result(method="logits", seed=0, dataset="noise", epochs=1, status="running")
+    with pytest.raises(benchmark.TurnsOver):
+        run(build, record, tmp_path / "run")
+    assert turns.asked == 8 * 600
+    assert build.stored.asked - turns.asked == build.stored.found - turns.found == 8 * 600

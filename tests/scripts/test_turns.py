@@ -1,0 +1,63 @@
+"""Turns between a parent and a training, with both ends of the pipe in this process."""
+
+import multiprocessing
+
+import pytest
+
+from scripts.turns import Turns, TurnsOver, take_turns
+
+
+@pytest.fixture
+def ends():
+    here, there = multiprocessing.Pipe()
+    with here, there:
+        yield here, there
+
+
+def test_turns_time_the_steps_after_the_warmup(ends):
+    parent, child = ends
+    for go_on in (True, True, False):
+        parent.send(go_on)
+    steps, timed = [], []
+    turns = Turns(child, warmup=2, steps=3, synchronize=lambda: timed.append(len(steps)))
+    turns.begin()
+
+    def train():
+        while True:
+            steps.append("step")
+            turns.step()
+
+    with pytest.raises(TurnsOver):
+        train()
+    # Two turns of five steps: the clock is read after the second and the fifth of each.
+    assert timed == [2, 5, 7, 10]
+    assert parent.recv() is None
+    assert parent.recv() > 0
+    assert parent.recv() > 0
+    assert not parent.poll()
+
+
+def test_take_turns_collects_seconds_and_memory(ends):
+    parent, child = ends
+    for answer in (None, 2.0, 3.0, 0.5):
+        child.send(answer)
+    timed = take_turns("student", {"textbook": parent}, rounds=2)
+    assert timed.seconds == {"textbook": [2.0, 3.0]}
+    assert timed.memory_gb == {"textbook": 0.5}
+    assert [child.recv() for _ in range(4)] == ["student", True, True, False]
+
+
+def test_take_turns_raises_what_a_process_reports(ends):
+    parent, child = ends
+    child.send("textbook, student: no memory")
+    with pytest.raises(RuntimeError, match="textbook, student: no memory"):
+        take_turns("student", {"textbook": parent}, rounds=1)
+
+
+def test_take_turns_notices_a_process_that_ended(ends):
+    parent, child = ends
+    child.send(None)
+    child.send(1.0)
+    child.close()
+    with pytest.raises((RuntimeError, BrokenPipeError)):
+        take_turns("student", {"textbook": parent}, rounds=2)
