@@ -44,7 +44,7 @@ def nckd_loss(student: Tensor, teacher: Tensor, y: Tensor, T: float) -> Tensor:
     """T^2 * KL of the softmax over the C - 1 classes beside the label, averaged over the batch.
 
     Of logits (B, C) and labels (B,). Non-target class knowledge distillation. The label's column is left out rather
-    than masked by a large number. In log space and fp32. With two classes there is nothing to tell apart: 0.
+    than masked by a large number. In log space and fp32. With two classes it is 0.
 
     Source: Zhao et al. 2022, arXiv 2203.08679.
     """

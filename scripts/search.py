@@ -1,7 +1,7 @@
 """Search for the knobs that give the best validation accuracy: Optuna over the same entry point as train.py.
 
 Hydra's own Optuna sweeper pins an Optuna of years ago and breaks as soon as its study is to be kept in a file, and
-it can neither prune a run nor continue one. So this script asks a current Optuna for values and does each run itself.
+it can neither prune a run nor continue one. So this script takes values from a current Optuna and does each run itself.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def _number(text: str) -> float:
 
 @dataclass(frozen=True)
 class Search:
-    """What is looked for, where, and with what settings."""
+    """A search: its ranges, its directory, and the settings of its runs."""
 
     directory: Path
     overrides: tuple[str, ...]
@@ -152,7 +152,7 @@ class Search:
         return {part.name: part.low for part in self.ranges}
 
     def values(self, trial: Any) -> dict[str, float]:
-        """What a trial tries. A trial that has been asked before answers the same."""
+        """The values of a trial; the same each time that they are requested."""
         values = self.lowest
         for part in self.ranges:
             part = part.within(self.limits, {**self.fixed, **values})
@@ -162,7 +162,7 @@ class Search:
 
 
 def plan(options: argparse.Namespace) -> Search:
-    """The search that a command asks for.
+    """Return the search of a command.
 
     Raises:
         UserError: if there is nothing to search, or no way to judge it.
@@ -393,7 +393,7 @@ def number_of(trial: Any) -> int:
 
 
 def attempt(search: Search, trial: Any, values: dict[str, float]) -> str:
-    """Do the run of one trial and tell the study; returns what came of it, in words."""
+    """Do the run of one trial and record it in the study; return its outcome in words."""
     from optuna.exceptions import StorageInternalError
     from optuna.trial import TrialState
 

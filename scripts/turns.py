@@ -1,8 +1,8 @@
 """Let trainings in several processes take turns of a few steps, and time them. `benchmark.py` uses it.
 
-The parent sends a task, and each process answers None when it has prepared its training. For every True that it is
-sent then, it trains for one turn and answers with the seconds; at False it ends the training and answers with its peak
-memory. A text in place of an answer is an error.
+The parent sends a task, and each process replies None when it has prepared its training. For every True that it is
+sent then, it trains for one turn and replies with the seconds; at False it ends the training and replies with its peak
+memory. A text is an error.
 """
 
 import multiprocessing as mp
@@ -123,9 +123,9 @@ def take_turns(task: str, pipes: dict[str, Connection], rounds: int) -> Timed:
 
 def _receive(pipe: Connection) -> Any:
     try:
-        answer = pipe.recv()
+        reply = pipe.recv()
     except EOFError:
-        answer = "a process has ended early"
-    if isinstance(answer, str):
-        raise RuntimeError(answer)
-    return answer
+        reply = "a process has ended early"
+    if isinstance(reply, str):
+        raise RuntimeError(reply)
+    return reply

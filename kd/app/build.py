@@ -260,7 +260,7 @@ class Builder:
         return None if self.cfg.logger is None else self._new(self.cfg.logger, save_dir=str(directory))
 
     def metadata(self, plan: Plan) -> dict[str, Any]:
-        """What somebody who finds the weights without this run has to know to use them."""
+        """All that is needed to use the weights without this run."""
         images = self.images
         mean, std = images.mean_std
         return {

@@ -1,4 +1,4 @@
-"""Refuses wrong settings before anything is loaded: a mistake answers in half a second. No torch import.
+"""Refuse wrong settings before anything is loaded, within half a second. No torch import.
 
 Settings are plain values here, resolved: nested dictionaries as YAML has them.
 """
@@ -125,7 +125,7 @@ def _check_knobs(settings: dict[str, Any], run_wide: Iterable[str], read: str, g
 def _check_ranges(settings: dict[str, Any]) -> None:
     spans: dict[str, str] = settings["spec"]["ranges"]
     numbers = leaves({name: value for name, value in settings.items() if name != "spec"})
-    for name, value in sorted(numbers, key=lambda leaf: leaf[0].count(".")):  # what others refer to first
+    for name, value in sorted(numbers, key=lambda leaf: leaf[0].count(".")):  # first what interpolations refer to
         kind = name.rpartition(".")[2]
         span = spans.get(name, RANGES.get(kind))
         if span is None or (kind in MAY_BE_NULL and value is None) or value == MISSING:

@@ -137,7 +137,7 @@ def _description(path: Path) -> str:
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
-    """What an error says, in one or two lines; Hydra's messages run over many."""
+    """Return an error's message in one or two lines; Hydra's run over many."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
@@ -160,7 +160,7 @@ def _unknown_setting(name: str, arguments: Sequence[str]) -> str:
     if group == "trainer" and SET_ELSEWHERE.get(key):
         return f"trainer.{key} is set by the run itself; give {SET_ELSEWHERE[key]} instead"
     if group == "trainer" and key in trainer_arguments() - SET_ELSEWHERE.keys():
-        return f"trainer.{key} has no value here yet; the Trainer knows it: add it as +trainer.{key}=VALUE"
+        return f"trainer.{key} is an argument of the Trainer without a value here; add it as +trainer.{key}=VALUE"
     try:
         choices = [argument for argument in arguments if re.fullmatch(r"[a-z_]+=[\w/-]+", argument)]
         known = plain(compose([choice for choice in choices if not choice.startswith(f"{name}=")])[0].cfg)
@@ -218,7 +218,7 @@ def expand_resume(arguments: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run the program: every mistake in one line and exit code 1, unless HYDRA_FULL_ERROR=1 asks for the traceback."""
+    """Run the program: every mistake in one line and exit code 1, unless HYDRA_FULL_ERROR=1 requests the traceback."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(conf_dir()).replace("python train.py", program()))
         return

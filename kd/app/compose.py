@@ -32,7 +32,7 @@ def run_wide() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Command:
-    """One run as it was asked for: its configuration, and what only Hydra knows beside it."""
+    """One run before it starts: its configuration, and what Hydra holds beside it."""
 
     cfg: DictConfig
     choices: dict[str, str]
