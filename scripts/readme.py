@@ -15,7 +15,7 @@ from kd.runs.results import collect
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
-    "README.md": ("results", "speed"),
+    "README.md": ("results",),
     "docs/seed_anomaly.md": ("anomaly",),
     "docs/results/README.md": ("matters",),
     "docs/speed.md": ("speed",),

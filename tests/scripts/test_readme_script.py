@@ -1,4 +1,4 @@
-"""`scripts/readme.py` writes what the records say, and notices when something else stands there."""
+"""`scripts/readme.py` makes tables from records, and detects tables that differ from them."""
 
 import shutil
 
@@ -9,7 +9,7 @@ from scripts import readme
 
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
-    """A README and records that may be written to; calls the script there."""
+    """Copies README and records to a folder that may be written to; returns a function that runs the script there."""
     shutil.copy(readme.ROOT / "README.md", tmp_path)
     shutil.copytree(readme.ROOT / "docs", tmp_path / "docs")
     monkeypatch.setattr(readme, "ROOT", tmp_path)
@@ -21,12 +21,12 @@ def copied(tmp_path, monkeypatch):
     return call
 
 
-def test_what_stands_there_is_what_the_records_say(copied, capsys):
+def test_check_accepts_the_pages_as_committed(copied, capsys):
     assert copied("--check") == 0
     assert capsys.readouterr().out == ""
 
 
-def test_an_edited_figure_is_noticed_and_put_right(copied, tmp_path, capsys):
+def test_edited_figure_is_detected_and_corrected(copied, tmp_path, capsys):
     edits = {
         "README.md": ("| 1.07 M |", "| 1.05 M |"),
         "docs/results/seed_table.csv": ("1071066", "1051066"),
@@ -44,7 +44,7 @@ def test_an_edited_figure_is_noticed_and_put_right(copied, tmp_path, capsys):
     assert {name: (tmp_path / name).read_text(encoding="utf-8") for name in edits} == right
 
 
-def test_a_readme_without_the_place_is_refused(copied, tmp_path, capsys):
+def test_page_without_marks_is_refused(copied, tmp_path, capsys):
     (tmp_path / "README.md").write_text("# kd\n", encoding="utf-8")
     assert copied() == 1
     assert "README.md has no place for a table: <!-- results -->" in capsys.readouterr().err
