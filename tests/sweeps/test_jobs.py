@@ -7,7 +7,7 @@ import pytest
 from kd.errors import UserError
 from kd.runs.results import FILE, Result, write
 from kd.sweeps.jobs import Job, alone_in, place
-from kd.sweeps.progress import LONG, Progress, duration, count, table
+from kd.sweeps.progress import LONG, Progress, count, duration, table
 
 
 def job(number, *overrides, fingerprint=None, reason=None):
