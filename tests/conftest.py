@@ -1,4 +1,4 @@
-"""What tests of different parts share: a data set, networks and a Trainer, all as small as they can be."""
+"""Fixtures for all tests: a data set, networks and a Trainer, all as small as they can be."""
 
 import os
 import sys
@@ -9,8 +9,8 @@ from typing import Any
 
 from tests.common import SMALL
 
-# Before torch is loaded, which reads it. Networks this small gain nothing from a second thread, and results that are
-# compared bit for bit have to be summed by equally many.
+# Set before torch is loaded, which reads it. Networks this small gain nothing from a second thread, and results that
+# are compared bit for bit need the same number of threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
@@ -65,7 +65,7 @@ def noise() -> Callable[..., Images]:
 
 @pytest.fixture
 def labelled() -> Callable[..., Batch]:
-    """Makes a batch of labels for those who look at nothing else."""
+    """Makes a batch of which only the labels matter."""
 
     def labelled(*y: int) -> Batch:
         nothing = torch.zeros(len(y), dtype=torch.int64)
@@ -76,11 +76,11 @@ def labelled() -> Callable[..., Batch]:
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Makes a Lightning Trainer for the processor that writes and says nothing of its own accord."""
+    """Makes a Lightning Trainer on the CPU that writes and prints nothing by itself."""
     from lightning import Trainer
 
     def trainer(**settings: Any) -> Trainer:
-        silent = {
+        quiet = {
             "logger": False,
             "enable_checkpointing": False,
             "enable_progress_bar": False,
@@ -88,7 +88,7 @@ def trainer(tmp_path: Path) -> Iterator[Callable[..., Any]]:
             "num_sanity_val_steps": 0,
             "log_every_n_steps": 1,
         }
-        return Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **{**silent, **settings})
+        return Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **{**quiet, **settings})
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning 2.6 with torch 2.14
@@ -97,9 +97,9 @@ def trainer(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 
 def call(*arguments: str) -> int:
-    """Call `train.py` in this process; returns its exit code."""
+    """Call `train.py` in this process and return its exit code."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HYDRA_FULL_ERROR", "")  # which the program sets for itself: undone at the end
+        patch.setenv("HYDRA_FULL_ERROR", "")  # the program sets it itself; undone at the end
         patch.setattr(sys, "argv", ["train.py", *arguments])
         try:
             main()
@@ -110,14 +110,14 @@ def call(*arguments: str) -> int:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
-    """Calls `train.py` in an empty folder; returns its exit code and what it said."""
+    """Calls `train.py` in an empty folder; returns its exit code and what it printed."""
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: (call(*arguments), "".join(capsys.readouterr()))
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """A folder in which one small run was made, in run/, with its teacher in teachers/; for looking at or copying."""
+    """A folder with one small run in run/ and its teacher in teachers/; to be read or copied, not changed."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -29,7 +29,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="cohort", node=CohortL
 
 
 class CohortLauncher(Launcher):
-    """Jobs that share data, order, teacher and length in one process; different ones one after the other."""
+    """Jobs that share data, order, teacher and length in one process; groups that differ run one after the other."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -44,7 +44,7 @@ class CohortLauncher(Launcher):
             groups.setdefault(cohort_key(plain(settings)), []).append(place)
         returns: dict[int, JobReturn] = {}
         for places in groups.values():
-            returns |= zip(places, self._together([configs[place] for place in places]), strict=True)
+            returns |= zip(places, self._run_group([configs[place] for place in places]), strict=True)
         return [returns[place] for place in range(len(configs))]
 
     def _compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
@@ -53,21 +53,21 @@ class CohortLauncher(Launcher):
             cfg.hydra.job.id = cfg.hydra.job.num = number
         return cfg
 
-    def _together(self, configs: Sequence[DictConfig]) -> list[JobReturn]:
+    def _run_group(self, configs: Sequence[DictConfig]) -> list[JobReturn]:
         from kd.sweeps.cohort import Cohort, State, free_memory
 
         hydra_config = State(
             lambda: HydraConfig.instance().cfg, lambda cfg: setattr(HydraConfig.instance(), "cfg", cfg)
         )
-        handlers = State(lambda: logging.root.handlers, lambda kept: setattr(logging.root, "handlers", kept))
+        handlers = State(lambda: logging.root.handlers, lambda saved: setattr(logging.root, "handlers", saved))
         free = partial(free_memory, str(configs[0].trainer.accelerator))
-        outcomes = Cohort([hydra_config, handlers], free).run([self._work(cfg) for cfg in configs])
+        outcomes = Cohort([hydra_config, handlers], free).run([self._training(cfg) for cfg in configs])
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
         return outcomes
 
-    def _work(self, cfg: DictConfig) -> "Callable[[Member], JobReturn]":
+    def _training(self, cfg: DictConfig) -> "Callable[[Member], JobReturn]":
         from kd.app.cli import job
         from kd.app.cohort import MemberBuilder
 

@@ -26,9 +26,9 @@ from kd.sweeps.jobs import Job, alone_in, place
 from kd.sweeps.progress import Progress, count, table
 
 ATTEMPTS = 3
-"""How often jobs are launched that a dying launcher takes with it."""
+"""How many times a job is launched, at most, whose launcher fails."""
 QUIET = ("trainer.enable_progress_bar=false", "hydra.job_logging.root.handlers=[file]")
-"""Jobs side by side tell their log files what they have to say."""
+"""For jobs side by side: they write to their log files only."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="resumable", node=Resum
 
 
 class ResumableSweeper(BasicSweeper):
-    """The grid that Hydra's own sweeper makes, less what is done, impossible or asked for twice."""
+    """The grid of Hydra's own sweeper, without jobs that are done, refused or repeated."""
 
     def sweep(self, arguments: list[str]) -> Any:
         directory = Path(self.config.hydra.sweep.dir)
@@ -53,7 +53,7 @@ class ResumableSweeper(BasicSweeper):
             if not left and all(job.status == "refused" for job in jobs):
                 raise UserError(jobs[0].why)
             progress = Progress(jobs, lambda line: print(line, flush=True))
-            progress.look()
+            progress.update()
             try:
                 returns = self._launch(left, progress)
             except BaseException:
@@ -94,23 +94,23 @@ class ResumableSweeper(BasicSweeper):
         in_turn = self.config.hydra.launcher._target_.endswith(".BasicLauncher")
         returns = []
         for batch in self.split_overrides_to_chunks(jobs, 1 if in_turn else self.max_batch_size) if jobs else ():
-            with nullcontext() if in_turn else progress.watching():
-                returns.append(self._launch_with_retries(batch, () if in_turn else QUIET, progress.say))
-            progress.look()
+            with nullcontext() if in_turn else progress.polling():
+                returns.append(self._launch_with_retries(batch, () if in_turn else QUIET, progress.print_line))
+            progress.update()
         return returns
 
     def _launch_with_retries(
-        self, jobs: list[Job], more: Sequence[str], say: Callable[[str], None]
+        self, jobs: list[Job], extra: Sequence[str], print_line: Callable[[str], None]
     ) -> Sequence[JobReturn]:
-        """Launch jobs, and launch again those that a dying launcher took with it."""
+        """Launch jobs, and launch those again that are not finished when the launcher fails."""
         for _ in range(ATTEMPTS):
             left = [job for job in jobs if job.status not in ("done", "failed")]
-            commands = [[*job.overrides, f"hydra.sweep.subdir='{job.directory.name}'", *more] for job in left]
+            commands = [[*job.overrides, f"hydra.sweep.subdir='{job.directory.name}'", *extra] for job in left]
             try:
                 returns = self.launcher.launch(commands, initial_job_idx=0)
             except Exception as error:
                 reason, _, _ = str(error).partition("\n")
-                say(f"the launcher failed: {reason}")
+                print_line(f"the launcher failed: {reason}")
                 for job in left:
                     job.wait()
                 continue

@@ -1,11 +1,12 @@
-"""Several trainings side by side in one process, so that what they have in common is made once.
+"""Several trainings side by side in one process, so that what they have in common is computed once.
 
-Each training is a thread of its own, of which one at a time works: from one batch to the next, and finds the process's
-global state, such as its random numbers, as it left it. So its result is bitwise what it would have been alone. A batch
-that another training has just made is passed on, and so is the teacher's output for it. Whether there is anything to
-pass on decides how fast a training is, never what comes of it.
+Each training is a thread of its own. One thread runs at a time, from one batch to the next, and finds the process's
+global state, such as its random numbers, as it left it. So its result is bitwise that of a single run. The last batch
+that a training has made is shared with the others, and so is the teacher's output for it. Sharing changes the speed of
+a training, never its result.
 
-Nothing below this folder knows of cohorts: sharing is put on from outside, by a data module, a teacher and a callback.
+No module below this folder depends on cohorts: sharing is added from outside, by a data module, a teacher and a
+callback.
 """
 
 import random
@@ -27,13 +28,13 @@ from kd.training.callbacks import StopOnInterrupt
 T = TypeVar("T")
 
 SETTLED = 3
-"""With its third batch a training has taken the memory that it will take."""
+"""Batches after which a training has allocated the memory that it needs."""
 MARGIN = 2
-"""How many times the memory that a training took has to be free for the next."""
+"""How many times the memory of one training has to be free for the next to start."""
 
 
 class State(NamedTuple):
-    """A part of what is global to the process."""
+    """A part of the process's global state, by its getter and its setter."""
 
     get: Callable[[], Any]
     set: Callable[[Any], Any]
@@ -47,15 +48,15 @@ GLOBAL = (
     State(torch.get_rng_state, torch.set_rng_state),
     State(np.random.get_state, np.random.set_state),
     State(random.getstate, random.setstate),
-    State(lambda: warnings.filters, _set_filters),  # contexts that ignore one, entered and left in turns
+    State(lambda: warnings.filters, _set_filters),  # contexts that ignore a warning overlap between threads
 )
 
 
 class Member:
-    """One training among others, on a thread of its own.
+    """One training of a cohort, on a thread of its own.
 
     Args:
-        cohort: all of them.
+        cohort: the cohort it belongs to.
         work: the training.
     """
 
@@ -65,29 +66,29 @@ class Member:
         self.ended = False
         self.batches_so_far = 0
         self._state = cohort.state()
-        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._resumed, self._paused = threading.Semaphore(0), threading.Semaphore(0)
         threading.Thread(target=self._run, daemon=True).start()
 
     def step(self) -> None:
-        """Let it work until it asks for its next batch or ends."""
+        """Run it until it needs its next batch or ends."""
         self.cohort.put(self._state)
-        self._go.release()
-        self._back.acquire()
+        self._resumed.release()
+        self._paused.acquire()
         self._state = self.cohort.state()
 
-    def shared(self, name: str, make: Callable[[], T]) -> T:
-        """Return what all trainings of the cohort use and none changes; made by the first that needs it."""
-        if name not in self.cohort.made:
-            self.cohort.made[name] = make()
-        made: T = self.cohort.made[name]
-        return made
+    def shared(self, name: str, create: Callable[[], T]) -> T:
+        """Return an object that all trainings of the cohort use and none changes; the first to need it creates it."""
+        if name not in self.cohort.created:
+            self.cohort.created[name] = create()
+        created: T = self.cohort.created[name]
+        return created
 
     def shared_teacher(self, teacher: Callable[[Batch], Output]) -> "SharedTeacher":
-        """Return the teacher as all trainings of the cohort use it: computed once for a batch that all see."""
+        """Return the cohort's shared teacher, which computes the output of a batch once for all trainings."""
         return self.shared(f"outputs of {id(teacher)}", lambda: SharedTeacher(teacher))
 
     def batches(self, split: str, loader: Loader) -> Iterator[Batch]:
-        """The loader's batches; one that another training has just made is passed on."""
+        """Yield the loader's batches; the last one that any training has made is shared."""
         epoch = getattr(loader.sampler, "epoch", 0)
         for step, indices in enumerate(loader.indices()):
             self.batches_so_far += 1
@@ -98,34 +99,34 @@ class Member:
             yield self.cohort.batch[1]
 
     def callbacks(self) -> list[Callback]:
-        """For every training of this process: a teacher that is trained asks for no shared batch and never pauses."""
+        """Return callbacks that end any training of this process, also that of a teacher, which has no shared batches."""
         return [StopOnInterrupt(lambda: self.cohort.interrupted)]
 
     def _run(self) -> None:
-        self._go.acquire()
+        self._resumed.acquire()
         try:
             self.outcome = self.work(self)
-        except BaseException as error:  # an interruption, which is raised again where it was caused
+        except BaseException as error:  # an interruption too, which is raised again on the main thread
             self.outcome = error
         self.ended = True
-        self._back.release()
+        self._paused.release()
 
     def _pause(self) -> None:
-        self._back.release()
-        self._go.acquire()
+        self._paused.release()
+        self._resumed.acquire()
         if self.cohort.interrupted:
             raise SystemExit(130)
 
 
 class SharedTeacher:
-    """Computes a teacher's output once for a batch that several trainings see one after the other."""
+    """A teacher whose output for a batch is computed once for several trainings, one after the other."""
 
     def __init__(self, teacher: Callable[[Batch], Output]) -> None:
         self.teacher = teacher
         self.last: tuple[Any, Output] | None = None
 
     def __call__(self, batch: Batch) -> Output:
-        # By its images: on its way through the Trainer a batch becomes another tuple of the same tensors.
+        # Compared by the images: the Trainer makes another tuple of a batch's tensors.
         if self.last is None or self.last[0] is not batch.x:
             self.last = batch.x, self.teacher(batch)
         return self.last[1]
@@ -172,38 +173,38 @@ class Cohort:
     """Trainings side by side.
 
     Args:
-        states: further global state that each of them is to find as it left it.
-        free: bytes of memory that are free, where the trainings take it from; None if that is not known.
+        states: further global state that each training finds as it left it.
+        free: returns the bytes of free memory on the trainings' device; None if that is not known.
     """
 
     def __init__(self, states: Sequence[State] = (), free: Callable[[], int | None] = lambda: None) -> None:
         on_gpu = (State(torch.cuda.get_rng_state, torch.cuda.set_rng_state),) if torch.cuda.is_available() else ()
         self.states = (*GLOBAL, *on_gpu, *states)
         self.free = free
-        self.made: dict[str, Any] = {}
+        self.created: dict[str, Any] = {}
         self.batch: tuple[Any, Batch] | None = None
         self.interrupted = False
         self.growth = 0
-        """The most memory in bytes that a training took."""
+        """The most memory in bytes that a training has allocated."""
 
     def run(self, works: Sequence[Callable[[Member], Any]]) -> list[Any]:
-        """Do all of them, as many at a time as there is memory for; returns what each returned or raised.
+        """Run all trainings, as many at a time as fit into memory; return what each returned or raised.
 
         Raises:
-            KeyboardInterrupt: if interrupted, once each has ended by a SystemExit.
+            KeyboardInterrupt: if interrupted, after each has ended by a SystemExit.
         """
         outside = self.state()
         waiting = list(works)
         members: list[Member] = []
         try:
             while True:
-                at_work = [member for member in members if not member.ended]
-                if waiting and (not at_work or self._room()):
+                active = [member for member in members if not member.ended]
+                if waiting and (not active or self._room()):
                     self.put(outside)
                     members.append(Member(self, waiting.pop(0)))
                     self._settle(members[-1])
-                elif at_work:
-                    for member in at_work:
+                elif active:
+                    for member in active:
                         member.step()
                 else:
                     return [member.outcome for member in members]
@@ -237,7 +238,7 @@ class Cohort:
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes that a further training could take on a device as Lightning names it; None where that cannot be told."""
+    """Return the bytes that a further training can use on a device, by Lightning's name; None where that is unknown."""
     if device != "cpu" and torch.cuda.is_available():
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0]) + cached

@@ -1,4 +1,4 @@
-"""Many runs in one directory: what is asked for, what is done, what is left. No torch import."""
+"""Many runs in one directory: which are requested, which are done, which are left. No torch import."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +16,13 @@ class Job:
     """One run of a sweep."""
 
     overrides: tuple[str, ...]
-    """As on the command line."""
+    """The settings of this job, as on the command line."""
     fingerprint: str
-    """Of its settings."""
+    """The fingerprint of its settings."""
     name: str
-    """Of its directory, unless that is taken."""
+    """The name of its directory, unless that is taken."""
     reason: str | None = None
-    """Why it is refused, or has failed."""
+    """Why it is refused, or has failed; None otherwise."""
     label: str = ""
     """The overrides that set it apart from the other jobs."""
     directory: Path | None = None
@@ -30,13 +30,13 @@ class Job:
     before: Result | None = None
     """Its record, if it was done before this sweep began."""
     same_as: "Job | None" = None
-    """The first of those that ask for the same run."""
+    """The first of the jobs with the same settings, if it is not this one."""
     stale: int | None = None
     """When the record of an earlier attempt was written."""
 
     @property
     def record(self) -> Result | None:
-        """What its directory says of this sweep's attempt by now."""
+        """The record of this sweep's attempt; None until there is one."""
         if self.directory is None or _written(self.directory) == self.stale:
             return None
         try:
@@ -45,14 +45,14 @@ class Job:
             return None
 
     def wait(self) -> None:
-        """Until no process is at work in its directory."""
+        """Block until no process is at work in its directory."""
         if self.directory is not None and self.directory.exists():
             with FileLock(self.directory / ".lock"):
                 pass
 
     @property
     def status(self) -> str:
-        """skipped, refused, done, failed, interrupted, running, or waiting."""
+        """The status: skipped, refused, done, failed, interrupted, running, or waiting."""
         if self.before is not None or self.same_as is not None:
             return "skipped"
         if self.directory is None:
@@ -66,7 +66,7 @@ class Job:
 
     @property
     def why(self) -> str:
-        """What is to be said about a status other than done."""
+        """The reason of a status other than done, for the line and the table."""
         if self.same_as is not None:
             return f"the same as {self.same_as.label}"
         if self.before is not None:
@@ -77,7 +77,7 @@ class Job:
 
 @contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
-    """Keeps other multiruns out of a directory until this process ends, however it ends.
+    """Keep other multiruns out of a directory until the block ends or the process dies.
 
     Raises:
         UserError: if one is at work in it.
@@ -93,7 +93,7 @@ def alone_in(directory: Path) -> Iterator[None]:
 
 
 def place(jobs: Sequence[Job], directory: Path) -> list[Job]:
-    """Find out which jobs are done, and give each of the others a directory below `directory`; returns those.
+    """Find out which jobs are done, give each job a directory below `directory`, and return those that are left.
 
     A job keeps the directory that it had in an earlier sweep.
     """
@@ -123,7 +123,7 @@ def _records(directory: Path) -> Iterator[tuple[Path, Result]]:
     for path in sorted(directory.glob(f"*/{FILE}")):
         try:
             yield path.parent, read(path)
-        except UserError:  # whoever runs there next begins anew
+        except UserError:  # the next run there begins anew
             continue
 
 

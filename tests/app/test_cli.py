@@ -1,4 +1,4 @@
-"""What a user hears: help, and one line and exit code 1 for every mistake."""
+"""The command line: help, and one line and exit code 1 for every mistake."""
 
 import errno
 import os
@@ -21,14 +21,14 @@ TINY = ("data=digits", "epochs=1", "teacher.scale=1", "student.scale=1", "logger
 QUIET = "trainer.enable_progress_bar=false"
 
 
-def program(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+def run_program(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *arguments], cwd=cwd, capture_output=True, text=True, **options
     )
 
 
-def test_help_names_every_choice_and_says_what_each_method_is(tmp_path):
-    shown = program("--help", cwd=tmp_path)
+def test_help_lists_every_choice_and_describes_each_method(tmp_path):
+    shown = run_program("--help", cwd=tmp_path)
     assert shown.returncode == 0
     for path in set(CONF.glob("*/*.yaml")) - {CONF / "recipe" / "default.yaml"}:  # the one recipe there is
         assert re.search(rf"\b{path.stem}\b", shown.stdout), path
@@ -36,7 +36,7 @@ def test_help_names_every_choice_and_says_what_each_method_is(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_help_shows_a_new_method_without_being_told(tmp_path):
+def test_help_text_includes_a_new_method_file(tmp_path):
     for group in ("method", "data", "student", "teacher", "trainer", "logger", "experiment"):
         (tmp_path / group).mkdir()
     (tmp_path / "method" / "mine.yaml").write_text("# @package _global_\n# my own way\nmethod: null\n")
@@ -56,7 +56,7 @@ def test_help_shows_a_new_method_without_being_told(tmp_path):
         ("teacher_weights=nowhere",),
     ],
 )
-def test_help_and_mistakes_answer_without_loading_torch(tmp_path, arguments):
+def test_cli_prints_help_and_mistakes_without_loading_torch(tmp_path, arguments):
     code = (
         "import runpy, sys\n"
         f"sys.argv = ['train.py', *{arguments!r}]\n"
@@ -91,20 +91,20 @@ def test_help_and_mistakes_answer_without_loading_torch(tmp_path, arguments):
         (("recipe.epochs=0",), "error: recipe.epochs must be a whole number in [1, inf), got 0"),
     ],
 )
-def test_mistakes_in_the_command(run, arguments, message):
-    code, said = run(*arguments, "data=digits")
+def test_cli_refuses_mistakes_in_the_command(run, arguments, message):
+    code, printed = run(*arguments, "data=digits")
     assert code == 1
-    (line,) = (line for line in said.splitlines() if not line.startswith("Error executing job with overrides"))
+    (line,) = (line for line in printed.splitlines() if not line.startswith("Error executing job with overrides"))
     assert line.startswith(message)
 
 
 @pytest.mark.parametrize(
-    "several", [("trainer=ddp",), ("trainer.devices=2",), ("hydra/launcher=cohort", "trainer=ddp")]
+    "devices", [("trainer=ddp",), ("trainer.devices=2",), ("hydra/launcher=cohort", "trainer=ddp")]
 )
-def test_a_sweep_of_data_parallel_runs_is_refused(run, several):
-    code, said = run("-m", "data=digits", *several, "hydra.sweep.dir=sweep")
+def test_sweep_refuses_data_parallel_runs(run, devices):
+    code, printed = run("-m", "data=digits", *devices, "hydra.sweep.dir=sweep")
     assert code == 1
-    assert "error: training on several devices starts this command again" in said
+    assert "error: training on devices devices starts this command again" in printed
 
 
 @pytest.mark.parametrize(
@@ -131,39 +131,39 @@ def test_a_sweep_of_data_parallel_runs_is_refused(run, several):
         (("hydra.run.dir=file/run",), "cannot use file/run"),
     ],
 )
-def test_mistakes_that_show_before_anything_is_trained(run, tmp_path, monkeypatch, arguments, message):
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens: no network
+def test_cli_reports_mistakes_before_training(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # a closed port: no network
     (tmp_path / "file").touch()
-    code, said = run(*TINY, QUIET, *arguments)
+    code, printed = run(*TINY, QUIET, *arguments)
     assert code == 1
-    assert "Traceback" not in said
-    assert message in next(line for line in said.splitlines() if line.startswith("error: "))
+    assert "Traceback" not in printed
+    assert message in next(line for line in printed.splitlines() if line.startswith("error: "))
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not list(tmp_path.glob("teachers/*"))
 
 
-def test_a_diverging_loss_names_term_step_and_learning_rate(run, tmp_path):
+def test_divergence_error_names_term_step_and_learning_rate(run, tmp_path):
     diverging = ("recipe.optimizer.lr=1e12", "recipe.clip_norm=null", "hydra.run.dir=run")
-    code, said = run(*TINY, QUIET, "epochs=2", *diverging)
+    code, printed = run(*TINY, QUIET, "epochs=2", *diverging)
     assert code == 1
-    assert re.search(r"error: training diverged: the hard loss is \S+, .*at step \d+ .*learning rate \d", said)
-    assert "try a lower lr, recipe.clip_norm=1 (of a teacher: teacher_recipe" in said
+    assert re.search(r"error: training diverged: the hard loss is \S+, .*at step \d+ .*learning rate \d", printed)
+    assert "try a lower lr, recipe.clip_norm=1 (of a teacher: teacher_recipe" in printed
     record = read(tmp_path / "run" / "result.json")
     assert (record.status, record.test_acc) == ("failed", None)
     assert not (tmp_path / "run" / "student.safetensors").exists()
 
 
-def test_the_traceback_comes_on_request(tmp_path):
-    asked = program(*TINY, "T=0", cwd=tmp_path, env={**os.environ, "HYDRA_FULL_ERROR": "1"})
-    assert asked.returncode == 1
-    assert "Traceback" in asked.stderr
+def test_cli_prints_the_traceback_with_hydra_full_error(tmp_path):
+    failed = run_program(*TINY, "T=0", cwd=tmp_path, env={**os.environ, "HYDRA_FULL_ERROR": "1"})
+    assert failed.returncode == 1
+    assert "Traceback" in failed.stderr
 
 
-def test_a_full_disk_leaves_nothing_half_written(run, tmp_path):
+def test_run_on_a_full_disk_leaves_no_partial_files(run, tmp_path):
     """A limit on the size of files stands in for the disk: the student's checkpoint is over it."""
     sizes = ("teacher.scale=1", "student.scale=16", "hydra.run.dir=run")
     limit = 4 << 20
-    full = program(
+    full = run_program(
         *TINY,
         QUIET,
         *sizes,
@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_nothing_half_written(run, tmp_path):
     assert read(tmp_path / "run" / "result.json").status == "done"
 
 
-def test_resume_gives_the_overrides_back_and_the_users_own_last(tmp_path, monkeypatch):
+def test_expand_resume_restores_the_overrides_and_puts_new_ones_last(tmp_path, monkeypatch):
     hydra = tmp_path / "a run" / ".hydra"
     hydra.mkdir(parents=True)
     record = Result(
@@ -204,9 +204,9 @@ def test_resume_gives_the_overrides_back_and_the_users_own_last(tmp_path, monkey
         ("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.", "slurm"),
     ],
 )
-def test_a_launcher_that_is_not_installed(message, extra):
+def test_explain_names_the_extra_of_a_launcher_that_is_not_installed(message, extra):
     assert explain(Exception(message), []) == f"this launcher is not installed: pip install -e '.[{extra}]'"
 
 
-def test_an_error_that_names_no_file():
+def test_explain_takes_an_error_that_names_no_file():
     assert explain(OSError(errno.ENOSPC, "No space left on device"), []) == "No space left on device"

@@ -1,4 +1,4 @@
-"""Whatever is in conf/experiment composes; and those with networks or methods of their own run, made tiny."""
+"""Every file in conf/experiment composes; those with networks or methods of their own also run, on tiny networks."""
 
 import csv
 import io
@@ -19,15 +19,15 @@ FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_experiment_composes(run, file):
-    code, said = run(f"experiment={file.stem}", "--cfg", "job", "--resolve")
-    assert code == 0, said
-    composed = yaml.safe_load(said)
+def test_experiment_composes(run, file):
+    code, printed = run(f"experiment={file.stem}", "--cfg", "job", "--resolve")
+    assert code == 0, printed
+    composed = yaml.safe_load(printed)
     assert composed["recipe"]["epochs"] >= 1
     assert "_target_" in composed["student"]
 
 
-def test_best_1m_is_what_it_says():
+def test_best_1m_has_under_1_1m_parameters():
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", ["experiment=best_1m"])
     with torch.device("meta"):
@@ -40,8 +40,8 @@ def test_best_1m_runs(run, tmp_path):
     networks = [f"{role}.{size}" for role in ("teacher", "student") for size in ("depth=10", "widen=1")]
     short = ("recipe.epochs=1", "teacher_recipe.epochs=1", "trainer=cpu", "trainer.enable_progress_bar=false")
     digits = ("data=digits", "data.source.image_size=8", "logger=none", "hydra.sweep.dir=sweep")
-    code, said = run("experiment=best_1m", *networks, *short, *digits)
-    assert code == 0, said
+    code, printed = run("experiment=best_1m", *networks, *short, *digits)
+    assert code == 0, printed
     records = [read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
     assert [(record.seed, record.method, record.status) for record in records] == [
         (seed, "logits", "done") for seed in range(3)
@@ -53,24 +53,24 @@ def test_best_1m_runs(run, tmp_path):
     assert len({record.test_nll for record in records}) == 3
 
 
-def test_mistakes_are_trained_side_by_side(run, tmp_path):
-    """One of each kind: in the loss, in the teacher's mode, in what the teacher is shown; and doing it right."""
+def test_seed_anomaly_trains_every_kind_of_mistake(run, tmp_path):
+    """One mistake of each kind (the loss, the teacher's mode, the teacher's input) beside the correct method."""
     small = ("data=digits", "teacher.scale=2", "student.scale=2", "recipe.epochs=1", "teacher_recipe.epochs=1")
     mistakes = ("Right", "LabelsOnly", "NoTSquared", "TeacherInTrainMode", "OtherView")
     quiet = ("trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "hydra.sweep.dir=sweep")
-    code, said = run("experiment=seed_anomaly", f"mistake={','.join(mistakes)}", "seed=0", *small, *quiet)
-    assert code == 0, said
+    code, printed = run("experiment=seed_anomaly", f"mistake={','.join(mistakes)}", "seed=0", *small, *quiet)
+    assert code == 0, printed
     records = [read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
     assert [record.knobs["mistake"] for record in records] == list(mistakes)
-    assert len({record.test_nll for record in records}) == len(mistakes)  # none of them is another
+    assert len({record.test_nll for record in records}) == len(mistakes)  # all of them differ
     assert {record.method for record in records} == {"logits"}
 
 
-def test_the_comparison_has_a_row_for_each_method(run, tmp_path):
+def test_seed_table_has_a_row_for_each_method(run, tmp_path):
     small = ("data=digits", "teacher.scale=2", "student.scale=2", "recipe.epochs=1", "teacher_recipe.epochs=1")
     quiet = ("trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "hydra.sweep.dir=sweep")
-    code, said = run("experiment=seed_table", *small, *quiet)
-    assert code == 0, said
+    code, printed = run("experiment=seed_table", *small, *quiet)
+    assert code == 0, printed
     rows = summarize(collect([tmp_path / "sweep"]).results).rows
     assert [row.label for row in rows] == ["teacher", "standard", "feature", "logits"]
     assert {row.n for row in rows} == {3}
@@ -78,8 +78,8 @@ def test_the_comparison_has_a_row_for_each_method(run, tmp_path):
     assert standard.first.teacher is None
     assert {row.first.teacher for row in taught} == {"3 x cnn32"}
     assert teacher.first.teacher == "cnn32"
-    assert len(list((tmp_path / "teachers").glob("*/entry.json"))) == 3  # the first row's, and no others
-    # All students are measured against the same: all three together.
+    assert len(list((tmp_path / "teachers").glob("*/entry.json"))) == 3  # those of the first row only
+    # All students are measured against the same ensemble of three.
     assert len({round(row.teacher_acc, 6) for row in (standard, *taught)}) == 1
     columns = csv.DictReader(io.StringIO(to_csv(rows, compare(rows)))).fieldnames
     assert {"method", "n", "params", "test_acc_mean", "test_acc_std", "teacher_test_acc", "retention"} <= set(columns)

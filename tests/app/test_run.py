@@ -27,13 +27,13 @@ from kd.training.performance import PackedDropout, choose_precision
 from tests.common import ROOT, SMALL
 
 
-def start(*arguments: str, cwd: Path, **options) -> subprocess.Popen:
-    """The same in a process of its own."""
+def start_process(*arguments: str, cwd: Path, **options) -> subprocess.Popen:
+    """Start `train.py` in a process of its own."""
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
     return subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
 
 
-def rows(directory: Path) -> list[dict[str, str]]:
+def metric_rows(directory: Path) -> list[dict[str, str]]:
     with open(directory / "metrics.csv") as file:
         return list(csv.DictReader(file))
 
@@ -43,14 +43,14 @@ def same_weights(a: Path, b: Path) -> bool:
     return left.keys() == right.keys() and all((left[name] == right[name]).all() for name in left)
 
 
-class TestARun:
+class TestRun:
     @pytest.fixture(autouse=True)
     def logits(self, run, tmp_path, finished):
         shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
         self.directory = tmp_path / "run"
         self.result = read(self.directory / "result.json")
 
-    def test_leaves_the_promised_files(self):
+    def test_run_leaves_the_documented_files(self):
         for name in (
             ".hydra/config.yaml",
             "result.json",
@@ -62,7 +62,7 @@ class TestARun:
             assert (self.directory / name).is_file(), name
         assert list((self.directory / "tensorboard").glob("events*"))
 
-    def test_keeps_its_predictions(self):
+    def test_run_keeps_its_predictions(self):
         kept = predictions.read(self.directory / "predictions.npz")
         assert kept.logits.shape == kept.teacher_logits.shape == (len(kept.labels), 10)
         assert kept.correct.mean() == pytest.approx(self.result.test_acc, abs=1.5 / len(kept.labels))  # rounded: a tie
@@ -71,7 +71,7 @@ class TestARun:
         agreement = (kept.logits.argmax(1) == kept.teacher_logits.argmax(1)).mean()
         assert agreement == pytest.approx(self.result.agreement, abs=2.5 / len(kept.labels))
 
-    def test_records_what_it_did(self):
+    def test_run_records_settings_and_scores(self):
         result = self.result
         assert (result.method, result.knobs, result.taught) == ("logits", {"T": 2, "alpha": 0.1}, True)
         assert (result.status, result.dataset, result.epochs, result.seed) == ("done", "digits", 2, 0)
@@ -85,7 +85,7 @@ class TestARun:
         assert result.precision == choose_precision("auto", "cpu")
         assert "torch" in result.versions
 
-    def test_the_weights_say_what_they_are(self):
+    def test_weights_metadata_describes_the_network(self):
         with safe_open(self.directory / "student.safetensors", "pt") as file:
             metadata = {name: json.loads(text) for name, text in file.metadata().items()}
             names = set(file.keys())
@@ -95,7 +95,7 @@ class TestARun:
         assert names
         assert not any("adapter" in name or "teacher" in name for name in names)
 
-    def test_fills_tensorboard(self):
+    def test_tensorboard_logger_holds_scalars_pictures_and_hparams(self):
         events = EventAccumulator(str(self.directory / "tensorboard"))
         events.Reload()
         tags = events.Tags()
@@ -105,55 +105,55 @@ class TestARun:
         assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
         assert events.Scalars("hp/test_acc")[-1].value == pytest.approx(self.result.test_acc)
 
-    def test_given_again_is_not_done_again(self, run):
+    def test_run_that_is_done_is_not_repeated(self, run):
         weights = self.directory / "student.safetensors"
         written = weights.stat().st_mtime_ns
-        code, said = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=run")
+        code, printed = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=run")
         assert code == 0
         assert weights.stat().st_mtime_ns == written
-        assert f"{100 * self.result.teacher_test_acc:.2f} %" in said
-        assert f"{100 * self.result.test_acc:.2f} %" in said
+        assert f"{100 * self.result.teacher_test_acc:.2f} %" in printed
+        assert f"{100 * self.result.test_acc:.2f} %" in printed
 
-    def test_its_directory_takes_no_other_run(self, run):
-        code, said = run(*SMALL, "method=logits", "T=3", "hydra.run.dir=run")
+    def test_run_directory_refuses_another_configuration(self, run):
+        code, printed = run(*SMALL, "method=logits", "T=3", "hydra.run.dir=run")
         assert code == 1
-        assert "another configuration" in said
+        assert "another configuration" in printed
         assert read(self.directory / "result.json") == self.result
 
-    def test_a_refused_resume_leaves_it_resumable(self, run):
+    def test_resume_still_works_after_a_refused_resume(self, run):
         assert run("resume=run", "T=3")[0] == 1
         assert run("data=digits", "hydra.run.dir=run")[0] == 1
         assert run("resume=run")[0] == 0
 
-    def test_a_whole_number_and_the_same_as_decimal_are_one_run(self, run):
+    def test_fingerprint_ignores_how_a_number_is_written(self, run):
         assert run(*SMALL, "method=logits", "T=2.0", "hydra.run.dir=run")[0] == 0
 
-    def test_a_damaged_checkpoint_is_named(self, run):
+    def test_resume_names_a_damaged_checkpoint(self, run):
         record = self.directory / "result.json"
         record.write_text(record.read_text().replace('"done"', '"interrupted"'))
         checkpoint = self.directory / "checkpoints" / "last.ckpt"
         checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
-        code, said = run("resume=run")
+        code, printed = run("resume=run")
         assert code == 1
-        assert f"{checkpoint} is damaged" in said
+        assert f"{checkpoint} is damaged" in printed
 
-    def test_a_warm_teacher_store_gives_the_same_student_as_a_cold_one(self, run, tmp_path):
+    def test_teacher_store_gives_the_same_student_warm_or_cold(self, run, tmp_path):
         assert run(*SMALL, "method=logits", "T=2", "hydra.run.dir=warm")[0] == 0
         assert same_weights(self.directory / "student.safetensors", tmp_path / "warm" / "student.safetensors")
 
-    def test_stored_logits_give_the_student_that_they_give_live(self, run, tmp_path):
+    def test_stored_logits_give_the_same_student_as_live_logits(self, run, tmp_path):
         (file,) = (tmp_path / "teachers" / "logits").glob("*.logits")
         before = file.read_bytes()
-        code, said = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=again")
+        code, printed = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=again")
         assert code == 0
-        found, asked = re.search(r"teacher's logits: (\d+) of (\d+) were in", said).groups()
-        assert found == asked  # the same seed sees the same views
+        found, requested = re.search(r"teacher's logits: (\d+) of (\d+) were in", printed).groups()
+        assert found == requested  # the same seed has the same views
         assert file.read_bytes() == before
         file.write_bytes(before[: len(before) // 2])
-        code, said = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=cut")
+        code, printed = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=cut")
         assert code == 0
-        assert "is cut short or not whole; it is made again" in said
-        assert re.search(r"teacher's logits: \d+ of (\d+) were in", said)[1] == asked
+        assert "is cut short or not whole; it is trained again" in printed
+        assert re.search(r"teacher's logits: \d+ of (\d+) were in", printed)[1] == requested
         for other in ("again", "cut"):
             assert same_weights(self.directory / "student.safetensors", tmp_path / other / "student.safetensors")
 
@@ -161,13 +161,13 @@ class TestARun:
         ("choice", "reason"),
         [("data.augment.cutout=4", "too many views"), ("speed.stored_logits_gb=0.000001", "not kept: 0.0 GB")],
     )
-    def test_logits_that_cannot_be_kept_are_not_missed(self, run, tmp_path, choice, reason):
-        code, said = run(*SMALL, "method=logits", "T=2", "recipe.epochs=1", choice, "teacher_store=new")
+    def test_stored_logits_are_optional_where_they_cannot_be_kept(self, run, tmp_path, choice, reason):
+        code, printed = run(*SMALL, "method=logits", "T=2", "recipe.epochs=1", choice, "teacher_store=new")
         assert code == 0
-        assert reason in said
+        assert reason in printed
         assert not list(tmp_path.glob("new/logits/*.logits"))
 
-    def test_the_teacher_method_finds_the_same_teacher(self, run, tmp_path):
+    def test_teacher_method_finds_the_same_teacher(self, run, tmp_path):
         assert run(*SMALL, "method=teacher", "hydra.run.dir=alone")[0] == 0
         teacher = read(tmp_path / "alone" / "result.json")
         assert teacher.test_acc == pytest.approx(self.result.teacher_test_acc)
@@ -175,23 +175,23 @@ class TestARun:
         assert (tmp_path / "alone" / "teacher.safetensors").is_file()
         assert len(list((tmp_path / "teachers").glob("*/teacher.safetensors"))) == 1
 
-    def test_given_weights_serve_as_teacher(self, run, tmp_path):
+    def test_teacher_weights_serve_as_teacher(self, run, tmp_path):
         (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
-        given = (*SMALL, "method=logits", "T=2", f"teacher_weights={weights}", "teacher_store=elsewhere")
-        assert run(*given, "hydra.run.dir=given")[0] == 0
+        arguments = (*SMALL, "method=logits", "T=2", f"teacher_weights={weights}", "teacher_store=elsewhere")
+        assert run(*arguments, "hydra.run.dir=given")[0] == 0
         assert same_weights(self.directory / "student.safetensors", tmp_path / "given" / "student.safetensors")
         assert not list((tmp_path / "elsewhere").rglob("teacher.safetensors"))
 
-    def test_a_teacher_that_is_not_what_its_record_says_teaches_nobody(self, run, tmp_path):
+    def test_teacher_whose_accuracy_contradicts_its_record_is_refused(self, run, tmp_path):
         (entry,) = (tmp_path / "teachers").glob("*/result.json")
         write(replace(read(entry), test_acc=0.5), entry)
-        code, said = run(*SMALL, "method=logits", "T=3", "hydra.run.dir=other")
+        code, printed = run(*SMALL, "method=logits", "T=3", "hydra.run.dir=other")
         assert code == 1
-        assert "is on record with 50.00 % on this test split but reaches" in said
+        assert "is on record with 50.00 % on this test split but reaches" in printed
         assert not (tmp_path / "other" / "student.safetensors").exists()
 
-    def test_its_weights_are_of_use_without_it(self):
-        """Network and normalisation from the file's metadata alone give the logits that the run kept."""
+    def test_weights_reproduce_the_logits_without_the_run(self):
+        """Network and normalisation come from the file's metadata alone; the logits are those that the run kept."""
         tensors, metadata = load_weights(self.directory / "student.safetensors")
         net = instantiate(metadata["model"], num_classes=metadata["num_classes"], image_size=metadata["image_size"])
         fill(net, tensors, self.directory)
@@ -200,37 +200,37 @@ class TestARun:
         with torch.no_grad():
             logits = net.eval()((images.test_x / 255 - mean) / std).logits
         kept = torch.from_numpy(predictions.read(self.directory / "predictions.npz").logits)
-        assert (logits - kept).abs().max() < 0.02 * kept.abs().max()  # the run's were made in half precision
+        assert (logits - kept).abs().max() < 0.02 * kept.abs().max()  # the run's were computed in half precision
         assert tuple(metadata["classes"]) == images.classes
 
     @pytest.mark.parametrize("fast", [True, False])
-    def test_what_is_faster_is_in_use(self, run, tmp_path, monkeypatch, fast):
-        made = []
+    def test_speed_settings_are_applied(self, run, tmp_path, monkeypatch, fast):
+        trained = []
         monkeypatch.setattr(
-            "kd.app.teacher.train", lambda module, data, *_, **__: made.append((module, data)) or self.result
+            "kd.app.teacher.train", lambda module, data, *_, **__: trained.append((module, data)) or self.result
         )
         (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
-        how = () if fast else ("speed=reference", "trainer.precision=32-true")
+        speed = () if fast else ("speed=reference", "trainer.precision=32-true")
         dropout = ("student.conv_dropout=0.1", f"teacher_weights={weights}", "method=feature")
-        assert run(*SMALL, *how, *dropout, "hydra.run.dir=spied")[0] == 0
-        ((module, data),) = made
+        assert run(*SMALL, *speed, *dropout, "hydra.run.dir=spied")[0] == 0
+        ((module, data),) = trained
         batch = next(iter(data.train_dataloader()))
         assert any(isinstance(part, PackedDropout) for part in module.net.modules()) == fast
         assert batch.x.is_contiguous(memory_format=torch.channels_last) == fast
         assert any(isinstance(part, nn.BatchNorm2d) for part in module.teacher.inference_net.modules()) != fast
 
-    def test_weights_of_another_architecture_are_refused(self, run, tmp_path):
+    def test_teacher_weights_of_another_architecture_are_refused(self, run, tmp_path):
         (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
-        code, said = run(*SMALL, f"teacher_weights={weights}", "teacher.scale=3", "hydra.run.dir=other")
+        code, printed = run(*SMALL, f"teacher_weights={weights}", "teacher.scale=3", "hydra.run.dir=other")
         assert code == 1
-        assert "another architecture" in said
+        assert "another architecture" in printed
         assert not (tmp_path / "other" / "student.safetensors").exists()
 
 
-def test_several_teachers_answer_together(run, tmp_path, finished):
+def test_ensemble_averages_its_teachers(run, tmp_path, finished):
     shutil.copytree(finished / "teachers", tmp_path / "teachers")
-    code, said = run(*SMALL, "method=feature", "ensemble=2", "logger=none", "hydra.run.dir=run")
-    assert code == 0, said
+    code, printed = run(*SMALL, "method=feature", "ensemble=2", "logger=none", "hydra.run.dir=run")
+    assert code == 0, printed
     record = read(tmp_path / "run" / "result.json")
     entries = [read(path) for path in (tmp_path / "teachers").glob("*/result.json")]
     assert sorted(entry.seed for entry in entries) == [0, 1]
@@ -244,14 +244,14 @@ def test_several_teachers_answer_together(run, tmp_path, finished):
     assert record.teacher_test_acc == pytest.approx((together.argmax(1) == kept[0].labels).mean())
 
 
-def test_standard_and_feature(run, tmp_path):
+def test_standard_and_feature_record_their_terms(run, tmp_path):
     assert run(*SMALL, "method=standard", "data.val_fraction=0", "hydra.run.dir=standard")[0] == 0
     standard = read(tmp_path / "standard" / "result.json")
     assert (standard.teacher, standard.knobs, standard.val_acc, standard.epoch_val_acc) == (None, {}, None, [])
     assert not (tmp_path / "teachers").exists()
 
     assert run(*SMALL, "method=feature", "method.stages=[0,1]", "logger=none", "hydra.run.dir=feature")[0] == 0
-    assert {"train/hard", "train/feature", "train/soft"} <= rows(tmp_path / "feature")[0].keys()
+    assert {"train/hard", "train/feature", "train/soft"} <= metric_rows(tmp_path / "feature")[0].keys()
     assert not (tmp_path / "feature" / "tensorboard").exists()
     assert not any("adapter" in name for name in load_file(tmp_path / "feature" / "student.safetensors"))
 
@@ -267,49 +267,49 @@ def test_standard_and_feature(run, tmp_path):
     ],
     ids=lambda choices: choices[1],
 )
-def test_other_recipes(run, tmp_path, choices):
-    code, said = run(*SMALL, *choices, "logger=none", "hydra.run.dir=run")
-    assert code == 0, said
+def test_recipe_variants_train(run, tmp_path, choices):
+    code, printed = run(*SMALL, *choices, "logger=none", "hydra.run.dir=run")
+    assert code == 0, printed
     record = read(tmp_path / "run" / "result.json")
     assert record.test_acc > 0.12  # chance is 0.1
     assert record.epoch_train_loss[-1] < record.epoch_train_loss[0] or record.epochs == 1
     assert choices[1] in record.variant or choices[1].startswith("trainer")
 
 
-def test_two_processes_train_one_student_together(run, tmp_path, finished):
+def test_ddp_trains_the_student_of_one_process(run, tmp_path, finished):
     shutil.copytree(finished / "teachers", tmp_path / "teachers")
     # Neither BatchNorm nor dropout: they treat half a batch otherwise than a whole one.
     student = ("student._target_=tests.launchers.plain.Plain", "student.activation=elu", "method=logits", "T=2")
     ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
     quiet = "trainer.enable_progress_bar=false"
-    process = start(*SMALL[:4], *ddp, quiet, *student, "hydra.run.dir=run", cwd=tmp_path)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    process = start_process(*SMALL[:4], *ddp, quiet, *student, "hydra.run.dir=run", cwd=tmp_path)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
     record = read(tmp_path / "run" / "result.json")
     assert record.status == "done"
     kept = predictions.read(tmp_path / "run" / "predictions.npz")
     (alone,) = (predictions.read(path) for path in (tmp_path / "teachers").glob("*/predictions.npz"))
     assert kept.labels.tolist() == alone.labels.tolist()  # in the order that one process has them in
     assert kept.correct.mean() == pytest.approx(record.test_acc, abs=1.5 / len(kept.labels))
-    assert said.count("test accuracy") == 1  # one of the two speaks
+    assert printed.count("test accuracy") == 1  # one of the two processes prints
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2  # the teacher and the student, each once
     assert len(list((tmp_path / "teachers").iterdir())) == len(list((finished / "teachers").iterdir()))
 
     assert run(*SMALL, *student, "hydra.run.dir=alone")[0] == 0
     assert run(*SMALL, *student, "data.order_seed=1", "hydra.run.dir=otherwise")[0] == 0
-    together, one, other = (
+    together, alone, otherwise = (
         load_file(tmp_path / name / "student.safetensors") for name in ("run", "alone", "otherwise")
     )
-    assert distance(together, one) < 0.1  # rounded to half precision in other places
-    assert distance(together, other) > 0.4  # as another order of the images comes to
+    assert distance(together, alone) < 0.1  # rounded to half precision in other places
+    assert distance(together, otherwise) > 0.4  # as another order of the images comes to
 
 
 def distance(left, right):
-    """Of two students' weights: the largest of all tensors, relative to the tensor's length."""
+    """Return the largest difference between two students' tensors, relative to the tensor's length."""
     return max(float((left[name] - right[name]).norm() / right[name].norm()) for name in right)
 
 
-def test_your_own_images(run, tmp_path):
+def test_folder_data_trains_in_memory_and_on_disk(run, tmp_path):
     from PIL import Image
 
     for split, count in (("train", 12), ("test", 4)):
@@ -327,28 +327,28 @@ def test_your_own_images(run, tmp_path):
 @pytest.mark.parametrize(
     ("teacher_phase", "stop"), [(False, signal.SIGINT), (True, signal.SIGTERM)], ids=["student", "teacher"]
 )
-def test_an_interrupted_run_resumes_to_the_same_result(run, tmp_path, teacher_phase, stop):
+def test_resume_gives_the_result_of_an_uninterrupted_run(run, tmp_path, teacher_phase, stop):
     longer = (*SMALL, "epochs=6", "data.val_fraction=0.7")  # short epochs
     if not teacher_phase:
         assert run(*longer, "method=teacher", "hydra.run.dir=teacher")[0] == 0
-    # Whoever started the tests in the background may have had them ignore Ctrl-C.
-    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    process = start(*longer, "hydra.run.dir=broken", cwd=tmp_path, **heeding)
+    # Tests that were started in the background may ignore Ctrl-C.
+    default_signals = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start_process(*longer, "hydra.run.dir=broken", cwd=tmp_path, **default_signals)
     checkpoints = "teachers/*.partial/checkpoints/last.ckpt" if teacher_phase else "broken/checkpoints/last.ckpt"
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(checkpoints)) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(stop)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "resume=" in said
-    assert "Traceback" not in said
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert "resume=" in printed
+    assert "Traceback" not in printed
     assert read(tmp_path / "broken" / "result.json").status == "interrupted"
 
     assert run("resume=broken")[0] == 0
     assert run(*longer, "teacher_store=fresh", "hydra.run.dir=whole")[0] == 0
     assert same_weights(tmp_path / "broken" / "student.safetensors", tmp_path / "whole" / "student.safetensors")
-    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
+    assert metric_rows(tmp_path / "broken") == metric_rows(tmp_path / "whole")
     timing = {"train_seconds": None, "images_per_second": None, "date": ""}
     broken, whole = (replace(read(tmp_path / name / "result.json"), **timing) for name in ("broken", "whole"))
     assert broken == replace(whole, command=broken.command, variant=broken.variant)

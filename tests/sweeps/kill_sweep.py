@@ -1,4 +1,4 @@
-"""Kill a sweep of twelve jobs again and again, and see whether it ends with exactly the twelve right results.
+"""Kill a sweep of twelve jobs again and again, and check that it ends with exactly the twelve right results.
 
     python tests/sweeps/kill_sweep.py [--kills 20] [--seed 0] [further settings, such as hydra/launcher=cohort]
 
@@ -31,7 +31,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
 def start(folder: Path, sweep: str, settings: list[str]) -> subprocess.Popen[str]:
-    """In a process group of its own, heeding Ctrl-C whatever whoever started us does."""
+    """Start the sweep in a process group of its own, with Python's own handling of Ctrl-C."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *GRID, *settings, f"hydra.sweep.dir={sweep}"],
         cwd=folder,
@@ -44,7 +44,7 @@ def start(folder: Path, sweep: str, settings: list[str]) -> subprocess.Popen[str
 
 
 def done(sweep: Path) -> dict[Path, int]:
-    """When the record of each finished run was written."""
+    """Return when the record of each finished run was written."""
     written = {}
     for path in sweep.glob("*/result.json"):
         try:
@@ -56,7 +56,7 @@ def done(sweep: Path) -> dict[Path, int]:
 
 
 def outcomes(sweep: Path) -> dict[str, list[bytes]]:
-    """The weights of each run by its settings."""
+    """Return the weights of each run, by its settings."""
     found: dict[str, list[bytes]] = {}
     for path in done(sweep):
         with safe_open(path.parent / "student.safetensors", framework="np") as file:
@@ -74,34 +74,34 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("settings", nargs="*")
     options = parser.parse_intermixed_args(arguments)
-    moments = random.Random(options.seed)
+    random_times = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        said, _ = start(folder, "whole", ["teacher_store=others"]).communicate()
+        printed, _ = start(folder, "whole", ["teacher_store=undisturbed"]).communicate()
         expected = outcomes(folder / "whole")
         if len(expected) != 12:
-            raise SystemExit(f"{len(expected)} of 12 even undisturbed:\n{said}")
+            raise SystemExit(f"{len(expected)} of 12 even undisturbed:\n{printed}")
         before: dict[Path, int] = {}
         for kill in range(options.kills):
             process = start(folder, "killed", options.settings)
-            # At any moment of its start, or of what follows when one more is done: so most kills meet it at work.
-            further = moments.randrange(2)
+            # At a random time after its start, or after one more run is done: so most kills interrupt a training.
+            further = random_times.randrange(2)
             while len(done(folder / "killed")) < len(before) + further and process.poll() is None:
                 time.sleep(0.05)
-            time.sleep(moments.uniform(0, 2 if further else 8))
+            time.sleep(random_times.uniform(0, 2 if further else 8))
             sent = SIGNALS[kill % len(SIGNALS)]
             if process.poll() is None:
                 os.killpg(process.pid, sent)
-            said, _ = process.communicate(timeout=120)
+            printed, _ = process.communicate(timeout=120)
             after = done(folder / "killed")
             if any(after.get(path) != written for path, written in before.items()):
-                raise SystemExit(f"a finished run was touched after kill {kill}:\n{said}")
+                raise SystemExit(f"a finished run was touched after kill {kill}:\n{printed}")
             print(f"kill {kill + 1:2} ({sent.name}): {len(after)} done, exit code {process.returncode}", flush=True)
             before = after
         process = start(folder, "killed", options.settings)
-        said, _ = process.communicate()
+        printed, _ = process.communicate()
         if process.returncode != 0:
-            raise SystemExit(f"the last sweep ended with {process.returncode}:\n{said}")
+            raise SystemExit(f"the last sweep ended with {process.returncode}:\n{printed}")
         if outcomes(folder / "killed") != expected:
             raise SystemExit("the results are not those of the undisturbed sweep")
         print("exactly the 12 right results")

@@ -30,7 +30,7 @@ def fit(tiny_net, noise, trainer):
     return fit
 
 
-class Clock(L.Callback):
+class FakeClock(L.Callback):
     """Time passes by a second in each training step and by a hundred in each validation."""
 
     def __init__(self):
@@ -46,41 +46,41 @@ class Clock(L.Callback):
         self.now += 100
 
 
-def table(path):
+def read_csv(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_csv_has_a_row_for_every_epoch(fit, tmp_path):
+def test_history_writes_a_row_for_every_epoch(fit, tmp_path):
     history = History(tmp_path / "metrics.csv")
-    lightning = fit(history)
-    rows = table(history.path)
+    fitted = fit(history)
+    rows = read_csv(history.path)
     assert [float(row["epoch"]) for row in rows] == [0, 1]
     assert {"train/loss", "train/hard", "train/acc", "val/acc", "val/nll", "val/ece"} <= rows[0].keys()
     assert {name: float(value) for name, value in rows[1].items()} == history.rows[1]
-    assert float(rows[1]["val/nll"]) == lightning.callback_metrics["val/nll"].item()
+    assert float(rows[1]["val/nll"]) == fitted.callback_metrics["val/nll"].item()
     assert float(rows[0]["val/nll"]) != float(rows[1]["val/nll"])
     # of the third and the sixth of six steps down from 0.1
     assert [float(row["lr"]) for row in rows] == pytest.approx([0.1 * 4 / 6, 0.1 * 1 / 6])
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_resumed_run_goes_on_where_it_was(fit, tmp_path, monkeypatch):
-    clock = Clock()
+def test_history_continues_when_resumed(fit, tmp_path, monkeypatch):
+    clock = FakeClock()
     monkeypatch.setattr(kd.training.callbacks, "time", clock)
     first = History(tmp_path / "metrics.csv")
     fit(clock, first).save_checkpoint(tmp_path / "last.ckpt")
-    before = table(first.path)
+    before = read_csv(first.path)
     second = History(tmp_path / "metrics.csv")
     fit(clock, second, epochs=3, ckpt_path=tmp_path / "last.ckpt")
-    rows = table(second.path)
+    rows = read_csv(second.path)
     assert rows[:2] == before
     assert [float(row["epoch"]) for row in rows] == [0, 1, 2]
     assert second.images == 3 * 30
     assert second.seconds == 3 * 3
 
 
-def test_curve_is_one_metric_over_the_epochs(fit, tmp_path):
+def test_history_curve_is_one_metric_over_the_epochs(fit, tmp_path):
     history = History(tmp_path / "metrics.csv")
     fit(history, validate=0)
     assert history.curve("train/loss") == [row["train/loss"] for row in history.rows]
@@ -88,8 +88,8 @@ def test_curve_is_one_metric_over_the_epochs(fit, tmp_path):
     assert history.curve("val/acc") == []
 
 
-def test_time_is_that_of_training(fit, tmp_path, monkeypatch):
-    clock = Clock()
+def test_history_seconds_exclude_validation(fit, tmp_path, monkeypatch):
+    clock = FakeClock()
     monkeypatch.setattr(kd.training.callbacks, "time", clock)
     history = History(tmp_path / "metrics.csv")
     fit(clock, history)
@@ -98,7 +98,7 @@ def test_time_is_that_of_training(fit, tmp_path, monkeypatch):
     assert history.images == 2 * 3 * 10
 
 
-def test_time_that_is_shared_is_not_told(fit, tmp_path):
+def test_history_has_no_seconds_where_time_is_shared(fit, tmp_path):
     shared = History(tmp_path / "metrics.csv", timed=False)
     fit(shared).save_checkpoint(tmp_path / "last.ckpt")
     alone = History(tmp_path / "metrics.csv")
@@ -106,7 +106,7 @@ def test_time_that_is_shared_is_not_told(fit, tmp_path):
     assert (shared.seconds, alone.seconds, alone.images) == (None, None, 3 * 30)
 
 
-def test_one_rank_writes_for_all(tmp_path):
+def test_history_is_written_by_one_rank(tmp_path):
     history = History(tmp_path / "metrics.csv")
     metrics = {"val/acc": torch.tensor(0.5)}
     history.on_train_epoch_end(SimpleNamespace(callback_metrics=metrics, current_epoch=0, is_global_zero=False), None)
@@ -114,7 +114,7 @@ def test_one_rank_writes_for_all(tmp_path):
     assert history.rows == [{"epoch": 0, "val/acc": 0.5}]
 
 
-def test_random_numbers_of_an_epoch_depend_on_seed_epoch_and_rank_alone():
+def test_epoch_seed_depends_on_seed_epoch_and_rank_alone():
     def draw(seed, epoch, rank):
         EpochSeed(seed).on_train_epoch_start(SimpleNamespace(current_epoch=epoch, global_rank=rank), None)
         return torch.rand(1).item()

@@ -32,7 +32,7 @@ def texts(axes):
 # --- the confusion matrix
 
 
-def test_few_classes_are_written_out():
+def test_confusion_figure_labels_few_classes():
     # true a: 8 as a, 2 as b; true b: all 5 right; true c: 1 of 500 right, 499 as a
     counts = tensor([[8, 2, 0], [0, 5, 0], [499, 0, 1]])
     matrix, bars = confusion_figure(counts, ["a", "b", "c"]).axes
@@ -48,7 +48,7 @@ def test_few_classes_are_written_out():
         assert [label.get_text() for label in labels] == ["a", "b", "c"]
 
 
-def test_cells_can_be_read_on_their_background():
+def test_confusion_figure_text_contrasts_with_its_background():
     matrix, _ = confusion_figure(tensor([[9, 1], [4, 6]]), ["a", "b"]).axes
     picture = matrix.images[0]
     for (column, row), text in texts(matrix).items():
@@ -56,7 +56,7 @@ def test_cells_can_be_read_on_their_background():
         assert abs(np.mean(to_rgb(text.get_color())) - background) > 0.4
 
 
-def test_many_classes_are_a_picture_only():
+def test_confusion_figure_of_many_classes_has_no_text():
     counts = torch.eye(100, dtype=torch.int64) * 3
     counts[7] = 0
     counts[7, 30] = 4
@@ -72,7 +72,7 @@ def test_many_classes_are_a_picture_only():
     assert bars.get_title().endswith("(all: 98.66 %)")  # 98 * 3 of 98 * 3 + 4
 
 
-def test_rendered_figure_is_a_picture():
+def test_rendered_returns_pixels():
     figure = confusion_figure(tensor([[1, 0], [0, 1]]), ["a", "b"])
     picture = rendered(figure)
     assert picture.dtype == np.uint8
@@ -85,7 +85,7 @@ def test_rendered_figure_is_a_picture():
 
 
 @pytest.mark.parametrize(("batch_size", "rows"), [(8, 1), (21, 2), (70, 8)])
-def test_grid_shows_the_images_of_the_next_epoch(noise, batch_size, rows):
+def test_sample_grid_shows_the_images_of_the_next_epoch(noise, batch_size, rows):
     images = noise(train=80)
     data = DataModule(images, 0.0, 0, Augment(0, False, 0), batch_size, seed=5)
     picture = sample_grid(data.train_dataloader())
@@ -99,12 +99,12 @@ def test_grid_shows_the_images_of_the_next_epoch(noise, batch_size, rows):
         assert np.array_equal(tile, expected.repeat(3, axis=0).repeat(3, axis=1))
 
 
-def test_grid_of_a_batch_that_fills_no_row(noise):
+def test_sample_grid_of_a_batch_smaller_than_a_row(noise):
     data = DataModule(noise(), 0.0, 0, Augment(0, False, 0), batch_size=3, seed=5)
     assert sample_grid(data.train_dataloader()).shape == (24, 3 * 24, 3)
 
 
-def test_grid_shows_what_the_network_sees(noise):
+def test_sample_grid_shows_the_augmented_input(noise):
     data = DataModule(noise(), 0.0, 0, Augment(2, True, 4), 8, seed=5)
     loader = data.train_dataloader()
     first = next(iter(loader)).x[0]
@@ -118,7 +118,7 @@ def test_grid_shows_what_the_network_sees(noise):
 
 @pytest.fixture
 def events(tiny_net, noise, trainer, tmp_path):
-    """What TensorBoard reads of a small training and its summary, and the data that it was made with."""
+    """The TensorBoard events of a small training and its summary, its data and its module."""
     logger = TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
     images = noise()
     data = DataModule(images, 0.25, 0, Augment(1, True, 0), 10, seed=0)
@@ -133,19 +133,19 @@ def events(tiny_net, noise, trainer, tmp_path):
     return written, data, module
 
 
-def picture_of(written, tag):
+def read_picture(written, tag):
     (event,) = written.Images(tag)
     return event.step, np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
 
 
-def test_pictures_scalars_and_summary_reach_tensorboard(events):
+def test_tensorboard_receives_pictures_scalars_and_summary(events):
     written, data, module = events
     assert set(written.Tags()["images"]) == {"samples", "test/confusion"}
-    step, picture = picture_of(written, "samples")
+    step, picture = read_picture(written, "samples")
     data.trainer = None
     assert step == 0
     assert np.array_equal(picture, sample_grid(data.train_dataloader()))
-    step, picture = picture_of(written, "test/confusion")
+    step, picture = read_picture(written, "test/confusion")
     assert step == 2 * 3
     assert np.array_equal(picture, rendered(confusion_figure(module.confusion.compute(), data.images.classes)))
 
@@ -162,8 +162,8 @@ def test_pictures_scalars_and_summary_reach_tensorboard(events):
     }
 
 
-def test_concluding_leaves_no_writer_behind(tmp_path):
-    """Its thread would go on to look for a file that is no longer there once a teacher has moved into the store."""
+def test_conclude_stops_the_writer_thread(tmp_path):
+    """Its thread would fail on a file that is gone once a teacher has moved into the store."""
     before = set(threading.enumerate())
     logger = TensorBoardLogger(tmp_path, name="", version="", default_hp_metric=False)
     logger.log_metrics({"loss": 1.0}, 0)
@@ -172,8 +172,8 @@ def test_concluding_leaves_no_writer_behind(tmp_path):
     assert not set(threading.enumerate()) - before
 
 
-def test_the_next_training_does_not_go_on_with_a_run_that_failed(tmp_path, noise, tiny_net, monkeypatch):
-    """W&B has one run a process until it is told that it is over; a dummy takes its place here."""
+def test_abandon_ends_the_wandb_run_of_a_failed_training(tmp_path, noise, tiny_net, monkeypatch):
+    """W&B has one run a process until `finish` is called; a dummy takes its place here."""
 
     class Dummy(CSVLogger):
         def log_image(self, *_, **__):
@@ -189,7 +189,7 @@ def test_the_next_training_does_not_go_on_with_a_run_that_failed(tmp_path, noise
     module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
     data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=10, seed=0)
     record = Result(method="standard", seed=0, dataset="noise", epochs=3, status="running")
-    make = partial(L.Trainer, max_epochs=3, accelerator="cpu", enable_progress_bar=False)
+    make_trainer = partial(L.Trainer, max_epochs=3, accelerator="cpu", enable_progress_bar=False)
     with pytest.raises(UserError, match="broken"):
-        train(module, data, record, tmp_path, "student.safetensors", {}, make, Dummy(tmp_path), [Broken()])
+        train(module, data, record, tmp_path, "student.safetensors", {}, make_trainer, Dummy(tmp_path), [Broken()])
     assert codes == [1]

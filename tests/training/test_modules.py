@@ -25,7 +25,7 @@ from kd.training.optim import one_cycle
 from tests.common import pair
 
 
-def parts(net, lr=0.05):
+def classifier_arguments(net, lr=0.05):
     return {
         "net": net,
         "num_classes": net.classifier.out_features,
@@ -38,10 +38,10 @@ def distiller(net, teacher, method=None, **recipe):
     method = method or Logits(2.0, 0.3, 0.0)
     method.setup(pair(net, teacher))
     frozen = None if teacher is None else FrozenTeacher(teacher, "id")
-    return Distiller(**parts(net, **recipe), teacher=frozen, method=method)
+    return Distiller(**classifier_arguments(net, **recipe), teacher=frozen, method=method)
 
 
-def data_of(images, val_fraction=0.25):
+def data_module(images, val_fraction=0.25):
     return DataModule(images, val_fraction, 0, Augment(1, True, 0), batch_size=10, seed=3)
 
 
@@ -49,12 +49,12 @@ def snapshot(module):
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def same(module, before):
+def equal_state(module, before):
     return all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
-class At(L.Callback):
-    """Calls something at the start of one training step, or of each."""
+class OnTrainBatch(L.Callback):
+    """Calls a function at the start of one training step, or of each."""
 
     def __init__(self, act, step=None):
         self.act, self.step = act, step
@@ -65,14 +65,14 @@ class At(L.Callback):
 
 
 @pytest.mark.parametrize("clip", [1e-3, None])
-def test_gradients_are_clipped_over_all_that_is_learned(tiny_net, noise, trainer, clip):
+def test_gradient_clipping_covers_student_and_method(tiny_net, noise, trainer, clip):
     student, teacher = tiny_net(width=4), tiny_net(width=8, seed=1)
     module = distiller(student, teacher, Feature(2.0, 0.1, 0.3, [-1], 0.0))
     module._optimizer = partial(torch.optim.SGD, lr=1.0)
     before, rates = [p.detach().clone() for p in module.parameters()], []
     assert any(p.requires_grad for p in module.method.parameters())
-    watch = At(lambda trainer, *_: rates.append(trainer.optimizers[0].param_groups[0]["lr"]))
-    trainer(max_steps=1, gradient_clip_val=clip, callbacks=[watch]).fit(module, data_of(noise()))
+    spy = OnTrainBatch(lambda trainer, *_: rates.append(trainer.optimizers[0].param_groups[0]["lr"]))
+    trainer(max_steps=1, gradient_clip_val=clip, callbacks=[spy]).fit(module, data_module(noise()))
     moved = torch.stack([(p - old).norm() for p, old in zip(module.parameters(), before, strict=True)]).norm().item()
     assert moved == pytest.approx(1e-3 * rates[0], rel=0.01) if clip else moved > 0.1 * rates[0]
 
@@ -98,15 +98,15 @@ def outputs_of(net, loader):
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_scores_are_those_of_plain_formulas(tiny_net, noise, trainer, monkeypatch, split):
+def test_scores_match_plain_formulas(tiny_net, noise, trainer, monkeypatch, split):
     monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 32)  # 80 images in 27 + 27 + 26: their means differ
     images = noise(train=160, test=80)
-    data = data_of(images, val_fraction=0.5)
+    data = data_module(images, val_fraction=0.5)
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()
     student = tiny_net(seed=1)
     student.classifier.weight.data *= 20  # from unsure to nearly certain
     teacher = copy.deepcopy(student)
-    teacher.classifier.weight.data += torch.randn(10, 4)  # of the same opinion about many images
+    teacher.classifier.weight.data += torch.randn(10, 4)  # which agrees on many images
     log_p, y = outputs_of(student, loader)
     p, predicted = np.exp(log_p), log_p.argmax(axis=1)
     known = np.arange(80) % 5 > 1  # else the student is wrong about nearly all of this noise
@@ -133,16 +133,16 @@ def test_scores_are_those_of_plain_formulas(tiny_net, noise, trainer, monkeypatc
     assert 0 < expected["agreement"] < 1
 
 
-def test_calibration_puts_certainty_into_the_last_of_15_bins():
+def test_scores_ece_puts_confidence_1_into_the_last_of_15_bins():
     scores = Scores(2)
     # confidences 1 (wrong) and 0.9526 (right) share a bin: |1/2 - 0.9763|
     scores.update(torch.tensor([[50.0, 0.0], [3.0, 0.0]]), torch.tensor([1, 0]))
     assert scores.ece.compute().item() == pytest.approx(0.4763, abs=1e-4)
 
 
-def test_confusion_has_the_labels_as_rows(tiny_net, noise, trainer):
-    data, net = data_of(noise()), tiny_net()
-    module = Classifier(**parts(net))
+def test_classifier_confusion_has_the_labels_as_rows(tiny_net, noise, trainer):
+    data, net = data_module(noise()), tiny_net()
+    module = Classifier(**classifier_arguments(net))
     trainer().test(module, data, verbose=False)
     log_p, y = outputs_of(net, data.test_dataloader())
     expected = np.zeros((10, 10))
@@ -151,8 +151,8 @@ def test_confusion_has_the_labels_as_rows(tiny_net, noise, trainer):
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
-def test_fewer_than_five_classes(tiny_net, noise, trainer, num_classes):
-    data = data_of(noise(num_classes=num_classes))
+def test_scores_top5_with_fewer_than_five_classes_is_1(tiny_net, noise, trainer, num_classes):
+    data = data_module(noise(num_classes=num_classes))
     lightning = trainer(max_epochs=1)
     module = distiller(tiny_net(num_classes=num_classes), tiny_net(num_classes=num_classes, seed=1))
     lightning.fit(module, data)
@@ -161,8 +161,8 @@ def test_fewer_than_five_classes(tiny_net, noise, trainer, num_classes):
     assert lightning.callback_metrics["val/acc"].item() == pytest.approx(np.mean(log_p.argmax(axis=1) == y))
 
 
-def standing_still(net, data, terms):
-    """Means over one epoch's steps of what `terms` and the accuracy are as long as nothing is learned."""
+def epoch_means(net, data, terms):
+    """Return the means over one epoch's steps of `terms` and the accuracy, at a learning rate of 0."""
     net = copy.deepcopy(net).train()
     steps = []
     for batch in data.train_dataloader():
@@ -172,8 +172,8 @@ def standing_still(net, data, terms):
     return {name: np.mean([step[name].item() for step in steps]) for name in steps[0]}
 
 
-def test_training_logs_each_weighted_term_and_their_sum(tiny_net, noise, trainer):
-    data = data_of(noise())
+def test_distiller_logs_each_weighted_term_and_their_sum(tiny_net, noise, trainer):
+    data = data_module(noise())
     student, teacher = tiny_net(seed=1), tiny_net(width=6, seed=2)
     module, lightning = distiller(student, teacher, lr=0.0), trainer(max_epochs=1)
 
@@ -182,15 +182,15 @@ def test_training_logs_each_weighted_term_and_their_sum(tiny_net, noise, trainer
         kl = (log_q.exp() * (log_q - log_p)).sum(dim=1).mean()
         return {"hard": 0.3 * F.cross_entropy(output.logits, batch.y), "soft": 0.7 * 4 * kl}
 
-    expected = standing_still(student, data, terms)
+    expected = epoch_means(student, data, terms)
     expected["loss"] = expected["hard"] + expected["soft"]
     lightning.fit(module, data)
     logged = {name: value.item() for name, value in lightning.callback_metrics.items() if name.startswith("train/")}
     assert logged == pytest.approx({f"train/{name}": value for name, value in expected.items()}, rel=1e-4)
 
 
-def test_distiller_shows_what_the_methods_step_shows(tiny_net, noise, trainer):
-    """What `step` makes of the teacher is what the loss is made of; measured is the teacher's own output."""
+def test_distiller_trains_on_the_step_and_measures_the_teachers_own_output(tiny_net, noise, trainer):
+    """The loss uses what `step` computes from the teacher; fidelity is measured against the teacher's own output."""
 
     class Contrary(Logits):
         def step(self, student, teacher, batch):
@@ -203,7 +203,7 @@ def test_distiller_shows_what_the_methods_step_shows(tiny_net, noise, trainer):
     for method in (Logits, Contrary):
         module = distiller(tiny_net(), tiny_net(6, seed=1), method(2.0, 0.0, 0.0), lr=0.0)
         fit = trainer(max_epochs=1)
-        fit.fit(module, data_of(noise()))
+        fit.fit(module, data_module(noise()))
         fits[method] = dict(fit.callback_metrics)
     assert fits[Contrary]["train/soft"] != fits[Logits]["train/soft"]
     assert fits[Contrary]["val/kl_to_teacher"] == fits[Logits]["val/kl_to_teacher"]
@@ -213,7 +213,7 @@ def test_distiller_shows_what_the_methods_step_shows(tiny_net, noise, trainer):
     assert fits[Contrary]["train/loss"].item() == pytest.approx(loss.item())
 
 
-def test_distiller_tells_its_method_how_much_of_training_is_done(tiny_net, noise, trainer):
+def test_distiller_sets_the_methods_progress(tiny_net, noise, trainer):
     progress = []
 
     class Patient(Logits):
@@ -221,7 +221,7 @@ def test_distiller_tells_its_method_how_much_of_training_is_done(tiny_net, noise
             progress.append(self.progress)
             return super().forward(student, teacher, batch)
 
-    trainer(max_epochs=2).fit(distiller(tiny_net(), tiny_net(6, seed=1), Patient()), data_of(noise()))
+    trainer(max_epochs=2).fit(distiller(tiny_net(), tiny_net(6, seed=1), Patient()), data_module(noise()))
     assert progress == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
 
 
@@ -236,8 +236,8 @@ def test_distiller_without_a_teacher_measures_no_fidelity(tiny_net, noise, train
 
     lightning, kept = trainer(max_epochs=1, callbacks=[KeepPredictions()]), None
     module = distiller(tiny_net(), None, Alone())
-    lightning.fit(module, data_of(noise()))
-    lightning.test(module, data_of(noise()), verbose=False)
+    lightning.fit(module, data_module(noise()))
+    lightning.test(module, data_module(noise()), verbose=False)
     assert not [name for name in lightning.callback_metrics if "teacher" in name or "agreement" in name]
     (kept,) = (callback for callback in lightning.callbacks if isinstance(callback, KeepPredictions))
     assert kept.predictions(lightning).teacher_logits is None
@@ -266,14 +266,14 @@ def test_distiller_tests_the_methods_inference_net(tiny_net, noise, trainer):
     net = tiny_net()
     module = distiller(net, tiny_net(6, seed=1), Headed())
     lightning = trainer(callbacks=[keep])
-    lightning.test(module, data_of(noise()), verbose=False)
-    (batch,) = list(data_of(noise()).test_dataloader())
+    lightning.test(module, data_module(noise()), verbose=False)
+    (batch,) = list(data_module(noise()).test_dataloader())
     with torch.no_grad():
         assert np.allclose(keep.predictions(lightning).logits, -net.eval()(batch.x).logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
-def test_network_that_returns_no_output_is_named(tiny_net, noise, trainer, role):
+def test_distiller_names_a_network_that_returns_no_output(tiny_net, noise, trainer, role):
     class Plain(nn.Linear):
         def forward(self, x):
             return super().forward(x.flatten(1))
@@ -286,16 +286,16 @@ def test_network_that_returns_no_output_is_named(tiny_net, noise, trainer, role)
         module.teacher = lambda batch: plain(batch.x)
     name = "Plain" if role == "student" else "function"
     with pytest.raises(TypeError, match=f"{name} returned a Tensor, not a kd.Output"):
-        trainer(max_epochs=1).fit(module, data_of(noise()))
+        trainer(max_epochs=1).fit(module, data_module(noise()))
 
 
-def test_predictions_are_in_the_order_of_the_test_split(tiny_net, noise, trainer, monkeypatch):
+def test_keep_predictions_restores_the_order_of_the_test_split(tiny_net, noise, trainer, monkeypatch):
     images = noise()
     module, keep = distiller(tiny_net(), tiny_net(6, seed=1)), KeepPredictions()
     lightning = trainer(max_epochs=1, callbacks=[keep])
-    lightning.fit(module, data_of(images))
-    lightning.test(module, data_of(images), verbose=False)
-    (batch,) = list(data_of(images).test_dataloader())
+    lightning.fit(module, data_module(images))
+    lightning.test(module, data_module(images), verbose=False)
+    (batch,) = list(data_module(images).test_dataloader())
     with torch.no_grad():
         logits, teacher_logits = module.net.eval()(batch.x).logits, module.teacher(batch).logits
     found = keep.predictions(lightning)
@@ -311,13 +311,13 @@ def test_predictions_are_in_the_order_of_the_test_split(tiny_net, noise, trainer
     assert np.allclose(kept.teacher_logits, found.teacher_logits, atol=1e-5)
 
 
-def test_student_alone_has_labels_alone(tiny_net, noise, trainer):
-    data, net = data_of(noise()), tiny_net()
-    expected = standing_still(
+def test_classifier_logs_no_soft_terms(tiny_net, noise, trainer):
+    data, net = data_module(noise()), tiny_net()
+    expected = epoch_means(
         net, data, lambda output, batch: {"hard": F.cross_entropy(output.logits, batch.y, label_smoothing=0.2)}
     )
     lightning = trainer(max_epochs=1)
-    lightning.fit(Classifier(**parts(net, lr=0.0), label_smoothing=0.2), data)
+    lightning.fit(Classifier(**classifier_arguments(net, lr=0.0), label_smoothing=0.2), data)
     names = [f"val/{name}" for name in ("acc", "acc_top5", "nll", "ece")]
     assert lightning.callback_metrics.keys() == {"train/hard", "train/loss", "train/acc", "lr", *names}
     logged = {name: lightning.callback_metrics[f"train/{name}"].item() for name in ("hard", "loss", "acc")}
@@ -327,27 +327,27 @@ def test_student_alone_has_labels_alone(tiny_net, noise, trainer):
 # --- what is trained
 
 
-def test_teacher_comes_out_of_a_fit_bit_for_bit(tiny_net, noise, trainer):
-    data = data_of(noise())
+def test_distiller_leaves_the_teacher_unchanged_to_the_bit(tiny_net, noise, trainer):
+    data = data_module(noise())
     student, teacher = tiny_net(seed=1, dropout=0.3), tiny_net(width=6, seed=2, dropout=0.3)
     teacher(torch.randn(4, 3, 8, 8))  # BatchNorm has something to lose
     module = distiller(student, teacher, Feature(2.0, 0.3, 0.3, [0], 0.0))
-    taught, learner, adapters = snapshot(teacher), snapshot(student), snapshot(module.method)
+    teacher_before, student_before, method_before = snapshot(teacher), snapshot(student), snapshot(module.method)
     modes = []
-    spy = At(lambda trainer, pl_module, batch: modes.append((pl_module.net.training, teacher.training)))
+    spy = OnTrainBatch(lambda trainer, pl_module, batch: modes.append((pl_module.net.training, teacher.training)))
     lightning = trainer(max_epochs=2, callbacks=[spy])
     lightning.fit(module, data)
     lightning.test(module, data, verbose=False)
     assert set(modes) == {(True, False)}
     assert len(modes) == 6
-    assert same(teacher, taught)
-    assert not same(student, learner)
-    assert not same(module.method, adapters)
+    assert equal_state(teacher, teacher_before)
+    assert not equal_state(student, student_before)
+    assert not equal_state(module.method, method_before)
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
 
 
-def test_optimiser_and_checkpoint_hold_student_and_adapters_only(tiny_net, noise, trainer, tmp_path):
-    data = data_of(noise())
+def test_distiller_optimises_and_saves_student_and_adapters_only(tiny_net, noise, trainer, tmp_path):
+    data = data_module(noise())
     student, teacher = tiny_net(seed=1), tiny_net(width=6, seed=2)
     module = distiller(student, teacher, Feature(2.0, 0.3, 0.3, [0], 0.0))
     lightning = trainer(max_epochs=1)
@@ -359,35 +359,35 @@ def test_optimiser_and_checkpoint_hold_student_and_adapters_only(tiny_net, noise
         "method.adapters.0.weight",
         "method.adapters.0.bias",
     }
-    others = {name.split(".")[0] for name in checkpoint["state_dict"].keys() - weights}
-    assert not others, "metrics start anew with every epoch"
+    other_modules = {name.split(".")[0] for name in checkpoint["state_dict"].keys() - weights}
+    assert not other_modules, "metrics start anew with every epoch"
     assert "hyper_parameters" not in checkpoint
 
-    learned = [*student.parameters(), *module.method.parameters()]
+    trainable = [*student.parameters(), *module.method.parameters()]
     optimizer = lightning.optimizers[0]
     grouped = [p for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(map(id, grouped)) == sorted(map(id, learned))
+    assert sorted(map(id, grouped)) == sorted(map(id, trainable))
     assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in optimizer.param_groups] == [
         (0.1, {2, 4}),
         (0.0, {1}),
     ]
 
 
-def test_schedule_ends_with_the_last_step(tiny_net, noise, trainer):
+def test_classifier_schedule_ends_with_the_last_step(tiny_net, noise, trainer):
     rates = []
-    spy = At(lambda trainer, pl_module, batch: rates.append(trainer.optimizers[0].param_groups[0]["lr"]))
+    spy = OnTrainBatch(lambda trainer, pl_module, batch: rates.append(trainer.optimizers[0].param_groups[0]["lr"]))
     lightning = trainer(max_epochs=2, callbacks=[spy])
-    lightning.fit(Classifier(**parts(tiny_net())), data_of(noise()))
+    lightning.fit(Classifier(**classifier_arguments(tiny_net())), data_module(noise()))
     # six steps, the first two rise
     assert rates == pytest.approx([0.05 * f for f in (1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4)])
     assert lightning.callback_metrics["lr"].item() == pytest.approx(rates[-1])
     assert lightning.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)
 
 
-def test_every_epoch_has_its_own_batches(tiny_net, noise, trainer):
-    data, seen = data_of(noise()), []
-    spy = At(lambda trainer, pl_module, batch: seen.append(batch))
-    trainer(max_epochs=3, callbacks=[spy]).fit(Classifier(**parts(tiny_net())), data)
+def test_data_module_gives_every_epoch_its_own_batches(tiny_net, noise, trainer):
+    data, seen = data_module(noise()), []
+    spy = OnTrainBatch(lambda trainer, pl_module, batch: seen.append(batch))
+    trainer(max_epochs=3, callbacks=[spy]).fit(Classifier(**classifier_arguments(tiny_net())), data)
     data.trainer = None
     loader = data.train_dataloader()
     for epoch in range(3):
@@ -401,7 +401,7 @@ def test_every_epoch_has_its_own_batches(tiny_net, noise, trainer):
 
 
 class Scripted(Method):
-    """Makes the soft term of each step what the script says, and the hard one all but nothing."""
+    """A method with scripted values of the soft term, and a negligible hard one."""
 
     def __init__(self, *soft, hard=1e-9):
         super().__init__()
@@ -420,23 +420,25 @@ class Scripted(Method):
         (Scripted(1.0, 1.0, 1.0, 1.0, 1.0, 3e38, hard=3e38), "the sum of the losses overflows"),
     ],
 )
-def test_divergence_stops_before_it_is_learned(tiny_net, noise, trainer, method, reason):
+def test_divergence_check_stops_before_the_update(tiny_net, noise, trainer, method, reason):
     student = tiny_net()
     module = distiller(student, tiny_net(), method)
     # the last of six steps, of which two rise: a quarter of 0.05
     message = f"training diverged: {reason} at step 5 (epoch 1), learning rate 0.0125; try "
     with pytest.raises(UserError, match=re.escape(message)):
-        trainer(max_epochs=2).fit(module, data_of(noise()))
+        trainer(max_epochs=2).fit(module, data_module(noise()))
     assert all(p.isfinite().all() for p in student.parameters())
 
 
-def test_divergence_on_a_device_that_works_ahead_is_found_before_the_epoch_ends(tiny_net, noise, trainer, monkeypatch):
+def test_divergence_check_finds_it_before_the_epoch_ends_on_an_asynchronous_device(
+    tiny_net, noise, trainer, monkeypatch
+):
     monkeypatch.setattr(Classifier, "configure_callbacks", lambda module: [DivergenceCheck(every=50)])
     student, soft = tiny_net(), [1.0, float("nan"), 1.0, 1.0, 1.0, 1.0]
     method = Scripted(*soft)
     with pytest.raises(UserError, match=re.escape("training diverged: the soft loss is nan at step 1 (epoch 0)")):
-        trainer(max_epochs=2).fit(distiller(student, tiny_net(), method), data_of(noise()))
-    assert len(method.soft) == 3  # the first epoch's third and last step is where it was looked for
+        trainer(max_epochs=2).fit(distiller(student, tiny_net(), method), data_module(noise()))
+    assert len(method.soft) == 3  # checked at the first epoch's third and last step
 
 
 # --- resuming
@@ -450,7 +452,7 @@ def crash(*_):
     raise Crash
 
 
-def test_resumed_run_is_the_run_that_was_not_interrupted(tiny_net, noise, trainer, tmp_path):
+def test_resume_is_bitwise_the_uninterrupted_run(tiny_net, noise, trainer, tmp_path):
     images = noise()
 
     def fit(directory, seed, *callbacks):
@@ -463,30 +465,30 @@ def test_resumed_run_is_the_run_that_was_not_interrupted(tiny_net, noise, traine
         lightning = trainer(
             max_epochs=3, enable_checkpointing=True, callbacks=[EpochSeed(7), history, checkpoint, *callbacks]
         )
-        torch.manual_seed(seed)  # what ran before is not to matter
+        torch.manual_seed(seed)  # what ran before must not matter
         path = tmp_path / directory / "last.ckpt"
-        data = data_of(images)
+        data = data_module(images)
         lightning.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
         return module, history
 
     module, history = fit("whole", 1)
     with pytest.raises(Crash):
-        fit("broken", 1, At(crash, step=4))  # the second of three steps in the second of three epochs
+        fit("broken", 1, OnTrainBatch(crash, step=4))  # the second of three steps in the second of three epochs
     resumed, continued = fit("broken", 2)
-    assert same(resumed, module.state_dict())
+    assert equal_state(resumed, module.state_dict())
     assert continued.rows == history.rows
     assert [row["epoch"] for row in history.rows] == [0, 1, 2]
     assert continued.images == history.images == 3 * 30
     assert (tmp_path / "broken.csv").read_text() == (tmp_path / "whole.csv").read_text()
 
 
-def test_dropout_is_what_makes_resuming_hard(tiny_net, noise, trainer):
-    """Without it the test above would not notice if nobody seeded epochs."""
+def test_resume_depends_on_the_epoch_seed(tiny_net, noise, trainer):
+    """Without dropout the test above would pass even without EpochSeed."""
 
     def fit(seed):
         net = tiny_net(seed=1, dropout=0.3)
         torch.manual_seed(seed)
-        trainer(max_epochs=1).fit(Classifier(**parts(net)), data_of(noise()))
+        trainer(max_epochs=1).fit(Classifier(**classifier_arguments(net)), data_module(noise()))
         return net
 
-    assert not same(fit(1), snapshot(fit(2)))
+    assert not equal_state(fit(1), snapshot(fit(2)))

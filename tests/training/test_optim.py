@@ -16,7 +16,7 @@ def sgd():
 
 
 def curve(optimizer, schedule, steps):
-    """The learning rate at each of the next steps, and after them, as a factor."""
+    """Return the learning rate at each of the next steps, and after them, as a factor."""
     factors = [optimizer.param_groups[0]["lr"] / LR]
     for _ in range(steps):
         optimizer.step()
@@ -41,7 +41,7 @@ def curve(optimizer, schedule, steps):
         (partial(multistep, warmup=0.0, milestones=[], gamma=0.1), [1] * 9),
     ],
 )
-def test_curve_by_hand(schedule, expected):
+def test_schedule_matches_the_curve_by_hand(schedule, expected):
     optimizer = sgd()
     assert curve(optimizer, schedule(optimizer, 8), 8) == pytest.approx(expected, abs=1e-6)
 
@@ -49,7 +49,7 @@ def test_curve_by_hand(schedule, expected):
 @pytest.mark.parametrize("total", [1, 2, 7, 100])
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5])
 @pytest.mark.parametrize("shape", [one_cycle, cosine])
-def test_no_step_of_any_length_is_wasted(shape, warmup, total):
+def test_schedule_has_no_step_at_rate_zero(shape, warmup, total):
     optimizer = sgd()
     *during, after = curve(optimizer, shape(optimizer, total, warmup), total)
     assert min(during) > 0
@@ -65,16 +65,16 @@ def test_no_step_of_any_length_is_wasted(shape, warmup, total):
         partial(multistep, warmup=0.1, milestones=[0.5], gamma=0.2),
     ],
 )
-def test_resumed_from_its_state_the_curve_goes_on(schedule):
+def test_schedule_continues_from_its_state(schedule):
     optimizer = sgd()
     whole = curve(optimizer, schedule(optimizer, 10), 10)
     first = sgd()
-    begun = schedule(first, 10)
-    curve(first, begun, 4)
+    first_schedule = schedule(first, 10)
+    curve(first, first_schedule, 4)
     second = sgd()
     resumed = schedule(second, 10)
     second.load_state_dict(first.state_dict())
-    resumed.load_state_dict(begun.state_dict())
+    resumed.load_state_dict(first_schedule.state_dict())
     assert curve(second, resumed, 6) == whole[4:]
 
 
@@ -94,12 +94,12 @@ def test_resumed_from_its_state_the_curve_goes_on(schedule):
         ),
     ],
 )
-def test_fractions_out_of_range_are_named(schedule, message):
+def test_schedule_names_fractions_out_of_range(schedule, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         schedule(sgd(), 100)
 
 
-def test_exactly_batchnorm_and_biases_are_kept_off_decay():
+def test_parameter_groups_exempt_exactly_batchnorm_and_biases_from_decay():
     net = CNN(2, 10, 8, "relu", 0.0, 0.0)
     net.classifier.weight.requires_grad_(False)
     expected = {id(layer.bias) for layer in net.modules() if isinstance(getattr(layer, "bias", None), nn.Parameter)}
@@ -113,7 +113,7 @@ def test_exactly_batchnorm_and_biases_are_kept_off_decay():
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
-def test_decay_shrinks_weights_and_nothing_else(optimizer):
+def test_parameter_groups_decay_weights_and_nothing_else(optimizer):
     net = CNN(2, 10, 8, "relu", 0.0, 0.0)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     for p in net.parameters():

@@ -25,8 +25,8 @@ def speed(name="fast", **changes):
 
 
 @pytest.fixture
-def seasoned():
-    """A network whose BatchNorm has statistics of its own."""
+def trained_cnn():
+    """A network whose BatchNorm has running statistics."""
     torch.manual_seed(0)
     net = CNN(8, 10, 16, "relu", 0.25, 0.5)
     for _ in range(20):
@@ -34,40 +34,43 @@ def seasoned():
     return net.eval()
 
 
-def test_reference_switches_everything_off():
+def test_speed_reference_switches_everything_off():
     settings = yaml.safe_load((CONF / "reference.yaml").read_text())
     assert not any(value for name, value in settings.items() if name != "_target_")
     assert settings.keys() == yaml.safe_load((CONF / "fast.yaml").read_text()).keys()
 
 
-class TestTheFrozenTeacher:
-    def test_answers_as_the_network_it_was_made_of(self, seasoned):
+class TestPrepareTeacher:
+    def test_prepare_teacher_gives_the_same_outputs(self, trained_cnn):
         x = torch.randn(16, 3, 16, 16)
-        frozen = speed().prepare_teacher(seasoned, half=False)
+        frozen = speed().prepare_teacher(trained_cnn, half=False)
         assert not any(isinstance(module, nn.BatchNorm2d) for module in frozen.modules())
-        theirs, ours = seasoned(x), frozen(x)
+        theirs, ours = trained_cnn(x), frozen(x)
         torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(ours.embedding, theirs.embedding, rtol=1e-4, atol=1e-5)
         assert len(ours.features) == len(theirs.features) == 2
         for mine, other in zip(ours.features, theirs.features, strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
-    def test_answers_nearly_so_in_bf16(self, seasoned):
+    def test_prepare_teacher_in_bf16_gives_nearly_the_same_logits(self, trained_cnn):
         x = torch.randn(64, 3, 16, 16)
-        exact, rounded = seasoned(x).logits, speed().prepare_teacher(seasoned, half=True)(x.bfloat16()).logits.float()
+        exact, rounded = (
+            trained_cnn(x).logits,
+            speed().prepare_teacher(trained_cnn, half=True)(x.bfloat16()).logits.float(),
+        )
         assert (exact - rounded).abs().max() < 0.03 * exact.abs().max()
 
-    def test_is_a_copy_that_learns_nothing(self, seasoned):
-        before = copy.deepcopy(seasoned.state_dict())
-        frozen = speed().prepare_teacher(seasoned, half=True)
+    def test_prepare_teacher_returns_a_frozen_copy(self, trained_cnn):
+        before = copy.deepcopy(trained_cnn.state_dict())
+        frozen = speed().prepare_teacher(trained_cnn, half=True)
         assert all(not p.requires_grad for p in frozen.parameters())
-        after = seasoned.state_dict()
+        after = trained_cnn.state_dict()
         assert all(
             torch.equal(before[name], after[name]) and after[name].dtype == before[name].dtype for name in before
         )
 
-    def test_keeps_its_batchnorm_where_tracing_fails(self):
-        class Moody(nn.Module):
+    def test_prepare_teacher_keeps_batchnorm_where_tracing_fails(self):
+        class DataDependent(nn.Module):
             def __init__(self):
                 super().__init__()
                 self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
@@ -75,7 +78,7 @@ class TestTheFrozenTeacher:
             def forward(self, x):
                 return self.layers(x) if x.mean() > 0 else -self.layers(x)
 
-        net = Moody().eval()
+        net = DataDependent().eval()
         frozen = speed().prepare_teacher(net, half=False)
         assert any(isinstance(module, nn.BatchNorm2d) for module in frozen.modules())
         bright = torch.rand(2, 3, 8, 8)
@@ -83,26 +86,26 @@ class TestTheFrozenTeacher:
             torch.testing.assert_close(frozen(x), net(x))
 
 
-class TestTheTrainedNetwork:
-    def test_has_the_same_weights_and_gradients(self):
+class TestPrepareStudent:
+    def test_prepare_student_keeps_weights_and_gradients(self):
         torch.manual_seed(0)
         plain = CNN(8, 10, 16, "relu", 0.0, 0.0)
-        ready = speed().prepare_student(copy.deepcopy(plain))
-        assert plain.state_dict().keys() == ready.state_dict().keys()
+        prepared = speed().prepare_student(copy.deepcopy(plain))
+        assert plain.state_dict().keys() == prepared.state_dict().keys()
         x = torch.randn(16, 3, 16, 16)
-        for net in (plain, ready):
+        for net in (plain, prepared):
             net(x).logits.square().mean().backward()
-        for mine, other in zip(ready.parameters(), plain.parameters(), strict=True):
+        for mine, other in zip(prepared.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-5)
 
-    def test_has_its_dropout_replaced_and_nothing_else(self):
+    def test_prepare_student_replaces_dropout_and_nothing_else(self):
         net = speed().prepare_student(CNN(4, 10, 16, "relu", 0.25, 0.5))
         assert {m.p for m in net.modules() if isinstance(m, nn.Dropout)} == {0.25, 0.5}
         assert all(type(m) is PackedDropout for m in net.modules() if isinstance(m, nn.Dropout))
         plain = speed("reference").prepare_student(CNN(4, 10, 16, "relu", 0.25, 0.5))
         assert all(type(m) is nn.Dropout for m in plain.modules() if isinstance(m, nn.Dropout))
 
-    def test_keeps_the_layout_of_gradients_that_a_linear_layer_sends_to_maps(self):
+    def test_prepare_student_keeps_gradients_of_feature_maps_channels_last(self):
         net = speed().prepare_student(CNN(4, 10, 16, "relu", 0.25, 0.5))
         received = []
         net.downsample.register_full_backward_pre_hook(lambda module, grads: received.append(grads[0]))
@@ -110,19 +113,19 @@ class TestTheTrainedNetwork:
         assert [tuple(grad.shape) for grad in received] == [(8, 8, 4, 4), (8, 4, 8, 8)]
         assert all(grad.is_contiguous(memory_format=torch.channels_last) for grad in received)
 
-    def test_learns_when_compiled(self):
+    def test_prepare_student_compiled_has_the_same_gradients(self):
         code = (
             "import copy, functools, torch\n"
             "from kd.models.cnn import CNN\n"
             "from kd.training.performance import Speed\n"
-            # Graphs as they are trained, without the minutes and the compiler that code for them takes.
+            # Traced and differentiated as in training, but not compiled to code: that needs minutes and a compiler.
             "torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend='aot_eager')\n"
             "plain = CNN(2, 10, 8, 'relu', 0.0, 0.0)\n"
-            "ready = Speed(True, True, True, True, False, False, True, False, 0.0)\n"
-            "net = ready.prepare_student(copy.deepcopy(plain))\n"
+            "prepared = Speed(True, True, True, True, False, False, True, False, 0.0)\n"
+            "net = prepared.prepare_student(copy.deepcopy(plain))\n"
             "assert list(net.state_dict()) == list(plain.state_dict()) and net._compiled_call_impl is not None\n"
             "x = torch.randn(8, 3, 8, 8)\n"
-            "for one in (plain, net): one(x).logits.square().mean().backward()\n"
+            "for model in (plain, net): model(x).logits.square().mean().backward()\n"
             "for a, b in zip(plain.parameters(), net.parameters(), strict=True):\n"
             "    torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)\n"
         )
@@ -132,7 +135,7 @@ class TestTheTrainedNetwork:
 class TestPackedDropout:
     @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-    def test_drops_the_share_it_was_told_and_keeps_the_mean(self, p, memory_format):
+    def test_packed_dropout_drops_at_its_rate_and_keeps_the_mean(self, p, memory_format):
         torch.manual_seed(1)
         x = torch.ones(50, 20, 16, 16).to(memory_format=memory_format)
         y = PackedDropout(p)(x)
@@ -140,7 +143,7 @@ class TestPackedDropout:
         torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - p)))
         assert y.is_contiguous(memory_format=memory_format)
 
-    def test_drops_every_place_alike_and_neighbours_apart(self):
+    def test_packed_dropout_is_uniform_and_independent_over_elements(self):
         torch.manual_seed(1)
         drop = PackedDropout(0.5)
         draws = torch.stack([drop(torch.ones(13)) for _ in range(4000)]) / 2
@@ -148,26 +151,26 @@ class TestPackedDropout:
         correlations = torch.corrcoef(draws.T) - torch.eye(13)
         assert correlations.abs().max() < 5 / 4000**0.5
 
-    def test_takes_any_shape_and_stride(self):
+    def test_packed_dropout_takes_any_shape_and_stride(self):
         torch.manual_seed(1)
         for x in (torch.ones(7), torch.ones(3, 5), torch.ones(8, 6).T, torch.ones(4, 6)[:, ::2], torch.ones(0, 4)):
             y = PackedDropout(0.5)(x)
             assert y.shape == x.shape
             assert set(y.flatten().tolist()) <= {0.0, 2.0}
 
-    def test_passes_gradients_where_it_passed_values(self):
+    def test_packed_dropout_passes_gradients_where_it_passed_values(self):
         torch.manual_seed(1)
         x = torch.randn(40, 8, requires_grad=True)
         y = PackedDropout(0.25)(x)
         y.sum().backward()
         assert torch.equal(x.grad == 0, y == 0)
 
-    def test_does_nothing_in_evaluation_or_at_rate_zero(self):
+    def test_packed_dropout_is_the_identity_in_evaluation_and_at_rate_zero(self):
         x = torch.randn(10, 3)
         assert torch.equal(PackedDropout(0.5).eval()(x), x)
         assert torch.equal(PackedDropout(0.0)(x), x)
 
-    def test_is_repeated_by_the_same_seed(self):
+    def test_packed_dropout_is_reproducible_by_seed(self):
         x, drop = torch.ones(100, 100), PackedDropout(0.5)
         torch.manual_seed(3)
         first = drop(x)
@@ -177,22 +180,22 @@ class TestPackedDropout:
 
 
 @pytest.mark.parametrize(
-    ("flags", "chosen"),
+    ("flags", "expected"),
     [("fma avx512f avx512_bf16", "bf16-mixed"), ("avx512f amx_bf16", "bf16-mixed"), ("avx512f avx2", "32-true")],
 )
-def test_precision_follows_the_processor(monkeypatch, flags, chosen):
+def test_choose_precision_follows_the_processor(monkeypatch, flags, expected):
     monkeypatch.setattr("kd.training.performance._processor_flags", lambda: set(flags.split()))
-    assert choose_precision("auto", "cpu") == chosen
+    assert choose_precision("auto", "cpu") == expected
     assert choose_precision("32-true", "cpu") == "32-true"
     assert choose_precision("bf16-true", "cpu") == "bf16-true"
 
 
-def test_an_unknown_word_is_refused():
+def test_speed_refuses_an_unknown_stored_logits():
     with pytest.raises(ValueError, match=r"speed\.stored_logits must be true, false or auto, got never"):
         speed(stored_logits="never")
 
 
-def test_a_network_is_asked_on_the_gpu_that_it_is_trained_on(monkeypatch):
+def test_choose_device_is_the_gpu_of_the_training(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto", 1) == CPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -202,7 +205,7 @@ def test_a_network_is_asked_on_the_gpu_that_it_is_trained_on(monkeypatch):
     assert [choose_device("gpu", devices).index for devices in (2, [3, 2])] == [1, 2]
 
 
-def test_threads_are_set(request):
+def test_configure_process_sets_threads(request):
     before = torch.get_num_threads()
     request.addfinalizer(lambda: torch.set_num_threads(before))
     speed(keep_memory=False).configure_process(2, CPU)
@@ -212,7 +215,7 @@ def test_threads_are_set(request):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
-def test_kept_memory_saves_page_faults():
+def test_keep_memory_saves_page_faults():
     code = (
         "import resource, sys, torch\n"
         "from kd.training.performance import keep_memory\n"
@@ -220,7 +223,7 @@ def test_kept_memory_saves_page_faults():
         "for _ in range(50): torch.ones(40_000_000, dtype=torch.uint8)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
     )
-    kept, given_back = (
+    kept, returned = (
         int(
             subprocess.run(
                 [sys.executable, "-c", code, word], check=True, capture_output=True, text=True, cwd=ROOT
@@ -228,4 +231,4 @@ def test_kept_memory_saves_page_faults():
         )
         for word in ("keep", "give back")
     )
-    assert kept < given_back / 2
+    assert kept < returned / 2
