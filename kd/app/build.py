@@ -223,7 +223,7 @@ class Builder:
         if teacher is None:
             return None
         if method.stored_logits_suffice:
-            self.stored = self.shared("logits", lambda: self.stored_logits(teacher))
+            self.stored = self.shared(f"logits of {teacher.id}", lambda: self.stored_logits(teacher))
         return self.shared_teacher(self.stored or teacher)
 
     def stored_logits(self, teacher: FrozenTeacher) -> StoredLogits | None:
