@@ -202,9 +202,9 @@ def test_table_of_methods_is_complete_and_has_their_defaults():
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", README, re.MULTILINE))
     for file in (CONF / "method").glob("*.yaml"):
         own = knobs(plain(compose(["data=digits", f"method={file.stem}"])[0].cfg), run_wide())
-        shown = dict(part.split("=", 1) for part in rows[file.stem].split())
-        values = {name: ",".join(value) if isinstance(value, list) else f"{value:g}" for name, value in own.items()}
-        assert shown == values, file.stem
+        shown = dict(re.findall(r"(\w+)=([\d.]+)", rows[file.stem]))
+        numbers = {name: f"{value:g}" for name, value in own.items() if not isinstance(value, list)}
+        assert shown == numbers, file.stem
 
 
 @pytest.mark.parametrize("group", ["data", "student", "teacher", "recipe", "trainer", "speed", "logger", "debug"])
