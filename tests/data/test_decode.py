@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from kd.data.decode import decode, kept
+from kd.data.decode import cache_path, decode
 from kd.data.folder import folder
 from kd.data.parquet import parquet
 from kd.errors import UserError
@@ -53,20 +53,20 @@ def test_source_on_disk_keeps_the_jpeg_mark(roots, pixels, encode):
 
 
 def test_decode_leaves_no_file_when_it_fails(tmp_path, pixels, encode):
-    keep = tmp_path / ".decoded" / "some"
+    cache = tmp_path / ".decoded" / "some"
     with pytest.raises(UserError, match="third: damaged"):
-        decode([("first", encode(pixels[0])), ("second", encode(pixels[1])), ("third", b"?")], 3, 32, keep)
-    assert not list(keep.parent.iterdir())
+        decode([("first", encode(pixels[0])), ("second", encode(pixels[1])), ("third", b"?")], 3, 32, cache)
+    assert not list(cache.parent.iterdir())
 
 
 def test_kept_path_depends_on_files_and_size(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(b"12")
-    before = kept(tmp_path, [file], 32)
-    assert kept(tmp_path, [file], 32) == before
-    assert kept(tmp_path, [file], 16) != before
+    before = cache_path(tmp_path, [file], 32)
+    assert cache_path(tmp_path, [file], 32) == before
+    assert cache_path(tmp_path, [file], 16) != before
     file.write_bytes(b"1")
-    assert kept(tmp_path, [file], 32) != before
+    assert cache_path(tmp_path, [file], 32) != before
 
 
 def test_decode_names_the_file_it_cannot_write(tmp_path, pixels, encode):
@@ -83,7 +83,7 @@ def test_decode_names_an_image_that_cannot_be_read(tmp_path):
 
 def test_decode_replaces_truncated_pixels(tmp_path, pixels, encode):
     encoded = [(str(i), encode(x)) for i, x in enumerate(pixels)]
-    keep = tmp_path / "some"
-    decode(encoded, 12, 32, keep)
+    cache = tmp_path / "some"
+    decode(encoded, 12, 32, cache)
     os.truncate(tmp_path / "some.npy", 9000)
-    assert torch.equal(decode(encoded, 12, 32, keep).x, pixels)
+    assert torch.equal(decode(encoded, 12, 32, cache).x, pixels)
