@@ -12,7 +12,7 @@ from tests.common import ROOT
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with what the wheel installs, and the environment in which Python finds that before the checkout."""
+    """A folder with what the wheel installs, and an environment in which Python imports that and not the checkout."""
     folder = tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     for command in (
@@ -49,14 +49,14 @@ def test_kd_train_distils_in_an_empty_directory(installed, tmp_path):
     (record,) = collect([tmp_path / "runs"]).results
     assert (record.status, record.knobs["T"]) == ("done", 4)
     assert "kd-train" not in done.stderr
-    # A sweep goes through the plugins, which find the program again in every job.
+    # A sweep uses the plugins, which find the program again in every job.
     sweep = ("-m", *small, "method=standard,logits", "hydra.sweep.dir=sweep", "hydra/launcher=cohort")
     done = kd_train(installed, tmp_path, *sweep)
     assert done.returncode == 0, done.stderr
     assert [record.status for record in collect([tmp_path / "sweep"]).results] == ["done", "done"]
 
 
-def test_kd_train_answers_a_mistake_in_one_line_and_names_itself(installed, tmp_path):
+def test_kd_train_reports_a_mistake_in_one_line_with_its_own_name(installed, tmp_path):
     done = kd_train(installed, tmp_path, "data=digits", "data.epochs=3")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: there is no setting 'data.epochs'")

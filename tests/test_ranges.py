@@ -25,13 +25,13 @@ from kd.ranges import RANGES, require, require_sum
         (("recipe.epochs", 1.5), "recipe.epochs must be a whole number in [1, inf), got 1.5"),
     ],
 )
-def test_the_message_names_setting_range_and_value(arguments, message):
+def test_require_names_setting_range_and_value(arguments, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
         require(*arguments)
     assert str(error.value) == message
 
 
-def test_the_range_passes():
+def test_require_accepts_the_ends_of_a_range():
     for value in (0, 0.5, 1):
         require("alpha", value)
     require("T", 1e-3)
@@ -40,12 +40,12 @@ def test_the_range_passes():
 
 
 @pytest.mark.parametrize("span", set(RANGES.values()))
-def test_every_range_can_be_read(span):
+def test_ranges_are_all_parsed(span):
     with pytest.raises(ValueError, match=r"must be in|must be a whole number in"):
         require("x", -1, span)
 
 
-def test_a_sum_is_checked_but_for_rounding():
+def test_require_sum_ignores_rounding():
     require_sum("[0, 1]", alpha=0.7, beta=0.1 + 0.2)
     with pytest.raises(ValueError, match=r"^alpha \+ beta must be in \[0, 1\], got alpha=0.8 and beta=0.3$"):
         require_sum("[0, 1]", alpha=0.8, beta=0.3)

@@ -4,7 +4,7 @@ A crop with padding p has (2p + 1)^2 places and a flip has two states, so that a
 
     view = ((2p + 1) * dy + dx) * 2 + flip,    dy, dx in 0..2p
 
-At the usual p = 4 that makes 162. The number travels with the batch, for whoever keeps something per view.
+At the usual p = 4 that makes 162. The number is part of the batch, as the key of anything stored per view.
 Cutout has too many states to be numbered; with it every view is -1.
 """
 
@@ -19,7 +19,7 @@ from kd.ranges import require
 
 @dataclass(frozen=True)
 class Augment:
-    """How training images are varied.
+    """Random crop, flip and cutout of training images.
 
     Args:
         crop: zero padding in pixels on each side before a random crop back to size; 0 for none.
@@ -46,17 +46,17 @@ class Augment:
 
     @property
     def views(self) -> int | None:
-        """How many views an image has; None if they cannot be numbered."""
+        """The number of views of an image; None if they cannot be numbered."""
         return None if self.cutout else 2 * (2 * self.crop + 1) ** 2
 
     def draw(self, n: int, generator: Generator) -> Tensor:
-        """(n,) random views, int64, on the generator's device."""
+        """Draw (n,) random views, int64, on the generator's device."""
         places = torch.randint((2 * self.crop + 1) ** 2, (n,), generator=generator, device=generator.device)
         flips = torch.randint(2, (n,), generator=generator, device=generator.device)
         return places * 2 + flips * self.flip
 
     def apply(self, x: Tensor, view: Tensor) -> Tensor:
-        """Crop and flip a batch (B, C, H, W) as the views (B,) say; dtype and shape stay."""
+        """Crop and flip a batch (B, C, H, W) according to its views (B,); dtype and shape stay."""
         height, width = x.shape[-2:]
         dy, dx = view // 2 // (2 * self.crop + 1), view // 2 % (2 * self.crop + 1)
         rows, columns = (torch.arange(size, device=x.device).expand(len(x), -1) for size in (height, width))

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, from wherever they are: torchvision's files, a mirror, or the network."""
+"""CIFAR-10 and CIFAR-100, from torchvision's files, a parquet mirror, a tree of images, or the network."""
 
 import os
 import tempfile
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 def cifar10(root: str | os.PathLike[str]) -> Images:
-    """CIFAR-10: 50,000 training and 10,000 test images of 32x32 pixels in ten classes.
+    """Load CIFAR-10: 50,000 training and 10,000 test images of 32x32 pixels in ten classes.
 
-    Of what lies under root, the first of these is taken: torchvision's cifar-10-batches-py/ or
+    The first of these that exists under root is read: torchvision's cifar-10-batches-py/ or
     cifar-10-python.tar.gz; a parquet mirror (see `kd.data.parquet`); a tree with train/ (see `kd.data.folder`).
-    Where there is none, the archive is downloaded. torchvision's checksums decide whether archive and download are
-    whole; a mirror is checked for its number of classes and is called "CIFAR-10 (JPEG)" if it was re-encoded.
+    If there is none, the archive is downloaded. Archive and download are verified by torchvision's checksums. A mirror
+    is checked for its number of classes and is called "CIFAR-10 (JPEG)" if it was re-encoded.
 
     Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
     https://www.cs.toronto.edu/~kriz/cifar.html.
 
     Args:
-        root: the folder; `~` is expanded. It is made if it is missing.
+        root: the folder; `~` is expanded. It is created if it is missing.
 
     Raises:
         UserError: for damaged or unreadable files, another data set than CIFAR-10, a download that fails. Nothing
@@ -42,12 +42,12 @@ def cifar10(root: str | os.PathLike[str]) -> Images:
 
 
 def cifar100(root: str | os.PathLike[str]) -> Images:
-    """CIFAR-100 with its 100 fine labels: 50,000 training and 10,000 test images of 32x32 pixels.
+    """Load CIFAR-100 with its 100 fine labels: 50,000 training and 10,000 test images of 32x32 pixels.
 
     Found, checked and downloaded as `cifar10`, from cifar-100-python/ and cifar-100-python.tar.gz; same source.
 
     Args:
-        root: the folder; `~` is expanded. It is made if it is missing.
+        root: the folder; `~` is expanded. It is created if it is missing.
 
     Raises:
         UserError: as `cifar10`.
@@ -81,7 +81,7 @@ def _cifar(source: "type[CIFAR10]", name: str, classes: int, root: str | os.Path
 
 
 def _original(source: "type[CIFAR10]", name: str, root: Path) -> Images:
-    """torchvision's files, unpacked or downloaded first where needed."""
+    """Read torchvision's files, unpacked or downloaded first where needed."""
     extracted = root / source.base_folder
     if not extracted.exists():
         _extract(source, name, root)
@@ -97,7 +97,7 @@ def _tensors(data: "CIFAR10") -> tuple[Tensor, Tensor]:
 
 
 def _extract(source: "type[CIFAR10]", name: str, root: Path) -> None:
-    """Puts torchvision's folder into root: whole or not at all, also if interrupted or run twice at a time."""
+    """Unpack torchvision's folder into root: whole or not at all, also if interrupted or run twice at a time."""
     from torchvision.datasets.utils import check_integrity, extract_archive
 
     archive, extracted = root / source.filename, root / source.base_folder
@@ -119,15 +119,15 @@ def _extract(source: "type[CIFAR10]", name: str, root: Path) -> None:
 def _download(source: "type[CIFAR10]", name: str, root: Path, target: str) -> None:
     from torchvision.datasets.utils import download_url
 
-    ways_out = (
+    alternatives = (
         f"Put {source.filename}, parquet files (*train*.parquet, *test*.parquet) or train/<class>/*.png and "
         "test/<class>/*.png there, set data.root=DIR to where they are, or try data=digits, which needs no download."
     )
     try:
         download_url(source.url, target, source.filename, source.tgz_md5)
     except (OSError, HTTPException) as error:
-        raise UserError(f"no {name} in {root}, and it cannot be downloaded: {error}\n{ways_out}") from error
+        raise UserError(f"no {name} in {root}, and it cannot be downloaded: {error}\n{alternatives}") from error
     except RuntimeError as error:
         raise UserError(
-            f"no {name} in {root}, and what {source.url} sends has a wrong checksum; try again later\n{ways_out}"
+            f"no {name} in {root}, and what {source.url} sends has a wrong checksum; try again later\n{alternatives}"
         ) from error

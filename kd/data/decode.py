@@ -1,4 +1,4 @@
-"""Encoded images to tensors: what the sources that read image files share."""
+"""Decoding of image files to tensors, for all sources that read files."""
 
 import io
 from collections.abc import Iterable
@@ -24,31 +24,31 @@ class Decoded(NamedTuple):
     """Whether any of the images is a JPEG: pixels that were re-encoded are not the original's."""
 
 
-def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, keep: Path | None = None) -> Decoded:
-    """The pixels of N image files.
+def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, cache: Path | None = None) -> Decoded:
+    """Decode N image files.
 
     Images of another size are resized, bilinear and antialiased, without regard to their aspect ratio.
 
     Args:
-        encoded: what to call an image in an error, and its file's content, of any format that PIL reads; N times.
+        encoded: the name of each image for errors, and its file's content, in any format that PIL reads; N pairs.
         n: N.
         size: height and width in pixels, at least 1.
-        keep: a path without suffix, see `kept`, to read the pixels from if they were decoded before, and else to put
-            them; they are memory-mapped then. By default they are in memory.
+        cache: a path without suffix, see `cache_path`, for the decoded pixels: read if they were decoded before, else
+            written, and memory-mapped. By default the pixels are in memory.
 
     Raises:
-        UserError: for an image that cannot be decoded, pixels that cannot be kept.
+        UserError: for an image that cannot be decoded, pixels that cannot be written.
         ValueError: for a size below 1.
     """
     require("data.image_size", size)
     shape = (n, 3, size, size)
-    if keep is None:
+    if cache is None:
         pixels = np.empty(shape, np.uint8)
         return Decoded(torch.from_numpy(pixels), _fill(pixels, encoded))
-    file, jpeg_mark = keep.with_suffix(".npy"), keep.with_suffix(".jpeg")
+    file, jpeg_mark = cache.with_suffix(".npy"), cache.with_suffix(".jpeg")
     try:
         if _mapped(file, shape) is None:
-            keep.parent.mkdir(parents=True, exist_ok=True)
+            cache.parent.mkdir(parents=True, exist_ok=True)
             with replaced(file) as temporary:
                 pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
                 if _fill(pixels, encoded):
@@ -57,20 +57,20 @@ def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, keep: Path |
         return Decoded(torch.from_numpy(_mapped(file, shape)), jpeg_mark.exists())
     except OSError as error:
         where = Path(error.filename or file)
-        if keep.parent not in (where, *where.parents):
+        if cache.parent not in (where, *where.parents):
             raise  # an image that cannot be read
         raise UserError(
             f"{file}: {error.strerror or error}; data.in_memory=false keeps decoded pixels there"
         ) from error
 
 
-def named(name: str, jpeg: bool) -> str:
-    """What to call a data set that holds images of that kind."""
+def display_name(name: str, jpeg: bool) -> str:
+    """Return the data set's name, marked if its images were re-encoded as JPEG."""
     return f"{name} (JPEG)" if jpeg else name
 
 
-def kept(root: Path, files: Iterable[Path], size: int) -> Path:
-    """Where under root the pixels of some files are kept: another place whenever one of the files changes.
+def cache_path(root: Path, files: Iterable[Path], size: int) -> Path:
+    """Return the path under root for the decoded pixels of some files; it changes when any of the files does.
 
     Raises:
         OSError: for a file that is missing.
@@ -80,9 +80,9 @@ def kept(root: Path, files: Iterable[Path], size: int) -> Path:
 
 
 def _mapped(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """The array in a file; None if it is not there, or not whole."""
+    """Return the array in a file, memory-mapped; None if it is missing or not whole."""
     try:
-        # Copy on write: torch has no read-only tensors, and nobody writes to these.
+        # Copy on write: torch has no read-only tensors, and these are never written to.
         pixels: NDArray[np.uint8] = np.load(file, mmap_mode="c")
     except (FileNotFoundError, ValueError, EOFError):
         return None
@@ -90,7 +90,7 @@ def _mapped(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
 
 
 def _fill(pixels: NDArray[np.uint8], encoded: Iterable[tuple[str, bytes]]) -> bool:
-    """Decode into (N, 3, size, size); whether any image is a JPEG."""
+    """Decode into (N, 3, size, size), and return whether any image is a JPEG."""
     size = pixels.shape[-2:]
     jpeg = False
     # No threads: on images this small PIL holds the interpreter's lock, and two threads were slower than one.

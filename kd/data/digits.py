@@ -11,7 +11,7 @@ SPLIT_SEED = 0
 
 
 def digits(image_size: int = 32) -> Images:
-    """1,797 handwritten digits in ten classes, grey 8x8 images bundled with scikit-learn.
+    """Load 1,797 handwritten digits in ten classes, grey 8x8 images bundled with scikit-learn.
 
     Grey levels 0..16 are scaled to 0..255, resized to `image_size` pixels (bilinear) and repeated over three
     channels. The original has no test split of its own; ours is 20 % of each class, rounded, drawn with a fixed

@@ -1,4 +1,4 @@
-"""Image files in one folder a class."""
+"""Image files in one folder per class."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd.data.decode import Decoded, decode, kept, named
+from kd.data.decode import Decoded, cache_path, decode, display_name
 from kd.data.images import Images
 from kd.errors import UserError
 
@@ -16,10 +16,10 @@ SUFFIXES = {".png", ".jpg", ".jpeg"}
 def folder(
     root: str | os.PathLike[str], image_size: int = 32, name: str | None = None, in_memory: bool = True
 ) -> Images:
-    """The images root/train/<class>/*.{png,jpg,jpeg} and root/test/<class>/*.{png,jpg,jpeg}.
+    """Load the images root/train/<class>/*.{png,jpg,jpeg} and root/test/<class>/*.{png,jpg,jpeg}.
 
     Classes are the folders' names, sorted; images are in the order of their classes and file names. Hidden files
-    and folders and those with another suffix are passed over.
+    and folders and those with another suffix are skipped.
 
     Args:
         root: the folder with train/ and test/; `~` is expanded.
@@ -34,26 +34,26 @@ def folder(
     root = Path(os.path.abspath(os.path.expanduser(root)))
     try:
         train, test = _classes(root / "train"), _classes(root / "test")
-        alone = [f"train/{label}" for label in train if label not in test]
-        alone += [f"test/{label}" for label in test if label not in train]
-        if alone:
+        unmatched = [f"train/{label}" for label in train if label not in test]
+        unmatched += [f"test/{label}" for label in test if label not in train]
+        if unmatched:
             raise UserError(
                 f"{root}: train/ and test/ must hold the same classes; add the counterpart of, or delete, "
-                f"{', '.join(alone)}"
+                f"{', '.join(unmatched)}"
             )
-        keep_in = None if in_memory else root
-        (train_x, jpeg), train_y = _load(train, image_size, keep_in)
-        (test_x, _), test_y = _load(test, image_size, keep_in)
+        cache_root = None if in_memory else root
+        (train_x, jpeg), train_y = _load(train, image_size, cache_root)
+        (test_x, _), test_y = _load(test, image_size, cache_root)
     except OSError as error:
         raise UserError(
             f"{error.filename}: {error.strerror}; data.root must be a readable folder with train/<class>/*.png and "
             "test/<class>/*.png (or .jpg)"
         ) from error
-    return Images(named(name or root.name, jpeg), tuple(train), train_x, train_y, test_x, test_y)
+    return Images(display_name(name or root.name, jpeg), tuple(train), train_x, train_y, test_x, test_y)
 
 
 def _classes(split: Path) -> dict[str, list[Path]]:
-    """The sorted image files of each class."""
+    """Return the sorted image files of each class."""
     labels = sorted(path.name for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not labels:
         raise UserError(f"{split}: no class folders in it; put images into {split}/<class>/")
@@ -71,10 +71,10 @@ def _classes(split: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _load(classes: dict[str, list[Path]], image_size: int, keep_in: Path | None) -> tuple[Decoded, Tensor]:
-    """Images and labels (N,)."""
+def _load(classes: dict[str, list[Path]], image_size: int, cache_root: Path | None) -> tuple[Decoded, Tensor]:
+    """Return images and labels (N,)."""
     paths = [path for files in classes.values() for path in files]
-    keep = None if keep_in is None else kept(keep_in, paths, image_size)
+    cache = None if cache_root is None else cache_path(cache_root, paths, image_size)
     encoded = ((str(path), path.read_bytes()) for path in paths)
     labels = torch.tensor([label for label, files in enumerate(classes.values()) for _ in files])
-    return decode(encoded, len(paths), image_size, keep), labels
+    return decode(encoded, len(paths), image_size, cache), labels

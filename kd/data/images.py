@@ -1,4 +1,4 @@
-"""What every source returns: a whole data set as uint8 tensors."""
+"""A whole data set as uint8 tensors, as every source returns it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Images:
     """A labelled image data set with its train and test splits, in memory or memory-mapped."""
 
     name: str
-    """What the data is, as it is to be called wherever a figure from it is shown: "CIFAR-10 (JPEG)"."""
+    """The display name, shown beside every figure measured on the data, as in "CIFAR-10 (JPEG)"."""
     classes: tuple[str, ...]
     """Class names; label i means classes[i]."""
     train_x: Tensor
@@ -27,7 +27,7 @@ class Images:
 
     @cached_property
     def id(self) -> str:
-        """16 hex digits that depend on every pixel and label and on nothing else, such as where the files lie."""
+        """16 hex digits that depend on every pixel and label, and on nothing else, such as the files' location."""
         digest = hashlib.blake2b(digest_size=8)
         for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
             digest.update(str(tuple(tensor.shape)).encode())
@@ -38,7 +38,7 @@ class Images:
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Per-channel mean and standard deviation of all training pixels, as fractions of their range.
 
-        Over train and validation images alike, so that they do not move with the split.
+        Training and validation images both count, so that the values do not depend on the split.
         """
         values = torch.arange(256, dtype=torch.float64) / 255
         means, stds = [], []

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def stratified_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of labels (N,) in two sorted parts, the second with `fraction` of each class, rounded."""
+    """Split the indices of labels (N,) into two sorted parts, the second with `fraction` of each class, rounded."""
     generator = torch.Generator().manual_seed(derive("split", seed))
     held_out = torch.zeros(len(y), dtype=torch.bool)
     for label in range(int(y.max()) + 1):
@@ -33,23 +33,23 @@ def stratified_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Ten
 
 @dataclass(frozen=True)
 class BatchIndices:
-    """One step's choice of images, before they are looked up."""
+    """The images and views of one step, before the pixels are fetched."""
 
     index: Tensor
     """(B,), int64."""
     view: Tensor
     """(B,), int64, see `kd.data.augment`."""
     cut: Tensor | None
-    """(B, 2), int64, centres of the cut squares, if there are any."""
+    """(B, 2), int64, centres of the cut squares; None without cutout."""
 
     def share(self, rank: int, ranks: int) -> "BatchIndices":
-        """What falls to one of several ranks."""
+        """Return the part of one of several ranks."""
         part = slice(rank, None, ranks)
         return BatchIndices(self.index[part], self.view[part], None if self.cut is None else self.cut[part])
 
 
 class Shuffled:
-    """An epoch of training: all images in random order, one random view each; a last, partial batch is dropped."""
+    """A training epoch: all images in random order, one random view each; a last, partial batch is dropped."""
 
     def __init__(self, index: Tensor, batch_size: int, augment: Augment, image_size: int, seed: int) -> None:
         self.index, self.batch_size, self.augment = index, batch_size, augment
@@ -62,7 +62,7 @@ class Shuffled:
         return len(self.index) // self.batch_size
 
     def __iter__(self) -> Iterator[BatchIndices]:
-        # One generator a purpose: switching cutout on leaves order and crops as they were.
+        # One generator per purpose: switching cutout on does not change order and crops.
         order, views, cuts = (
             torch.Generator().manual_seed(derive(purpose, self.seed, self.epoch))
             for purpose in ("order", "views", "cuts")
@@ -77,7 +77,7 @@ class Shuffled:
 
 
 class Sequential:
-    """An evaluation: every image once, as it is, in batches of nearly equal size so that no rank is left without."""
+    """An evaluation: every image once, unaugmented, in batches of nearly equal size, so that every rank has a part."""
 
     def __init__(self, index: Tensor, augment: Augment) -> None:
         self.index, self.augment = index, augment
@@ -91,49 +91,49 @@ class Sequential:
 
 
 Fetched = tuple[BatchIndices, Tensor, Tensor]
-"""What was chosen, the pixels (B, 3, H, W) of its images, uint8, and their labels (B,)."""
+"""The indices of a step, the pixels (B, 3, H, W) of its images, uint8, and their labels (B,)."""
 
 
 class InMemory:
-    """Looks images up on the device where they are used: no worker processes, nothing to copy."""
+    """Pixels on the device where they are used: no worker processes, no copies."""
 
     def __init__(self, x: Tensor, y: Tensor, device: torch.device) -> None:
         self.x, self.y = x.to(device), y.to(device)
 
     def fetch(self, indices: Iterable[BatchIndices]) -> Iterator[Fetched]:
-        for chosen in indices:
-            index = chosen.index.to(self.x.device)
-            yield chosen, self.x[index], self.y[index]
+        for step in indices:
+            index = step.index.to(self.x.device)
+            yield step, self.x[index], self.y[index]
 
 
 class OnDisk(Dataset[Fetched]):
-    """Looks images up ahead of their use, in worker processes: for data that does not fit into memory."""
+    """Pixels that worker processes fetch ahead of their use: for data that does not fit into memory."""
 
     def __init__(self, x: Tensor, y: Tensor, device: torch.device, workers: int) -> None:
         self.x, self.y, self.device, self.workers = x, y, device, workers
 
-    def __getitem__(self, chosen: BatchIndices) -> Fetched:
-        return chosen, self.x[chosen.index], self.y[chosen.index]
+    def __getitem__(self, step: BatchIndices) -> Fetched:
+        return step, self.x[step.index], self.y[step.index]
 
     def fetch(self, indices: Iterable[BatchIndices]) -> Iterator[Fetched]:
-        # Forked workers share the mapped file; spawned ones would be sent all of it.
+        # Forked workers share the mapped file; spawned ones would receive a copy of all of it.
         forks = "fork" in multiprocessing.get_all_start_methods()
         workers = self.workers if forks else 0
-        found = DataLoader(
+        fetched = DataLoader(
             self,
             sampler=indices,
-            batch_size=None,  # each choice is a whole batch
+            batch_size=None,  # each item is a whole batch
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else it uses the global one, and so changes what dropout draws
+            generator=torch.Generator(),  # the global one would change the random numbers of dropout
         )
-        for chosen, x, y in found:
-            yield chosen, x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        for step, x, y in fetched:
+            yield step, x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
 
 class Loader:
-    """Makes batches on the device where they are used."""
+    """An iterable of batches, made on the device where they are used."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Loader:
     ) -> None:
         self.pixels, self.augment, self.device, self.rank, self.ranks = pixels, augment, device, rank, ranks
         self.memory_format, self.first = memory_format, first
-        # Named as in a DataLoader whose sampler yields whole batches: Lightning tells the epoch to `sampler`.
+        # Named as in a DataLoader whose sampler yields whole batches: Lightning sets the epoch of `sampler`.
         self.sampler, self.batch_sampler = sampler, None
         mean, std = (torch.tensor(values, device=device)[None, :, None, None] for values in mean_std)
         std = std.clamp(min=1 / 255)  # a channel without contrast becomes 0, not NaN
@@ -162,39 +162,39 @@ class Loader:
         return self.batches(self.indices())
 
     def indices(self) -> Iterator[BatchIndices]:
-        """This rank's part of each step's choice of images."""
-        return (chosen.share(self.rank, self.ranks) for chosen in self.sampler)
+        """Yield this rank's part of each step's images."""
+        return (step.share(self.rank, self.ranks) for step in self.sampler)
 
     def batches(self, indices: Iterable[BatchIndices]) -> Iterator[Batch]:
-        """The batches of these images, made one after the other."""
-        for chosen, x, y in self.pixels.fetch(indices):
-            index, view = chosen.index.to(self.device), chosen.view.to(self.device)
+        """Yield the batches of these images."""
+        for step, x, y in self.pixels.fetch(indices):
+            index, view = step.index.to(self.device), step.view.to(self.device)
             x = self.augment.apply(x, view) * self.scale + self.shift
-            if chosen.cut is not None:
-                x, view = self.augment.cut(x, chosen.cut.to(self.device)), torch.full_like(view, -1)
+            if step.cut is not None:
+                x, view = self.augment.cut(x, step.cut.to(self.device)), torch.full_like(view, -1)
             yield Batch(x.contiguous(memory_format=self.memory_format), y, index + self.first, view)
 
 
 class DataModule(L.LightningDataModule):
     """Train, validation and test batches of one data set.
 
-    Which images validate depends on `split_seed` alone; which batches an epoch has, and which views, on `seed` and
-    the epoch alone: neither on workers, ranks nor on what ran before.
+    The validation split depends on `split_seed` alone. The batches of an epoch and their views depend on `seed` and the
+    epoch alone: not on workers, ranks or what ran before.
 
     Args:
         images: the data set.
         val_fraction: share of the training images, of each class alike, kept for validation, in [0, 1); 0 for none.
-        split_seed: seed of that choice.
-        augment: how training images are varied.
-        batch_size: images a step, over all ranks together, at least 1.
+        split_seed: seed of the validation split.
+        augment: augmentation of the training images.
+        batch_size: images per step, over all ranks together, at least 1.
         seed: seed of order and views.
         memory_format: of the batches; convolutions run about twice as fast when channels lie side by side.
-        in_memory: whether to put all images on the device; otherwise worker processes look them up.
-        workers: how many, at least 0, where this process does it itself.
+        in_memory: whether to put all images on the device; otherwise worker processes fetch them.
+        workers: number of worker processes, at least 0; with 0 this process fetches the images itself.
 
     Raises:
         ValueError: for a value outside its range.
-        UserError: if there are fewer training images than the batch wants.
+        UserError: if there are fewer training images than `batch_size`.
     """
 
     def __init__(
@@ -239,12 +239,12 @@ class DataModule(L.LightningDataModule):
         return self.loader("val", Sequential(self.val_index, self.augment), self.images.train_x, self.images.train_y)
 
     def test_dataloader(self, device: torch.device = CPU) -> Loader:
-        """Test batches; on `device` where no Trainer has a say in it."""
+        """Return the test batches, on the Trainer's device, or on `device` without a Trainer."""
         images, sampler = self.images, Sequential(torch.arange(len(self.images.test_y)), self.augment)
         return self.loader("test", sampler, images.test_x, images.test_y, len(images.train_y), device)
 
     def pixels(self, split: str, x: Tensor, y: Tensor, device: torch.device) -> InMemory | OnDisk:
-        """Where a loader for this split looks images up."""
+        """Return where a loader of this split fetches its pixels."""
         return InMemory(x, y, device) if self.in_memory else OnDisk(x, y, device, self.workers)
 
     def loader(
@@ -256,7 +256,7 @@ class DataModule(L.LightningDataModule):
         first: int = 0,
         device: torch.device = CPU,
     ) -> Loader:
-        """A loader of a split's batches, on the Trainer's device where there is a Trainer."""
+        """Return a loader of a split's batches, on the Trainer's device if there is a Trainer."""
         rank, ranks = 0, 1
         if self.trainer is not None:
             device, rank, ranks = self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size

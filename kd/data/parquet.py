@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from kd.data.decode import Decoded, decode, kept, named
+from kd.data.decode import Decoded, cache_path, decode, display_name
 from kd.data.images import Images
 from kd.errors import UserError
 
@@ -22,7 +22,7 @@ from kd.errors import UserError
 def parquet(
     root: str | os.PathLike[str], image_size: int = 32, name: str | None = None, in_memory: bool = True
 ) -> Images:
-    """The images in all *train*.parquet and *test*.parquet below root.
+    """Load the images in all *train*.parquet and *test*.parquet below root.
 
     Each file has a column `img` or `image`, a struct whose `bytes` are an encoded image, and an integer column
     `label` or `fine_label`. A split's files are read in the order of their paths. Class names are those in the
@@ -49,7 +49,7 @@ def parquet(
         _decode(shards, image_size, None if in_memory else root) for shards in (train, test)
     )
     return Images(
-        name=named(name or root.name, jpeg),
+        name=display_name(name or root.name, jpeg),
         classes=names,
         train_x=train_x,
         train_y=torch.cat([shard.labels for shard in train]),
@@ -61,7 +61,7 @@ def parquet(
 class _Shard(NamedTuple):
     file: Path
     image: str
-    """Name of the column."""
+    """Name of the image column."""
     labels: Tensor
     names: tuple[str, ...]
     """Class names; empty if the file has none."""
@@ -70,7 +70,7 @@ class _Shard(NamedTuple):
         return f"{self.file}, row {i}"
 
     def encoded(self) -> Iterator[tuple[str, bytes]]:
-        """What to call each image, and its file."""
+        """Yield the name of each image for errors, and its file's content."""
         row = 0
         with _readable(self.file) as source:
             for batch in source.iter_batches(columns=[self.image]):
@@ -81,7 +81,7 @@ class _Shard(NamedTuple):
                     row += 1
 
     def check(self, names: tuple[str, ...]) -> None:
-        """Raises a UserError if this file contradicts the data set's class names."""
+        """Raise a UserError if this file contradicts the data set's class names."""
         if self.names and self.names != names:
             raise UserError(
                 f"{self.file}: names other classes than the files before it; set data.root=DIR to a folder with one "
@@ -95,16 +95,16 @@ class _Shard(NamedTuple):
             )
 
 
-def _decode(shards: list[_Shard], image_size: int, keep_in: Path | None) -> Decoded:
-    keep = None if keep_in is None else kept(keep_in, [shard.file for shard in shards], image_size)
+def _decode(shards: list[_Shard], image_size: int, cache_root: Path | None) -> Decoded:
+    cache = None if cache_root is None else cache_path(cache_root, [shard.file for shard in shards], image_size)
     encoded = chain.from_iterable(shard.encoded() for shard in shards)
-    return decode(encoded, sum(len(shard.labels) for shard in shards), image_size, keep)
+    return decode(encoded, sum(len(shard.labels) for shard in shards), image_size, cache)
 
 
 def _files(root: Path) -> tuple[list[Path], list[Path]]:
-    """The files of train and test."""
+    """Return the files of train and test."""
     try:
-        os.listdir(root)  # rglob is silent about a folder that is missing or unreadable
+        os.listdir(root)  # rglob ignores a folder that is missing or unreadable
         found = sorted(root.rglob("*.parquet"))
     except OSError as error:
         raise UserError(f"{root}: {error.strerror}; set data.root=DIR to the parquet files' folder") from error
@@ -122,7 +122,7 @@ def _files(root: Path) -> tuple[list[Path], list[Path]]:
 
 @contextmanager
 def _readable(file: Path) -> Iterator[pq.ParquetFile]:
-    """An open file; what goes wrong with it while it is open is said in words."""
+    """Open a file; errors while it is open become a UserError."""
     try:
         with pq.ParquetFile(file) as source:
             yield source
@@ -134,7 +134,7 @@ def _readable(file: Path) -> Iterator[pq.ParquetFile]:
 
 
 def _read(file: Path) -> _Shard:
-    """All but the images themselves."""
+    """Read everything but the images themselves."""
     with _readable(file) as source:
         schema = source.schema_arrow
         image = _column(file, schema, ("img", "image"), "that is a struct with bytes", _is_image)
@@ -155,7 +155,7 @@ def _missing(row: str, column: str) -> UserError:
 def _column(
     file: Path, schema: pa.Schema, names: tuple[str, str], kind: str, is_kind: Callable[[pa.DataType], bool]
 ) -> str:
-    """Which of two column names the file has."""
+    """Return which of two column names the file has."""
     for name in names:
         if name in schema.names and is_kind(schema.field(name).type):
             return name
@@ -168,6 +168,6 @@ def _is_image(kind: pa.DataType) -> bool:
 
 
 def _names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """The class names that the Hugging Face metadata gives to a label column, empty if none."""
+    """Return the class names that the Hugging Face metadata gives to a label column, empty if none."""
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     return tuple(metadata.get("info", {}).get("features", {}).get(label, {}).get("names", ()))

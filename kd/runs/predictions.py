@@ -1,4 +1,4 @@
-"""What a network said to every test image: written beside the run's record, read by the report. No torch import."""
+"""Logits of a network for every test image, written beside the run's record and read by the report. No torch import."""
 
 import zipfile
 from pathlib import Path
@@ -14,38 +14,40 @@ FILE = "predictions.npz"
 
 
 class Predictions(NamedTuple):
-    """Of M test images in C classes, in the order of the test split."""
+    """The logits of M test images in C classes, in the order of the test split."""
 
     labels: NDArray[np.int64]
     """(M,), in 0..C-1."""
     logits: NDArray[np.float32]
-    """(M, C), the network's."""
+    """(M, C), the logits of the network."""
     teacher_logits: NDArray[np.float32] | None = None
-    """(M, C), its teacher's; None for a network that had none."""
+    """(M, C), the logits of its teacher; None without a teacher."""
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """(M,), which images the network classifies right."""
+        """(M,), whether the network classifies each image correctly."""
         right: NDArray[np.bool_] = self.logits.argmax(axis=1) == self.labels
         return right
 
 
 def write(predictions: Predictions, path: Path) -> None:
-    """Write the file whole or not at all. Logits are kept in float16.
+    """Write the file whole or not at all, with logits in float16.
 
-    That holds bf16 of ordinary size (beyond 1e-5 and below 65504) to the bit; fp32 is rounded to 11 bits.
+    float16 holds bf16 values of ordinary size (between 1e-5 and 65504) exactly; fp32 is rounded to 11 bits.
     """
     labels, logits, teacher = predictions
-    taught = {} if teacher is None else {"teacher_logits": _halved(teacher)}
+    optional = {} if teacher is None else {"teacher_logits": _to_float16(teacher)}
     with replaced(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, allow_pickle=False, labels=labels.astype(np.int16), logits=_halved(logits), **taught)
+        np.savez_compressed(
+            file, allow_pickle=False, labels=labels.astype(np.int16), logits=_to_float16(logits), **optional
+        )
 
 
 def read(path: Path) -> Predictions:
-    """The predictions in a file.
+    """Read the predictions in a file.
 
     Raises:
-        UserError: if there is none, or it is damaged or no such file.
+        UserError: if the file is missing, damaged or of another format.
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -61,6 +63,6 @@ def read(path: Path) -> Predictions:
     return found
 
 
-def _halved(logits: NDArray[np.float32]) -> NDArray[np.float16]:
+def _to_float16(logits: NDArray[np.float32]) -> NDArray[np.float16]:
     limit = float(np.finfo(np.float16).max)
     return np.clip(logits, -limit, limit).astype(np.float16)

@@ -1,4 +1,4 @@
-"""A run on record: its status is kept from the first moment, whatever comes of it. No torch import."""
+"""A run's status, recorded from its start to its end, however it ends. No torch import."""
 
 import errno
 import logging
@@ -27,31 +27,31 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def tracked(
     record: Result,
     directory: Path,
-    work: Callable[[Result], Result],
+    execute: Callable[[Result], Result],
     single: bool = False,
     program: str = "python train.py",
 ) -> Result:
-    """Do the run, and keep its status in `result.json` from the first moment: running, done, failed, interrupted.
+    """Execute a run, and keep its status in `result.json`: running, done, failed or interrupted.
 
-    A run that the directory says is done is not done again.
+    A run whose record in the directory is done is not repeated.
 
     Args:
-        record: what is known beforehand.
-        directory: of the run.
-        work: does it.
-        single: whether it is a run by itself; of several, whatever started them prints how to go on.
-        program: how to start the program again, for the hint on how to go on.
+        record: the fields that are known beforehand.
+        directory: the run directory.
+        execute: does the run, and returns its completed record.
+        single: whether to print how to continue an interrupted run; a sweep prints it once for all of its runs.
+        program: the command that starts the program, for that hint.
 
     Raises:
         UserError: if the directory holds another run.
         SystemExit: 130 if interrupted.
     """
-    with _held(directory):
-        return _tracked(record, directory, work, single, program)
+    with _locked(directory):
+        return _tracked(record, directory, execute, single, program)
 
 
-def _held(directory: Path) -> AbstractContextManager[object]:
-    """Keeps other runs out of the directory; the further processes of a data-parallel run belong to the first."""
+def _locked(directory: Path) -> AbstractContextManager[object]:
+    """Keep other runs out of the directory; further processes of a data-parallel run share the lock."""
     if not first_process():
         return nullcontext()
     try:
@@ -60,11 +60,13 @@ def _held(directory: Path) -> AbstractContextManager[object]:
         raise UserError(f"another process is at work in {directory}") from error
 
 
-def _tracked(record: Result, directory: Path, work: Callable[[Result], Result], single: bool, program: str) -> Result:
+def _tracked(
+    record: Result, directory: Path, execute: Callable[[Result], Result], single: bool, program: str
+) -> Result:
     path = directory / FILE
     previous = _previous(path) if path.exists() else None
     if previous is None:
-        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # whose they are cannot be told
+        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # of an unknown run
     elif previous.fingerprint != record.fingerprint and (
         previous.status == "done" or (directory / CHECKPOINTS).exists()
     ):
@@ -76,14 +78,14 @@ def _tracked(record: Result, directory: Path, work: Callable[[Result], Result], 
         return previous
     write_once(record, path)
     try:
-        return work(record)
+        return execute(record)
     except (KeyboardInterrupt, SystemExit) as error:
         write_once(replace(record, status="interrupted"), path)
         if single:
             print(f"interrupted; continue with: {program} resume={directory}", file=sys.stderr)
         raise SystemExit(130) from error
     except Exception as error:
-        # On a full disk not even this may fit; the first error is the one to hear of.
+        # On a full disk this may fail too; the first error is the one to report.
         with suppress(OSError):
             write_once(replace(record, status="failed", error=str(error)), path)
         if isinstance(error, OSError) and error.errno in FULL:
@@ -109,12 +111,12 @@ def write_once(record: Result, path: Path) -> None:
 
 
 def first_process() -> bool:
-    """Whether this is the only process of the run, or the first of several, by what their launchers tell them."""
+    """Return whether this is the only process of the run, or the first by the launcher's environment variables."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def versions() -> str:
-    """What the run was made with, as one line."""
+    """Return the versions of Python and the main packages, as one line."""
     packages = ("torch", "lightning", "torchmetrics", "hydra-core", "kd")
     return ", ".join([f"python {platform.python_version()}", *(f"{name} {_version(name)}" for name in packages)])
 
@@ -127,7 +129,7 @@ def _version(package: str) -> str:
 
 
 def git_revision() -> str:
-    """The commit that this code is at, "-dirty" behind it if files differ from it; "" outside a repository."""
+    """Return the commit of this code, with "-dirty" appended if files differ from it; "" outside a repository."""
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors, with what made them in the metadata."""
+"""Weights on disk: safetensors, with the network's description and origin in the metadata."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ def save_weights(net: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
     """Write all parameters and buffers, whole or not at all.
 
     Args:
-        metadata: anything that JSON can say; each value is kept as JSON text under its key.
+        metadata: JSON values; each is stored as JSON text under its key.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     try:
@@ -29,10 +29,10 @@ def save_weights(net: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file.
+    """Read tensors and metadata of a file.
 
     Raises:
-        UserError: if there is no such file or it is not whole.
+        UserError: if the file is missing or not whole.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -46,24 +46,24 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Put the tensors into the network.
+    """Load the tensors into the network.
 
     Raises:
         UserError: if they belong to another architecture or number of classes, naming the first difference.
     """
-    ours = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
+    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | given.keys()):
+        if expected.get(name) != given.get(name):
             raise UserError(
                 f"{source} holds another architecture or number of classes than the network that is to be filled: "
-                f"{name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here"
+                f"{name} is {given.get(name, 'missing')} there and {expected.get(name, 'missing')} here"
             )
     net.load_state_dict(tensors)
 
 
 def content_id(tensors: dict[str, Tensor]) -> str:
-    """16 hex digits that depend on every value and name, unlike the file's checksum not on the order in the header."""
+    """Return 16 hex digits that depend on every value and name, but, unlike the file's checksum, not on their order."""
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
@@ -72,7 +72,7 @@ def content_id(tensors: dict[str, Tensor]) -> str:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -99,7 +99,7 @@ class Member:
             yield self.cohort.batch[1]
 
     def callbacks(self) -> list[Callback]:
-        """Return callbacks that end any training of this process, also a teacher's, which shares no batches."""
+        """Return callbacks for every training of this process, also a teacher's, which has no shared batches."""
         return [StopOnInterrupt(lambda: self.cohort.interrupted)]
 
     def _run(self) -> None:

@@ -104,7 +104,7 @@ def test_cli_refuses_mistakes_in_the_command(run, arguments, message):
 def test_sweep_refuses_data_parallel_runs(run, devices):
     code, printed = run("-m", "data=digits", *devices, "hydra.sweep.dir=sweep")
     assert code == 1
-    assert "error: training on devices devices starts this command again" in printed
+    assert "error: training on several devices starts this command again" in printed
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ class TestRun:
         file.write_bytes(before[: len(before) // 2])
         code, printed = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=cut")
         assert code == 0
-        assert "is cut short or not whole; it is trained again" in printed
+        assert "is cut short or not whole; it is made again" in printed
         assert re.search(r"teacher's logits: \d+ of (\d+) were in", printed)[1] == requested
         for other in ("again", "cut"):
             assert same_weights(self.directory / "student.safetensors", tmp_path / other / "student.safetensors")

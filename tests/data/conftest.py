@@ -1,4 +1,4 @@
-"""Small data sets with known pixels, and the means to break them."""
+"""Small data sets with known pixels, and fixtures that damage them."""
 
 import io
 import json

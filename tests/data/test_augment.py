@@ -13,48 +13,48 @@ def noise(n, size=8, channels=3):
     return torch.randint(1, 256, (n, channels, size, size), dtype=torch.uint8, generator=Generator().manual_seed(0))
 
 
-def by_hand(image, view, crop):
+def torchvision_view(image, view, crop):
     dy, dx, flip = view // 2 // (2 * crop + 1), view // 2 % (2 * crop + 1), view % 2
     image = tv.crop(tv.pad(image, crop), dy, dx, *image.shape[-2:])
     return tv.horizontal_flip(image) if flip else image
 
 
-def test_all_views_are_those_of_torchvision():
+def test_augment_apply_matches_torchvision_for_every_view():
     x = noise(VIEWS, size=32)
-    seen = Augment(4, True, 0).apply(x, torch.arange(VIEWS))
-    assert (seen.dtype, seen.shape) == (torch.uint8, x.shape)
+    augmented = Augment(4, True, 0).apply(x, torch.arange(VIEWS))
+    assert (augmented.dtype, augmented.shape) == (torch.uint8, x.shape)
     for view in range(VIEWS):
-        assert torch.equal(seen[view], by_hand(x[view], view, 4)), view
+        assert torch.equal(augmented[view], torchvision_view(x[view], view, 4)), view
 
 
 @pytest.mark.parametrize("crop", [0, 1, 2, 7])
-def test_views_at_other_paddings(crop):
+def test_augment_apply_matches_torchvision_at_other_paddings(crop):
     views = torch.arange((2 * crop + 1) ** 2 * 2)
     x = noise(len(views))
-    seen = Augment(crop, True, 0).apply(x, views)
-    assert all(torch.equal(seen[view], by_hand(x[view], view, crop)) for view in range(len(views)))
+    augmented = Augment(crop, True, 0).apply(x, views)
+    assert all(torch.equal(augmented[view], torchvision_view(x[view], view, crop)) for view in range(len(views)))
 
 
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("crop", [0, 1, 4])
-def test_plain_view_is_the_image_itself(crop, flip):
+def test_augment_plain_view_is_the_image_itself(crop, flip):
     augment = Augment(crop, flip, 0)
     x = noise(3)
     assert torch.equal(augment.apply(x, torch.full((3,), augment.plain_view)), x)
 
 
-def test_floats_are_moved_as_bytes_are():
+def test_augment_apply_moves_floats_as_bytes():
     augment, views, x = Augment(4, True, 0), torch.arange(VIEWS), noise(VIEWS)
     assert torch.equal(augment.apply(x.float(), views), augment.apply(x, views).float())
 
 
-def test_every_view_is_drawn_equally_often():
+def test_augment_draw_is_uniform_over_views():
     views = Augment(4, True, 0).draw(200 * VIEWS, Generator().manual_seed(0))
     assert views.dtype == torch.int64
     assert chisquare(views.bincount(minlength=VIEWS)).pvalue > 0.01
 
 
-def test_each_image_has_its_own_draw_from_the_generator_alone():
+def test_augment_draw_is_independent_per_image_and_uses_the_generator_alone():
     augment = Augment(4, True, 0)
     views = augment.draw(64, Generator().manual_seed(1))
     assert len(views.unique()) > 32
@@ -63,13 +63,13 @@ def test_each_image_has_its_own_draw_from_the_generator_alone():
     assert not torch.equal(augment.draw(64, Generator().manual_seed(2)), views)
 
 
-def test_without_flip_nothing_is_ever_mirrored():
+def test_augment_without_flip_never_mirrors():
     augment = Augment(1, False, 0)
     views = augment.draw(2000, Generator().manual_seed(0))
     assert views.unique().tolist() == list(range(0, 18, 2))
     x = noise(18)
-    seen = augment.apply(x, torch.arange(18))
-    assert all(torch.equal(seen[view], by_hand(x[view], view // 2 * 2, 1)) for view in range(18))
+    augmented = augment.apply(x, torch.arange(18))
+    assert all(torch.equal(augmented[view], torchvision_view(x[view], view // 2 * 2, 1)) for view in range(18))
 
 
 @pytest.mark.parametrize(
@@ -84,19 +84,19 @@ def test_without_flip_nothing_is_ever_mirrored():
         (20, (3, 3), range(6), range(6)),
     ],
 )
-def test_cut_square_by_hand(side, centre, rows, columns):
+def test_augment_cut_zeroes_the_square_by_hand(side, centre, rows, columns):
     x = noise(2, size=6).float()
     expected = x.clone()
     for row in rows:
         for column in columns:
             expected[0, :, row, column] = 0
-    given = x.clone()
+    original = x.clone()
     uncut = (100, 100)  # outside: each image has its own square
-    assert torch.equal(Augment(0, False, side).cut(given, tensor([centre, uncut])), expected)
-    assert torch.equal(given, x)
+    assert torch.equal(Augment(0, False, side).cut(original, tensor([centre, uncut])), expected)
+    assert torch.equal(original, x)
 
 
 @pytest.mark.parametrize("name", ["crop", "cutout"])
-def test_negative_pixels_are_refused(name):
+def test_augment_refuses_negative_pixels(name):
     with pytest.raises(ValueError, match=rf"data.augment.{name} must be a whole number in \[0, inf\), got -1"):
         Augment(**{"crop": 4, "flip": True, "cutout": 0, name: -1})

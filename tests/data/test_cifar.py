@@ -22,7 +22,7 @@ NAMES100 = [f"class {i:02}" for i in range(100)]
 
 
 def make_archive(file: Path, source, files: dict[str, dict], monkeypatch) -> None:
-    """Writes pickled files as torchvision's archive, and tells torchvision what is in it."""
+    """Write pickled files as torchvision's archive, and set the checksums that torchvision expects."""
     md5 = {}
     with tarfile.open(file, "w:gz") as archive:
         for name, content in files.items():
@@ -74,7 +74,7 @@ def serve(monkeypatch):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Points torchvision's CIFAR-10 at a port where nobody listens."""
+    """Points torchvision's CIFAR-10 at a closed port."""
     monkeypatch.setenv("no_proxy", "*")
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         port = server.server_port
@@ -103,7 +103,7 @@ def root(tmp_path):
     return tmp_path / "root"
 
 
-def check(images, pixels):
+def assert_is_cifar10(images, pixels):
     assert images.name == "CIFAR-10"
     assert images.classes == tuple(NAMES10)
     assert torch.equal(images.train_x, pixels[:8])
@@ -114,66 +114,66 @@ def check(images, pixels):
     assert images.train_x.is_contiguous()
 
 
-def fails(root, *needles, call=cifar10):
+def assert_refused(root, *needles, load=cifar10):
     with pytest.raises(UserError) as caught:
-        call(root)
+        load(root)
     for needle in needles:
         assert str(needle) in str(caught.value)
     assert str(caught.value).count("\n") <= 1
     return caught.value
 
 
-def content(root):
+def file_names(root):
     return sorted(path.name for path in root.iterdir())
 
 
-def test_download_once(archive, serve, no_network, tmp_path, pixels, monkeypatch):
+def test_cifar10_downloads_once(archive, serve, no_network, tmp_path, pixels, monkeypatch):
     dead = torchvision.datasets.CIFAR10.url
     serve(archive.parent)
     root = tmp_path / "new" / "root"
-    check(cifar10(str(root)), pixels)
-    assert content(root) == ["cifar-10-batches-py"]
+    assert_is_cifar10(cifar10(str(root)), pixels)
+    assert file_names(root) == ["cifar-10-batches-py"]
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", dead)
-    check(cifar10(root), pixels)
+    assert_is_cifar10(cifar10(root), pixels)
 
 
-def test_archive_needs_no_network(archive, no_network, root, pixels, monkeypatch):
+def test_cifar10_reads_an_archive_without_network(archive, no_network, root, pixels, monkeypatch):
     archive.rename(root / archive.name)
     monkeypatch.setenv("HOME", str(root.parent))
-    check(cifar10("~/root"), pixels)
-    assert content(root) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+    assert_is_cifar10(cifar10("~/root"), pixels)
+    assert file_names(root) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
 
 
-def test_no_network(archive, no_network, root):
+def test_cifar10_without_network_lists_the_alternatives(archive, no_network, root):
     ways_out = ("cifar-10-python.tar.gz", "*train*.parquet", "train/<class>/*.png", "data.root=", "data=digits")
-    fails(root, root, "Connection refused", *ways_out)
-    assert content(root) == []
+    assert_refused(root, root, "Connection refused", *ways_out)
+    assert file_names(root) == []
 
 
-def test_server_without_the_file(archive, serve, root):
+def test_cifar10_names_a_server_without_the_file(archive, serve, root):
     serve(root)
-    error = fails(root, root, "404", "data=digits")
+    error = assert_refused(root, root, "404", "data=digits")
     error.__cause__.close()  # an HTTPError holds its connection
-    assert content(root) == []
+    assert file_names(root) == []
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "cut short", "lost connection"])
-def test_bad_download_leaves_nothing(archive, serve, root, pixels, damage):
+def test_cifar10_leaves_nothing_of_a_bad_download(archive, serve, root, pixels, damage):
     good = archive.read_bytes()
     if damage == "flipped byte":
         archive.write_bytes(good[:1000] + bytes([good[1000] ^ 1]) + good[1001:])
     elif damage == "cut short":
         archive.write_bytes(good[:1000])
     serve(archive.parent, HalfHandler if damage == "lost connection" else Handler)
-    fails(root, root, "checksum", "data=digits")
-    assert content(root) == []
+    assert_refused(root, root, "checksum", "data=digits")
+    assert file_names(root) == []
 
     archive.write_bytes(good)
     serve(archive.parent)
-    check(cifar10(root), pixels)
+    assert_is_cifar10(cifar10(root), pixels)
 
 
-def test_interrupted_extraction_leaves_nothing(archive, root, pixels, monkeypatch):
+def test_cifar10_leaves_nothing_of_an_interrupted_extraction(archive, root, pixels, monkeypatch):
     def interrupted(file, target):
         with tarfile.open(file) as tar:
             tar.extract(tar.getmembers()[0], target)
@@ -184,39 +184,39 @@ def test_interrupted_extraction_leaves_nothing(archive, root, pixels, monkeypatc
         patch.setattr("torchvision.datasets.utils.extract_archive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cifar10(root)
-    assert content(root) == [archive.name]
-    check(cifar10(root), pixels)
+    assert file_names(root) == [archive.name]
+    assert_is_cifar10(cifar10(root), pixels)
 
 
-def test_two_runs_at_a_time(archive, root, pixels, monkeypatch):
+def test_cifar10_extracts_in_two_runs_at_a_time(archive, root, pixels, monkeypatch):
     """Another run unpacks the archive while this one does."""
     extract = torchvision.datasets.utils.extract_archive
 
     def slow(file, target):
         monkeypatch.setattr("torchvision.datasets.utils.extract_archive", extract)
-        check(cifar10(root), pixels)
+        assert_is_cifar10(cifar10(root), pixels)
         extract(file, target)
 
     archive.rename(root / archive.name)
     monkeypatch.setattr("torchvision.datasets.utils.extract_archive", slow)
-    check(cifar10(root), pixels)
-    assert content(root) == ["cifar-10-batches-py", archive.name]
+    assert_is_cifar10(cifar10(root), pixels)
+    assert file_names(root) == ["cifar-10-batches-py", archive.name]
 
 
 @pytest.mark.parametrize("left", [0, 1000, -1])
-def test_truncated_archive(archive, serve, root, pixels, left):
+def test_cifar10_names_a_truncated_archive(archive, serve, root, pixels, left):
     serve(archive.parent)
     bad = root / archive.name
     bad.write_bytes(archive.read_bytes()[:left])
-    fails(root, bad, "delete it")
-    assert content(root) == [archive.name]
+    assert_refused(root, bad, "delete it")
+    assert file_names(root) == [archive.name]
     bad.unlink()
-    check(cifar10(root), pixels)
+    assert_is_cifar10(cifar10(root), pixels)
 
 
 @pytest.mark.parametrize("name", ["data_batch_2", "test_batch", "batches.meta"])
 @pytest.mark.parametrize("damage", ["flipped byte", "missing"])
-def test_damaged_folder(archive, root, pixels, name, damage):
+def test_cifar10_names_a_damaged_folder(archive, root, pixels, name, damage):
     (root / archive.name).write_bytes(archive.read_bytes())
     cifar10(root)
     file = root / "cifar-10-batches-py" / name
@@ -224,12 +224,12 @@ def test_damaged_folder(archive, root, pixels, name, damage):
         file.unlink()
     else:
         file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
-    fails(root, file.parent, "delete it")
+    assert_refused(root, file.parent, "delete it")
     file.parent.rename(root.parent / "deleted")
-    check(cifar10(root), pixels)
+    assert_is_cifar10(cifar10(root), pixels)
 
 
-def test_fine_labels_of_cifar100(root, pixels, monkeypatch):
+def test_cifar100_has_fine_labels(root, pixels, monkeypatch):
     rows = pixels.flatten(1).numpy()
     files = {
         "train": {"data": rows[:8], "fine_labels": list(range(90, 98)), "coarse_labels": [0] * 8},
@@ -246,15 +246,15 @@ def test_fine_labels_of_cifar100(root, pixels, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("call", "label", "names", "name"),
+    ("load", "label", "names", "name"),
     [(cifar10, "label", NAMES10, "CIFAR-10"), (cifar100, "fine_label", NAMES100, "CIFAR-100")],
 )
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_parquet_mirror(root, no_network, pixels, encode, write_parquet, call, label, names, name, kind):
+def test_cifar_reads_a_parquet_mirror(root, no_network, pixels, encode, write_parquet, load, label, names, name, kind):
     for split in ("train", "test"):
         encoded = [encode(x, kind) for x in pixels[:3]]
         write_parquet(root / "deeper" / f"{split}.parquet", encoded, [2, 9, 0], names, label=label)
-    images = call(root)
+    images = load(root)
     assert images.name == name + (" (JPEG)" if kind == "JPEG" else "")
     assert images.classes == tuple(names)
     assert images.test_y.tolist() == [2, 9, 0]
@@ -262,40 +262,40 @@ def test_parquet_mirror(root, no_network, pixels, encode, write_parquet, call, l
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_tree(root, no_network, pixels, encode, write_tree, kind):
+def test_cifar10_reads_a_tree_of_images(root, no_network, pixels, encode, write_tree, kind):
     for split in ("train", "test"):
         write_tree(root / split, {label: [encode(pixels[0], kind)] for label in NAMES10})
     images = cifar10(root)
     assert images.name == "CIFAR-10" + (" (JPEG)" if kind == "JPEG" else "")
     assert images.classes == tuple(NAMES10)
-    fails(root, root, "10 classes", "CIFAR-100 has 100", "data.root", call=cifar100)
+    assert_refused(root, root, "10 classes", "CIFAR-100 has 100", "data.root", load=cifar100)
 
 
-def test_mirror_with_other_classes(root, no_network, pixels, encode, write_parquet):
+def test_cifar10_refuses_a_mirror_with_other_classes(root, no_network, pixels, encode, write_parquet):
     for split in ("train", "test"):
         write_parquet(root / f"{split}.parquet", [encode(x) for x in pixels[:3]], [0, 1, 2])
-    fails(root, root, "3 classes", "CIFAR-10 has 10", "data.root")
+    assert_refused(root, root, "3 classes", "CIFAR-10 has 10", "data.root")
 
 
-def test_torchvisions_files_come_first(archive, root, pixels, encode, write_parquet, write_tree):
+def test_cifar10_prefers_torchvision_files(archive, root, pixels, encode, write_parquet, write_tree):
     write_tree(root / "train", {"cat": [encode(pixels[0])]})
     write_parquet(root / "train.parquet", [encode(pixels[0])], [0])
-    fails(root, "*test*.parquet")  # the parquet file before the tree
+    assert_refused(root, "*test*.parquet")  # the parquet file before the tree
     archive.rename(root / archive.name)
-    check(cifar10(root), pixels)
+    assert_is_cifar10(cifar10(root), pixels)
 
 
-def test_without_permission(archive, public_path, no_network, as_nobody, pixels):
+def test_cifar10_names_a_path_without_permission(archive, public_path, no_network, as_nobody, pixels):
     (public_path / archive.name).write_bytes(archive.read_bytes())
-    check(cifar10(public_path), pixels)
+    assert_is_cifar10(cifar10(public_path), pixels)
     batch = public_path / "cifar-10-batches-py" / "test_batch"
     batch.parent.chmod(0o755)
     batch.chmod(0)
     with as_nobody():
-        fails(public_path, batch, "Permission denied", "data.root")
+        assert_refused(public_path, batch, "Permission denied", "data.root")
     empty = public_path / "empty"
     empty.mkdir()
     with as_nobody():
-        fails(empty, empty, "Permission denied", "data.root")
-        fails(public_path / "new", public_path / "new", "Permission denied", "data.root")
-    assert content(empty) == []
+        assert_refused(empty, empty, "Permission denied", "data.root")
+        assert_refused(public_path / "new", public_path / "new", "Permission denied", "data.root")
+    assert file_names(empty) == []

@@ -3,14 +3,14 @@ import os
 import pytest
 import torch
 
-from kd.data.decode import decode, kept
+from kd.data.decode import cache_path, decode
 from kd.data.folder import folder
 from kd.data.parquet import parquet
 from kd.errors import UserError
 
 
 @pytest.fixture
-def both(tmp_path, pixels, encode, write_tree, write_parquet):
+def roots(tmp_path, pixels, encode, write_tree, write_parquet):
     """The same images as a tree and as parquet files: read by either source."""
     png = [encode(x) for x in pixels]
     write_tree(tmp_path / "tree" / "train", {"cat": png[:3], "dog": png[3:6]})
@@ -21,8 +21,8 @@ def both(tmp_path, pixels, encode, write_tree, write_parquet):
 
 
 @pytest.mark.parametrize("source", [folder, parquet])
-def test_pixels_on_disk_are_those_in_memory_and_decoded_once(both, source, monkeypatch):
-    root = both[source]
+def test_source_on_disk_equals_memory_and_decodes_once(roots, source, monkeypatch):
+    root = roots[source]
     in_memory = source(root)
     first = source(root, in_memory=False)
     assert torch.equal(first.train_x, in_memory.train_x)
@@ -35,8 +35,8 @@ def test_pixels_on_disk_are_those_in_memory_and_decoded_once(both, source, monke
 
 
 @pytest.mark.parametrize("source", [folder, parquet])
-def test_a_changed_file_is_decoded_again(both, source, pixels, encode, write_parquet):
-    root = both[source]
+def test_source_on_disk_decodes_a_changed_file_again(roots, source, pixels, encode, write_parquet):
+    root = roots[source]
     source(root, in_memory=False)
     if source is folder:
         (root / "train" / "dog" / "2.png").write_bytes(encode(pixels[0]))
@@ -46,44 +46,44 @@ def test_a_changed_file_is_decoded_again(both, source, pixels, encode, write_par
     assert torch.equal(source(root, in_memory=False).train_x[5], pixels[0])
 
 
-def test_a_jpeg_is_remembered(both, pixels, encode):
-    root = both[folder]
+def test_source_on_disk_keeps_the_jpeg_mark(roots, pixels, encode):
+    root = roots[folder]
     (root / "train" / "cat" / "3.png").write_bytes(encode(pixels[0], "JPEG"))
     assert [folder(root, in_memory=False).name for _ in range(2)] == ["tree (JPEG)"] * 2
 
 
-def test_nothing_is_left_of_a_decoding_that_failed(tmp_path, pixels, encode):
-    keep = tmp_path / ".decoded" / "some"
+def test_decode_leaves_no_file_when_it_fails(tmp_path, pixels, encode):
+    cache = tmp_path / ".decoded" / "some"
     with pytest.raises(UserError, match="third: damaged"):
-        decode([("first", encode(pixels[0])), ("second", encode(pixels[1])), ("third", b"?")], 3, 32, keep)
-    assert not list(keep.parent.iterdir())
+        decode([("first", encode(pixels[0])), ("second", encode(pixels[1])), ("third", b"?")], 3, 32, cache)
+    assert not list(cache.parent.iterdir())
 
 
-def test_pixels_of_other_files_and_sizes_are_kept_apart(tmp_path):
+def test_kept_path_depends_on_files_and_size(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(b"12")
-    before = kept(tmp_path, [file], 32)
-    assert kept(tmp_path, [file], 32) == before
-    assert kept(tmp_path, [file], 16) != before
+    before = cache_path(tmp_path, [file], 32)
+    assert cache_path(tmp_path, [file], 32) == before
+    assert cache_path(tmp_path, [file], 16) != before
     file.write_bytes(b"1")
-    assert kept(tmp_path, [file], 32) != before
+    assert cache_path(tmp_path, [file], 32) != before
 
 
-def test_pixels_that_cannot_be_kept(tmp_path, pixels, encode):
+def test_decode_names_the_file_it_cannot_write(tmp_path, pixels, encode):
     (tmp_path / ".decoded").write_text("a file where a folder should be")
     with pytest.raises(UserError, match=r"\.decoded/some.npy.*data.in_memory=false"):
         decode([("first", encode(pixels[0]))], 1, 32, tmp_path / ".decoded" / "some")
 
 
-def test_an_image_that_cannot_be_read_is_named_itself(tmp_path):
+def test_decode_names_an_image_that_cannot_be_read(tmp_path):
     images = ((str(path), path.read_bytes()) for path in [tmp_path / "gone.png"])
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         decode(images, 1, 32, tmp_path / ".decoded" / "some")
 
 
-def test_kept_pixels_that_were_cut_short(tmp_path, pixels, encode):
+def test_decode_replaces_truncated_pixels(tmp_path, pixels, encode):
     encoded = [(str(i), encode(x)) for i, x in enumerate(pixels)]
-    keep = tmp_path / "some"
-    decode(encoded, 12, 32, keep)
+    cache = tmp_path / "some"
+    decode(encoded, 12, 32, cache)
     os.truncate(tmp_path / "some.npy", 9000)
-    assert torch.equal(decode(encoded, 12, 32, keep).x, pixels)
+    assert torch.equal(decode(encoded, 12, 32, cache).x, pixels)

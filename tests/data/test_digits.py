@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 from kd.data.digits import digits
 
 
-def test_every_digit_is_there_once():
+def test_digits_holds_every_image_once():
     images = digits(8)
     assert images.name == "digits"
     assert images.classes == tuple("0123456789")
@@ -21,7 +21,7 @@ def test_every_digit_is_there_once():
     assert sorted(found) == sorted(expected)
 
 
-def test_size_and_type():
+def test_digits_size_and_dtype():
     images = digits()
     for x, y in ((images.train_x, images.train_y), (images.test_x, images.test_y)):
         assert x.shape == (len(y), 3, 32, 32)
@@ -30,19 +30,19 @@ def test_size_and_type():
         assert x.max() == 255
 
 
-def test_test_split_holds_a_fifth_of_each_class():
+def test_digits_test_split_holds_a_fifth_of_each_class():
     images = digits(8)
     test, every = images.test_y.bincount(), torch.cat([images.train_y, images.test_y]).bincount()
     assert (test - every / 5).abs().max() <= 0.5
 
 
-def test_same_every_time():
+def test_digits_is_deterministic():
     first = digits()
     torch.rand(1)
     assert digits().id == first.id
     assert digits(16).id != first.id
 
 
-def test_size_below_one_is_refused():
+def test_digits_refuses_a_size_below_one():
     with pytest.raises(ValueError, match="image_size"):
         digits(0)

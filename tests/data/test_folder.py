@@ -16,7 +16,7 @@ def root(tmp_path, pixels, encode, write_tree):
     return tmp_path / "set"
 
 
-def test_round_trip(root, pixels):
+def test_folder_reads_what_was_written(root, pixels):
     images = folder(str(root))
     assert images.name == "set"
     assert images.classes == ("cat", "dog")
@@ -28,7 +28,7 @@ def test_round_trip(root, pixels):
         assert x.is_contiguous()
 
 
-def test_other_files_are_passed_over(root, pixels):
+def test_folder_skips_other_files(root, pixels):
     before = folder(root).id
     (root / "train" / "notes.txt").write_text("not a class")
     (root / "train" / ".cache").mkdir()
@@ -37,14 +37,14 @@ def test_other_files_are_passed_over(root, pixels):
     assert folder(root).id == before
 
 
-def test_capital_suffix_counts(root):
+def test_folder_takes_capital_suffixes(root):
     (root / "train" / "cat" / "0.png").rename(root / "train" / "cat" / "0.PNG")
     assert len(folder(root).train_x) == 6
 
 
 @pytest.mark.parametrize("name", ["new.jpg", "new.JPEG", "new.png"])
-def test_reencoded_training_images_show_in_the_name(root, pixels, encode, name):
-    """By their content: a JPEG is one under any name."""
+def test_folder_name_marks_reencoded_training_images(root, pixels, encode, name):
+    """The content decides, not the suffix."""
     (root / "test" / "dog" / name).write_bytes(encode(pixels[0], "JPEG"))
     assert folder(root, name="pets").name == "pets"
     (root / "train" / "dog" / name).write_bytes(encode(pixels[0], "JPEG"))
@@ -53,21 +53,21 @@ def test_reencoded_training_images_show_in_the_name(root, pixels, encode, name):
     assert len(images.train_x) == len(images.test_x) == 7
 
 
-def test_image_size(root):
+def test_folder_resizes_to_image_size(root):
     assert folder(root, image_size=20).train_x.shape == (6, 3, 20, 20)
 
 
-def test_home_is_expanded(root, monkeypatch):
+def test_folder_expands_home(root, monkeypatch):
     monkeypatch.setenv("HOME", str(root.parent))
     assert folder("~/set").name == "set"
 
 
-def test_relative_root_has_a_name(root, monkeypatch):
+def test_folder_names_a_relative_root(root, monkeypatch):
     monkeypatch.chdir(root)
     assert folder(".").name == "set"
 
 
-def fails(root, *needles):
+def assert_refused(root, *needles):
     with pytest.raises(UserError) as caught:
         folder(root)
     for needle in needles:
@@ -76,54 +76,54 @@ def fails(root, *needles):
 
 
 @pytest.mark.parametrize("left", [0, 10, 2000, -30])
-def test_truncated_image(root, left):
+def test_folder_names_a_truncated_image(root, left):
     file = root / "test" / "dog" / "1.png"
     file.write_bytes(file.read_bytes()[:left])
-    fails(root, file, "download it again")
+    assert_refused(root, file, "download it again")
 
 
-def test_damaged_image(root):
+def test_folder_names_a_damaged_image(root):
     file = root / "train" / "cat" / "2.png"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 0xFF
     file.write_bytes(data)
-    fails(root, file, "download it again")
+    assert_refused(root, file, "download it again")
 
 
-def test_missing_root(tmp_path):
-    fails(tmp_path / "nowhere", tmp_path / "nowhere", "No such file", "data.root")
+def test_folder_names_a_missing_root(tmp_path):
+    assert_refused(tmp_path / "nowhere", tmp_path / "nowhere", "No such file", "data.root")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_missing_split(root, split):
+def test_folder_names_a_missing_split(root, split):
     (root / split).rename(root / "val")
-    fails(root, root / split, "No such file", "data.root")
+    assert_refused(root, root / split, "No such file", "data.root")
 
 
-def test_no_classes(root):
+def test_folder_refuses_a_split_without_classes(root):
     for label in ("cat", "dog"):
         (root / "train" / label).rename(root / label)
-    fails(root, root / "train", "no class folders")
+    assert_refused(root, root / "train", "no class folders")
 
 
-def test_class_without_images(root):
+def test_folder_refuses_a_class_without_images(root):
     (root / "test" / "eel").mkdir()
     (root / "test" / "eel" / "notes.txt").write_text("no image")
-    fails(root, root / "test", "eel", "delete")
+    assert_refused(root, root / "test", "eel", "delete")
 
 
-def test_classes_of_one_split_only(root):
+def test_folder_refuses_classes_of_one_split_only(root):
     (root / "train" / "dog").rename(root / "train" / "wolf")
-    fails(root, root, "train/wolf", "test/dog")
+    assert_refused(root, root, "train/wolf", "test/dog")
 
 
-def test_unreadable_image(root):
+def test_folder_names_an_unreadable_image(root):
     file = root / "train" / "cat" / "9.png"
     os.symlink(file, file)
-    fails(root, file, "symbolic links")
+    assert_refused(root, file, "symbolic links")
 
 
-def test_without_permission(public_path, as_nobody, pixels, encode, write_tree):
+def test_folder_names_a_path_without_permission(public_path, as_nobody, pixels, encode, write_tree):
     root = public_path / "set"
     for split in ("train", "test"):
         write_tree(root / split, {"cat": [encode(pixels[0])]})
@@ -131,5 +131,5 @@ def test_without_permission(public_path, as_nobody, pixels, encode, write_tree):
     for path in (root / "test" / "cat" / "0.png", root / "train" / "cat", root):
         path.chmod(0)
         with as_nobody():
-            fails(root, path, "Permission denied")
+            assert_refused(root, path, "Permission denied")
         path.chmod(0o755)

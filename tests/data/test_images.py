@@ -17,7 +17,7 @@ def images(tensors: dict[str, torch.Tensor], name: str = "a", classes: tuple[str
     return Images(name, classes, **tensors)
 
 
-def test_id_depends_on_nothing_but_pixels_and_labels():
+def test_images_id_depends_on_pixels_and_labels_alone():
     tensors = sample()
     strided = {key: value.clone().transpose(0, -1).contiguous().transpose(0, -1) for key, value in tensors.items()}
     assert len(images(tensors).id) == 16
@@ -25,7 +25,7 @@ def test_id_depends_on_nothing_but_pixels_and_labels():
     assert images(tensors).id == images(sample(), name="b", classes=("cat", "dog")).id == images(strided).id
 
 
-def test_id_changes_with_every_pixel_and_label():
+def test_images_id_changes_with_every_pixel_and_label():
     ids = {images(sample()).id}
     for key in sample():
         for place in (0, -1):
@@ -35,7 +35,7 @@ def test_id_changes_with_every_pixel_and_label():
     assert len(ids) == 9
 
 
-def test_id_tells_splits_and_shapes_apart():
+def test_images_id_distinguishes_splits_and_shapes():
     whole = sample()
     moved = {
         "train_x": whole["train_x"][:-1],
@@ -47,7 +47,7 @@ def test_id_tells_splits_and_shapes_apart():
     assert len({images(tensors).id for tensors in (whole, moved, reshaped)}) == 3
 
 
-def test_mean_and_std_are_those_of_the_training_pixels():
+def test_images_mean_std_are_those_of_the_training_pixels():
     tensors = sample()
     tensors["train_x"][:, 1] //= 3
     tensors["train_x"][:, 2] = 255
@@ -57,7 +57,7 @@ def test_mean_and_std_are_those_of_the_training_pixels():
     torch.testing.assert_close(torch.tensor(std).double(), x.std(dim=(0, 2, 3), correction=0), atol=1e-7, rtol=1e-6)
 
 
-def test_mean_counts_more_equal_pixels_than_float32_can():
+def test_images_mean_std_is_exact_beyond_float32_counts():
     x = torch.zeros(1, 1, 4200, 4200, dtype=torch.uint8)
     x[..., :42, :] = 255
     (mean,), _ = images({**sample(), "train_x": x}).mean_std

@@ -13,11 +13,11 @@ from kd.hashing import derive
 CROP_AND_FLIP = Augment(2, True, 0)
 
 
-def make(images, batch_size=8, seed=0, augment=CROP_AND_FLIP, val_fraction=0.0, split_seed=0):
+def data_module(images, batch_size=8, seed=0, augment=CROP_AND_FLIP, val_fraction=0.0, split_seed=0):
     return DataModule(images, val_fraction, split_seed, augment, batch_size, seed)
 
 
-def epoch(data, number=0):
+def epoch_batches(data, number=0):
     loader = data.train_dataloader()
     loader.sampler.set_epoch(number)
     return list(loader)
@@ -27,13 +27,13 @@ def joined(batches, name):
     return torch.cat([getattr(batch, name) for batch in batches])
 
 
-def equal(some, others):
+def equal(left, right):
     """Whether two lists of batches agree in every field, bit for bit."""
-    return all(torch.equal(joined(some, name), joined(others, name)) for name in ("x", "y", "index", "view"))
+    return all(torch.equal(joined(left, name), joined(right, name)) for name in ("x", "y", "index", "view"))
 
 
-def by_hand(images, index, view, crop):
-    """What a training batch should hold, from its index and view alone."""
+def expected_x(images, index, view, crop):
+    """Return the images that a training batch should hold, from its index and view alone."""
     mean, std = (torch.tensor(values)[:, None, None] for values in images.mean_std)
     rows = []
     for i, v in zip(index.tolist(), view.tolist(), strict=True):
@@ -46,7 +46,7 @@ def by_hand(images, index, view, crop):
 # --- the split
 
 
-def test_split_takes_its_share_of_each_class():
+def test_stratified_split_takes_its_share_of_each_class():
     y = torch.tensor([0] * 30 + [1] * 10 + [2] * 5)[torch.randperm(45, generator=torch.Generator().manual_seed(0))]
     train, val = stratified_split(y, 0.3, 0)
     assert y[val].bincount().tolist() == [9, 3, 2]  # 0.3 * 5 = 1.5, to even
@@ -55,102 +55,104 @@ def test_split_takes_its_share_of_each_class():
     assert torch.equal(val, val.sort().values)
 
 
-def test_split_depends_on_its_seed_alone(noise):
-    first, other, third = (make(noise(), val_fraction=0.5, split_seed=s, seed=t) for s, t in ((1, 0), (2, 0), (1, 9)))
+def test_data_module_split_depends_on_split_seed_alone(noise):
+    first, other, third = (
+        data_module(noise(), val_fraction=0.5, split_seed=s, seed=t) for s, t in ((1, 0), (2, 0), (1, 9))
+    )
     assert torch.equal(first.val_index, third.val_index)
     assert not torch.equal(first.val_index, other.val_index)
     members = {tuple((first.val_index[first.val_index % 10 == label] // 10).tolist()) for label in range(10)}
-    assert len(members) > 1  # not the same places in every class
+    assert len(members) > 1  # not the same positions in every class
 
 
-def test_validation_images_are_never_trained_on(noise):
-    data = make(noise(), val_fraction=0.25)
+def test_data_module_never_trains_on_validation_images(noise):
+    data = data_module(noise(), val_fraction=0.25)
     val = set(data.val_index.tolist())
     assert len(val) == 10 * round(0.25 * 4)
-    assert all(val.isdisjoint(joined(epoch(data, e), "index").tolist()) for e in range(5))
+    assert all(val.isdisjoint(joined(epoch_batches(data, e), "index").tolist()) for e in range(5))
 
 
-def test_without_a_split_everything_is_trained_on(noise):
-    data = make(noise())
+def test_data_module_without_a_split_trains_on_everything(noise):
+    data = data_module(noise())
     assert data.val_dataloader() == []
-    assert torch.equal(joined(epoch(data), "index").sort().values, torch.arange(40))
+    assert torch.equal(joined(epoch_batches(data), "index").sort().values, torch.arange(40))
 
 
 # --- training batches
 
 
-def test_an_epoch_takes_every_image_once_and_drops_the_rest(noise):
-    data = make(noise(), batch_size=12)
-    batches = epoch(data)
+def test_train_dataloader_takes_every_image_once_and_drops_the_rest(noise):
+    data = data_module(noise(), batch_size=12)
+    batches = epoch_batches(data)
     assert len(batches) == len(data.train_dataloader()) == data.steps_per_epoch == 3  # 40 = 3 * 12 + 4
     assert {len(batch.y) for batch in batches} == {12}
     assert len(joined(batches, "index").unique()) == 36
 
 
-def test_seed_and_epoch_decide_the_batches(noise):
-    reference = epoch(make(noise(), seed=1), 2)
+def test_train_dataloader_depends_on_seed_and_epoch_alone(noise):
+    reference = epoch_batches(data_module(noise(), seed=1), 2)
     torch.manual_seed(99)
     torch.rand(7)
-    assert equal(epoch(make(noise(), seed=1), 2), reference)
+    assert equal(epoch_batches(data_module(noise(), seed=1), 2), reference)
     state = torch.get_rng_state()
     for seed, number in ((1, 3), (2, 2), (2, 1)):
-        other = epoch(make(noise(), seed=seed), number)
+        other = epoch_batches(data_module(noise(), seed=seed), number)
         assert not torch.equal(joined(other, "index"), joined(reference, "index"))
         assert not torch.equal(joined(other, "view"), joined(reference, "view"))
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_order_views_and_cuts_have_streams_of_their_own(noise, monkeypatch):
+def test_train_dataloader_has_separate_random_streams_for_order_views_and_cuts(noise, monkeypatch):
     seeds = []
     monkeypatch.setattr(kd.data.module, "derive", lambda *parts: seeds.append(derive(*parts)) or seeds[-1])
-    epoch(make(noise(), augment=Augment(2, True, 3)))
+    epoch_batches(data_module(noise(), augment=Augment(2, True, 3)))
     assert len(seeds) == len(set(seeds)) == 4  # and the split's
 
 
-def test_seeds_derived_from_different_parts_differ():
+def test_derive_gives_different_seeds_for_different_parts():
     seeds = [derive(purpose, a, b) for purpose in ("order", "views") for a in range(20) for b in range(20)]
     assert len(set(seeds)) == 800
     assert 0 <= min(seeds) <= max(seeds) < 2**32
     assert derive("order", 1, 12) != derive("order", 11, 2)
 
 
-def test_batches_are_what_index_and_view_say(noise):
+def test_train_dataloader_batches_match_their_index_and_view(noise):
     images = noise()
-    for batch in epoch(make(images)):
-        torch.testing.assert_close(batch.x, by_hand(images, batch.index, batch.view, crop=2), rtol=1e-5, atol=1e-5)
+    for batch in epoch_batches(data_module(images)):
+        torch.testing.assert_close(batch.x, expected_x(images, batch.index, batch.view, crop=2), rtol=1e-5, atol=1e-5)
         assert torch.equal(batch.y, images.train_y[batch.index])
         assert {field.dtype for field in batch[1:]} == {torch.int64}
         assert batch.x.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_training_images_are_normalised(noise):
+def test_train_dataloader_normalises_images(noise):
     images = noise()
     images.train_x[:, 1] //= 4
-    x = joined(epoch(make(images, augment=Augment(0, True, 0))), "x").double()
+    x = joined(epoch_batches(data_module(images, augment=Augment(0, True, 0))), "x").double()
     torch.testing.assert_close(x.mean(dim=(0, 2, 3)), torch.zeros(3).double(), atol=1e-5, rtol=0)
     torch.testing.assert_close(x.std(dim=(0, 2, 3), correction=0), torch.ones(3).double(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("cutout", [0, 3])
-def test_ranks_share_the_batches_of_one_process(noise, cutout):
+def test_train_dataloader_splits_the_batches_over_ranks(noise, cutout):
     images = noise()
     augment = Augment(2, True, cutout)
-    alone = epoch(make(images, augment=augment), 1)
+    alone = epoch_batches(data_module(images, augment=augment), 1)
     ranks = []
     for rank in range(2):
-        data = make(images, augment=augment)
+        data = data_module(images, augment=augment)
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
         data.trainer = SimpleNamespace(world_size=2, global_rank=rank, strategy=strategy)
-        ranks.append(epoch(data, 1))
+        ranks.append(epoch_batches(data, 1))
     assert len(ranks[0]) == len(ranks[1]) == len(alone)
     for whole, first, second in zip(alone, *ranks, strict=True):
-        for ours, ones, others in zip(whole, first, second, strict=True):
-            assert torch.equal(torch.stack([ones, others], dim=1).flatten(0, 1), ours)
+        for field, rank0, rank1 in zip(whole, first, second, strict=True):
+            assert torch.equal(torch.stack([rank0, rank1], dim=1).flatten(0, 1), field)
 
 
-def test_cutout_changes_nothing_but_a_square(noise):
+def test_cutout_changes_a_square_only(noise):
     images = noise()
-    plain, cut = epoch(make(images)), epoch(make(images, augment=Augment(2, True, 3)))
+    plain, cut = epoch_batches(data_module(images)), epoch_batches(data_module(images, augment=Augment(2, True, 3)))
     assert torch.equal(joined(cut, "index"), joined(plain, "index"))
     assert set(joined(cut, "view").tolist()) == {-1}
     before, after = joined(plain, "x"), joined(cut, "x")
@@ -165,10 +167,10 @@ def test_cutout_changes_nothing_but_a_square(noise):
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_evaluation_sees_every_image_once_as_it_is(noise, monkeypatch, split):
+def test_eval_dataloaders_yield_every_image_once_unaugmented(noise, monkeypatch, split):
     monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 8)
     images = noise(train=40, test=20)
-    data = make(images, val_fraction=0.5, augment=Augment(2, True, 3))
+    data = data_module(images, val_fraction=0.5, augment=Augment(2, True, 3))
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()
     batches = list(loader)
     assert [len(batch.y) for batch in batches] == [7, 7, 6]
@@ -185,15 +187,15 @@ def test_evaluation_sees_every_image_once_as_it_is(noise, monkeypatch, split):
     assert equal(list(loader), batches)
 
 
-def test_an_evaluation_outside_of_a_trainer_is_where_it_is_asked_for(noise):
-    batch = next(iter(make(noise()).test_dataloader(torch.device("meta"))))
+def test_test_dataloader_without_a_trainer_uses_the_given_device(noise):
+    batch = next(iter(data_module(noise()).test_dataloader(torch.device("meta"))))
     assert {part.device.type for part in batch} == {"meta"}
 
 
-def test_ranks_share_an_evaluation_without_loss(noise, monkeypatch):
+def test_loader_splits_an_evaluation_over_ranks_completely(noise, monkeypatch):
     monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 8)
     images = noise(test=19)
-    whole = make(images).test_dataloader()
+    whole = data_module(images).test_dataloader()
     shares = [
         Loader(
             whole.pixels,
@@ -215,19 +217,19 @@ def test_ranks_share_an_evaluation_without_loss(noise, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_images_that_workers_look_up_are_those_in_memory(noise, workers):
+def test_data_module_on_disk_gives_the_batches_of_memory(noise, workers):
     images, augment = noise(), Augment(2, True, 5)
     in_memory = DataModule(images, 0.25, 0, augment, 8, 0)
     on_disk = DataModule(images, 0.25, 0, augment, 8, 0, in_memory=False, workers=workers)
-    assert equal(epoch(in_memory, 3), epoch(on_disk, 3))
+    assert equal(epoch_batches(in_memory, 3), epoch_batches(on_disk, 3))
     assert equal(list(in_memory.val_dataloader()), list(on_disk.val_dataloader()))
     assert equal(list(in_memory.test_dataloader()), list(on_disk.test_dataloader()))
 
 
-def test_a_channel_without_contrast_becomes_zero(noise):
+def test_loader_maps_a_channel_without_contrast_to_zero(noise):
     images = noise()
     images.train_x[:, 2] = 0
-    x = joined(epoch(make(images)), "x")
+    x = joined(epoch_batches(data_module(images)), "x")
     assert x.isfinite().all()
     assert (x[:, 2] == 0).all()
 
@@ -236,19 +238,19 @@ def test_a_channel_without_contrast_becomes_zero(noise):
 
 
 @pytest.mark.parametrize("batch_size", [0, 31])
-def test_batch_size_out_of_range(noise, batch_size):
+def test_data_module_refuses_batch_size_out_of_range(noise, batch_size):
     with pytest.raises(UserError, match=f"between 1 and the 30 training images, got {batch_size}"):
-        make(noise(), batch_size=batch_size, val_fraction=0.25)
+        data_module(noise(), batch_size=batch_size, val_fraction=0.25)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1, float("nan")])
-def test_val_fraction_out_of_range(noise, fraction):
+def test_data_module_refuses_val_fraction_out_of_range(noise, fraction):
     with pytest.raises(ValueError, match=rf"data.val_fraction must be in \[0, 1\), got {fraction:g}"):
-        make(noise(), val_fraction=fraction)
+        data_module(noise(), val_fraction=fraction)
 
 
-def test_batch_that_cannot_be_shared_evenly(noise):
-    data = make(noise(), batch_size=8)
+def test_train_dataloader_refuses_a_batch_that_ranks_cannot_share(noise):
+    data = data_module(noise(), batch_size=8)
     data.trainer = SimpleNamespace(world_size=3)
     with pytest.raises(UserError, match="batch_size must be a multiple of the 3 devices, got 8"):
         data.train_dataloader()

@@ -19,7 +19,7 @@ def root(tmp_path, pixels, encode, write_parquet):
 
 
 @pytest.mark.parametrize(("image", "label"), [("img", "fine_label"), ("image", "label")])
-def test_round_trip(tmp_path, pixels, encode, write_parquet, image, label):
+def test_parquet_reads_what_was_written(tmp_path, pixels, encode, write_parquet, image, label):
     encoded = [encode(x) for x in pixels]
 
     def write(name, rows, labels):
@@ -41,13 +41,13 @@ def test_round_trip(tmp_path, pixels, encode, write_parquet, image, label):
         assert x.is_contiguous()
 
 
-def test_classes_without_names_are_numbered(root, pixels, encode, write_parquet):
+def test_parquet_numbers_classes_without_names(root, pixels, encode, write_parquet):
     for split in ("train", "test"):
         write_parquet(root / f"{split}.parquet", [encode(pixels[0])] * 6, LABELS)
     assert parquet(root).classes == ("0", "1", "2")
 
 
-def test_reencoded_training_images_show_in_the_name(root, pixels, encode, write_parquet):
+def test_parquet_name_marks_reencoded_training_images(root, pixels, encode, write_parquet):
     jpeg = [encode(x, "JPEG") for x in pixels[:6]]
     write_parquet(root / "test.parquet", jpeg, LABELS, NAMES)
     assert parquet(root, name="pets").name == "pets"
@@ -56,7 +56,7 @@ def test_reencoded_training_images_show_in_the_name(root, pixels, encode, write_
     assert parquet(root).name == "set (JPEG)"
 
 
-def test_only_images_of_another_size_are_resized(root, pixels, encode, write_parquet):
+def test_parquet_resizes_only_images_of_another_size(root, pixels, encode, write_parquet):
     large = pixels[0].repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
     plain = torch.full((3, 5, 7), 200, dtype=torch.uint8)
     checked = torch.arange(128)[None, :, None].add(torch.arange(128)).remainder(2).mul(255).byte().expand(3, -1, -1)
@@ -71,14 +71,14 @@ def test_only_images_of_another_size_are_resized(root, pixels, encode, write_par
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
-def test_other_colour_modes_become_rgb(root, encode, write_parquet, mode):
+def test_parquet_converts_other_colour_modes_to_rgb(root, encode, write_parquet, mode):
     white = torch.full((3, 32, 32), 255, dtype=torch.uint8)
     white[:, 0, 0] = 0
     write_parquet(root / "train.parquet", [encode(white, mode=mode)] * 6, LABELS, NAMES)
     assert torch.equal(parquet(root).train_x[3], white)
 
 
-def fails(root, *needles):
+def assert_refused(root, *needles):
     with pytest.raises(UserError) as caught:
         parquet(root)
     for needle in needles:
@@ -87,59 +87,59 @@ def fails(root, *needles):
 
 
 @pytest.mark.parametrize("left", [0, 3, 500, -1])
-def test_truncated_file(root, left):
+def test_parquet_names_a_truncated_file(root, left):
     file = root / "test.parquet"
     file.write_bytes(file.read_bytes()[:left])
-    fails(root, file, "parquet", "download it again")
+    assert_refused(root, file, "parquet", "download it again")
 
 
-def test_damaged_page(root):
-    """A byte of the first column's first page header, which says how the page is encoded."""
+def test_parquet_names_a_file_with_a_damaged_page(root):
+    """A byte of the first column's first page header, which gives the page's encoding."""
     file = root / "train.parquet"
     data = bytearray(file.read_bytes())
     data[5:9] = b"\xff\xff\xff\xff"
     file.write_bytes(data)
-    fails(root, file, "download it again")
+    assert_refused(root, file, "download it again")
 
 
-def test_damaged_image(root, pixels, encode):
+def test_parquet_names_the_row_of_a_damaged_image(root, pixels, encode):
     file, image = root / "train.parquet", encode(pixels[3])
     damaged = bytearray(image)
     damaged[len(image) // 2] ^= 0xFF
     assert file.read_bytes().count(image) == 1
     file.write_bytes(file.read_bytes().replace(image, damaged))
-    fails(root, file, "row 3:", "download it again")
+    assert_refused(root, file, "row 3:", "download it again")
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", None])
-def test_no_image(root, pixels, encode, write_parquet, data):
+def test_parquet_names_the_row_without_an_image(root, pixels, encode, write_parquet, data):
     write_parquet(root / "test.parquet", [encode(pixels[0]), data], LABELS[:2], NAMES)
-    fails(root, root / "test.parquet", "row 1:")
+    assert_refused(root, root / "test.parquet", "row 1:")
 
 
 @pytest.mark.parametrize("label", [None, -1, 3, 10**12])
 @pytest.mark.parametrize("names", [NAMES, None])
-def test_bad_label(root, pixels, encode, write_parquet, label, names):
+def test_parquet_names_the_row_of_a_bad_label(root, pixels, encode, write_parquet, label, names):
     for split in ("train", "test"):
         write_parquet(root / f"{split}.parquet", [encode(pixels[0])] * 6, LABELS, names)
     write_parquet(root / "test.parquet", [encode(pixels[0])] * 3, [0, 1, label], names)
-    fails(root, root / "test.parquet", "row 2:", "label")
+    assert_refused(root, root / "test.parquet", "row 2:", "label")
 
 
-def test_stray_label_without_names(root, pixels, encode, write_parquet):
+def test_parquet_names_a_stray_label_without_class_names(root, pixels, encode, write_parquet):
     write_parquet(root / "test.parquet", [encode(pixels[0])] * 6, LABELS)
     write_parquet(root / "train.parquet", [encode(pixels[0])] * 4, [0, 10**12, 1, 2])
-    fails(root, root / "train.parquet", "row 1:", "label")
+    assert_refused(root, root / "train.parquet", "row 1:", "label")
 
 
-def test_no_rows(root, write_parquet):
+def test_parquet_refuses_a_file_without_rows(root, write_parquet):
     write_parquet(root / "test.parquet", [], [], NAMES)
-    fails(root, root / "test.parquet", "no rows")
+    assert_refused(root, root / "test.parquet", "no rows")
 
 
-def test_files_that_name_other_classes(root, pixels, encode, write_parquet):
+def test_parquet_refuses_files_with_other_class_names(root, pixels, encode, write_parquet):
     write_parquet(root / "more" / "train.parquet", [encode(pixels[0])], [0], ["apple", "pear", "plum"])
-    fails(root, "train.parquet", "other classes")
+    assert_refused(root, "train.parquet", "other classes")
 
 
 @pytest.mark.parametrize(
@@ -152,39 +152,39 @@ def test_files_that_name_other_classes(root, pixels, encode, write_parquet):
         ({"img": [{"bytes": b""}], "label": ["cat"]}, "label or fine_label"),
     ],
 )
-def test_missing_column(root, columns, expected):
+def test_parquet_names_a_missing_column(root, columns, expected):
     pq.write_table(pa.table(columns), root / "train.parquet")
-    fails(root, root / "train.parquet", expected, *columns)
+    assert_refused(root, root / "train.parquet", expected, *columns)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_missing_split(root, split):
+def test_parquet_names_a_missing_split(root, split):
     (root / f"{split}.parquet").rename(root / "validation.parquet")
-    fails(root, root, f"*{split}*.parquet", "validation.parquet", "data.root")
+    assert_refused(root, root, f"*{split}*.parquet", "validation.parquet", "data.root")
 
 
-def test_missing_root(tmp_path):
-    fails(tmp_path / "nowhere", tmp_path / "nowhere", "No such file", "data.root")
+def test_parquet_names_a_missing_root(tmp_path):
+    assert_refused(tmp_path / "nowhere", tmp_path / "nowhere", "No such file", "data.root")
 
 
-def test_root_that_is_a_file(root):
-    fails(root / "train.parquet", "train.parquet", "Not a directory", "data.root")
+def test_parquet_refuses_a_root_that_is_a_file(root):
+    assert_refused(root / "train.parquet", "train.parquet", "Not a directory", "data.root")
 
 
-def test_size_below_one_is_refused(root):
+def test_parquet_refuses_a_size_below_one(root):
     with pytest.raises(ValueError, match="image_size"):
         parquet(root, image_size=0)
 
 
-def test_without_permission(public_path, as_nobody, pixels, encode, write_parquet):
+def test_parquet_names_a_path_without_permission(public_path, as_nobody, pixels, encode, write_parquet):
     root = public_path / "set"
     for split in ("train", "test"):
         write_parquet(root / f"{split}.parquet", [encode(x) for x in pixels[:6]], LABELS, NAMES)
     parquet(root)
     (root / "test.parquet").chmod(0)
     with as_nobody():
-        fails(root, root / "test.parquet", "permission denied")
+        assert_refused(root, root / "test.parquet", "permission denied")
     root.chmod(0)
     with as_nobody():
-        fails(root, root, "Permission denied")
+        assert_refused(root, root, "Permission denied")
     root.chmod(0o700)

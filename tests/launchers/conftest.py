@@ -1,4 +1,4 @@
-"""`train.py -m` as a program of its own, with launchers that start further ones."""
+"""`train.py -m` as a program of its own, with launchers that start further processes."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def sweep(tmp_path) -> Callable[..., subprocess.Popen]:
-    """Starts a multirun in sweep/ of an empty folder, told by nobody how many threads to take."""
+    """Starts a multirun in sweep/ of an empty folder, without OMP_NUM_THREADS in its environment."""
     program = ROOT / "train.py"
 
     def sweep(*arguments: str, **environment: str) -> subprocess.Popen:
@@ -34,7 +34,7 @@ def sweep(tmp_path) -> Callable[..., subprocess.Popen]:
 
 @pytest.fixture
 def records(tmp_path) -> Callable[[], dict[str, Result]]:
-    """Reads what the jobs in sweep/ have left, by the names of their directories."""
+    """Reads the records of the jobs in sweep/, by the names of their directories."""
     return lambda: {path.parent.name: read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))}
 
 

@@ -1,4 +1,4 @@
-"""A network of which two halves of a batch make exactly the gradient that the whole makes."""
+"""A network for which the gradients of two halves of a batch average to exactly that of the whole."""
 
 from torch import nn
 

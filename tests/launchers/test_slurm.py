@@ -20,28 +20,30 @@ def sweep(sweep, slurm):
 
 
 @pytest.fixture
-def ask(slurm, monkeypatch):
+def call_slurm(slurm, monkeypatch):
     """Calls one of Slurm's programs."""
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
     return lambda *command: subprocess.check_output(command, text=True).strip()
 
 
-def test_a_grid(run, sweep, records, distance, tmp_path):
-    one = ("trainer=cpu", "student.scale=2")
-    process = sweep(*one, "method=logits,feature", "T=1,2")
-    said, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, said
+def test_slurm_launcher_runs_a_grid(run, sweep, records, distance, tmp_path):
+    single = ("trainer=cpu", "student.scale=2")
+    process = sweep(*single, "method=logits,feature", "T=1,2")
+    printed, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, printed
     assert {name: (record.method, record.knobs["T"], record.status) for name, record in records().items()} == {
         "0": ("logits", 1, "done"), "1": ("logits", 2, "done"), "2": ("feature", 1, "done"), "3": ("feature", 2, "done")
     }  # fmt: skip
     assert all(record.device.endswith("(1 threads)") for record in records().values())
-    assert len(list(tmp_path.glob("teachers/*/teacher.safetensors"))) == 1  # all four wanted it at the same time
-    assert run(*QUICK, *one, "logger=none", "method=logits", "T=2", "hydra.run.dir=here")[0] == 0
+    assert len(list(tmp_path.glob("teachers/*/teacher.safetensors"))) == 1  # all four requested it at the same time
+    assert run(*QUICK, *single, "logger=none", "method=logits", "T=2", "hydra.run.dir=here")[0] == 0
     assert distance("here", "sweep/1") == 0
 
 
-def test_two_tasks_train_one_student_as_one_process_does(run, sweep, records, distance, tmp_path, monkeypatch):
+def test_slurm_launcher_with_two_tasks_trains_the_student_of_one_process(
+    run, sweep, records, distance, tmp_path, monkeypatch
+):
     monkeypatch.syspath_prepend(Path(__file__).parent)  # where plain.py is
     # Neither BatchNorm nor dropout: they treat half a batch otherwise than a whole one.
     student = ("student._target_=plain.Plain", "student.activation=elu", "student.scale=4", "student.conv_dropout=0")
@@ -55,8 +57,8 @@ def test_two_tasks_train_one_student_as_one_process_does(run, sweep, records, di
     )
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
     process = sweep("hydra.launcher.tasks_per_node=2", *two, *student, *recipe)
-    said, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, said
+    printed, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, printed
     (together,) = records().values()
     assert together.status == "done"
     assert len(list(tmp_path.glob("sweep/**/*.safetensors"))) == 1
@@ -69,8 +71,8 @@ def test_two_tasks_train_one_student_as_one_process_does(run, sweep, records, di
     assert together.test_acc > 0.5
 
 
-@pytest.mark.parametrize("how", ["told to make room", "made to"])
-def test_an_interrupted_job_goes_on(run, sweep, ask, records, distance, tmp_path, how):
+@pytest.mark.parametrize("preemption", ["by signal", "by another job"])
+def test_slurm_launcher_resumes_an_interrupted_job(run, sweep, call_slurm, records, distance, tmp_path, preemption):
     longer = ("trainer=cpu", "student.scale=2", "method=logits", "recipe.epochs=15")
     assert run(*QUICK, "logger=none", *longer, "hydra.run.dir=whole")[0] == 0
     process = sweep(*longer)
@@ -83,18 +85,18 @@ def test_an_interrupted_job_goes_on(run, sweep, ask, records, distance, tmp_path
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if not lengths and epochs() >= 2:
-            job = ask("squeue", "--noheader", "--format", "%i")
-            if how == "told to make room":  # as before the end of its time
-                ask("scancel", "--signal=USR2", job)
+            job = call_slurm("squeue", "--noheader", "--format", "%i")
+            if preemption == "by signal":  # as before the end of its time
+                call_slurm("scancel", "--signal=USR2", job)
             else:
-                ask("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true")
+                call_slurm("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true")
         lengths += [epochs()] if epochs() >= 2 or lengths else []
         time.sleep(0.02)
-    said, _ = process.communicate(timeout=10)
-    assert process.returncode == 0, said
-    assert "Restarts=1 " in ask("scontrol", "show", "job", job)
+    printed, _ = process.communicate(timeout=10)
+    assert process.returncode == 0, printed
+    assert "Restarts=1 " in call_slurm("scontrol", "show", "job", job)
     assert lengths[0] < 15
-    assert lengths == sorted(lengths)  # it did not begin anew
+    assert lengths == sorted(lengths)  # it did not start again
     assert [record.status for record in records().values()] == ["done"]
     assert distance("whole", "sweep/0") == 0
     assert curve.read_text() == (tmp_path / "whole" / "metrics.csv").read_text()

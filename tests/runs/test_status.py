@@ -1,4 +1,4 @@
-"""A run's directory, and what of it a run may go on from."""
+"""A run's directory, and which checkpoints in it a run continues from."""
 
 import pytest
 
@@ -13,59 +13,59 @@ RUN = Result(method="logits", seed=0, dataset="d", epochs=1, status="running", f
 def interrupted(tmp_path):
     """A run that left a checkpoint."""
 
-    def stop(record):
+    def interrupt(record):
         (tmp_path / "checkpoints").mkdir()
         (tmp_path / "checkpoints" / "last.ckpt").write_text("half way")
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit):
-        tracked(RUN, tmp_path, stop)
+        tracked(RUN, tmp_path, interrupt)
     assert read(tmp_path / "result.json").status == "interrupted"
     return tmp_path
 
 
-def found(directory, record=RUN):
-    """Whether a checkpoint is there when the run begins."""
-    there = []
-    tracked(record, directory, lambda record: there.append((directory / "checkpoints").exists()) or record)
-    return there == [True]
+def keeps_checkpoint(directory, record=RUN):
+    """Return whether the checkpoint is still present when the run begins."""
+    present = []
+    tracked(record, directory, lambda record: present.append((directory / "checkpoints").exists()) or record)
+    return present == [True]
 
 
-def test_a_run_goes_on_from_its_own_checkpoint(interrupted):
-    assert found(interrupted)
+def test_tracked_keeps_the_runs_own_checkpoint(interrupted):
+    assert keeps_checkpoint(interrupted)
 
 
-def test_a_checkpoint_of_another_run_is_left_alone(interrupted):
+def test_tracked_refuses_the_directory_of_another_run(interrupted):
     other = Result(method="logits", seed=1, dataset="d", epochs=1, status="running", fingerprint="other")
     with pytest.raises(UserError, match="holds a run of another configuration"):
-        found(interrupted, other)
+        keeps_checkpoint(interrupted, other)
     assert (interrupted / "checkpoints" / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize("single", [True, False])
-def test_who_started_it_tells_how_to_go_on(tmp_path, capsys, single):
-    def stop(record):
+def test_tracked_prints_how_to_continue_a_single_run(tmp_path, capsys, single):
+    def interrupt(record):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit):
-        tracked(RUN, tmp_path, stop, single)
+        tracked(RUN, tmp_path, interrupt, single)
     assert capsys.readouterr().err == (f"interrupted; continue with: python train.py resume={tmp_path}\n" * single)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "removed"])
-def test_a_checkpoint_without_a_record_is_nobodys(interrupted, damage):
-    """Of another run, say, in a directory whose record somebody removed to have it made anew."""
+def test_tracked_removes_a_checkpoint_without_a_record(interrupted, damage):
+    """It may belong to another run, as where the record was removed to repeat the run."""
     record = interrupted / "result.json"
     record.unlink() if damage == "removed" else record.write_text(record.read_text()[:20])
-    assert not found(interrupted)
+    assert not keeps_checkpoint(interrupted)
 
 
-def test_a_package_that_is_not_installed_is_no_reason_to_stop(monkeypatch):
-    monkeypatch.setattr("kd.runs.status.version", missing)
+def test_versions_accepts_a_package_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr("kd.runs.status.version", raise_not_found)
     assert versions().endswith("kd unknown")
 
 
-def missing(name):
+def raise_not_found(name):
     from importlib.metadata import PackageNotFoundError
 
     raise PackageNotFoundError(name)

@@ -24,7 +24,7 @@ METADATA = {
 
 @pytest.fixture
 def used_net(tiny_net):
-    """A network whose BatchNorm has seen something, laid out as convolutions like it."""
+    """A channels-last network with BatchNorm statistics that are not the initial ones."""
     net = tiny_net().to(memory_format=torch.channels_last)
     for _ in range(3):
         net(torch.randn(4, 3, 8, 8) + 2)
@@ -37,7 +37,7 @@ def file(used_net, tmp_path):
     return tmp_path / "net.safetensors"
 
 
-def test_round_trip_keeps_every_bit(used_net, tiny_net, file):
+def test_load_weights_restores_every_bit(used_net, tiny_net, file):
     tensors, metadata = load_weights(file)
     assert metadata == METADATA
     expected = used_net.state_dict()
@@ -52,7 +52,7 @@ def test_round_trip_keeps_every_bit(used_net, tiny_net, file):
     torch.testing.assert_close(other.eval()(x).logits, used_net.eval()(x).logits, rtol=1e-6, atol=1e-6)
 
 
-def test_metadata_of_another_program_stays_text(tmp_path):
+def test_load_weights_keeps_foreign_metadata_as_text(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other", {"format": "pt", "epochs": "12", "note": "made by [me"})
     assert load_weights(tmp_path / "other")[1] == {"format": "pt", "epochs": 12, "note": "made by [me"}
     save_file({"a": torch.zeros(1)}, tmp_path / "none")
@@ -60,13 +60,13 @@ def test_metadata_of_another_program_stays_text(tmp_path):
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
-def test_truncated_file_is_named(file, length):
+def test_load_weights_names_a_truncated_file(file, length):
     file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(UserError, match=f"{file} is not a whole safetensors file"):
         load_weights(file)
 
 
-def test_other_files_are_named(tmp_path):
+def test_load_weights_names_files_of_another_format(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"PK\x03\x04 something else altogether, and long enough")
     for path in (tmp_path / "model.pt", tmp_path):
         with pytest.raises(UserError, match=f"{path} is not a whole safetensors file"):
@@ -82,7 +82,7 @@ def test_other_files_are_named(tmp_path):
         ({"width": 5}, r"classifier.weight is \(10, 4\) there and \(10, 5\) here"),
     ],
 )
-def test_another_architecture_is_named_and_nothing_is_filled(tiny_net, file, changes, difference):
+def test_fill_refuses_another_architecture_and_changes_nothing(tiny_net, file, changes, difference):
     net = tiny_net(**changes, seed=1)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with pytest.raises(UserError, match=f"{file} holds another architecture or number of classes .*: {difference}$"):
@@ -90,7 +90,7 @@ def test_another_architecture_is_named_and_nothing_is_filled(tiny_net, file, cha
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
-def test_missing_and_unknown_tensors_are_named(tiny_net, file):
+def test_fill_names_missing_and_unknown_tensors(tiny_net, file):
     tensors, _ = load_weights(file)
     bias = tensors.pop("classifier.bias")
     with pytest.raises(UserError, match=r"classifier.bias is missing there and \(10,\) here"):
@@ -110,7 +110,7 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_disk_that_is_full_leaves_no_file(used_net, tmp_path):
+def test_save_weights_on_a_full_disk_leaves_no_file(used_net, tmp_path):
     message = f"cannot write {tmp_path / 'net'}: .*; is the disk full"
     with pytest.raises(UserError, match=message), full_disk():
         save_weights(used_net, tmp_path / "net", METADATA)
@@ -118,20 +118,20 @@ def test_disk_that_is_full_leaves_no_file(used_net, tmp_path):
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError])
-def test_interrupted_writing_keeps_the_old_file(tiny_net, file, monkeypatch, interruption):
-    def half(tensors, path, metadata):
+def test_save_weights_interrupted_keeps_the_old_file(tiny_net, file, monkeypatch, interruption):
+    def write_half(tensors, path, metadata):
         path.write_bytes(b"half of it")
         raise interruption
 
     before = file.read_bytes()
-    monkeypatch.setattr(kd.runs.weights, "save_file", half)
+    monkeypatch.setattr(kd.runs.weights, "save_file", write_half)
     with pytest.raises(interruption):
         save_weights(tiny_net(seed=1), file, {})
     assert file.read_bytes() == before
     assert os.listdir(file.parent) == [file.name]
 
 
-def test_writing_again_replaces(tiny_net, file):
+def test_save_weights_replaces_the_old_file(tiny_net, file):
     save_weights(tiny_net(seed=1), file, {"seed": 1})
     assert load_weights(file)[1] == {"seed": 1}
     assert os.listdir(file.parent) == [file.name]

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture
 def one_line() -> Callable[[CompletedProcess[str]], str]:
-    """Takes the outcome of a program that was asked for what cannot be; returns the one line that it said."""
+    """Checks that a script ended with a one-line error, and returns that line."""
 
     def one_line(done: CompletedProcess[str]) -> str:
         assert done.returncode == 1

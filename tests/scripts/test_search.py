@@ -1,4 +1,4 @@
-"""The search as it is typed, killed and continued; and the presets in conf/experiment."""
+"""scripts/search.py from its command line, killed and resumed; and the grids in conf/experiment."""
 
 import errno
 import itertools
@@ -38,49 +38,49 @@ def optuna():
 
 
 @pytest.fixture
-def look(tmp_path, monkeypatch, capsys):
-    """Calls the script in an empty folder; returns its exit code and what it said."""
+def run_search(tmp_path, monkeypatch, capsys):
+    """Calls the script in an empty folder; returns its exit code and what it printed."""
     monkeypatch.chdir(tmp_path)
 
-    def look(*arguments):
+    def run_search(*arguments):
         monkeypatch.setattr(sys, "argv", ["search.py", "found", *arguments])
         return search.main(), "".join(capsys.readouterr())
 
-    return look
+    return run_search
 
 
-def study_in(directory):
+def load_study(directory):
     import optuna
 
     return optuna.load_study(study_name="search", storage=f"sqlite:///{directory / search.STUDY}")
 
 
 def states(study):
-    """Of the trials that count: not of one whose place another took when the search went on."""
+    """Return the states of the trials that count: not of one that was repeated when the search was resumed."""
     return [trial.state.name for trial in search.counted(study)]
 
 
-def one_line(outcome):
-    code, said = outcome
+def error_line(outcome):
+    code, printed = outcome
     assert code == 1
-    assert said.count("\n") == 1
-    assert said.startswith("search.py: ")
-    return said
+    assert printed.count("\n") == 1
+    assert printed.startswith("search.py: ")
+    return printed
 
 
 @pytest.mark.usefixtures("optuna")
-def test_a_search_and_its_best_run_again(look, run, tmp_path):
-    asked = (*QUICK, "method=logits", "data.val_fraction=0.7", "--seed", "3")
-    code, said = look("--trials", "2", *asked)
-    assert code == 0, said
+def test_search_records_trials_and_prints_the_best_command(run_search, run, tmp_path):
+    arguments = (*QUICK, "method=logits", "data.val_fraction=0.7", "--seed", "3")
+    code, printed = run_search("--trials", "2", *arguments)
+    assert code == 0, printed
     first = {name: (tmp_path / "found" / name / "result.json").stat().st_mtime_ns for name in "01"}
-    code, said = look("--trials", "3", *asked)
-    assert "2 of 3 trials are finished" in said
+    code, printed = run_search("--trials", "3", *arguments)
+    assert "2 of 3 trials are finished" in printed
     results = {path.parent.name: read(path) for path in (tmp_path / "found").glob("*/result.json")}
     assert {name: result.status for name, result in results.items()} == dict.fromkeys("012", "done")
     assert all((tmp_path / "found" / name / "result.json").stat().st_mtime_ns == then for name, then in first.items())
 
-    study = study_in(tmp_path / "found")
+    study = load_study(tmp_path / "found")
     for trial in study.trials:
         result = results[str(trial.number)]
         assert trial.value == result.val_acc
@@ -91,28 +91,28 @@ def test_a_search_and_its_best_run_again(look, run, tmp_path):
     assert set(study.trials[0].params) == {"T", "alpha", "recipe.optimizer.lr"}
 
     best = max(results, key=lambda name: results[name].val_acc)
-    table = said.split("test acc\n")[1].splitlines()
+    table = printed.split("test acc\n")[1].splitlines()
     assert table[0].split()[0] == best
     assert f"{100 * results[best].test_acc:.2f} %" in table[0]
-    command = shlex.split(said.split("the best again: ")[1].splitlines()[0])
+    command = shlex.split(printed.split("the best again: ")[1].splitlines()[0])
     assert command[:2] == ["python", "train.py"]
     assert run(*command[2:], "trainer.enable_progress_bar=false", "hydra.run.dir=again")[0] == 0
     again = read(tmp_path / "again" / "result.json")
     assert (again.test_acc, again.fingerprint) == (results[best].test_acc, results[best].fingerprint)
     assert (again.variant, again.group) == (results[best].variant, results[best].group)
 
-    # Neither the pause after two trials nor anything else but the seed decides what is tried.
+    # The seed alone decides the trials, whether or not the search pauses after two.
     (tmp_path / "found").rename(tmp_path / "paused")
-    assert look("--trials", "3", *asked)[0] == 0
-    assert [trial.params for trial in study_in(tmp_path / "found").trials] == [trial.params for trial in study.trials]
+    assert run_search("--trials", "3", *arguments)[0] == 0
+    assert [trial.params for trial in load_study(tmp_path / "found").trials] == [trial.params for trial in study.trials]
 
 
 @pytest.mark.usefixtures("optuna")
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
-def test_stopped_in_the_middle_it_goes_on_where_it_was(look, tmp_path, monkeypatch, stop):
-    asked = (*ALONE, "--trials", "2", "recipe.epochs=6")
+def test_search_resumes_the_interrupted_trial(run_search, tmp_path, monkeypatch, stop):
+    arguments = (*ALONE, "--trials", "2", "recipe.epochs=6")
     process = subprocess.Popen(
-        [sys.executable, ROOT / "scripts" / "search.py", "found", *asked],
+        [sys.executable, ROOT / "scripts" / "search.py", "found", *arguments],
         cwd=tmp_path,
         text=True,
         stdout=subprocess.PIPE,
@@ -126,7 +126,7 @@ def test_stopped_in_the_middle_it_goes_on_where_it_was(look, tmp_path, monkeypat
     _, errors = process.communicate(timeout=60)
     assert process.returncode == (130 if stop == signal.SIGTERM else -signal.SIGKILL), errors
     assert ("the search goes on with: python" in errors) is (stop == signal.SIGTERM)
-    before = study_in(tmp_path / "found").trials
+    before = load_study(tmp_path / "found").trials
     assert [trial.state.name for trial in before] == ["COMPLETE", "RUNNING"]
     reached = torch.load(checkpoint, weights_only=True)["epoch"] + 1
     assert 0 < reached < 6
@@ -138,10 +138,10 @@ def test_stopped_in_the_middle_it_goes_on_where_it_was(look, tmp_path, monkeypat
         "on_train_epoch_start",
         lambda self, trainer, module: (epochs.append(trainer.current_epoch), plain(self, trainer, module))[1],
     )
-    code, said = look(*asked)
-    assert code == 0, said
+    code, printed = run_search(*arguments)
+    assert code == 0, printed
     assert epochs == [*range(reached, 6)]
-    after = search.counted(study_in(tmp_path / "found"))
+    after = search.counted(load_study(tmp_path / "found"))
     assert [trial.state.name for trial in after] == ["COMPLETE", "COMPLETE"]
     assert [search.number_of(trial) for trial in after] == [0, 1]
     assert after[0] == before[0]
@@ -149,34 +149,34 @@ def test_stopped_in_the_middle_it_goes_on_where_it_was(look, tmp_path, monkeypat
     assert sorted(after[1].intermediate_values) == list(range(6))
 
     (tmp_path / "found").rename(tmp_path / "stopped")
-    assert look(*asked)[0] == 0
-    assert [(trial.params, trial.value) for trial in study_in(tmp_path / "found").trials] == [
+    assert run_search(*arguments)[0] == 0
+    assert [(trial.params, trial.value) for trial in load_study(tmp_path / "found").trials] == [
         (trial.params, trial.value) for trial in after
     ]
 
 
-def test_hopeless_runs_are_pruned(look, optuna, tmp_path, monkeypatch):
+def test_search_prunes_trials(run_search, optuna, tmp_path, monkeypatch):
     class Strict(optuna.pruners.BasePruner):
         def prune(self, study, trial):
             return trial.number > 0
 
     monkeypatch.setattr(search, "pruner", lambda epochs: Strict())
-    code, said = look(*ALONE, "--trials", "3")
-    assert code == 0, said
-    study = study_in(tmp_path / "found")
+    code, printed = run_search(*ALONE, "--trials", "3")
+    assert code == 0, printed
+    study = load_study(tmp_path / "found")
     assert states(study) == ["COMPLETE", "PRUNED", "PRUNED"]
     assert [len(trial.intermediate_values) for trial in study.trials] == [2, 1, 1]
-    assert re.search(r"\[2/3\] trial 1 \S+: pruned after epoch 1 at val \S+ % \| best \S+ % \(trial 0\)", said)
+    assert re.search(r"\[2/3\] trial 1 \S+: pruned after epoch 1 at val \S+ % \| best \S+ % \(trial 0\)", printed)
     assert read(tmp_path / "found" / "1" / "result.json").status == "pruned"
     assert "2 runs not counted: 2 pruned." in summarize(collect([tmp_path / "found"]).results).notes
-    assert look(*ALONE, "--trials", "3")[0] == 0  # they count as finished
-    assert states(study_in(tmp_path / "found")) == states(study)
+    assert run_search(*ALONE, "--trials", "3")[0] == 0  # they count as finished
+    assert states(load_study(tmp_path / "found")) == states(study)
 
 
-def test_the_pruner_waits_for_half_of_the_epochs_and_for_others_to_compare_with(optuna):
+def test_pruner_waits_for_half_of_the_epochs_and_five_trials(optuna):
     study = optuna.create_study(direction="maximize", pruner=search.pruner(4))
 
-    def ended_at(accuracy):
+    def pruned_at(accuracy):
         trial = study.ask()
         for epoch in range(4):
             trial.report(accuracy, epoch)
@@ -186,50 +186,50 @@ def test_the_pruner_waits_for_half_of_the_epochs_and_for_others_to_compare_with(
         study.tell(trial, accuracy)
         return None
 
-    assert [ended_at(accuracy) for accuracy in (0.1, 0.9, 0.9, 0.9, 0.9)] == [None] * 5
-    assert ended_at(0.2) == 2
-    assert ended_at(0.95) is None
+    assert [pruned_at(accuracy) for accuracy in (0.1, 0.9, 0.9, 0.9, 0.9)] == [None] * 5
+    assert pruned_at(0.2) == 2
+    assert pruned_at(0.95) is None
 
 
 @pytest.mark.usefixtures("optuna")
-def test_failing_trials_stop_nothing_unless_all_fail(look, tmp_path):
+def test_search_continues_past_failed_trials_unless_all_fail(run_search, tmp_path):
     diverging = ("recipe.clip_norm=null", "--range", "recipe.optimizer.lr=1e-6:1e40:log", "--seed", "1")
-    code, said = look(*ALONE, "--trials", "4", *diverging)
-    assert code == 0, said
-    study = study_in(tmp_path / "found")
+    code, printed = run_search(*ALONE, "--trials", "4", *diverging)
+    assert code == 0, printed
+    study = load_study(tmp_path / "found")
     assert {"COMPLETE", "FAIL"} == set(states(study))
     for trial in study.trials:
         if trial.state.name == "FAIL":
             assert "training diverged" in trial.user_attrs["error"]
             assert read(tmp_path / "found" / str(trial.number) / "result.json").status == "failed"
-    assert said.count(": failed, training diverged") == states(study).count("FAIL")
+    assert printed.count(": failed, training diverged") == states(study).count("FAIL")
     (tmp_path / "found").rename(tmp_path / "some")
 
     diverging = ("recipe.clip_norm=null", "--range", "recipe.optimizer.lr=1e30:1e40:log")
-    code, said = look(*ALONE, "--trials", "2", *diverging)
+    code, printed = run_search(*ALONE, "--trials", "2", *diverging)
     assert code == 1
-    assert "search.py: of 2 trials none came to its end; the first: training diverged" in said
-    assert states(study_in(tmp_path / "found")) == ["FAIL", "FAIL"]
+    assert "search.py: of 2 trials none came to its end; the first: training diverged" in printed
+    assert states(load_study(tmp_path / "found")) == ["FAIL", "FAIL"]
 
 
 @pytest.mark.usefixtures("optuna")
-def test_a_full_disk_is_not_held_against_the_trial(look, tmp_path, monkeypatch):
+def test_search_repeats_a_trial_after_a_full_disk(run_search, tmp_path, monkeypatch):
     def full(*arguments, **more):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(search, "run", full)
-        assert "cannot save the run: No space left" in one_line(look(*ALONE, "--trials", "1"))
-    assert states(study_in(tmp_path / "found")) == ["RUNNING"]
-    assert look(*ALONE, "--trials", "1")[0] == 0
-    assert states(study_in(tmp_path / "found")) == ["COMPLETE"]
+        assert "cannot save the run: No space left" in error_line(run_search(*ALONE, "--trials", "1"))
+    assert states(load_study(tmp_path / "found")) == ["RUNNING"]
+    assert run_search(*ALONE, "--trials", "1")[0] == 0
+    assert states(load_study(tmp_path / "found")) == ["COMPLETE"]
 
 
 @pytest.mark.usefixtures("optuna")
-def test_whole_numbers_and_other_settings_are_searched_too(look, tmp_path):
-    given = ("recipe.optimizer.lr=0.05", "--range", "student.scale=1:3", "student.conv_dropout=0:0.5")
-    assert look(*(part for part in ALONE if "student" not in part), "--trials", "2", *given)[0] == 0
-    for trial in study_in(tmp_path / "found").trials:
+def test_search_covers_whole_numbers_and_other_settings(run_search, tmp_path):
+    settings = ("recipe.optimizer.lr=0.05", "--range", "student.scale=1:3", "student.conv_dropout=0:0.5")
+    assert run_search(*(part for part in ALONE if "student" not in part), "--trials", "2", *settings)[0] == 0
+    for trial in load_study(tmp_path / "found").trials:
         assert set(trial.params) == {"student.scale", "student.conv_dropout"}
         assert trial.params["student.scale"] in (1, 2, 3)
         variant = read(tmp_path / "found" / str(trial.number) / "result.json").variant
@@ -238,7 +238,7 @@ def test_whole_numbers_and_other_settings_are_searched_too(look, tmp_path):
 
 @pytest.mark.usefixtures("optuna")
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "printed"),
     [
         (("--range", "tau=1:4"), "there is no number 'tau' with method=logits"),
         (("--range", "beta=0:1"), "there is no number 'beta' with method=logits"),
@@ -267,46 +267,46 @@ def test_whole_numbers_and_other_settings_are_searched_too(look, tmp_path):
         (("--trials", "0"), "--trials must be at least 1"),
     ],
 )
-def test_a_mistake_is_one_line_and_no_trial(look, tmp_path, arguments, said):
-    assert said in one_line(look(*QUICK, "method=logits", *arguments))
+def test_search_refuses_a_mistake_in_one_line_before_any_trial(run_search, tmp_path, arguments, printed):
+    assert printed in error_line(run_search(*QUICK, "method=logits", *arguments))
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not list(tmp_path.glob("found/0"))
 
 
 @pytest.mark.usefixtures("optuna")
-def test_a_directory_is_for_one_search_at_a_time_and_for_no_other(look, tmp_path):
+def test_search_directory_refuses_another_search(run_search, tmp_path):
     found = tmp_path / "found"
     found.mkdir()
     with FileLock(found / ".lock"):
-        assert "another search is at work in found" in one_line(look(*ALONE))
-    assert look(*ALONE, "--trials", "1")[0] == 0
+        assert "another search is at work in found" in error_line(run_search(*ALONE))
+    assert run_search(*ALONE, "--trials", "1")[0] == 0
     for other in (("--seed", "1"), ("recipe.epochs=3",), ("--range", "recipe.optimizer.lr=0.01:0.1:log")):
-        assert "found holds another search (recipe.optimizer.lr=0.01:1:log" in one_line(look(*ALONE, *other))
-    assert states(study_in(found)) == ["COMPLETE"]
+        assert "found holds another search (recipe.optimizer.lr=0.01:1:log" in error_line(run_search(*ALONE, *other))
+    assert states(load_study(found)) == ["COMPLETE"]
     (found / search.STUDY).write_text("no data base at all")
-    assert f"found/{search.STUDY} cannot be used: file is not a database" in one_line(look(*ALONE))
+    assert f"found/{search.STUDY} cannot be used: file is not a database" in error_line(run_search(*ALONE))
     (found / search.STUDY).unlink()
-    assert "found holds runs, but no search" in one_line(look(*ALONE))
+    assert "found holds runs, but no search" in error_line(run_search(*ALONE))
 
 
-def test_without_optuna_it_says_what_to_install(look, monkeypatch):
+def test_search_without_optuna_names_the_extra(run_search, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert "pip install -e '.[search]'" in one_line(look(*ALONE))
+    assert "pip install -e '.[search]'" in error_line(run_search(*ALONE))
 
 
-def test_help_has_an_example():
+def test_search_help_has_an_example():
     command = [sys.executable, ROOT / "scripts" / "search.py", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "python scripts/search.py searches/first --trials 30 method=logits data=digits" in shown
 
 
-class TestARange:
-    def test_as_it_is_typed(self):
+class TestRange:
+    def test_range_parses_and_prints(self):
         assert Range.parse("T=1:16:log", RANGES) == Range("T", 1, 16, log=True)
         assert Range.parse("recipe.optimizer.lr=1e-3:0.1", RANGES) == Range("recipe.optimizer.lr", 0.001, 0.1)
         assert str(Range.parse("recipe.optimizer.lr=0.01:0.2:log", RANGES)) == "recipe.optimizer.lr=0.01:0.2:log"
 
-    def test_a_sum_leaves_what_it_leaves(self):
+    def test_range_within_respects_a_sum(self):
         limits = {"alpha + beta": "[0, 1]"}
         assert Range("beta", 0.0, 1.0).within(limits, {"alpha": 0.3}).high == 0.7
         assert Range("beta", 0.0, 0.5).within(limits, {"alpha": 0.3}).high == 0.5
@@ -314,8 +314,8 @@ class TestARange:
         with pytest.raises(UserError, match=r"of which 0\.9 is already taken"):
             Range("beta", 0.2, 1.0).within(limits, {"alpha": 0.9})
 
-    def test_what_is_tried_never_breaks_a_limit(self):
-        """Rounding included: every pair is one that the methods take."""
+    def test_range_short_values_never_break_a_limit(self):
+        """Including rounding: the methods accept every pair."""
         generator = random.Random(0)
         alpha, beta = Range("alpha", 0.05, 1.0), Range("beta", 0.03, 1.0)
         limits = {"alpha + beta": "[0, 1]"}
@@ -329,7 +329,7 @@ class TestARange:
                 assert left.low <= values[part.name] <= left.high
             require_sum("[0, 1]", **values)
 
-    def test_values_are_short(self):
+    def test_range_short_keeps_four_digits(self):
         assert Range("T", 1.0, 20.0).short(3.7454011884736254) == 3.745
         assert Range("lr", 1e-5, 1.0).short(0.000123456) == 0.0001234
         assert Range("alpha", 0.00012345, 1.0).short(0.000123456) == 0.00012345
@@ -337,7 +337,7 @@ class TestARange:
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_every_job_of_a_preset_is_one_that_its_method_takes(path):
+def test_experiment_jobs_pass_the_check(path):
     params = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
     grid = [[f"{name}={choice}" for choice in str(choices).split(",")] for name, choices in params.items()]
     seen = set()
