@@ -69,6 +69,28 @@ class TestPrepareTeacher:
             torch.equal(before[name], after[name]) and after[name].dtype == before[name].dtype for name in before
         )
 
+    def test_prepare_teacher_keeps_batchnorm_where_a_hook_holds_the_features(self):
+        """torch.fx traces past the hooks of layers: what they keep is not there, a KeyError where it is a dict."""
+
+        class Hooked(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+            def forward(self, x):
+                kept = {}
+                handle = self.layers[0].register_forward_hook(lambda module, args, output: kept.update(map=output))
+                try:
+                    return self.layers(x) + kept["map"]
+                finally:
+                    handle.remove()
+
+        net = Hooked().eval()
+        ready = speed().prepare_teacher(net, half=False)
+        assert any(isinstance(module, nn.BatchNorm2d) for module in ready.modules())
+        x = torch.rand(2, 3, 8, 8)
+        torch.testing.assert_close(ready(x), net(x))
+
     def test_prepare_teacher_keeps_batchnorm_where_tracing_fails(self):
         class DataDependent(nn.Module):
             def __init__(self):
