@@ -117,14 +117,8 @@ def _keep_layout(flatten: nn.Module, args: tuple[Tensor]) -> None:
 def _folded(net: nn.Module) -> nn.Module:
     try:
         folded: nn.Module = fuse(net)
-    except (
-        TraceError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-    ):  # control flow that depends on values, foreign code
-        return net
+    except (TraceError, TypeError, ValueError, RuntimeError, KeyError):
+        return net  # control flow that depends on values, hooks, foreign code
     return folded.eval().requires_grad_(False)
 
 
