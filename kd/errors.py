@@ -1,4 +1,4 @@
-"""What a user can mend, told apart from what only we can."""
+"""Errors that a user can fix, as opposed to bugs."""
 
 
 class UserError(Exception):
