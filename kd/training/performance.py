@@ -1,4 +1,4 @@
-"""Speed-ups that leave the result of training unchanged up to rounding. `speed=reference` switches all of them off."""
+"""Speed-ups that do not change what a network learns. `speed=reference` switches all of them off."""
 
 import copy
 import ctypes
