@@ -1,9 +1,9 @@
-"""What a user can mend, told apart from what only we can."""
+"""Errors that a user can fix, as opposed to bugs."""
 
 
 class UserError(Exception):
     """A mistake or a missing thing on the user's side.
 
-    Its message is one or two lines that name what is wrong and say what to do; `train.py` and the scripts
+    Its message is one or two lines that name what is wrong and how to fix it; `train.py` and the scripts
     print it without a traceback and exit with 1.
     """

@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` when the block ends and is removed if it fails.
+    """Yield a temporary path that replaces `path` when the block ends, and is removed if the block fails.
 
-    Whoever reads `path` sees the old file or the new one.
+    A reader of `path` sees either the old file or the new one.
     """
     # Beside the target, as a rename is atomic within one file system only.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

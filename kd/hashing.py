@@ -1,4 +1,4 @@
-"""Seeds and names made from what they depend on."""
+"""Seeds and identifiers, derived by hashing."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def derive(*parts: int | str) -> int:
-    """A seed in [0, 2^32) that depends on every part: distinct purposes and epochs get unrelated random streams.
+    """Return a seed in [0, 2^32) that depends on every part: distinct purposes and epochs get unrelated random streams.
 
     Sums and products of small seeds coincide (seed 1 epoch 2, seed 2 epoch 1); a hash does not.
     """
@@ -14,7 +14,7 @@ def derive(*parts: int | str) -> int:
 
 
 def digest(settings: Any) -> str:
-    """16 hex digits that depend on every value of plain JSON settings, and not on the order of their keys."""
+    """Return 16 hex digits that depend on every value of plain JSON settings, and not on the order of their keys."""
     # A temperature of 4 and one of 4.0 are the same.
     numbers_alike = json.loads(json.dumps(settings), parse_int=float)
     text = json.dumps(numbers_alike, sort_keys=True)

@@ -1,6 +1,6 @@
-"""What numbers the settings may be: one table for the command line and for the constructors.
+"""Ranges of the numeric settings: one table for the command line and for the constructors.
 
-It imports nothing, so that a mistake in a command is answered before torch has been loaded.
+It does not import torch, so that a mistake in a command is reported at once.
 """
 
 import math
@@ -34,16 +34,16 @@ RANGES = {
     "widen": "whole [1, inf)",
     "workers": "whole [0, inf)",
 }
-"""By the last part of the setting's name. A bracket includes its end and a parenthesis does not, as in mathematics."""
+"""Ranges by the last part of the setting's name. A bracket includes its end, a parenthesis does not."""
 
 
 def require(name: str, value: object, span: str | None = None) -> None:
-    """Check one setting.
+    """Check that a setting lies in its range.
 
     Args:
         name: full name, as in "recipe.epochs".
-        value: what it was set to. Infinity and NaN are outside every range.
-        span: where it has to lie, by default what `RANGES` says of the name's last part.
+        value: its value. Infinity and NaN are outside every range.
+        span: the range, by default that of the name's last part in `RANGES`.
 
     Raises:
         ValueError: naming setting, range and value.
@@ -60,7 +60,7 @@ def require(name: str, value: object, span: str | None = None) -> None:
 
 
 def require_sum(span: str, **parts: float) -> None:
-    """Check that some settings' sum lies in a span; what exceeds it by rounding alone, as 0.7 + 0.2 + 0.1, does not.
+    """Check that some settings' sum lies in a span; rounding errors, as in 0.7 + 0.2 + 0.1, are ignored.
 
     Raises:
         ValueError: naming settings, span and values.

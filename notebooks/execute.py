@@ -1,6 +1,6 @@
-"""Run a notebook from its first cell to its last and keep what it shows: `python notebooks/execute.py`.
+"""Run a notebook from its first cell to its last and store its outputs: `python notebooks/execute.py`.
 
-Written back without traces of when and where it ran. KD_NOTEBOOK_OVERRIDES reaches the notebook.
+The file is written back without times and paths of the run. KD_NOTEBOOK_OVERRIDES adds settings to the notebook's runs.
 """
 
 import sys
@@ -12,14 +12,14 @@ from nbclient import NotebookClient
 NOTEBOOK = Path(__file__).with_name("distillation.ipynb")
 
 
-def executed(path: Path, folder: Path, cells: int | None = None, timeout: int | None = None) -> nbformat.NotebookNode:
-    """The notebook with its outputs.
+def execute(path: Path, folder: Path, cells: int | None = None, timeout: int | None = None) -> nbformat.NotebookNode:
+    """Return the notebook with its outputs.
 
     Args:
         path: the notebook; it is left as it is.
-        folder: where it is started.
-        cells: how many of its cells, counted from the first; None for all.
-        timeout: the most seconds for one of them.
+        folder: the working directory.
+        cells: number of cells to run, from the first; None for all.
+        timeout: the maximum seconds per cell; None for no limit.
 
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell fails, with its traceback.
@@ -35,10 +35,10 @@ def executed(path: Path, folder: Path, cells: int | None = None, timeout: int | 
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute()
-    notebook.metadata.language_info = {"name": "python"}  # not of which version
+    notebook.metadata.language_info = {"name": "python"}  # without the version
     return notebook
 
 
 if __name__ == "__main__":
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else NOTEBOOK
-    nbformat.write(executed(path, path.parent), path)
+    nbformat.write(execute(path, path.parent), path)

@@ -1,4 +1,4 @@
-"""What tests in several folders need to name."""
+"""Names that tests in several folders share."""
 
 import copy
 from pathlib import Path
@@ -17,7 +17,7 @@ SMALL = (
 
 
 def pair(student, teacher=None, size=8, labels=None):
-    """What a method is set up with, for networks on images of that size."""
+    """Return the `Pair` for a method's setup, from networks on images of that size."""
     import torch
 
     from kd.methods.base import Pair
@@ -36,7 +36,7 @@ def pair(student, teacher=None, size=8, labels=None):
 
 
 def pair_of(student, teacher):
-    """The same for outputs that no network made."""
+    """Return the `Pair` of outputs that no network made."""
     import torch
     from torch import nn
 

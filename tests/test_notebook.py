@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-from notebooks.execute import NOTEBOOK, executed
+from notebooks.execute import NOTEBOOK, execute
 from tests.common import ROOT
 
 # Small networks, as in the other tests: their accuracy does not matter here.
@@ -23,7 +23,7 @@ def execute_on_digits(folder, scratch, cells=None):
         patch.setenv("KD_NOTEBOOK_RUNS", str(scratch / "runs"))
         patch.setenv("IPYTHONDIR", str(scratch / "ipython"))
         patch.setenv("JUPYTER_RUNTIME_DIR", str(scratch / "jupyter"))
-        return executed(NOTEBOOK, folder, cells, timeout=900)
+        return execute(NOTEBOOK, folder, cells, timeout=900)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
-"""Hydra's grid of jobs, made resumable: `hydra/sweeper=resumable`, which conf/config.yaml chooses.
+"""Hydra's grid of jobs, resumable: `hydra/sweeper=resumable`, which conf/config.yaml chooses.
 
-The same command with the same `hydra.sweep.dir` runs what is missing there, under whatever launcher.
+The same command with the same `hydra.sweep.dir` runs the jobs that are missing there, with any launcher.
 """
 
 import shlex
@@ -91,11 +91,11 @@ class ResumableSweeper(BasicSweeper):
         return job
 
     def _launch(self, jobs: list[Job], progress: Progress) -> list[Sequence[JobReturn]]:
-        in_turn = self.config.hydra.launcher._target_.endswith(".BasicLauncher")
+        sequential = self.config.hydra.launcher._target_.endswith(".BasicLauncher")
         returns = []
-        for batch in self.split_overrides_to_chunks(jobs, 1 if in_turn else self.max_batch_size) if jobs else ():
-            with nullcontext() if in_turn else progress.polling():
-                returns.append(self._launch_with_retries(batch, () if in_turn else QUIET, progress.print_line))
+        for batch in self.split_overrides_to_chunks(jobs, 1 if sequential else self.max_batch_size) if jobs else ():
+            with nullcontext() if sequential else progress.polling():
+                returns.append(self._launch_with_retries(batch, () if sequential else QUIET, progress.print_line))
             progress.update()
         return returns
 

@@ -43,7 +43,7 @@ class BatchIndices:
     """(B, 2), int64, centres of the cut squares; None without cutout."""
 
     def share(self, rank: int, ranks: int) -> "BatchIndices":
-        """Return the part of one of several ranks."""
+        """Return one rank's part of the step."""
         part = slice(rank, None, ranks)
         return BatchIndices(self.index[part], self.view[part], None if self.cut is None else self.cut[part])
 

@@ -170,7 +170,7 @@ class SharedDataModule(DataModule):
 
 
 class Cohort:
-    """Trainings side by side.
+    """Several trainings side by side.
 
     Args:
         states: further global state that each training finds as it left it.

@@ -80,7 +80,7 @@ def alone_in(directory: Path) -> Iterator[None]:
     """Keep other multiruns out of a directory until the block ends or the process dies.
 
     Raises:
-        UserError: if one is at work in it.
+        UserError: if another multirun is at work in it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -93,7 +93,7 @@ def alone_in(directory: Path) -> Iterator[None]:
 
 
 def place(jobs: Sequence[Job], directory: Path) -> list[Job]:
-    """Find out which jobs are done, give each job a directory below `directory`, and return those that are left.
+    """Find out which jobs are done, assign directories below `directory`, and return the jobs that are left.
 
     A job keeps the directory that it had in an earlier sweep.
     """

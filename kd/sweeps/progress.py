@@ -1,4 +1,4 @@
-"""What a sweep prints: a line for each job that has ended, and a table at the end. No torch import."""
+"""Output of a sweep: a line for each job that has ended, and a table at the end. No torch import."""
 
 import math
 import threading
@@ -20,7 +20,7 @@ LONG = 40
 
 
 class Progress:
-    """One line for each job that has ended: how it did, how many are left, how long they will take, the best so far.
+    """One line for each job that has ended: its outcome, the jobs left and their estimated time, the best so far.
 
     Args:
         jobs: all of the sweep, after `place`.

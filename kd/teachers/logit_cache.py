@@ -1,15 +1,15 @@
-"""What a teacher said to each view of each training image: kept in a file, shared by all runs, and not asked again.
+"""A teacher's logits for each view of each training image, stored in a file that all runs share.
 
-A crop with padding 4 and a flip give 162 views of an image (`kd.data.augment`), so that all that a teacher can ever say
-to CIFAR-10's 50,000 training images is 8.1 million times ten numbers. A file has a header of 4096 bytes, then one entry
-for view v of image i, at i * views + v:
+A crop with padding 4 and a flip give 162 views of an image (`kd.data.augment`), so that a teacher's logits for
+CIFAR-10's 50,000 training images are at most 8.1 million times ten numbers. A file has a header of 4096 bytes, then one
+entry for view v of image i, at i * views + v:
 
     C logits, float16, then 32 bits of checksum
 
 The checksum covers the logits, the entry's place, and the file's key: the hashes of the teacher's weights and of the
-data, and what the views mean. An entry whose checksum is wrong is not there: not yet asked for, half-written by a
-process that was killed, damaged, or of another teacher. So processes read and write the same file without waiting for
-each other; at worst two ask the teacher the same.
+data, and the meaning of the views. An entry with a wrong checksum counts as missing: not yet computed, half-written by
+a process that was killed, damaged, or of another teacher. So processes read and write the same file without waiting for
+each other; at worst two compute the same logits.
 """
 
 import hashlib
@@ -39,16 +39,15 @@ Words = NDArray[np.uint16]
 
 
 class StoredLogits:
-    """Answers batches with a teacher's logits, from a file as far as they are there.
+    """A teacher that returns stored logits where its file has them, and computes and stores the others.
 
-    All logits are rounded to float16, whether they were in the file or not: a run comes out the same with an empty and
-    with a full one. Features and embedding are not kept; the `Output` has none.
+    All logits are rounded to float16, whether they were in the file or not: a run has the same result with an empty and
+    with a full file. Features and embedding are not stored; the `Output` has none.
 
     Args:
-        teacher: whom to ask.
-        path: the file, which `prepare_file` made.
-        key: as it was given to `prepare_file`.
-        images, views, classes: likewise.
+        teacher: computes the logits that are missing.
+        path: the file, made by `prepare_file`.
+        key, images, views, classes: as in `prepare_file`.
     """
 
     def __init__(
@@ -61,9 +60,9 @@ class StoredLogits:
         classes: int,
     ) -> None:
         self.teacher, self.path, self.images, self.views, self.classes = teacher, path, images, views, classes
-        self.asked = self.found = self.damaged = 0
+        self.requested = self.found = self.damaged = 0
         self._entries: Words = np.memmap(path, np.uint16, "r+", HEADER, (images * views, classes + 2))
-        # As many odd numbers as there are words: a random linear hash, other for every key.
+        # As many odd numbers as there are words: a random linear hash, another one for every key.
         noise = hashlib.shake_256(_canonical(key)).digest(8 * (classes + 1))
         self._factors = np.frombuffer(noise, np.uint64) | np.uint64(1)
 
@@ -74,27 +73,27 @@ class StoredLogits:
         rows = (index * self.views + view).numpy()
         entries = self._entries[rows]
         words, sums = entries[:, :-2], np.ascontiguousarray(entries[:, -2:]).view(np.uint32)[:, 0]
-        there = sums == self._checksums(words, rows)
+        present = sums == self._checksums(words, rows)
         logits = torch.from_numpy(words.view(np.float16).astype(np.float32)).to(batch.x.device)
-        self.asked += len(rows)
-        self.found += int(there.sum())
-        if not there.all():
-            damaged = int((sums[~there] != 0).sum())
+        self.requested += len(rows)
+        self.found += int(present.sum())
+        if not present.all():
+            damaged = int((sums[~present] != 0).sum())
             if damaged and not self.damaged:
                 log.warning(
-                    "%s has entries that are damaged or just being written; the teacher is asked again", self.path
+                    "%s has entries that are damaged or just being written; the teacher is queried again", self.path
                 )
             self.damaged += damaged
-            missing = torch.from_numpy(~there)
-            fresh = self._fresh(Batch(*(part[missing.to(part.device)] for part in batch)), rows[~there])
-            logits[missing.to(logits.device)] = fresh
+            missing = torch.from_numpy(~present)
+            computed = self._compute(Batch(*(part[missing.to(part.device)] for part in batch)), rows[~present])
+            logits[missing.to(logits.device)] = computed
         return Output(logits, (), logits)
 
     def summary(self) -> str:
-        """How much of what was asked for was there, for the log."""
-        return f"teacher's logits: {self.found} of {self.asked} were in {self.path}"
+        """Return how many of the requested logits were in the file, for the log."""
+        return f"teacher's logits: {self.found} of {self.requested} were in {self.path}"
 
-    def _fresh(self, batch: Batch, rows: NDArray[np.int64]) -> Tensor:
+    def _compute(self, batch: Batch, rows: NDArray[np.int64]) -> Tensor:
         exact = self.teacher(batch).logits.float()
         rounded = exact.half()
         finite = rounded.isfinite().all(dim=1)
@@ -123,10 +122,10 @@ def open_logits(
     classes: int,
     limit_gb: float,
 ) -> StoredLogits | None:
-    """A teacher whose logits are kept in a file in `folder`; None, with the reason in the log, if they cannot be.
+    """Return a teacher with its logits stored in a file in `folder`; None, with the reason in the log, if impossible.
 
     Args:
-        views: of one image; None if they cannot be numbered.
+        views: number of views of an image; None if they cannot be numbered.
         teacher, folder, key, images, classes, limit_gb: see `StoredLogits` and `prepare_file`.
     """
     if views is None:
@@ -139,14 +138,14 @@ def open_logits(
 def prepare_file(
     folder: Path, key: dict[str, Any], images: int, views: int, classes: int, limit_gb: float
 ) -> Path | None:
-    """The file for a key in a folder, made if there is none or if that one is not whole.
+    """Return the file for a key in a folder, made anew if it is missing or not whole.
 
     Args:
-        key: whose logits to what, as plain JSON values.
+        key: identifies teacher, data and augmentation, as plain JSON values.
         images: N, number of training images.
-        views: of one image.
-        classes: C.
-        limit_gb: the largest size in GB (10^9 bytes).
+        views: V, number of views of an image.
+        classes: C, number of classes.
+        limit_gb: the largest size of the file in GB (10^9 bytes).
 
     Returns:
         The path; or None, with the reason in the log, if it would be too large or there is no space for it.
@@ -183,7 +182,7 @@ def prepare_file(
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
-    """Take the space now: a full disk is an error here, and would be the process's death in a mapped file."""
+    """Allocate the space now: a full disk is an error here, but kills the process on a write to a mapped file."""
     file.flush()
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)

@@ -1,12 +1,12 @@
-"""Which teacher: trained once, kept under the hash of what made it, loaded frozen.
+"""The teacher store: each teacher is trained once and stored under the hash of its recipe.
 
 A store entry is the run directory of the training that made it, named by the digest of its recipe, plus `entry.json`:
 
     <store>/<id>/teacher.safetensors   the weights
-    <store>/<id>/result.json           how it did
-    <store>/<id>/entry.json            recipe and checksum, looked at on every loading
-    <store>/<id>.partial/              a training that is going on, or was interrupted and will be continued
-    <store>/<id>.lock                  held while it is going on
+    <store>/<id>/result.json           the record of its training
+    <store>/<id>/entry.json            recipe and checksum, checked on every loading
+    <store>/<id>.partial/              a training in progress, or interrupted and to be resumed
+    <store>/<id>.lock                  locked while it is in progress
 """
 
 import json
@@ -34,16 +34,16 @@ log = logging.getLogger(__name__)
 
 
 def find_or_train(store: Path, recipe: dict[str, Any], train: Callable[[Path], object]) -> Path:
-    """The directory of the teacher that `recipe` makes, trained first if the store has none.
+    """Return the directory of the teacher of a recipe, trained first if the store has none.
 
-    Of several processes that want the same teacher at once, one trains and the others wait. What an interrupted
-    training left is handed to the next one.
+    If several processes need the same teacher at once, one trains and the others wait. An interrupted training is
+    resumed by the next call.
 
     Args:
         store: directory of all teachers.
-        recipe: everything that decides what the teacher becomes, resolved, as plain JSON values.
-        train: trains, tests and leaves `teacher.safetensors` and `result.json` in the directory it is given, which may
-            hold what an interrupted call left there.
+        recipe: all settings that decide the teacher, resolved, as plain JSON values.
+        train: trains, tests and writes `teacher.safetensors` and `result.json` into the given directory, which may
+            hold the files of an interrupted call.
 
     Raises:
         UserError: if the entry was made by another recipe or is damaged, or the store cannot be written.
@@ -69,12 +69,12 @@ def find_or_train(store: Path, recipe: dict[str, Any], train: Callable[[Path], o
 
 
 def copy_from_store(entry: Path, record: Result, directory: Path) -> Result:
-    """Make a run that wants nothing but the teacher look like the training in the store that it came from.
+    """Copy a teacher's training from the store into the directory of a run whose only result is that teacher.
 
     Args:
         entry: the store's directory of that teacher.
-        record: of the run, which keeps its own settings, teacher and its accuracy.
-        directory: of the run.
+        record: the run's record, whose settings, teacher and teacher's accuracy are kept.
+        directory: the run directory.
     """
     if first_process():
         shutil.copytree(entry, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENTRY, FILE))
@@ -106,10 +106,10 @@ def _check(entry: Path, recipe: dict[str, Any]) -> None:
     try:
         facts = json.loads((entry / ENTRY).read_text())
         digest = checksum(entry / WEIGHTS)
-        made_by, recorded = facts["recipe"], facts["sha256"]
+        stored_recipe, recorded = facts["recipe"], facts["sha256"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"the teacher in {entry} is damaged ({error}); {advice}") from error
-    if made_by != recipe:
+    if stored_recipe != recipe:
         raise UserError(f"the teacher in {entry} was made by another recipe than its name says; {advice}")
     if recorded != digest:
         raise UserError(f"the teacher in {entry} is damaged (its weights do not match their checksum); {advice}")

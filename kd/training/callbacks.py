@@ -1,4 +1,4 @@
-"""What happens around training: reproducible epochs, curves, predictions, checkpoints; and what ends it early."""
+"""Callbacks of training: reproducible epochs, curves, predictions, checkpoints, divergence, interruption."""
 
 import csv
 import io
@@ -19,13 +19,13 @@ from kd.hashing import derive
 from kd.runs.predictions import Predictions
 
 CHECK_EVERY = 50
-"""Steps between two looks at the loss, on devices that run ahead of the program."""
+"""Steps between two checks of the loss on devices that run asynchronously."""
 
 
 class EpochSeed(L.Callback):
-    """Seeds the random numbers of every epoch (dropout) from the run's seed and the epoch alone.
+    """Seed the random numbers of every epoch (dropout) from the run's seed, the epoch and the rank alone.
 
-    So an epoch comes out the same whether the run got there in one go or was resumed from the checkpoint before it.
+    So an epoch gives the same result in an uninterrupted run and after resuming from the checkpoint before it.
     """
 
     def __init__(self, seed: int) -> None:
@@ -36,26 +36,25 @@ class EpochSeed(L.Callback):
 
 
 class History(L.Callback):
-    """Collects every metric of every epoch, and the time that training took, and keeps `metrics.csv` up to date.
+    """Record every metric of every epoch and the training time, and keep `metrics.csv` up to date.
 
-    It lives in the checkpoint, so that a resumed run goes on with the rows it had: Lightning's own CSV logger deletes
-    them.
+    The rows are part of the checkpoint, so that a resumed run continues them: Lightning's own CSV logger deletes them.
 
     Args:
-        path: where the file goes.
-        timed: whether the time that passes is this training's alone.
+        path: the CSV file.
+        timed: whether to measure time; false where several trainings share the process.
     """
 
     def __init__(self, path: Path, timed: bool = True) -> None:
         self.path = path
         self.rows: list[dict[str, float]] = []
         self.seconds: float | None = 0.0 if timed else None
-        """That training took; None if some of it passed for others as well."""
+        """Training time without validation; None if other trainings shared it."""
         self.images = 0
         self._started = self._paused = 0.0
 
     def curve(self, name: str) -> list[float]:
-        """The metric's value after each epoch; empty if it was never measured."""
+        """Return the metric's value after each epoch; empty if it was never measured."""
         return [row[name] for row in self.rows if name in row]
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,7 +98,7 @@ class History(L.Callback):
 
 
 class _Unchecked(NamedTuple):
-    """A step whose loss has not been looked at yet."""
+    """A step whose loss has not been checked yet."""
 
     number: int
     learning_rate: float
@@ -108,7 +107,7 @@ class _Unchecked(NamedTuple):
 
 
 class DivergenceCheck(L.Callback):
-    """Ends a training whose loss is no longer finite, before anything is learnt from it on a processor.
+    """End a training whose loss is no longer finite; on a CPU before the step updates any weight.
 
     Raises:
         UserError: naming term, step and learning rate.
@@ -116,26 +115,26 @@ class DivergenceCheck(L.Callback):
 
     def __init__(self, every: int | None = None) -> None:
         self.every = every
-        """Steps between two looks at the loss; None for each on a processor, and `CHECK_EVERY` elsewhere."""
-        self._waiting: list[_Unchecked] = []
+        """Steps between two checks of the loss; None for every step on a CPU, and `CHECK_EVERY` elsewhere."""
+        self._unchecked: list[_Unchecked] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._waiting = []
+        self._unchecked = []
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         terms = cast(dict[str, Tensor], pl_module.terms)
-        self._waiting.append(_Unchecked(trainer.global_step, rate, terms, loss.detach()))
+        self._unchecked.append(_Unchecked(trainer.global_step, rate, terms, loss.detach()))
         every = self.every or (1 if pl_module.device.type == "cpu" else CHECK_EVERY)
-        # To look at a value is to wait for the device: now and then, and before a checkpoint is written.
+        # Reading a value waits for the device: do it rarely, and always before a checkpoint is written.
         last = trainer.fit_loop.epoch_loop.batch_idx + 1 == trainer.num_training_batches
-        if len(self._waiting) < every and not last:
+        if len(self._unchecked) < every and not last:
             return
-        waiting, self._waiting = self._waiting, []
-        finite = torch.stack([step.loss for step in waiting]).isfinite().tolist()
+        unchecked, self._unchecked = self._unchecked, []
+        finite = torch.stack([step.loss for step in unchecked]).isfinite().tolist()
         if all(finite):
             return
-        step = waiting[finite.index(False)]
+        step = unchecked[finite.index(False)]
         bad = [f"the {name} loss is {term.item()}" for name, term in step.terms.items() if not torch.isfinite(term)]
         raise UserError(
             f"training diverged: {', '.join(bad) or 'the sum of the losses overflows'} at step {step.number} "
@@ -146,7 +145,7 @@ class DivergenceCheck(L.Callback):
 
 
 class KeepPredictions(L.Callback):
-    """Collects what `test_step` returns for every test image."""
+    """Collect what `test_step` returns for every test image."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[Tensor]] = {}
@@ -161,7 +160,7 @@ class KeepPredictions(L.Callback):
             self._parts.setdefault(name, []).append(part.cpu())
 
     def predictions(self, trainer: L.Trainer) -> Predictions:
-        """The logits of every test image, in the test split's order; to be called on all ranks, as they gather it."""
+        """Return the logits of every test image, in the test split's order. All ranks have to call it: it gathers."""
         parts = {name: torch.cat(kept) for name, kept in self._parts.items()}
         if trainer.world_size > 1:
             gathered: list[dict[str, Tensor]] = [{}] * trainer.world_size
@@ -175,10 +174,10 @@ class KeepPredictions(L.Callback):
 
 
 class StopOnInterrupt(L.Callback):
-    """Ends a training that is interrupted from another thread than its own, after the current batch.
+    """End a training after the current batch if it is interrupted from another thread.
 
     Args:
-        interrupted: returns whether it is.
+        interrupted: returns whether the training is interrupted.
     """
 
     def __init__(self, interrupted: Callable[[], bool]) -> None:
@@ -186,19 +185,22 @@ class StopOnInterrupt(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self.interrupted():
-            raise SystemExit(130)  # at KeyboardInterrupt Lightning sets a signal's handler, which no thread may
+            raise SystemExit(130)  # at KeyboardInterrupt Lightning sets a signal handler: main thread only
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Replaces a checkpoint in one step. Lightning's own goes through the system's temporary folder, which may lie on
-    another file system: then the only checkpoint is overwritten in place, and lost if that is interrupted."""
+    """Replace a checkpoint in one step.
+
+    Lightning's own plugin writes to the system's temporary folder first. If that is on another file system, the only
+    checkpoint is then overwritten in place, and lost if that is interrupted.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()  # torch's own writing to a file tells a full disk by an error of no clear kind
+        buffer = io.BytesIO()  # torch's own writing to a file raises no OSError on a full disk
         torch.save(checkpoint, buffer)
         with replaced(target) as temporary:
             temporary.write_bytes(buffer.getbuffer())

@@ -40,21 +40,21 @@ def train(
     callbacks: Sequence[Callback] = (),
     timed: bool = True,
 ) -> Result:
-    """Fit, test with the last epoch's weights, and leave weights, test predictions and result record in the directory.
+    """Fit, test with the last epoch's weights, and write weights, test predictions and the result record.
 
     Continues from `checkpoints/last.ckpt` if the directory has one.
 
     Args:
         module: network, loss and recipe.
         data: batches.
-        record: what is known of the run beforehand.
+        record: the fields that are known beforehand.
         directory: the run directory.
         weights: file name of the weights.
-        metadata: kept in the weights, beside the test accuracy.
-        make_trainer: makes the Lightning Trainer, given callbacks, plugins, logger, directory and intervals.
-        logger: where scalars and pictures go, if anywhere.
+        metadata: stored in the weights, beside the test accuracy.
+        make_trainer: returns the Lightning Trainer for callbacks, plugins, logger, directory and intervals.
+        logger: receives scalars and pictures; None for no logger.
         callbacks: further callbacks, which may end the training early by raising an exception.
-        timed: whether the time that passes is this training's alone, and goes on record.
+        timed: whether to record the training time; false where several trainings share the process.
 
     Returns:
         The completed record, status "done".
@@ -66,12 +66,12 @@ def train(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    kept = KeepPredictions()
-    every: list[Callback] = [EpochSeed(record.seed), history, checkpoint, kept, *callbacks]
+    keep_predictions = KeepPredictions()
+    all_callbacks: list[Callback] = [EpochSeed(record.seed), history, checkpoint, keep_predictions, *callbacks]
     if logger is not None:
-        every.append(Pictures(data.images.classes))
+        all_callbacks.append(Pictures(data.images.classes))
     trainer = make_trainer(
-        callbacks=every,
+        callbacks=all_callbacks,
         plugins=[AtomicCheckpoints()],
         logger=logger or False,
         default_root_dir=directory,
@@ -80,24 +80,24 @@ def train(
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
-    resumable = directory / CHECKPOINT
-    if resumable.exists() and not zipfile.is_zipfile(resumable):
-        raise UserError(f"{resumable} is damaged; remove it to begin this training anew")
+    last = directory / CHECKPOINT
+    if last.exists() and not zipfile.is_zipfile(last):
+        raise UserError(f"{last} is damaged; remove it to begin this training anew")
     with warnings.catch_warnings():
-        # From Lightning 2.6 with torch 2.14; nothing that a user could do anything about.
+        # From Lightning 2.6 with torch 2.14; a user cannot avoid it.
         warnings.filterwarnings("ignore", message=".*LeafSpec")
         # A debug run may have fewer batches than that; the last one of an epoch is logged in any case.
         warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging")
-        # It is not empty when a run is resumed, and that is the point.
+        # It is not empty when a run is resumed, as intended.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         try:
-            trainer.fit(module, data, ckpt_path=resumable if resumable.exists() else None, weights_only=True)
+            trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
             trainer.test(module, data, verbose=False)
         except BaseException:
             abandon(trainer.loggers)
             raise
 
-    predictions = kept.predictions(trainer)
+    predictions = keep_predictions.predictions(trainer)
     test = {name: value.item() for name, value in trainer.callback_metrics.items()}
     record = replace(
         record,
@@ -128,12 +128,12 @@ def train(
 
 
 def parameter_count(net: nn.Module) -> int:
-    """Number of trainable and frozen parameters; buffers do not count."""
+    """Return the number of trainable and frozen parameters, without buffers."""
     return sum(p.numel() for p in net.parameters())
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls it: "NVIDIA H100", "AMD EPYC 9R14 (2 threads)"."""
+    """Return a readable name: "NVIDIA H100", "AMD EPYC 9R14 (2 threads)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor() or device.type} ({torch.get_num_threads()} threads)"
@@ -150,10 +150,10 @@ def _summary(record: Result) -> tuple[dict[str, Any], dict[str, float]]:
         f"hp/{name}": getattr(record, name)
         for name in ("test_acc", "val_acc", "test_nll", "test_ece", "retention", "agreement")
     }
-    return _known(settings), _known(outcomes)
+    return _without_none(settings), _without_none(outcomes)
 
 
-def _known(values: dict[str, Any]) -> dict[str, Any]:
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 

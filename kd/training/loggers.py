@@ -1,4 +1,4 @@
-"""What a run tells its loggers beyond scalars: pictures, and the summary that fills the HParams tab."""
+"""What a run logs beyond scalars: pictures, and the summary for TensorBoard's HParams tab."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -20,7 +20,7 @@ ZOOM = 3
 
 
 class Pictures(L.Callback):
-    """Shows the loggers what the network sees and where it errs.
+    """Log the network's augmented input and its confusion matrix as pictures.
 
     `samples`, before training: 64 augmented images of the first batch, in their colours. `test/confusion`, after
     testing: the confusion matrix and the accuracy of every class.
@@ -35,17 +35,17 @@ class Pictures(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.loggers and trainer.is_global_zero:
             loader = cast(Loader, trainer.train_dataloader)
-            show(trainer.loggers, "samples", sample_grid(loader), trainer.global_step)
+            log_picture(trainer.loggers, "samples", sample_grid(loader), trainer.global_step)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        counts = cast(Classifier, pl_module).confusion.compute().cpu()  # on all ranks: it gathers from them
+        counts = cast(Classifier, pl_module).confusion.compute().cpu()  # on all ranks: it gathers
         if trainer.loggers and trainer.is_global_zero:
             figure = confusion_figure(counts, self.classes)
-            show(trainer.loggers, "test/confusion", rendered(figure), trainer.global_step)
+            log_picture(trainer.loggers, "test/confusion", render(figure), trainer.global_step)
 
 
 def sample_grid(loader: Loader) -> NDArray[np.uint8]:
-    """The first 64 images of the loader's next epoch, or fewer, as one picture, (H, W, 3) uint8."""
+    """Return the first 64 images of the loader's next epoch, or fewer, as one picture, (H, W, 3) uint8."""
     x = next(iter(loader)).x[: GRID * GRID]
     pixels = ((x - loader.shift) / loader.scale).round().clamp(0, 255).to(torch.uint8).cpu()
     n, channels, height, width = pixels.shape
@@ -57,7 +57,7 @@ def sample_grid(loader: Loader) -> NDArray[np.uint8]:
 
 
 def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
-    """A confusion matrix, (C, C) counts with true classes as rows, beside the accuracy of every class."""
+    """Draw a confusion matrix, (C, C) counts with true classes as rows, beside the accuracy of every class."""
     n = len(classes)
     overall = counts.diagonal().sum() / counts.sum()
     share = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
@@ -85,16 +85,16 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def rendered(figure: Figure) -> NDArray[np.uint8]:
-    """The figure as a picture, (H, W, 3) uint8."""
+def render(figure: Figure) -> NDArray[np.uint8]:
+    """Return the figure as a picture, (H, W, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     rgba = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)  # type: ignore[no-untyped-call]
     return cast(NDArray[np.uint8], rgba[..., :3].copy())
 
 
-def show(loggers: Sequence[Logger], name: str, picture: NDArray[np.uint8], step: int) -> None:
-    """Give a picture, (H, W, 3) uint8, to every logger that takes pictures."""
+def log_picture(loggers: Sequence[Logger], name: str, picture: NDArray[np.uint8], step: int) -> None:
+    """Log a picture, (H, W, 3) uint8, with every logger that takes pictures."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, picture, step, dataformats="HWC")
@@ -105,23 +105,23 @@ def show(loggers: Sequence[Logger], name: str, picture: NDArray[np.uint8], step:
 
 
 def conclude(loggers: Sequence[Logger], params: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Tell every logger what was set and what came of it, and that this was all.
+    """Log settings and final metrics with every logger, and end its run.
 
-    Once, at the end: each call adds a point to the curves.
+    To be called once, at the end: each call adds a point to the curves.
     """
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(params, metrics)
-            logger.finalize("success")  # or its thread would look for the file where a finished teacher no longer lies
+            logger.finalize("success")  # else its thread looks for a file that has moved to the teacher store
         else:
             logger.log_hyperparams(params)
             logger.log_metrics(metrics)
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()  # or the next network that this process trains would go on with this run
+            logger.experiment.finish()  # else the next training in this process continues this run
 
 
 def abandon(loggers: Sequence[Logger]) -> None:
-    """Leave a run that did not end, or what this process trains next would go on with it."""
+    """End a failed training's W&B run, which the next training in this process would otherwise continue."""
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 

@@ -1,7 +1,7 @@
-"""How a network is trained: which parameters decay, and how the learning rate runs.
+"""Parameter groups for weight decay, and learning rate schedules.
 
-A schedule maps the fraction of training that is done to a factor on the optimiser's learning rate. All of them are
-told the total number of steps, so that none has a length of its own that could disagree with the epochs.
+A schedule maps the fraction of training that is done to a factor on the optimiser's learning rate. Its length is
+always the total number of steps, so that it cannot disagree with the epochs.
 """
 
 import math
@@ -19,9 +19,9 @@ ScheduleFactory = Callable[[Optimizer, int], LambdaLR]
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """The module's parameters in two groups: weights, and what weight decay is kept off (BatchNorm and biases).
+    """Return the module's parameters in two groups: with weight decay, and without it (BatchNorm and biases).
 
-    Those are exactly the tensors of one dimension.
+    The second group holds exactly the parameters of at most one dimension.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     return [
@@ -31,7 +31,7 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def one_cycle(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:
-    """Linearly up from 0 over the fraction `warmup` in [0, 1) of all steps, then linearly down to 0.
+    """Return a schedule: linear warm-up over the fraction `warmup` in [0, 1) of all steps, then linear decay to 0.
 
     Source: Smith 2018, arXiv 1803.09820, without the cycled momentum.
     """
@@ -39,7 +39,7 @@ def one_cycle(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR
 
 
 def cosine(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:
-    """Linearly up from 0 over the fraction `warmup` in [0, 1) of all steps, then down to 0 as half a cosine.
+    """Return a schedule: linear warm-up over the fraction `warmup` in [0, 1) of all steps, then a half cosine to 0.
 
     Source: Loshchilov and Hutter 2016, arXiv 1608.03983, without restarts.
     """
@@ -49,7 +49,7 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:
 def multistep(
     optimizer: Optimizer, total_steps: int, warmup: float, milestones: Sequence[float], gamma: float
 ) -> LambdaLR:
-    """Linearly up from 0 over the fraction `warmup` in [0, 1) of all steps; then times `gamma` at each milestone.
+    """Return a schedule: linear warm-up over the fraction `warmup` in [0, 1), then a factor `gamma` per milestone.
 
     Milestones are fractions in (0, 1) of the steps after the warm-up.
     """
@@ -61,10 +61,10 @@ def multistep(
 
 def _schedule(optimizer: Optimizer, total_steps: int, warmup: float, decay: Callable[[float], float]) -> LambdaLR:
     require("schedule.warmup", warmup)
-    rising = round(warmup * total_steps)
+    ramp = round(warmup * total_steps)
 
     def factor(step: int) -> float:
-        # Counted from 1 while rising, so that no step is wasted on a learning rate of 0.
-        return (step + 1) / (rising + 1) if step < rising else decay((step - rising) / max(1, total_steps - rising))
+        # Counted from 1 during warm-up, so that no step has a learning rate of 0.
+        return (step + 1) / (ramp + 1) if step < ramp else decay((step - ramp) / max(1, total_steps - ramp))
 
     return LambdaLR(optimizer, factor)

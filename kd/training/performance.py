@@ -1,4 +1,4 @@
-"""What makes training faster without changing what is learnt. `speed=reference` switches all of it off."""
+"""Speed-ups that do not change what a network learns. `speed=reference` switches all of them off."""
 
 import copy
 import ctypes
@@ -18,22 +18,22 @@ from kd.ranges import require
 
 @dataclass(frozen=True)
 class Speed:
-    """Which speed-ups are in use. What each is, and what it was measured to be worth, is told in docs/speed.md.
+    """The speed-ups in use; docs/speed.md describes each and its measured gain.
 
     Args:
         channels_last: memory format of images and convolutions.
-        packed_dropout: see `PackedDropout`; it has an effect on processors only.
+        packed_dropout: see `PackedDropout`; it has an effect on CPUs only.
         fused: read by the optimisers' configuration.
-        compile: compile the network that is trained with torch.compile.
-        tensor_cores: TF32 multiplication in place of fp32 on CUDA, and cuDNN's choice of algorithms by trial.
-        keep_memory: see `keep_memory`; it has an effect on processors only.
+        compile: compile the student with torch.compile.
+        tensor_cores: TF32 multiplication in place of fp32 on CUDA, and cuDNN's benchmark of algorithms.
+        keep_memory: see `keep_memory`; it has an effect on CPUs only.
         fold_teacher: see `prepare_teacher`.
-        stored_logits: keep the teacher's logits, see `kd.teachers.logit_cache`; "auto" for yes on processors, where
-            looking them up takes a hundredth of what computing them does.
+        stored_logits: keep the teacher's logits, see `kd.teachers.logit_cache`; "auto" for yes on CPUs, where
+            looking them up takes a hundredth of the time of computing them.
         stored_logits_gb: largest size of one such file, in GB (10^9 bytes), at least 0.
 
     Raises:
-        ValueError: for a size below 0 or another word than "auto".
+        ValueError: for a size below 0 or a word other than "auto".
     """
 
     channels_last: bool
@@ -56,17 +56,17 @@ class Speed:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def stores_logits(self, accelerator: str) -> bool:
-        """Whether to keep the teacher's logits in a run on that accelerator, as Lightning names it."""
+        """Return whether to keep the teacher's logits in a run on that accelerator, by Lightning's name."""
         if self.stored_logits == "auto":
             return accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         return bool(self.stored_logits)
 
     def configure_process(self, threads: int | None, device: torch.device) -> None:
-        """Set what holds for the whole process.
+        """Apply the settings that are global to the process.
 
         Args:
-            threads: of a processor, for one operation; None leaves it to OMP_NUM_THREADS or the number of cores.
-            device: what is trained on.
+            threads: CPU threads per operation; None leaves it to OMP_NUM_THREADS or the number of cores.
+            device: the device of the training.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -78,7 +78,7 @@ class Speed:
             keep_memory()
 
     def prepare_student(self, net: nn.Module) -> nn.Module:
-        """The network itself, made ready to be trained; names and values of its weights stay."""
+        """Prepare the network for training, in place, and return it; names and values of its weights stay."""
         net.to(memory_format=self.memory_format)
         if self.channels_last:
             for module in net.modules():
@@ -94,7 +94,7 @@ class Speed:
         return net
 
     def prepare_teacher(self, net: nn.Module, half: bool) -> nn.Module:
-        """A copy for inference: each BatchNorm folded into the convolution that feeds it, in bf16 if `half`.
+        """Return a copy for inference: each BatchNorm folded into the convolution before it, in bf16 if `half`.
 
         A network that torch.fx cannot trace keeps its BatchNorm.
         """
@@ -107,7 +107,7 @@ class Speed:
 
 
 def _keep_layout(flatten: nn.Module, args: tuple[Tensor]) -> None:
-    """Give the gradient the layout of the maps that were flattened: pooling is slow where the two differ."""
+    """Convert the gradient to the layout of the flattened feature maps: pooling is slow where the two differ."""
     if args[0].requires_grad and args[0].is_contiguous(memory_format=torch.channels_last):
         args[0].register_hook(  # type: ignore[no-untyped-call]
             lambda grad: grad.contiguous(memory_format=torch.channels_last)
@@ -123,11 +123,11 @@ def _folded(net: nn.Module) -> nn.Module:
 
 
 def choose_device(accelerator: str, devices: object) -> torch.device:
-    """Where this process asks a network outside of a Trainer: on the GPU that it trains on, if it does.
+    """Return the device for inference outside of a Trainer: this process's GPU if it trains on one, else the CPU.
 
     Args:
-        accelerator: Lightning's name of it; anything but "cpu" is CUDA where there is any.
-        devices: the Trainer's, a number of them or a list of their indices.
+        accelerator: Lightning's name; anything but "cpu" is CUDA where CUDA is available.
+        devices: the Trainer's devices, a number or a list of indices.
     """
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
@@ -137,14 +137,14 @@ def choose_device(accelerator: str, devices: object) -> torch.device:
     return torch.device("cuda", index)
 
 
-def choose_precision(wanted: str, accelerator: str) -> str:
-    """Lightning's name of the precision: "auto" becomes bf16-mixed where the device multiplies in bf16 by itself.
+def choose_precision(precision: str, accelerator: str) -> str:
+    """Return Lightning's name of the precision: "auto" becomes bf16-mixed where the hardware supports bf16.
 
-    Those are processors with AVX512-BF16 or AMX and GPUs from Ampere on. Elsewhere bf16 is emulated, up to twenty times
+    Those are CPUs with AVX512-BF16 or AMX and GPUs from Ampere on. Elsewhere bf16 is emulated, up to twenty times
     slower than fp32.
     """
-    if wanted != "auto":
-        return wanted
+    if precision != "auto":
+        return precision
     if accelerator != "cpu" and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if accelerator != "cpu" and torch.backends.mps.is_available():
@@ -161,7 +161,7 @@ def _processor_flags() -> set[str]:
 
 
 class PackedDropout(nn.Dropout):
-    """Dropout that draws 16 random bits per element, a quarter of a call to the generator, which is sequential.
+    """Dropout that draws 16 random bits per element: a quarter of a call to the generator, which is sequential.
 
     The rate is exact to 2^-17. On a GPU it is torch's own.
     """
@@ -171,7 +171,7 @@ class PackedDropout(nn.Dropout):
             return F.dropout(x, self.p, self.training)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         keep = (bits[: x.numel()] >= round(self.p * 2**16) - 2**15).to(x.dtype).mul_(1 / (1 - self.p))
-        # In the memory order of x, or the product would have to be transposed.
+        # In the memory order of x, to avoid a transposition in the product.
         return x * keep.as_strided(x.shape, x.stride()) if _dense(x) else x * keep.view(x.shape)
 
 
@@ -180,9 +180,9 @@ def _dense(x: Tensor) -> bool:
 
 
 def keep_memory() -> None:
-    """Let glibc keep what is freed, instead of giving it back to the system and asking for it again every step.
+    """Let glibc keep freed memory, instead of returning it to the system and allocating it again every step.
 
-    Activations are large enough to be mapped afresh each time, at the cost of a page fault for every 4 kB. Does nothing
+    Activations are large enough to be mapped anew each time, at the cost of a page fault for every 4 kB. Does nothing
     with another C library.
     """
     if platform.libc_ver()[0] != "glibc":
@@ -192,4 +192,4 @@ def keep_memory() -> None:
     libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, 2**31 - 1)
     libc.mallopt(top_pad, 64 * 2**20)
-    libc.mallopt(arena_max, 1)  # those of further threads are too small for activations
+    libc.mallopt(arena_max, 1)  # the arenas of further threads are too small for activations

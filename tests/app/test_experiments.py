@@ -74,13 +74,13 @@ def test_seed_table_has_a_row_for_each_method(run, tmp_path):
     rows = summarize(collect([tmp_path / "sweep"]).results).rows
     assert [row.label for row in rows] == ["teacher", "standard", "feature", "logits"]
     assert {row.n for row in rows} == {3}
-    teacher, standard, *taught = rows
+    teacher, standard, *distilled = rows
     assert standard.first.teacher is None
-    assert {row.first.teacher for row in taught} == {"3 x cnn32"}
+    assert {row.first.teacher for row in distilled} == {"3 x cnn32"}
     assert teacher.first.teacher == "cnn32"
     assert len(list((tmp_path / "teachers").glob("*/entry.json"))) == 3  # those of the first row only
     # All students are measured against the same ensemble of three.
-    assert len({round(row.teacher_acc, 6) for row in (standard, *taught)}) == 1
+    assert len({round(row.teacher_acc, 6) for row in (standard, *distilled)}) == 1
     columns = csv.DictReader(io.StringIO(to_csv(rows, compare(rows)))).fieldnames
     assert {"method", "n", "params", "test_acc_mean", "test_acc_std", "teacher_test_acc", "retention"} <= set(columns)
     assert {"diff_vs_standard", "diff_low", "diff_high"} <= set(columns)

@@ -28,7 +28,7 @@ def joined(batches, name):
 
 
 def equal(left, right):
-    """Whether two lists of batches agree in every field, bit for bit."""
+    """Return whether two lists of batches agree in every field, bit for bit."""
     return all(torch.equal(joined(left, name), joined(right, name)) for name in ("x", "y", "index", "view"))
 
 

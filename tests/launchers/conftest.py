@@ -52,7 +52,7 @@ def distance(tmp_path) -> Callable[[str, str], float]:
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[dict[str, str]]:
-    """A Slurm of one node, as the variables of the environment by which its commands find it."""
+    """A Slurm of one node, as the environment variables that its commands need."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name, path=path) is None]
     if missing:

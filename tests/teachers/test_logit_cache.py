@@ -66,7 +66,7 @@ def test_a_batch_that_is_there_in_part(tmp_path):
     stored(batch([0, 1], [3, 4]))
     mixed = batch([5, 1, 0, 0], [0, 4, 3, 2])
     torch.testing.assert_close(stored(mixed).logits, Teacher()(mixed).logits, rtol=2**-11, atol=1e-6)
-    assert (stored.asked, stored.found, stored.teacher.asked) == (6, 2, 4)
+    assert (stored.requested, stored.found, stored.teacher.asked) == (6, 2, 4)
 
 
 def test_test_images_and_views_without_a_number_are_asked_live(tmp_path):
@@ -74,7 +74,7 @@ def test_test_images_and_views_without_a_number_are_asked_live(tmp_path):
     for odd in (batch([IMAGES], [4]), batch([3], [-1])):
         for _ in range(2):
             assert torch.equal(stored(odd).logits, Teacher()(odd).logits)
-    assert (stored.asked, stored.teacher.asked) == (0, 4)
+    assert (stored.requested, stored.teacher.asked) == (0, 4)
 
 
 def test_logits_beyond_float16_are_passed_on_and_not_kept(tmp_path):

@@ -20,7 +20,7 @@ from kd.data.module import DataModule
 from kd.errors import UserError
 from kd.runs.results import Result
 from kd.training.fit import train
-from kd.training.loggers import Pictures, conclude, confusion_figure, rendered, sample_grid
+from kd.training.loggers import Pictures, conclude, confusion_figure, render, sample_grid
 from kd.training.modules import Classifier
 from kd.training.optim import one_cycle
 
@@ -72,9 +72,9 @@ def test_confusion_figure_of_many_classes_has_no_text():
     assert bars.get_title().endswith("(all: 98.66 %)")  # 98 * 3 of 98 * 3 + 4
 
 
-def test_rendered_returns_pixels():
+def test_render_returns_pixels():
     figure = confusion_figure(tensor([[1, 0], [0, 1]]), ["a", "b"])
-    picture = rendered(figure)
+    picture = render(figure)
     assert picture.dtype == np.uint8
     assert picture.shape == (700, 1225, 3)  # 7 by 12.25 inches at 100 dots
     assert picture[0, 0].tolist() == [255, 255, 255]
@@ -147,7 +147,7 @@ def test_tensorboard_receives_pictures_scalars_and_summary(events):
     assert np.array_equal(picture, sample_grid(data.train_dataloader()))
     step, picture = read_picture(written, "test/confusion")
     assert step == 2 * 3
-    assert np.array_equal(picture, rendered(confusion_figure(module.confusion.compute(), data.images.classes)))
+    assert np.array_equal(picture, render(confusion_figure(module.confusion.compute(), data.images.classes)))
 
     scalars = set(written.Tags()["scalars"])
     assert {"train/hard", "train/loss", "train/acc", "val/acc", "val/nll", "test/acc", "hp/test_acc"} <= scalars

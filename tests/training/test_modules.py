@@ -245,7 +245,7 @@ def test_distiller_without_a_teacher_measures_no_fidelity(tiny_net, noise, train
 
 def test_distiller_tests_the_methods_inference_net(tiny_net, noise, trainer):
     class Behind(nn.Module):
-        """The student with another head, as methods have it that take the teacher's."""
+        """The student with another head, as in methods that reuse the teacher's."""
 
         def __init__(self, student):
             super().__init__()
