@@ -192,3 +192,10 @@ def test_no_list_of_methods_and_no_branch_on_one(path):
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "kd.app.cli"])
 def test_hydras_global_is_read_in_the_command_line_alone(module):
     assert "HydraConfig" not in MODULES[module].read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
+def test_every_program_has_a_test_that_starts_it(path):
+    """A file of its name; textbook.py and turns.py are parts of benchmark.py."""
+    names = {"readme": "readme_script", "textbook": "benchmark"}
+    assert (ROOT / "tests" / "scripts" / f"test_{names.get(path.stem, path.stem)}.py").is_file()
