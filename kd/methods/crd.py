@@ -71,6 +71,7 @@ class CRD(SoftTargets):
         require("momentum", momentum)
         require("dim", dim, "whole [1, inf)")
         self.K, self.tau, self.momentum, self.dim = K, tau, momentum, dim
+        self._index_is_checked = False
 
     def setup(self, pair: Pair) -> None:
         labels, shown = pair.labels, pair.labels >= 0
@@ -90,8 +91,10 @@ class CRD(SoftTargets):
         self.register_buffer("starts", counts.cumsum(0) - counts, persistent=False)
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        if self.progress == 0 and batch.index.min() < 0:
-            raise ValueError("crd needs to know each image by Batch.index, and it is -1")
+        if not self._index_is_checked:  # once: to look at a value is to wait for the device
+            if batch.index.min() < 0:
+                raise ValueError("crd needs to know each image by Batch.index, and it is -1")
+            self._index_is_checked = True
         ours = F.normalize(self.student_layer(student.embedding).float(), dim=1)
         theirs = F.normalize(self.teacher_layer(teacher.embedding.to(self.teacher_layer.weight.dtype)).float(), dim=1)
         images = torch.cat([batch.index[:, None], self._draw(batch.y)], dim=1)
