@@ -8,18 +8,18 @@ from kd.ranges import RANGES, require, require_sum
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("T", 0), "T must be in (0, inf), got 0"),
-        (("T", -1.5), "T must be in (0, inf), got -1.5"),
-        (("T", math.inf), "T must be in (0, inf), got inf"),
-        (("T", math.nan), "T must be in (0, inf), got nan"),
-        (("T", "hot"), "T must be a number in (0, inf), got hot"),
-        (("T", None), "T must be a number in (0, inf), got None"),
-        (("T", True), "T must be a number in (0, inf), got True"),
-        (("beta", -1), "beta must be in [0, inf), got -1"),
+        (("T", 0, "(0, inf)"), "T must be in (0, inf), got 0"),
+        (("T", -1.5, "(0, inf)"), "T must be in (0, inf), got -1.5"),
+        (("T", math.inf, "(0, inf)"), "T must be in (0, inf), got inf"),
+        (("T", math.nan, "(0, inf)"), "T must be in (0, inf), got nan"),
+        (("T", "hot", "(0, inf)"), "T must be a number in (0, inf), got hot"),
+        (("T", None, "(0, inf)"), "T must be a number in (0, inf), got None"),
+        (("T", True, "(0, inf)"), "T must be a number in (0, inf), got True"),
+        (("beta", -1, "[0, inf)"), "beta must be in [0, inf), got -1"),
         (("beta", 1.5, "[0, 1]"), "beta must be in [0, 1], got 1.5"),
-        (("alpha", 1.1), "alpha must be in [0, 1], got 1.1"),
-        (("alpha", math.nan), "alpha must be in [0, 1], got nan"),
-        (("alpha", -math.inf), "alpha must be in [0, 1], got -inf"),
+        (("alpha", 1.1, "[0, 1]"), "alpha must be in [0, 1], got 1.1"),
+        (("alpha", math.nan, "[0, 1]"), "alpha must be in [0, 1], got nan"),
+        (("alpha", -math.inf, "[0, 1]"), "alpha must be in [0, 1], got -inf"),
         (("student.conv_dropout", 1), "student.conv_dropout must be in [0, 1), got 1"),
         (("recipe.epochs", 0), "recipe.epochs must be a whole number in [1, inf), got 0"),
         (("recipe.epochs", 1.5), "recipe.epochs must be a whole number in [1, inf), got 1.5"),
@@ -33,9 +33,9 @@ def test_require_names_setting_range_and_value(arguments, message):
 
 def test_require_accepts_the_ends_of_a_range():
     for value in (0, 0.5, 1):
-        require("alpha", value)
-    require("T", 1e-3)
-    require("beta", 30_000)
+        require("label_smoothing", value)
+    require("T", 1e-3, "(0, inf)")
+    require("beta", 30_000, "[0, inf)")
     require("data.crop", 0)
 
 

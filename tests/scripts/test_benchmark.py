@@ -58,7 +58,7 @@ def test_pace_stores_the_logits_of_all_turns_beforehand(tmp_path, monkeypatch, n
 
     class CountingTurns(benchmark.Turns):
         def begin(self):
-            self.asked, self.found = build.stored.asked, build.stored.found
+            self.asked, self.found = build.stored.requested, build.stored.found
             super().begin()
 
     monkeypatch.setattr(benchmark, "noise", lambda: noise(train=2000, test=100))
@@ -73,4 +73,4 @@ def test_pace_stores_the_logits_of_all_turns_beforehand(tmp_path, monkeypatch, n
     with pytest.raises(benchmark.TurnsOver):
         run(build, record, tmp_path / "run")
     assert turns.asked == 8 * 600
-    assert build.stored.asked - turns.asked == build.stored.found - turns.found == 8 * 600
+    assert build.stored.requested - turns.asked == build.stored.found - turns.found == 8 * 600
