@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import logging
 import random
 import re
 import shlex
@@ -38,8 +39,10 @@ def optuna():
 
 
 @pytest.fixture
-def run_search(tmp_path, monkeypatch, capsys):
+def run_search(tmp_path, monkeypatch, capsys, request):
     """Calls the script in an empty folder; returns its exit code and what it printed."""
+    for name in ("kd.teachers", "kd.app.teacher"):  # whose levels the script sets for its process
+        request.addfinalizer(lambda log=logging.getLogger(name): log.setLevel(logging.NOTSET))
     monkeypatch.chdir(tmp_path)
 
     def run_search(*arguments):
