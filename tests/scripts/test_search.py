@@ -42,7 +42,7 @@ def optuna():
 def run_search(tmp_path, monkeypatch, capsys, request):
     """Calls the script in an empty folder; returns its exit code and what it printed."""
     for name in ("kd.teachers", "kd.app.teacher"):  # whose levels the script sets for its process
-        request.addfinalizer(lambda log=logging.getLogger(name): log.setLevel(logging.NOTSET))
+        request.addfinalizer(partial(logging.getLogger(name).setLevel, logging.NOTSET))
     monkeypatch.chdir(tmp_path)
 
     def run_search(*arguments):
