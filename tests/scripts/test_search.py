@@ -39,17 +39,17 @@ def optuna():
 
 
 @pytest.fixture
-def run_search(tmp_path, monkeypatch, capsys, request):
+def run_search(tmp_path, monkeypatch, capsys):
     """Calls the script in an empty folder; returns its exit code and what it printed."""
-    for name in ("kd.teachers", "kd.app.teacher"):  # whose levels the script sets for its process
-        request.addfinalizer(partial(logging.getLogger(name).setLevel, logging.NOTSET))
     monkeypatch.chdir(tmp_path)
 
     def run_search(*arguments):
         monkeypatch.setattr(sys, "argv", ["search.py", "found", *arguments])
         return search.main(), "".join(capsys.readouterr())
 
-    return run_search
+    yield run_search
+    for name in ("kd.teachers", "kd.app.teacher"):  # whose levels the script sets for its process
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def load_study(directory):
