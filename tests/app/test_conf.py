@@ -1,0 +1,70 @@
+"""Every file in conf/ gives the constructors that it names what they take."""
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from kd.app.compose import compose
+from tests.common import CONF, ROOT
+
+GROUPS = {
+    "data": ("data.source", "data.augment"),
+    "student": ("student",),
+    "teacher": ("teacher",),
+    "speed": ("speed",),
+    "trainer": ("trainer",),
+    "logger": ("logger",),
+    "recipe": ("recipe.optimizer", "recipe.schedule"),
+    "recipe/optimizer": ("recipe.optimizer",),
+    "recipe/schedule": ("recipe.schedule",),
+    "debug": ("trainer",),
+}
+GIVEN = {
+    "student": {"num_classes": 10, "image_size": 32},
+    "teacher": {"num_classes": 10, "image_size": 32},
+    "logger": {"save_dir": "."},
+    "recipe.optimizer": {"params": []},
+    "recipe.schedule": {"optimizer": None, "total_steps": 1},
+}
+"""What the builder adds, by the path of the node."""
+FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "choice"), FILES, ids="=".join)
+def test_file_gives_what_its_target_takes(group, choice):
+    cfg = compose([f"{group}={choice}"])[0].cfg
+    for path in GROUPS[group]:
+        node = OmegaConf.select(cfg, path)
+        if node is None:  # logger=none
+            continue
+        settings = OmegaConf.to_container(node, resolve=True)
+        settings.pop("_partial_", None)
+        target = settings.pop("_target_")
+        inspect.signature(get_object(target)).bind(**settings, **GIVEN.get(path, {}))
+
+
+def test_every_group_is_checked():
+    """Experiments and methods have tests of their own; launchers belong to Hydra; `shared` is part of other files."""
+    groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
+    assert groups - GROUPS.keys() == {".", "method", "experiment", "hydra/launcher", "data/shared"}
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_threads_wait_as_they_should_before_torch_is_loaded(given):
+    ours = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+    code = (
+        "import os, sys\nfrom kd.app.cli import main\nsys.argv = ['train.py', 'data=digits', 'T=0']\n"
+        f"try: main()\nexcept SystemExit: print({{n: os.environ.get(n) for n in {ours}}}, 'torch' in sys.modules)"
+    )
+    clean = {name: value for name, value in os.environ.items() if name not in ours}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean | given, capture_output=True, text=True)
+    found, _, torch_loaded = done.stdout.strip().splitlines()[-1].rpartition(" ")
+    expected = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+    assert ast.literal_eval(found) == ({"GOMP_SPINCOUNT": None, **given} if given else expected), done.stderr
+    assert torch_loaded == "False"
