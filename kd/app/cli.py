@@ -49,7 +49,7 @@ Methods (method=...)
 
 Knobs of the methods, with their defaults; those that a method lacks are refused
 {knobs}
-  T is the temperature of the soft loss: higher shows more of what the teacher thinks of the wrong classes.
+  T is the temperature of the soft loss: higher shows more of the teacher's probabilities of the wrong classes.
   alpha is the weight of the labels, beta that of the method's own further term.
 
 Groups
@@ -122,9 +122,16 @@ def _knobs(path: Path) -> str:
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     spans = (settings.get("spec") or {}).get("ranges", {})
     knobs = {name: value for name, value in settings.items() if not isinstance(value, dict | None)}
-    shown = [f"{name}={value}" + (f" in {spans[name]}" if name in spans else "") for name, value in knobs.items()]
+    shown = [
+        f"{name}={_typed(value)}" + (f" in {spans[name]}" if name in spans else "") for name, value in knobs.items()
+    ]
     sums = [f"{name} in {span}" for name, span in spans.items() if " + " in name]
     return ", ".join([*(one for one in shown if "${" not in one), *sums])
+
+
+def _typed(value: object) -> str:
+    """A value as one types it on the command line: [{scale:24}]."""
+    return str(value).replace("'", "").replace(": ", ":")
 
 
 def _choices(group: Path) -> list[tuple[str, str]]:

@@ -33,6 +33,7 @@ def test_help_lists_every_choice_and_describes_each_method(tmp_path):
     for path in set(CONF.glob("*/*.yaml")) - {CONF / "recipe" / "default.yaml"}:  # the one recipe there is
         assert re.search(rf"\b{path.stem}\b", shown.stdout), path
     assert "softened logits: alpha * hard + (1 - alpha) * soft" in shown.stdout
+    assert "T=5.0 in (0, inf), alpha=0.1 in [0, 1], assistants=[{scale:24}]" in shown.stdout
     assert not list(tmp_path.iterdir())
 
 
