@@ -53,7 +53,8 @@ def execute(
 
 def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[Callback]" = ()) -> Result:
     """Prepare the teacher if one is wanted, then train and test the student if one is wanted."""
-    from kd.app.teacher import only, prepare_teacher, train_network
+    from kd.app.teacher import only, prepare_teacher
+    from kd.app.train import train_network
     from kd.teachers.store import copy_from_store
     from kd.training.fit import parameter_count
 

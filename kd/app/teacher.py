@@ -5,20 +5,16 @@ taught itself, by a method and a teacher of its own, and its key in the store ho
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning import Callback, seed_everything
-
 from kd.app.build import TEACHER_WEIGHTS, Builder, Plan
+from kd.app.train import train_network
 from kd.errors import UserError
 from kd.runs.results import FILE, Result, read
 from kd.runs.weights import content_id, load_weights
 from kd.teachers.frozen import FrozenTeacher, joined, load, verify
 from kd.teachers.store import find_or_train
-from kd.training.fit import parameter_count, train
 
 log = logging.getLogger(__name__)
 
@@ -38,34 +34,6 @@ class Prepared(NamedTuple):
 def prepare_teacher(build: Builder, record: Result) -> Prepared | None:
     """The teacher of the run's student: the last of its chain; None for a run without."""
     return _prepared(build, record, len(build.chain))
-
-
-def train_network(
-    build: Builder,
-    plan: Plan,
-    taught_by: FrozenTeacher | None,
-    record: Result,
-    directory: Path,
-    callbacks: Sequence[Callback],
-    timed: bool = True,
-) -> Result:
-    """Train one network of a run and leave its run directory; see `kd.training.fit.train`."""
-    seed_everything(plan.seed, verbose=False)
-    net = build.net(plan.network)
-    count = parameter_count(net)
-    counted = replace(record, student_params=count) if record.student else replace(record, teacher_params=count)
-    return train(
-        build.module(plan, net, taught_by),
-        build.data(plan),
-        counted,
-        directory,
-        weights=plan.weights,
-        metadata=build.metadata(plan),
-        make_trainer=build.trainer(plan),
-        logger=build.logger(directory),
-        callbacks=callbacks,
-        timed=timed,
-    )
 
 
 def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:

@@ -207,7 +207,7 @@ class TestRun:
     def test_speed_settings_are_applied(self, run, tmp_path, monkeypatch, fast):
         trained = []
         monkeypatch.setattr(
-            "kd.app.teacher.train", lambda module, data, *_, **__: trained.append((module, data)) or self.result
+            "kd.app.train.train", lambda module, data, *_, **__: trained.append((module, data)) or self.result
         )
         (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
         speed = () if fast else ("speed=reference", "trainer.precision=32-true")

@@ -1,0 +1,40 @@
+"""The training of one network of a run, student or teacher: seed, network, module, data, fit."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lightning import Callback, seed_everything
+
+from kd.app.build import Builder, Plan
+from kd.runs.results import Result
+from kd.teachers.frozen import FrozenTeacher
+from kd.training.fit import parameter_count, train
+
+
+def train_network(
+    build: Builder,
+    plan: Plan,
+    taught_by: FrozenTeacher | None,
+    record: Result,
+    directory: Path,
+    callbacks: Sequence[Callback],
+    timed: bool = True,
+) -> Result:
+    """Train one network of a run and leave its run directory; see `kd.training.fit.train`."""
+    seed_everything(plan.seed, verbose=False)
+    net = build.net(plan.network)
+    count = parameter_count(net)
+    counted = replace(record, student_params=count) if record.student else replace(record, teacher_params=count)
+    return train(
+        build.module(plan, net, taught_by),
+        build.data(plan),
+        counted,
+        directory,
+        weights=plan.weights,
+        metadata=build.metadata(plan),
+        make_trainer=build.trainer(plan),
+        logger=build.logger(directory),
+        callbacks=callbacks,
+        timed=timed,
+    )
