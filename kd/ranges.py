@@ -1,4 +1,7 @@
-"""Ranges of the numeric settings: one table for the command line and for the constructors.
+"""Ranges of the settings that every run has: one table for the command line and for the constructors.
+
+The knobs of a method, such as T, have theirs in its file, conf/method/NAME.yaml (`spec.ranges`), and in its
+constructor; a test compares the two.
 
 It does not import torch, so that a mistake in a command is reported at once.
 """

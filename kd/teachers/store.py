@@ -1,6 +1,7 @@
 """The teacher store: each teacher is trained once and stored under the hash of its recipe.
 
-A store entry is the run directory of the training that made it, named by the digest of its recipe, plus `entry.json`:
+A store entry is the run directory of the training that made it, plus `entry.json`. It is named by the digest of its
+recipe, which `kd.app.identity.teacher_key` makes:
 
     <store>/<id>/teacher.safetensors   the weights
     <store>/<id>/result.json           the record of its training
