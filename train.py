@@ -3,12 +3,12 @@
 A run, top to bottom, is `kd.app.run.run`:
 
 1. Hydra composes the command and conf/ into a configuration; `kd.app.check` refuses what is wrong with it. So far
-   torch is not loaded: a mistake is answered in half a second.
-2. `kd.app.build.Builder` makes the data and, once, every other object: the last knob's mistake shows before a teacher
-   is trained.
-3. The teacher, if the method wants one, is found in the store or trained once, and tested (`kd.app.teacher`).
+   torch is not loaded: a mistake is answered at once.
+2. `kd.app.build.Builder` makes the data and, once, every other object: a wrong setting fails before a teacher is
+   trained.
+3. The teacher, if the method needs one, is found in the store or trained once, and tested (`kd.app.teacher`).
 4. The student is trained (`kd.app.train`, `kd.training.fit`) by a LightningModule (`kd.training.modules`) whose loss
-   a method makes (`kd.methods`), and tested once, with the last epoch's weights.
+   the method computes (`kd.methods`), and tested once, with the last epoch's weights.
 5. Record, weights and test predictions lie in the run directory (`kd.runs`).
 """
 

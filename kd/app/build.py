@@ -38,14 +38,14 @@ TEACHER_WEIGHTS = "teacher.safetensors"
 
 @dataclass(frozen=True)
 class Plan:
-    """A network that is to be trained: which, how, and what by."""
+    """One network to train: architecture, recipe, seeds, method."""
 
     network: Mapping[str, Any]
     recipe: DictConfig
     seed: int
-    """Of the initial weights and of dropout."""
+    """Seed of the initial weights and of dropout."""
     data_seed: int
-    """Of the order of the images, and of their views."""
+    """Seed of the order of the images, and of their views."""
     method: DictConfig | None = None
     """What it is taught with; None for the labels alone."""
     weights: str = TEACHER_WEIGHTS
@@ -70,7 +70,7 @@ class Builder:
     # What a builder of several runs in one process overrides
 
     alone = True
-    """Whether the time that passes is this run's alone."""
+    """Whether no other run shares this process, so that its time can be measured."""
 
     def shared(self, name: str, make: Callable[[], T]) -> T:
         """Make what several runs of one process could have in common; here there is one run."""
@@ -81,7 +81,7 @@ class Builder:
         return teacher
 
     def callbacks(self) -> list[Callback]:
-        """For every training of the run."""
+        """Callbacks for every training of the run."""
         return []
 
     # What is to be trained
@@ -103,7 +103,7 @@ class Builder:
 
     @property
     def first_teachers(self) -> list[Plan]:
-        """The teachers that learn from the labels; several for an ensemble, none for a method that wants none."""
+        """The teachers that learn from the labels; several for an ensemble, none for a method that needs none."""
         cfg = self.cfg
         if "teacher" not in self.networks:
             return []
@@ -115,7 +115,10 @@ class Builder:
 
     @property
     def chain(self) -> list[Plan]:
-        """The networks between teacher and student, each taught by the one before; the first by labels if it is."""
+        """The networks between teacher and student, each taught by the one before.
+
+        Without a teacher the first one learns from the labels.
+        """
         chain = self.settings["chain"] if "student" in self.networks else []
         changes = [{}] * chain if isinstance(chain, int) else [change or {} for change in chain]
         seed = self.cfg.teacher_seed
@@ -186,7 +189,7 @@ class Builder:
         return self.speed.prepare_teacher(net, half=self.precision.startswith("bf16"))
 
     def method(self, plan: Plan, student: nn.Module, teacher: nn.Module | None) -> Method:
-        """The plan's method, with the layers that depend on the two networks."""
+        """The plan's method, set up for this student and teacher."""
         images = self.images
         method: Method = self._new(plan.method)
         labels = images.train_y.clone()
@@ -222,9 +225,11 @@ class Builder:
         """The teacher in the form that is fastest for a method: with stored logits, where these suffice."""
         if teacher is None:
             return None
+        stored = None
         if method.stored_logits_suffice:
-            self.stored = self.shared(f"logits of {teacher.id}", lambda: self.stored_logits(teacher))
-        return self.shared_teacher(self.stored or teacher)
+            stored = self.shared(f"logits of {teacher.id}", lambda: self.stored_logits(teacher))
+        self.stored = stored
+        return self.shared_teacher(stored or teacher)
 
     def stored_logits(self, teacher: FrozenTeacher) -> StoredLogits | None:
         """The teacher with its logits kept in a file; None, with the reason in the log, if that cannot be."""

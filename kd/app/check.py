@@ -1,4 +1,4 @@
-"""Refuse wrong settings before anything is loaded, within half a second. No torch import.
+"""Refuse wrong settings before anything is loaded, at once. No torch import.
 
 Settings are plain values here, resolved: nested dictionaries as YAML has them.
 """

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 import yaml
@@ -119,7 +119,7 @@ def help_text(conf: Path) -> str:
 
 def _knobs(path: Path) -> str:
     """A method's knobs as in "T=2.0 in (0, inf), alpha=0.1 in [0, 1]", read from its file."""
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings = _settings(path)
     spans = (settings.get("spec") or {}).get("ranges", {})
     knobs = {name: value for name, value in settings.items() if not isinstance(value, dict | None)}
     shown = [
@@ -127,6 +127,12 @@ def _knobs(path: Path) -> str:
     ]
     sums = [f"{name} in {span}" for name, span in spans.items() if " + " in name]
     return ", ".join([*(one for one in shown if "${" not in one), *sums])
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What a method's file sets."""
+    settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return settings
 
 
 def _typed(value: object) -> str:
@@ -173,6 +179,9 @@ def _unknown_setting(name: str, arguments: Sequence[str]) -> str:
         known = plain(compose([choice for choice in choices if not choice.startswith(f"{name}=")])[0].cfg)
     except (HydraException, OmegaConfBaseException):
         known = plain(compose([])[0].cfg)
+    owners = [path.stem for path in sorted((conf_dir() / "method").glob("*.yaml")) if name in _settings(path)]
+    if owners and "." not in name:
+        return f"there is no setting '{name}' with {chosen[-1]}; it is a knob of {', '.join(owners)}"
     similar = nearest(name, known, (f"trainer.{argument}" for argument in trainer_arguments() - SET_ELSEWHERE.keys()))
     meant = f"; did you mean {' or '.join(similar)}?" if similar else ";"
     return f"there is no setting '{name}' with {chosen[-1]}{meant} --cfg job shows all, --help the most useful"

@@ -30,13 +30,13 @@ def execute(
     make_builder: "Callable[[Command], Builder] | None" = None,
     program: str = "python train.py",
 ) -> Result:
-    """Check a command and do its run, with a record of it from the first moment; a run that is done is not repeated.
+    """Check a command and run it, with a record from the start; a finished run is not repeated.
 
     Args:
         command: the run.
         directory: the run directory.
         make_builder: makes the builder; by default one for a run that shares nothing.
-        program: how the program was started, for the hint on how to go on.
+        program: how the program was started, for the hint on how to continue.
 
     Raises:
         UserError: for a mistake in the settings, before anything is loaded.
@@ -44,7 +44,7 @@ def execute(
 
     def work(record: Result) -> Result:
         check_command(command)
-        from kd.app.build import Builder  # and with it torch, which a mistake need not wait for
+        from kd.app.build import Builder  # imports torch; wrong settings are refused before that
 
         return run((make_builder or Builder)(command), record, directory)
 
@@ -75,8 +75,8 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
 
     teacher = None if prepared is None else prepared.teacher
     log.info("training the student, method %s, seed %s", record.method, build.student.seed)
-    every = [*callbacks, *build.callbacks()]
-    result = train_network(build, build.student, teacher, record, directory, every, timed=build.alone)
+    all_callbacks = [*callbacks, *build.callbacks()]
+    result = train_network(build, build.student, teacher, record, directory, all_callbacks, timed=build.alone)
     if build.stored is not None:
         log.info(build.stored.summary())
     return result
@@ -84,8 +84,8 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
 
 def check_command(command: Command) -> None:
     """Refuse wrong settings; see `kd.app.check`."""
-    read = OmegaConf.to_yaml(OmegaConf.masked_copy(command.cfg, ["method", "chain"]))
-    check(plain(command.cfg), run_wide(), read, command.launcher, command.overrides)
+    uses = OmegaConf.to_yaml(OmegaConf.masked_copy(command.cfg, ["method", "chain"]))
+    check(plain(command.cfg), run_wide(), uses, command.launcher, command.overrides)
 
 
 def describe(command: Command) -> Result:
@@ -118,5 +118,5 @@ def describe(command: Command) -> Result:
 
 
 def number(value: Any, otherwise: Any) -> Any:
-    """What the user may have set to anything, as far as a record can hold it: the run is about to fail otherwise."""
+    """Return a value if it is a number, else a default; a wrong value is refused later."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else otherwise

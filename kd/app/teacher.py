@@ -114,5 +114,5 @@ def _name(build: Builder, level: int, count: int) -> str:
 def only(prepared: Prepared | None) -> Prepared:
     """The teacher of a run of which nothing but the teacher is wanted."""
     if prepared is None:
-        raise UserError("this method trains no network: its file names none in spec.networks")
+        raise UserError("this method trains neither teacher nor student; see spec.networks in its file in conf/method")
     return prepared

@@ -23,25 +23,25 @@ Teacher = Callable[[Batch], Output]
 
 
 class Pair(NamedTuple):
-    """What a method can make its layers, memory and further networks from, before training."""
+    """The two networks and the data, for `Method.setup`."""
 
     student: Output
-    """Of a probe batch, for its shapes."""
+    """The student's output for a probe batch, for its shapes."""
     teacher: Output | None
-    """Likewise; None where there is no teacher."""
+    """The teacher's, likewise; None where there is none."""
     labels: Tensor
     """(N,), int64: the label of every training image by `Batch.index`, -1 for images kept for validation."""
     num_classes: int
     student_net: nn.Module
     """The student itself."""
     teacher_net: nn.Module | None
-    """The teacher in full precision. It is not to be changed; what is taken of it for training is copied."""
+    """The teacher in full precision. Do not modify it; copy a layer before training it."""
     new_student: Callable[[], nn.Module]
     """Makes another network like the student, with initial weights of its own."""
 
     @property
     def taught_output(self) -> Output:
-        """The teacher's output, for a method that cannot do without.
+        """The teacher's output, for a method that needs one.
 
         Raises:
             ValueError: if there is no teacher.
@@ -52,7 +52,7 @@ class Pair(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one training step came to."""
+    """The result of one training step."""
 
     output: Output
     """The student's, for the images whose labels are the batch's."""
@@ -90,7 +90,7 @@ class Method(nn.Module):
         """
 
     def step(self, student: nn.Module, teacher: Teacher | None, batch: Batch) -> Step:
-        """Show images to the networks and return what came of it; by default each sees the batch once."""
+        """Show images to the networks and return output and terms; by default each sees the batch once."""
         if teacher is None:
             raise ValueError(f"{type(self).__name__} needs a teacher")
         output = checked(student(batch.x), student)
@@ -101,7 +101,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def inference_net(self, student: nn.Module) -> nn.Module:
-        """The network that is tested and kept: the student, unless the method puts something before or behind it."""
+        """The network that is tested and kept: the student, unless the method puts something before or after it."""
         return student
 
     def ramp(self, warmup: float) -> float:

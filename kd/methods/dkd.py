@@ -14,8 +14,8 @@ class DKD(Method):
 
     For logits (B, C), labels y (B,) and p = softmax(z / T):
 
-    * tckd = T^2 * KL((p_y, 1 - p_y)_teacher || (p_y, 1 - p_y)_student): how hard the image is;
-    * nckd = T^2 * KL between the softmaxes over the C - 1 other classes: what else it resembles.
+    * tckd = T^2 * KL((p_y, 1 - p_y)_teacher || (p_y, 1 - p_y)_student) (target class);
+    * nckd = T^2 * KL between the softmaxes over the C - 1 other classes (other classes).
 
     Both are averaged over the batch and do not grow with B. The soft loss is tckd + (1 - p_y of the teacher) * nckd,
     image by image: where the teacher is sure, it hides the second part. Here beta has nothing to do with the teacher's

@@ -1,4 +1,4 @@
-"""The two LightningModules: a network trained on labels, and a student that a method teaches."""
+"""The two LightningModules: a network trained on labels, and a student trained by a method."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -132,7 +132,7 @@ class Classifier(L.LightningModule):
         return {"index": batch.index, "labels": batch.y, "logits": output.logits, **more}
 
     def score(self, split: str, scores: Scores, output: Output, batch: Batch) -> dict[str, Tensor]:
-        """Account for one evaluation batch; returns what else belongs to its images, by name."""
+        """Update and log the metrics of one batch; return further values of its images, by name."""
         scores.update(output.logits.float(), batch.y)
         self.log_scores(split, scores, len(batch.y))
         return {}
@@ -168,15 +168,15 @@ class Classifier(L.LightningModule):
 
 
 class Distiller(Classifier):
-    """Trains a student by a method, usually with the help of a frozen teacher; adds what compares the two.
+    """Trains a student by a method, usually with a frozen teacher; also logs how closely it follows the teacher.
 
     Logs beyond `Classifier`, where there is a teacher: `val/agreement` and `test/agreement`, the share of images for
     which student and teacher predict the same class, and `kl_to_teacher` (nats).
 
     Args:
         method: makes the terms of the loss; its own layers, if any, are trained and saved in checkpoints.
-        teacher: returns the teacher's output for a batch. Not a module of this one: its weights are neither trained,
-            nor moved between train and eval mode, nor saved in checkpoints. None for a method without a teacher.
+        teacher: returns the teacher's output for a batch. Not registered as a submodule: its weights are neither
+            trained, nor moved between train and eval mode, nor saved in checkpoints. None for a method without one.
     """
 
     def __init__(
