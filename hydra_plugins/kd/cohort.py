@@ -11,9 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
-from kd.app.compose import plain
+from kd.app.compose import plain, without_hydra
 from kd.app.identity import cohort_key
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ class CohortLauncher(Launcher):
         configs = [self._compose(initial_job_idx + i, overrides) for i, overrides in enumerate(job_overrides)]
         groups: dict[str, list[int]] = {}
         for place, cfg in enumerate(configs):
-            settings = OmegaConf.masked_copy(cfg, [name for name in cfg if name != "hydra"])
-            groups.setdefault(cohort_key(plain(settings)), []).append(place)
+            groups.setdefault(cohort_key(plain(without_hydra(cfg))), []).append(place)
         returns: dict[int, JobReturn] = {}
         for places in groups.values():
             returns |= zip(places, self._run_group([configs[place] for place in places]), strict=True)

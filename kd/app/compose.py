@@ -59,8 +59,12 @@ def compose(overrides: Sequence[str], launcher: str | None = None) -> tuple[Comm
     else:
         with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
             cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
-    settings = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
-    return Command.of(settings, cfg.hydra, launcher), cfg.hydra
+    return Command.of(without_hydra(cfg), cfg.hydra, launcher), cfg.hydra
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """A copy of a composed configuration without Hydra's own node."""
+    return OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
 
 
 def plain(node: Any) -> Any:

@@ -21,7 +21,7 @@ from lightning import Callback
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.data.module import CPU, DataModule, InMemory, Loader, OnDisk, Sequential, Shuffled
+from kd.data.module import CPU, DataModule, InMemory, Loader, OnDisk
 from kd.models.output import Output
 from kd.training.callbacks import StopOnInterrupt
 
@@ -156,16 +156,17 @@ class SharedDataModule(DataModule):
         source = "test" if split == "test" else "train"
         return self.member.shared(f"{source} images on {device}", lambda: InMemory(x, y, device))
 
-    def loader(
-        self,
-        split: str,
-        sampler: Shuffled | Sequential,
-        x: Tensor,
-        y: Tensor,
-        first: int = 0,
-        device: torch.device = CPU,
-    ) -> Loader:
-        loader = super().loader(split, sampler, x, y, first, device)
+    def train_dataloader(self) -> Loader:
+        return self._shared("train", super().train_dataloader())
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        loader = super().val_dataloader()
+        return self._shared("val", loader) if isinstance(loader, Loader) else loader
+
+    def test_dataloader(self, device: torch.device = CPU) -> Loader:
+        return self._shared("test", super().test_dataloader(device))
+
+    def _shared(self, split: str, loader: Loader) -> Loader:
         return SharedLoader(loader, self.member, split) if self.in_memory else loader
 
 
