@@ -7,3 +7,7 @@ class UserError(Exception):
     Its message is one or two lines that name what is wrong and how to fix it; `train.py` and the scripts
     print it without a traceback and exit with 1.
     """
+
+
+class RefusedError(UserError):
+    """A mistake that was found before a run did anything."""

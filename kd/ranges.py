@@ -1,4 +1,4 @@
-"""Ranges of the settings that every run has: one table for the command line and for the constructors.
+"""Ranges and kinds of the settings that every run has: tables for the command line and for the constructors.
 
 The knobs of a method, such as T, have theirs in its file, conf/method/NAME.yaml (`spec.ranges`), and in its
 constructor; a test compares the two.
@@ -6,60 +6,102 @@ constructor; a test compares the two.
 It does not import torch, so that a mistake in a command is reported at once.
 """
 
-import math
+from typing import cast
 
 RANGES = {
+    "accumulate_grad_batches": "whole [1, inf)",
     "batch_size": "whole [1, inf)",
-    "clip_norm": "(0, inf)",
+    "clip_norm": "[1e-6, inf)",
     "conv_dropout": "[0, 1)",
     "crop": "whole [0, inf)",
     "cutout": "whole [0, inf)",
-    "depth": "whole [1, inf)",
+    "depth": "whole [1, 1000]",
     "dropout": "[0, 1)",
-    "ensemble": "whole [1, inf)",
+    "ensemble": "whole [1, 100]",
     "epochs": "whole [1, inf)",
     "gamma": "(0, 1]",
     "head_dropout": "[0, 1)",
-    "image_size": "whole [1, inf)",
+    "image_size": "whole [1, 4096]",
     "label_smoothing": "[0, 1]",
+    "limit_test_batches": "(0, inf)",
+    "limit_train_batches": "(0, inf)",
+    "limit_val_batches": "[0, inf)",
     "lr": "[0, inf)",
     "momentum": "[0, 1)",
     "order_seed": "whole [0, inf)",
-    "scale": "whole [1, inf)",
+    "scale": "whole [1, 4096]",
     "seed": "whole [0, 4294967296)",
     "split_seed": "whole [0, inf)",
     "stored_logits_gb": "[0, inf)",
     "teacher_seed": "whole [0, 4294967296)",
-    "threads": "whole [1, inf)",
+    "threads": "whole [1, 4096]",
     "val_fraction": "[0, 1)",
     "warmup": "[0, 1)",
     "weight_decay": "[0, inf)",
-    "widen": "whole [1, inf)",
-    "workers": "whole [0, inf)",
+    "widen": "whole [1, 1000]",
+    "workers": "whole [0, 1024]",
 }
 """Ranges by the last part of the setting's name. A bracket includes its end, a parenthesis does not."""
 
+SWITCH = "true or false"
+TEXT = "text"
+WHOLE_NUMBERS = "a list of whole numbers"
+KINDS = {
+    **dict.fromkeys(("default_hp_metric", "enable_progress_bar", "flip", "fused", "in_memory", "nesterov"), SWITCH),
+    **dict.fromkeys(("channels_last", "compile", "fold_teacher", "keep_memory", "packed_dropout"), SWITCH),
+    **dict.fromkeys(("sync_batchnorm", "tensor_cores"), SWITCH),
+    **dict.fromkeys(("root", "teacher_store", "teacher_weights"), TEXT),
+    "precision": "one of auto, 16-mixed, 16-true, 32-true, 64-true, bf16-mixed, bf16-true, 16, 32, 64, bf16",
+    "stages": WHOLE_NUMBERS,
+    "stored_logits": "one of auto, true, false",
+}
+"""What settings beside numbers take, by the last part of the setting's name: a switch, text, a choice, a list."""
+
 
 def require(name: str, value: object, span: str | None = None) -> None:
-    """Check that a setting lies in its range.
+    """Check that a setting lies in its range, or is of its kind.
 
     Args:
         name: full name, as in "recipe.epochs".
         value: its value. Infinity and NaN are outside every range.
-        span: the range, by default that of the name's last part in `RANGES`.
+        span: the range or kind, by default that of the name's last part in `RANGES` or `KINDS`.
 
     Raises:
         ValueError: naming setting, range and value.
     """
-    span = RANGES[name.rpartition(".")[2]] if span is None else span
+    last = name.rpartition(".")[2]
+    span = {**RANGES, **KINDS}[last] if span is None else span
+    if span[-1] not in "])":
+        if not _is_of_kind(value, span):
+            raise ValueError(f"{name} must be {span}, {_got(value)}")
+        return
     kind, interval = ("whole number", span.removeprefix("whole ")) if span.startswith("whole ") else ("number", span)
     if isinstance(value, bool) or not isinstance(value, int if kind == "whole number" else int | float):
-        raise ValueError(f"{name} must be a {kind} in {interval}, got {value}")
+        raise ValueError(f"{name} must be a {kind} in {interval}, {_got(value)}")
+    number = cast(float, value)
     low, high = (float(end) for end in interval[1:-1].split(","))
-    above = value > low if interval[0] == "(" else value >= low
-    below = value < high if interval[-1] == ")" else value <= high
-    if not (above and below and math.isfinite(value)):
-        raise ValueError(f"{name} must be {'a whole number ' if kind != 'number' else ''}in {interval}, got {value:g}")
+    above = number > low if interval[0] == "(" else number >= low
+    below = number < high if interval[-1] == ")" else number <= high
+    finite = abs(number) < 1e300  # also of whole numbers of any length
+    if not (above and below and finite):
+        shown = f"{number:g}" if finite or isinstance(value, float) else "a number of hundreds of digits"
+        raise ValueError(f"{name} must be {'a whole number ' if kind != 'number' else ''}in {interval}, got {shown}")
+
+
+def _is_of_kind(value: object, kind: str) -> bool:
+    if kind == SWITCH:
+        return isinstance(value, bool)
+    if kind == TEXT:
+        return isinstance(value, str) and value != ""
+    if kind == WHOLE_NUMBERS:
+        return isinstance(value, list | tuple) and all(type(item) is int for item in value)
+    shown = str(value).lower() if isinstance(value, bool) else str(value)
+    return shown in kind.removeprefix("one of ").split(", ")
+
+
+def _got(value: object) -> str:
+    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return f"got {shown or 'no value'}"
 
 
 def require_sum(span: str, **parts: float) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from kd.app import identity
 from kd.app.compose import Command, plain
+from kd.app.explain import missing_package
 from kd.data.images import Images
 from kd.data.module import DataModule, stratified_split
 from kd.errors import UserError
@@ -284,6 +285,7 @@ class Builder:
 
     def dry_run(self, directory: Path) -> None:
         """Build everything once and throw it away: a mistake in the last knob shows before a teacher is trained."""
+        self._check_devices()
         taught_by: nn.Module | None = None
         if self.first_teachers:
             nets = [self.net(plan.network) for plan in self.first_teachers]
@@ -294,6 +296,18 @@ class Builder:
             self._try(plan, net, taught_by)
             taught_by = net
         self.logger(directory)
+
+    def _check_devices(self) -> None:
+        accelerator, devices = str(self.cfg.trainer.accelerator), self.cfg.trainer.devices
+        if accelerator in ("cuda", "gpu", "mps"):
+            found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+            if not (any(found.values()) if accelerator == "gpu" else found[accelerator]):
+                raise UserError(
+                    f"trainer.accelerator={accelerator}: torch {torch.__version__} finds no such device here; leave it "
+                    "out, or write trainer=cpu"
+                )
+        if self.cfg.trainer.sync_batchnorm and choose_device(accelerator, devices).type == "cpu":
+            raise UserError("trainer.sync_batchnorm=true is for GPUs; write trainer.sync_batchnorm=false")
 
     def _try(self, plan: Plan, net: nn.Module, taught_by: nn.Module | None) -> None:
         with user_errors():
@@ -318,7 +332,10 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except InstantiationException as error:
-        raise UserError(str(error.__cause__ or error)) from error
+        cause = error.__cause__ or error
+        raise UserError(missing_package(cause) if isinstance(cause, ImportError) else str(cause)) from error
+    except ImportError as error:
+        raise UserError(missing_package(error)) from error
     except TypeError as error:
         raise UserError(f"a setting has a value of the wrong type: {error}") from error
     except (ValueError, MisconfigurationException) as error:

@@ -3,24 +3,37 @@
 Settings are plain values here, resolved: nested dictionaries as YAML has them.
 """
 
+import ast
 import difflib
+import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
-from kd.ranges import RANGES, require, require_sum
+from kd.ranges import KINDS, RANGES, require, require_sum
 
-MAY_BE_NULL = {"clip_norm", "threads"}
+MAY_BE_NULL = {"clip_norm", "teacher_weights", "threads"}
 
 SET_ELSEWHERE = {
-    "max_epochs": "epochs",
-    "gradient_clip_val": "recipe.clip_norm",
+    **dict.fromkeys(("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"), "epochs"),
+    **dict.fromkeys(("gradient_clip_val", "gradient_clip_algorithm"), "recipe.clip_norm"),
     "logger": "logger",
     "default_root_dir": "hydra.run.dir",
     **dict.fromkeys(("callbacks", "plugins", "log_every_n_steps", "num_sanity_val_steps", "enable_model_summary"), ""),
+    **dict.fromkeys(("barebones", "enable_checkpointing", "model_registry", "use_distributed_sampler"), ""),
+    **dict.fromkeys(("check_val_every_n_epoch", "val_check_interval", "reload_dataloaders_every_n_epochs"), ""),
 }
 """Arguments of the Trainer that a run sets itself, and the setting that decides them, if there is one."""
+
+NODES = {
+    **dict.fromkeys(("data", "recipe", "teacher_recipe"), False),
+    **dict.fromkeys(("data.source", "data.augment", "student", "teacher", "trainer", "speed"), True),
+    **{f"{recipe}.{part}": True for recipe in ("recipe", "teacher_recipe") for part in ("optimizer", "schedule")},
+}
+"""Settings that hold others, and whether they name the class that takes these, as `_target_`."""
+
 
 MISSING = "???"
 """What OmegaConf has for a setting without a value: a shorthand that was not given."""
@@ -32,6 +45,7 @@ def check(
     read: str = "",
     launcher: str | None = None,
     given: Iterable[str] = (),
+    parts: Mapping[str, Iterable[str]] | None = None,
 ) -> None:
     """Refuse what would otherwise surprise late, or never.
 
@@ -41,15 +55,15 @@ def check(
         read: the parts of the configuration that may use a knob, as YAML, unresolved.
         launcher: class that starts this job of a multirun, dotted; None for a run by itself.
         given: the overrides of the command line.
+        parts: names of the settings that some nodes without a class have, by the node's name.
 
     Raises:
-        UserError: for a number outside its range, a knob that nothing reads, settings that exclude each other.
+        UserError: for a number outside its range, a setting that nothing reads, settings that exclude each other.
     """
-    _check_devices(settings["trainer"], launcher)
-    for name in SET_ELSEWHERE.keys() & settings["trainer"].keys():
-        setting = SET_ELSEWHERE[name]
-        raise UserError(f"trainer.{name} is set by the run itself" + (f"; give {setting} instead" if setting else ""))
+    _check_nodes(settings)
+    _check_trainer(settings["trainer"], launcher)
     _check_knobs(settings, run_wide, read, given)
+    _check_read(settings, parts or {}, read)
     _check_ranges(settings)
     _check_shorthands(settings, given)
     _check_teacher(settings)
@@ -98,7 +112,68 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", value
 
 
-def _check_devices(trainer: dict[str, Any], launcher: str | None) -> None:
+def _nodes(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value by its full name, dictionaries themselves included."""
+    for name, value in settings.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, dict):
+            yield from _nodes(value, f"{prefix}{name}.")
+
+
+@cache
+def trainer_arguments() -> frozenset[str]:
+    """The names of the Trainer's arguments, read from its source: to import it would take seconds."""
+    package = importlib.util.find_spec("lightning")
+    if package is None or package.origin is None:
+        return frozenset()
+    source = Path(package.origin).parent / "pytorch" / "trainer" / "trainer.py"
+    try:
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError):
+        return frozenset()
+    functions = [
+        part
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == "Trainer"
+        for part in node.body
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__"
+    ]
+    return frozenset(argument.arg for one in functions for argument in one.args.kwonlyargs + one.args.args[1:])
+
+
+def _check_nodes(settings: dict[str, Any]) -> None:
+    """Refuse a single value, or nothing, where several settings are."""
+    for name, has_class in NODES.items():
+        node: Any = settings
+        for part in name.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            shown = "null" if node is None else node
+            raise UserError(
+                f"{name}={shown}: {name} holds several settings; set them one by one, as in {name}.NAME=VALUE"
+            )
+        if has_class and "_target_" not in node:
+            raise UserError(f"{name} has no _target_, the class that takes its settings; choose a file of its group")
+    for name in ("logger", "method"):
+        if not (settings[name] is None or (isinstance(settings[name], dict) and "_target_" in settings[name])):
+            raise UserError(f"{name}={settings[name]}: choose a file of conf/{name}, or set one of {name}.NAME=VALUE")
+
+
+def _check_trainer(trainer: dict[str, Any], launcher: str | None) -> None:
+    for name in SET_ELSEWHERE.keys() & trainer.keys():
+        setting = SET_ELSEWHERE[name]
+        raise UserError(f"trainer.{name} is set by the run itself" + (f"; give {setting} instead" if setting else ""))
+    for name in trainer.keys() - {"_target_"} - trainer_arguments() if trainer_arguments() else ():
+        similar = difflib.get_close_matches(name, trainer_arguments() - SET_ELSEWHERE.keys(), 1)
+        meant = f"; did you mean +trainer.{similar[0]}?" if similar else ""
+        raise UserError(f"trainer.{name}: the Trainer has no such argument{meant}")
+    devices = trainer["devices"]
+    numbers = devices if isinstance(devices, list) and devices else [devices]
+    if not (devices in ("auto", -1) or all(str(number).isdecimal() for number in numbers)) or devices in (0, "0"):
+        raise UserError(f"trainer.devices must be how many, which as in [0,1], or auto, got {devices}")
+    strategy = str(trainer["strategy"])
+    if strategy.startswith("ddp") and ("fork" in strategy or "spawn" in strategy or "notebook" in strategy):
+        raise UserError(f"trainer.strategy={strategy} loses what its processes measure; write trainer.strategy=ddp")
     if launcher is not None and not launcher.endswith(".SlurmLauncher") and _several_processes(trainer):
         raise UserError(
             "training on several devices starts this command again in further processes, which a job of a multirun "
@@ -117,17 +192,30 @@ def _check_knobs(settings: dict[str, Any], run_wide: Iterable[str], read: str, g
         name = override.lstrip("+~").partition("=")[0]
         if name.partition(".")[0] == "spec":
             raise UserError(f"{name} is not a setting: a method's file declares it for the programs that read it")
+    method = settings["method"] or {}
     for name, value in knobs(settings, run_wide).items():
         if f"${{{name}}}" not in read and name not in settings["spec"]["ranges"]:
             raise UserError(f"{name}={value}: this method has no such knob, so nothing would come of it")
+        if name in method and str(_flat(method[name])) != str(value):
+            raise UserError(f"method.{name} takes the value of {name}; give {name}={method[name]} instead")
+
+
+def _check_read(settings: dict[str, Any], parts: Mapping[str, Iterable[str]], read: str) -> None:
+    """Refuse a setting that no code takes and no other setting refers to."""
+    for node, names in parts.items():
+        for name in settings[node].keys() - set(names):
+            if f"${{{node}.{name}}}" not in read:
+                similar = difflib.get_close_matches(name, names, 1)
+                meant = f"; did you mean {node}.{similar[0]}?" if similar else ""
+                raise UserError(f"{node}.{name}={settings[node][name]}: nothing reads this setting{meant}")
 
 
 def _check_ranges(settings: dict[str, Any]) -> None:
     spans: dict[str, str] = settings["spec"]["ranges"]
-    numbers = leaves({name: value for name, value in settings.items() if name != "spec"})
-    for name, value in sorted(numbers, key=lambda leaf: leaf[0].count(".")):  # first what interpolations refer to
+    values = _nodes({name: value for name, value in settings.items() if name != "spec"})
+    for name, value in sorted(values, key=lambda node: node[0].count(".")):  # first what interpolations refer to
         kind = name.rpartition(".")[2]
-        span = spans.get(name, RANGES.get(kind))
+        span = spans.get(name) or RANGES.get(kind) or KINDS.get(kind)
         if span is None or (kind in MAY_BE_NULL and value is None) or value == MISSING:
             continue
         try:
@@ -140,6 +228,11 @@ def _check_ranges(settings: dict[str, Any]) -> None:
                 require_sum(span, **{name: settings[name] for name in names.split(" + ")})
             except ValueError as error:
                 raise UserError(str(error)) from error
+    seeds = max(settings["ensemble"], len(_links(settings["chain"])))
+    try:
+        require("teacher_seed", settings["teacher_seed"] + seeds - 1)
+    except ValueError as error:
+        raise UserError(f"{error}: {seeds} teachers have the seeds from teacher_seed on") from error
 
 
 def _check_shorthands(settings: dict[str, Any], given: Iterable[str]) -> None:
@@ -169,15 +262,22 @@ def _check_teacher(settings: dict[str, Any]) -> None:
         raise UserError(f"no weights at {weights}")
 
 
-def _check_chain(settings: dict[str, Any], read: str) -> None:
-    chain = settings["chain"]
-    if chain in ([], 0) and "chain: ${" in read:
-        raise UserError("this method is a chain of networks, and there is none in it; see --help for its knobs")
-    links = [] if isinstance(chain, int) and not isinstance(chain, bool) and chain >= 0 else chain
+def _links(chain: Any) -> list[dict[str, Any]]:
+    """The links of a chain, each the settings that differ from the student's."""
+    links = [{}] * chain if isinstance(chain, int) and not isinstance(chain, bool) and 0 <= chain <= 100 else chain
     if not isinstance(links, list) or not all(isinstance(link, dict | None) for link in links):
-        raise UserError(f"chain must be a whole number, or a list of settings such as [{{scale:24}}], got {chain}")
+        raise UserError(
+            f"chain must be a whole number up to 100, or a list of settings such as [{{scale:24}}], got {chain}"
+        )
+    return [link or {} for link in links]
+
+
+def _check_chain(settings: dict[str, Any], read: str) -> None:
+    links = _links(settings["chain"])
+    if not links and "chain: ${" in read:
+        raise UserError("this method is a chain of networks, and there is none in it; see --help for its knobs")
     student = settings["student"]
     for link in links:
-        for name in (link or {}).keys() - student.keys():
+        for name in link.keys() - student.keys():
             own = ", ".join(key for key in student if key != "_target_")
             raise UserError(f"chain: the student has no setting '{name}' that a link could differ in; it has {own}")

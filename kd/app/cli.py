@@ -1,31 +1,28 @@
 """The command line: help, resuming, error lines and exit codes; `main` is the program."""
 
-import ast
-import importlib.util
+import io
 import os
-import re
-import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.app.check import SET_ELSEWHERE, nearest
-from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain
-from kd.app.run import execute
+from kd.app.arguments import Arguments, read_arguments, refuse_wrong_choices, sweeps
+from kd.app.compose import VERSION_BASE, Command, compose, conf_dir
+from kd.app.explain import explain, settings_of
+from kd.app.resume import expand_resume, refuse_other_settings
+from kd.app.run import check_command, execute
 from kd.errors import UserError
-from kd.runs.results import FILE, Result, read
+from kd.runs.results import Result
 from kd.runs.status import first_process
 
 if TYPE_CHECKING:
@@ -93,9 +90,6 @@ compares students with their teacher image by image, `python scripts/search.py D
 the best validation accuracy.
 """
 
-EXTRAS = {"joblib": "parallel", "submitit": "slurm"}
-"""Which of the extras in pyproject.toml brings a launcher, by the first word of its name."""
-
 GROUPS = ("data", "recipe", "student", "teacher", "trainer", "speed", "logger", "debug", "experiment")
 
 
@@ -119,7 +113,7 @@ def help_text(conf: Path) -> str:
 
 def _knobs(path: Path) -> str:
     """A method's knobs as in "T=2.0 in (0, inf), alpha=0.1 in [0, 1]", read from its file."""
-    settings = _settings(path)
+    settings = settings_of(path)
     spans = (settings.get("spec") or {}).get("ranges", {})
     knobs = {name: value for name, value in settings.items() if not isinstance(value, dict | None)}
     shown = [
@@ -127,12 +121,6 @@ def _knobs(path: Path) -> str:
     ]
     sums = [f"{name} in {span}" for name, span in spans.items() if " + " in name]
     return ", ".join([*(one for one in shown if "${" not in one), *sums])
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """What a method's file sets."""
-    settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return settings
 
 
 def _typed(value: object) -> str:
@@ -149,111 +137,62 @@ def _description(path: Path) -> str:
     return next((comment for comment in comments if not comment.startswith("@package")), "")
 
 
-def explain(error: Exception, arguments: Sequence[str]) -> str:
-    """Return an error's message in one or two lines; Hydra's run over many."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot use {error.filename}: {error.strerror}" if error.filename else error.strerror
-    message = str(error).split("Config search path")[0]
-    launchers = re.findall(r"not (?:find|load) 'hydra/launcher/([a-z]+)", message)
-    if launchers and launchers[0] in EXTRAS:
-        return f"this launcher is not installed: pip install -e '.[{EXTRAS[launchers[0]]}]'"
-    unknown = re.match(r"Could not override '(.+?)'", message)
-    if unknown:
-        return _unknown_setting(unknown[1], arguments)
-    lines = [line.strip() for line in message.removeprefix("In 'config': ").splitlines() if line.strip()]
-    return re.sub(r"(?<!:) Available options", ". Available options", " ".join(lines))
-
-
-def _unknown_setting(name: str, arguments: Sequence[str]) -> str:
-    """Say that there is no such setting, and what was probably meant."""
-    chosen = [argument for argument in arguments if argument.startswith("method=")] or ["the default method"]
-    group, _, key = name.rpartition(".")
-    if group == "trainer" and SET_ELSEWHERE.get(key):
-        return f"trainer.{key} is set by the run itself; give {SET_ELSEWHERE[key]} instead"
-    if group == "trainer" and key in trainer_arguments() - SET_ELSEWHERE.keys():
-        return f"trainer.{key} is an argument of the Trainer without a value here; add it as +trainer.{key}=VALUE"
-    try:
-        choices = [argument for argument in arguments if re.fullmatch(r"[a-z_]+=[\w/-]+", argument)]
-        known = plain(compose([choice for choice in choices if not choice.startswith(f"{name}=")])[0].cfg)
-    except (HydraException, OmegaConfBaseException):
-        known = plain(compose([])[0].cfg)
-    owners = [path.stem for path in sorted((conf_dir() / "method").glob("*.yaml")) if name in _settings(path)]
-    if owners and "." not in name:
-        return f"there is no setting '{name}' with {chosen[-1]}; it is a knob of {', '.join(owners)}"
-    similar = nearest(name, known, (f"trainer.{argument}" for argument in trainer_arguments() - SET_ELSEWHERE.keys()))
-    meant = f"; did you mean {' or '.join(similar)}?" if similar else ";"
-    return f"there is no setting '{name}' with {chosen[-1]}{meant} --cfg job shows all, --help the most useful"
-
-
-@cache
-def trainer_arguments() -> frozenset[str]:
-    """The names of the Trainer's arguments, read from its source: to import it would take seconds."""
-    package = importlib.util.find_spec("lightning")
-    if package is None or package.origin is None:
-        return frozenset()
-    source = Path(package.origin).parent / "pytorch" / "trainer" / "trainer.py"
-    try:
-        tree = ast.parse(source.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError):
-        return frozenset()
-    functions = [
-        part
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name == "Trainer"
-        for part in node.body
-        if isinstance(part, ast.FunctionDef) and part.name == "__init__"
-    ]
-    return frozenset(argument.arg for one in functions for argument in one.args.kwonlyargs + one.args.args[1:])
-
-
-def expand_resume(arguments: Sequence[str]) -> list[str]:
-    """Replace `resume=RUN_DIR` by the overrides that the run was started with, and go to where it was started from.
-
-    Raises:
-        UserError: if that is not the directory of a run.
-    """
-    given = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
-    if not given:
-        return list(arguments)
-    directory = Path(given[-1]).expanduser().resolve()
-    try:
-        # Not by Hydra's own file, which a refused command with the same hydra.run.dir has already written over.
-        overrides = shlex.split(read(directory / FILE).command or "")
-        origin = yaml.safe_load((directory / ".hydra" / "hydra.yaml").read_text())["hydra"]["runtime"]["cwd"]
-        os.chdir(origin)  # what data.root and teacher_store are relative to
-    except (UserError, OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(
-            f"resume={given[-1]}: not the directory of a run, or of one that was started elsewhere"
-        ) from error
-    rest = [argument for argument in arguments if not argument.startswith("resume=")]
-    # An experiment may ask for a multirun; the one job of it that is resumed is a run. What it was started with stays
-    # on record, whatever comes of this attempt.
-    return [*overrides, *rest, "hydra.mode=RUN", f"hydra.run.dir='{directory}'", "hydra.output_subdir=null"]
+class JobError(BaseException):
+    """The error of a run on its way through Hydra, which prints a line of its own about any `Exception`."""
 
 
 def main() -> None:
     """Run the program: every mistake in one line and exit code 1, unless HYDRA_FULL_ERROR=1 requests the traceback."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(help_text(conf_dir()).replace("python train.py", program()))
-        return
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ |= THREAD_WAITING
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # for a terminal without "…"
     # A data-parallel run starts its further processes with the value that is set two lines below.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped is stopped: resumable, exit code 130
+    arguments = sys.argv[1:]
     try:
-        sys.argv[1:] = expand_resume(sys.argv[1:])
+        if {"-h", "--help"} & set(arguments):
+            print(help_text(conf_dir()).replace("python train.py", program()))
+            return
+        sys.argv[1:] = arguments = prepared(arguments).argv
         _main()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-        if wants_traceback:
-            raise
-        print(f"error: {explain(error, sys.argv[1:])}", file=sys.stderr)
+    except (UserError, HydraException, OmegaConfBaseException, OSError, JobError) as error:
+        cause = cast(Exception, error.__cause__) if isinstance(error, JobError) else error
+        if wants_traceback or not isinstance(cause, UserError | HydraException | OmegaConfBaseException | OSError):
+            raise cause from cause.__cause__
+        print(f"error: {explain(cause, arguments)}", file=sys.stderr)
         sys.exit(1)
+
+
+def prepared(argv: list[str]) -> Arguments:
+    """Take the command line apart, and refuse what is wrong with it before Hydra makes a directory for the run.
+
+    Raises:
+        UserError, HydraException, OmegaConfBaseException: for a mistake in it.
+    """
+    arguments, record = expand_resume(read_arguments(argv), program())
+    refuse_wrong_choices(arguments.overrides, arguments.config_dir)
+    if not arguments.runs or arguments.multirun:
+        return arguments  # a multirun's jobs are checked one by one
+    several = sweeps(arguments.overrides)
+    single = [override for override in arguments.overrides if override not in several]
+    command, node = compose(single, config_dir=arguments.config_dir, config_name=arguments.config_name)
+    if node.mode is RunMode.MULTIRUN:
+        return arguments
+    if several:
+        name, _, values = several[0].partition("=")
+        raise UserError(
+            f"{several[0]}: several values are several runs, {program()} -m {several[0]}; "
+            f"a list is written {name}=[{values}], a text \"{name}='{values}'\""
+        )
+    check_command(command)
+    if record is not None:
+        refuse_other_settings(record, command, argv, program())
+    return arguments
 
 
 def job(cfg: DictConfig, make_builder: "Callable[[Command], Builder] | None" = None) -> Result:
@@ -261,6 +200,7 @@ def job(cfg: DictConfig, make_builder: "Callable[[Command], Builder] | None" = N
     warnings.filterwarnings("ignore", message="The `srun` command is available")  # whoever wants Slurm chooses it
     node = cast(DictConfig, HydraConfig.get())
     launcher = node.launcher._target_ if node.mode is RunMode.MULTIRUN else None
+    os.chdir(node.runtime.cwd)  # what data.root, teacher_store and teacher_weights are relative to, job.chdir or not
     return execute(Command.of(cfg, node, launcher), Path(node.runtime.output_dir), make_builder, program())
 
 
@@ -273,12 +213,18 @@ def program() -> str:
 @hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="config")
 def _main(cfg: DictConfig) -> float | None:
     """One run. Returns the last epoch's validation accuracy, for whatever searches over runs."""
-    result = job(cfg)
-    if first_process() and HydraConfig.get().mode is RunMode.RUN:
+    single_run = HydraConfig.get().mode is RunMode.RUN
+    try:
+        result = job(cfg)
+    except Exception as error:
+        if single_run:
+            raise JobError from error
+        raise
+    if first_process() and single_run:
         from rich.console import Console
+        from rich.text import Text
 
         from kd.report.tables import single
 
-        directory = HydraConfig.get().runtime.output_dir
-        Console().print(single(result), f"[dim]{directory}[/dim]", sep="\n")
+        Console().print(single(result), Text(HydraConfig.get().runtime.output_dir, style="dim"), sep="\n")
     return result.val_acc

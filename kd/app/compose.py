@@ -1,5 +1,6 @@
 """From a command to a configuration: where conf/ lies, and what Hydra composes from it. No torch import."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +28,20 @@ def conf_dir() -> Path:
 @cache
 def run_wide() -> frozenset[str]:
     """Names of the top-level settings that every run has, whatever its method."""
-    return frozenset(yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8")))
+    return frozenset(_file("config.yaml"))
+
+
+@cache
+def parts() -> dict[str, frozenset[str]]:
+    """Names of the settings that data and recipes have, whatever the data set and whatever the recipe."""
+    recipe = frozenset(_file("recipe/default.yaml")) | {"optimizer", "schedule"}
+    data = frozenset(_file("data/shared/default.yaml")) | {"source"}
+    return {"data": data, "recipe": recipe, "teacher_recipe": recipe}
+
+
+def _file(name: str) -> dict[str, Any]:
+    settings: dict[str, Any] = yaml.safe_load((conf_dir() / name).read_text(encoding="utf-8"))
+    return settings
 
 
 @dataclass(frozen=True)
@@ -41,25 +55,55 @@ class Command:
     """As typed."""
     launcher: str | None = None
     """Class that starts this job of a multirun, dotted; None for a run by itself."""
+    cwd: str = ""
+    """Where the command was typed, which relative paths refer to."""
+    config_dir: str | None = None
+    """A folder of configuration files beside our own, as `--config-dir` gives it."""
 
     @classmethod
     def of(cls, cfg: DictConfig, hydra_node: DictConfig, launcher: str | None = None) -> "Command":
         """Take what is needed from the `hydra` node that was composed with a configuration."""
-        return cls(cfg, dict(hydra_node.runtime.choices), tuple(hydra_node.overrides.task), launcher)
+        runtime = hydra_node.runtime
+        sources = [source.path for source in runtime.config_sources if source.provider == "command-line"]
+        return cls(
+            cfg,
+            dict(runtime.choices),
+            tuple(hydra_node.overrides.task),
+            launcher,
+            str(runtime.cwd),
+            sources[0].removeprefix("file://") if sources else None,
+        )
 
 
-def compose(overrides: Sequence[str], launcher: str | None = None) -> tuple[Command, DictConfig]:
+def compose(
+    overrides: Sequence[str], launcher: str | None = None, config_dir: Path | None = None, config_name: str = "config"
+) -> tuple[Command, DictConfig]:
     """Compose what `train.py` would compose, for programs beside it; also returns the `hydra` node.
+
+    Args:
+        overrides: as typed.
+        launcher: see `Command`.
+        config_dir: a folder of configuration files beside our own.
+        config_name: the file that is composed, without its suffix.
 
     Raises:
         HydraException, OmegaConfBaseException: for an unknown group, choice or setting.
     """
+    texts = list(overrides)
+    if config_dir is not None and not any(text.lstrip("+").startswith("hydra.searchpath=") for text in texts):
+        texts.append(f"hydra.searchpath=['file://{escaped(str(config_dir))}']")
     if GlobalHydra.instance().is_initialized():
-        cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
+        cfg = hydra.compose(config_name, texts, return_hydra_config=True)
     else:
         with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
-            cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
+            cfg = hydra.compose(config_name, texts, return_hydra_config=True)
     return Command.of(without_hydra(cfg), cfg.hydra, launcher), cfg.hydra
+
+
+def escaped(text: str) -> str:
+    """A text as it stands between single quotes in Hydra's grammar, its `${` no interpolation."""
+    inner = re.sub(r"(\\*)'", r"\1\1\'", text.replace("${", "\\${"))
+    return inner + "\\" * (len(inner) - len(inner.rstrip("\\")))
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:

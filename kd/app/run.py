@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 
 from kd.app import identity
 from kd.app.check import check, knobs
-from kd.app.compose import Command, plain, run_wide
+from kd.app.compose import Command, parts, plain, run_wide
 from kd.runs.results import Result
-from kd.runs.status import git_revision, tracked, versions
+from kd.runs.status import git_revision, refusals, tracked, versions
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -43,10 +43,12 @@ def execute(
     """
 
     def work(record: Result) -> Result:
-        check_command(command)
-        from kd.app.build import Builder  # imports torch; wrong settings are refused before that
+        with refusals():
+            check_command(command)
+            from kd.app.build import Builder  # imports torch; wrong settings are refused before that
 
-        return run((make_builder or Builder)(command), record, directory)
+            build = (make_builder or Builder)(command)
+        return run(build, record, directory)
 
     return tracked(describe(command), directory, work, single=command.launcher is None, program=program)
 
@@ -58,7 +60,8 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
     from kd.teachers.store import copy_from_store
     from kd.training.fit import parameter_count
 
-    build.dry_run(directory)
+    with refusals():
+        build.dry_run(directory)
     record = replace(record, dataset=build.images.name, data_id=build.images.id)
 
     prepared = build.shared("teacher", lambda: prepare_teacher(build, record)) if build.wants_teacher else None
@@ -84,8 +87,7 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
 
 def check_command(command: Command) -> None:
     """Refuse wrong settings; see `kd.app.check`."""
-    uses = OmegaConf.to_yaml(OmegaConf.masked_copy(command.cfg, ["method", "chain"]))
-    check(plain(command.cfg), run_wide(), uses, command.launcher, command.overrides)
+    check(plain(command.cfg), run_wide(), OmegaConf.to_yaml(command.cfg), command.launcher, command.overrides, parts())
 
 
 def describe(command: Command) -> Result:
@@ -110,6 +112,8 @@ def describe(command: Command) -> Result:
         versions=versions(),
         status="running",
         command=shlex.join(command.overrides),
+        cwd=command.cwd,
+        config_dir=command.config_dir,
         variant=identity.variant(command.overrides, networks, own, settings["chain"]),
         fingerprint=identity.fingerprint(settings),
         group=identity.group(plain(OmegaConf.merge(cfg, {"seed": 0}))),

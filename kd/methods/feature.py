@@ -42,6 +42,7 @@ class Feature(SoftTargets):
         require("beta", beta, "[0, 1]")
         super().__init__(T, alpha, beta, label_smoothing)
         require_sum("[0, 1]", alpha=alpha, beta=beta)
+        require("method.stages", list(stages))
         if not stages:
             raise ValueError("stages must name at least one stage, got none")
         self.stages = tuple(stages)
@@ -64,6 +65,8 @@ class Feature(SoftTargets):
                     f"{tuple(theirs)} in the teacher (channels, height, width); choose stages of equal height and width"
                 )
             self.adapters.append(nn.Conv2d(ours[0], theirs[0], kernel_size=1))
+        if len({stage % depth for stage in self.stages}) < len(self.stages):
+            raise ValueError(f"stages must name each stage once, got {list(self.stages)} of {depth} stages")
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         distances = [

@@ -77,6 +77,10 @@ class Result:
 
     command: str | None = None
     """Overrides of the command line, as typed."""
+    cwd: str = ""
+    """Where it was typed, which the paths in it are relative to."""
+    config_dir: str | None = None
+    """The folder that `--config-dir` gave."""
     variant: str = ""
     """Overrides beside knobs, networks and seed that decide the result, as in "student.scale=8 recipe.epochs=50"."""
     fingerprint: str = ""

@@ -4,23 +4,26 @@ import errno
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kd.errors import UserError
+from kd.errors import RefusedError, UserError
 from kd.runs.results import FILE, Result, read, write
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+BEFORE_A_RUN = (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", ".lock", FILE, "train.log")
+"""What a directory holds of a command that was refused."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -33,7 +36,8 @@ def tracked(
 ) -> Result:
     """Execute a run, and keep its status in `result.json`: running, done, failed or interrupted.
 
-    A run whose record in the directory is done is not repeated.
+    A run whose record in the directory is done is not repeated. Of a refused command nothing is left in a directory
+    that held nothing else.
 
     Args:
         record: the fields that are known beforehand.
@@ -65,6 +69,7 @@ def _tracked(
 ) -> Result:
     path = directory / FILE
     previous = _previous(path) if path.exists() else None
+    unused = previous is None and _holds_nothing_else(directory)
     if previous is None:
         shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # of an unknown run
     elif previous.fingerprint != record.fingerprint and (
@@ -75,25 +80,57 @@ def _tracked(
             f"{previous.date}); choose another hydra.run.dir, or give the settings with which it was started"
         )
     elif previous.fingerprint == record.fingerprint and previous.status == "done":
+        log.info("this run was done before, on %s; nothing is left to do", previous.date)
         return previous
+    elif previous.git != record.git and (directory / CHECKPOINTS).exists():
+        log.warning("this run was started with the code of %s and goes on with that of %s", previous.git, record.git)
     write_once(record, path)
+    hint = f"{program} {shlex.quote(f'resume={directory}')}"
+    if record.config_dir is not None:
+        hint = f"{program} {shlex.quote(f'--config-dir={record.config_dir}')} {shlex.quote(f'resume={directory}')}"
     try:
         return execute(record)
     except (KeyboardInterrupt, SystemExit) as error:
         write_once(replace(record, status="interrupted"), path)
         if single:
-            print(f"interrupted; continue with: {program} resume={directory}", file=sys.stderr)
+            print(f"interrupted; continue with: {hint}", file=sys.stderr)
         raise SystemExit(130) from error
     except Exception as error:
+        if isinstance(error, RefusedError) and unused and first_process():
+            _remove(directory)
+            raise
         # On a full disk this may fail too; the first error is the one to report.
         with suppress(OSError):
             write_once(replace(record, status="failed", error=str(error)), path)
         if isinstance(error, OSError) and error.errno in FULL:
             raise UserError(
-                f"cannot save the run: {error.strerror}; once there is space, continue with: "
-                f"{program} resume={directory}"
+                f"cannot save the run: {error.strerror}; once there is space, continue with: {hint}"
             ) from error
         raise
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Mark the user's mistakes in this block as found before the run did anything."""
+    try:
+        yield
+    except UserError as error:
+        raise RefusedError(str(error)) from error
+
+
+def _holds_nothing_else(directory: Path) -> bool:
+    files = {str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()}
+    return files <= set(BEFORE_A_RUN)
+
+
+def _remove(directory: Path) -> None:
+    """Remove the directory of a refused command, with the folder of the day where that is left empty."""
+    with suppress(OSError):
+        for name in BEFORE_A_RUN:
+            (directory / name).unlink(missing_ok=True)
+        for folder in (directory / ".hydra", directory, directory.parent):
+            if folder.is_dir():
+                folder.rmdir()  # an error where anything is left in it
 
 
 def _previous(path: Path) -> Result | None:

@@ -37,8 +37,11 @@ def test_knobs_are_the_methods_own_settings():
             ["batch_size=0"],
             r"batch_size must be .*\[1, inf\), got 0",
         ),
-        (["chain=-1"], r"chain must be a whole number, or a list of settings such as \[\{scale:24\}\], got -1"),
-        (["chain=[24]"], "chain must be a whole number, or a list of settings"),
+        (
+            ["chain=-1"],
+            r"chain must be a whole number up to 100, or a list of settings such as \[\{scale:24\}\], got -1",
+        ),
+        (["chain=[24]"], "chain must be a whole number up to 100, or a list of settings"),
         (["chain=[{scal:24}]"], "chain: the student has no setting 'scal' .* it has scale, activation"),
         (["method=takd", "assistants=[]"], "this method is a chain of networks, and there is none in it"),
         (["spec.networks=[teacher]"], "spec.networks is not a setting"),

@@ -1,6 +1,5 @@
 """The command line: help, and one line and exit code 1 for every mistake."""
 
-import errno
 import os
 import re
 import resource
@@ -11,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd.app.cli import expand_resume, explain, help_text
-from kd.errors import UserError
-from kd.runs.results import Result, read, write
+from kd.app.cli import help_text
+from kd.runs.results import read
 from tests.common import ROOT
 
 CONF = ROOT / "conf"
@@ -73,20 +71,20 @@ def test_cli_prints_help_and_mistakes_without_loading_torch(tmp_path, arguments)
     [
         (
             ("method=typo",),
-            "error: Could not find 'method/typo'. Available options in 'method': ban crd dkd",
+            "error: there is no method=typo. There are ban, crd, dkd",
         ),
-        (("student=typo",), "error: Could not find 'student/typo'. Available options in 'student': cnn16"),
+        (("student=typo",), "error: there is no student=typo. There are cnn16"),
         (("method=standard", "T=4"), "error: there is no setting 'T' with method=standard"),
         (("student.scal=8",), "error: there is no setting 'student.scal' with the default method"),
         (("method=logits", "beta=1"), "error: there is no setting 'beta' with method=logits"),
         (("method=standard", "+T=4"), "error: T=4: this method has no such knob"),
         (("T=hot",), "error: T must be a number in (0, inf), got hot"),
-        (("T",), "error: Error parsing override 'T'"),
+        (("T",), "error: 'T' is not a setting; settings are given as T=VALUE"),
         (("resume=nowhere",), "error: resume=nowhere: not the directory of a run"),
         (("method=teacher", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
         (("ensemble=2", f"teacher_weights={__file__}"), "error: teacher_weights is one teacher; ensemble is for those"),
         (("method=standard", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
-        (("T=null",), "error: T must be a number in (0, inf), got None"),
+        (("T=null",), "error: T must be a number in (0, inf), got null"),
         (("seed=-1",), "error: seed must be a whole number in [0, 4294967296), got -1"),
         (("seed=4294967296",), "error: seed must be a whole number in [0, 4294967296), got 4.29497e+09"),
         (("recipe.epochs=0",), "error: recipe.epochs must be a whole number in [1, inf), got 0"),
@@ -95,7 +93,7 @@ def test_cli_prints_help_and_mistakes_without_loading_torch(tmp_path, arguments)
 def test_cli_refuses_mistakes_in_the_command(run, arguments, message):
     code, printed = run(*arguments, "data=digits")
     assert code == 1
-    (line,) = (line for line in printed.splitlines() if not line.startswith("Error executing job with overrides"))
+    (line,) = printed.splitlines()
     assert line.startswith(message)
 
 
@@ -125,7 +123,7 @@ def test_sweep_refuses_data_parallel_runs(run, devices):
         (("trainer=gpu",) if not torch.cuda.is_available() else ("student.scale=0",), ""),
         (("recipe.optimizer.lr=-1",), "recipe.optimizer.lr must be in [0, inf), got -1"),
         (("teacher_recipe.label_smoothing=1.5",), "label_smoothing must be in [0, 1], got 1.5"),
-        (("trainer.precision=12",), "Precision '12' is invalid"),
+        (("trainer.precision=12",), "trainer.precision must be one of auto, 16-mixed"),
         (("data=cifar10", "data.root=empty"), "/empty, and it cannot be downloaded"),
         (("data=folder", "data.root=nowhere"), "nowhere"),
         (("teacher_weights=nowhere.safetensors",), "no weights at nowhere.safetensors"),
@@ -178,36 +176,3 @@ def test_run_on_a_full_disk_leaves_no_partial_files(run, tmp_path):
     assert not list((tmp_path / "run").rglob("*.safetensors"))
     assert run("resume=run")[0] == 0
     assert read(tmp_path / "run" / "result.json").status == "done"
-
-
-def test_expand_resume_restores_the_overrides_and_puts_new_ones_last(tmp_path, monkeypatch):
-    hydra = tmp_path / "a run" / ".hydra"
-    hydra.mkdir(parents=True)
-    record = Result(
-        method="logits", seed=0, dataset="d", epochs=1, status="interrupted", command="method=logits 'T= 4'"
-    )
-    write(record, tmp_path / "a run" / "result.json")
-    (hydra / "hydra.yaml").write_text(f"hydra: {{runtime: {{cwd: {tmp_path}}}}}")
-    monkeypatch.chdir(hydra)
-    resumed = expand_resume(["trainer=cpu", f"resume={tmp_path / 'a run'}"])
-    assert resumed[:3] == ["method=logits", "T= 4", "trainer=cpu"]
-    assert f"hydra.run.dir='{tmp_path / 'a run'}'" in resumed
-    assert Path.cwd() == tmp_path
-    assert expand_resume(["T=4"]) == ["T=4"]
-    with pytest.raises(UserError, match="not the directory of a run"):
-        expand_resume([f"resume={tmp_path}"])
-
-
-@pytest.mark.parametrize(
-    ("message", "extra"),
-    [
-        ("In 'hydra/config': Could not find 'hydra/launcher/joblib'\n\nAvailable options", "parallel"),
-        ("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.", "slurm"),
-    ],
-)
-def test_explain_names_the_extra_of_a_launcher_that_is_not_installed(message, extra):
-    assert explain(Exception(message), []) == f"this launcher is not installed: pip install -e '.[{extra}]'"
-
-
-def test_explain_takes_an_error_that_names_no_file():
-    assert explain(OSError(errno.ENOSPC, "No space left on device"), []) == "No space left on device"

@@ -53,8 +53,8 @@ def test_teacher_tested_on_a_part_is_not_condemned_by_the_whole(run, tmp_path, m
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("trainer.limit_val_batches=2", "add it as +trainer.limit_val_batches=VALUE"),
-        ("trainer.max_epochs=2", "trainer.max_epochs is set by the run itself; give epochs instead"),
+        ("trainer.limit_val_batches=2", "write +trainer.limit_val_batches=2"),
+        ("trainer.max_epochs=2", "trainer.max_epochs is set by the run itself; give epochs=2 instead"),
         ("+trainer.max_epochs=2", "trainer.max_epochs is set by the run itself; give epochs instead"),
         ("+trainer.callbacks=[]", "trainer.callbacks is set by the run itself"),
     ],

@@ -1,0 +1,234 @@
+"""The command line before Hydra composes from it: its form, and the groups and files that it names. No torch import."""
+
+import difflib
+import re
+import shlex
+from argparse import ArgumentError, Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from hydra.errors import HydraException
+
+from kd.app.compose import conf_dir, escaped
+from kd.errors import UserError
+
+OPTIONAL = ("experiment", "debug")
+"""Groups of which no file may be chosen."""
+
+NAME = r"[A-Za-z_][\w./@-]*"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A command line, taken apart."""
+
+    flags: tuple[str, ...]
+    """Hydra's own, as in ("-m", "--config-dir=mine")."""
+    overrides: tuple[str, ...]
+    """Everything else, each NAME=VALUE or ~NAME."""
+    runs: bool
+    """Whether it trains something, and does not only print."""
+    multirun: bool
+    config_dir: Path | None
+    config_name: str = "config"
+
+    @property
+    def argv(self) -> list[str]:
+        """The same command line, flags first: Hydra's parser takes none between two overrides."""
+        return [*self.flags, *self.overrides]
+
+
+def read_arguments(argv: Sequence[str]) -> Arguments:
+    """Take a command line apart.
+
+    Raises:
+        UserError: for what is neither an option nor NAME=VALUE, with what was probably meant.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        known, unknown = parser.parse_known_intermixed_args(list(argv))
+    except ArgumentError as error:
+        raise UserError(f"{error.argument_name}: {error.message}; see --hydra-help") from error
+    for argument in unknown:
+        raise UserError(_unknown_flag(argument, argv, [*parser._option_string_actions]))
+    if known.experimental_rerun:
+        raise UserError("--experimental-rerun would run what is in a pickle; use resume=RUN_DIR instead")
+    overrides: list[str] = list(known.overrides)
+    for place, argument in enumerate(overrides):
+        _refuse_malformed(overrides, place, argument)
+    prints = known.cfg or known.info or known.hydra_help or known.shell_completion or known.help
+    if known.resolve and not known.cfg:
+        raise UserError("--resolve goes with --cfg job")
+    if known.package and not known.cfg:
+        raise UserError("--package goes with --cfg job")
+    if known.config_dir and not Path(known.config_dir).expanduser().is_dir():
+        raise UserError(f"--config-dir={known.config_dir}: no such folder")
+    if known.multirun and prints:
+        raise UserError("one of --multirun, --cfg and --info at a time")
+    return Arguments(
+        flags=tuple(_flags(known)),
+        overrides=tuple(overrides),
+        runs=not prints,
+        multirun=bool(known.multirun),
+        config_dir=None if known.config_dir is None else Path(known.config_dir).expanduser().absolute(),
+        config_name=known.config_name or "config",
+    )
+
+
+def _flags(known: Namespace) -> Iterator[str]:
+    for name, value in vars(known).items():
+        if name != "overrides" and value not in (None, False):
+            yield f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+
+
+def _unknown_flag(argument: str, argv: Sequence[str], flags: Sequence[str]) -> str:
+    name, _, value = argument.lstrip("-").partition("=")
+    following = [*argv, ""][list(argv).index(argument) + 1] if argument in argv else ""
+    similar = difflib.get_close_matches(argument.partition("=")[0], flags, 1, 0.75)
+    if similar:
+        return f"there is no option {argument}; did you mean {similar[0]}?"
+    value = value or (following if following and not following.startswith("-") and "=" not in following else "VALUE")
+    if re.fullmatch(NAME, name):
+        return f"there is no option {argument}; settings have no dashes: {name.replace('-', '_')}={value}"
+    return f"there is no option {argument}; settings are given as NAME=VALUE, see --help"
+
+
+def _refuse_malformed(overrides: Sequence[str], place: int, argument: str) -> None:
+    before, after = ([*overrides[:place], ""][place - 1], [*overrides, ""][place + 1])
+    name, equals, value = argument.partition("=")
+    if equals and name.strip("+~ ") and (value or place + 1 == len(overrides) or "=" in after):
+        if not value:
+            raise UserError(f"{argument} has no value; give {argument}VALUE, or leave it out")
+        return
+    if not equals and argument.startswith("~") and len(argument) > 1:
+        return
+    if argument in ("help", "version", "multirun", "cfg"):
+        raise UserError(f"'{argument}' is not a setting; did you mean --{argument}?")
+    if argument == "resume":
+        raise UserError("resume is given as resume=RUN_DIR, the directory of the run that is to be continued")
+    if before.endswith(",") and "=" in before:
+        joined = before + "".join(overrides[place:])
+        raise UserError(f"'{argument}' is not a setting; for several values write -m {joined}, without spaces")
+    if re.fullmatch(NAME, argument.strip("=")) and (after == "=" or after.startswith("=") or equals):
+        value = [*overrides[place + 1 :], "", ""][1 if after == "=" else 0].lstrip("=") or "VALUE"
+        raise UserError(f"'{argument}' is not a setting; write {argument.strip('=')}={value}, without spaces")
+    if re.fullmatch(NAME, argument) and after and "=" not in after and "=" not in before:
+        raise UserError(f"'{argument}' is not a setting; write {argument}={after}")
+    if "=" in before:
+        whole = in_shell(f"{before} {argument}")
+        raise UserError(f"'{argument}' is not a setting; for a value with spaces write {whole}")
+    example = f"{argument}=VALUE" if re.fullmatch(NAME, argument) else "NAME=VALUE"
+    raise UserError(f"'{argument}' is not a setting; settings are given as {example}, see --help")
+
+
+def quoted(name: str, value: str) -> str:
+    """An override that gives a setting this text, whatever characters are in it."""
+    return f"{name}='{escaped(value)}'"
+
+
+def in_shell(text: str) -> str:
+    """A text as it is typed in a shell, between double quotes where these do."""
+    needs_quotes = shlex.quote(text) != text
+    return f'"{text}"' if needs_quotes and not set(text) & set('"$`\\!') else shlex.quote(text)
+
+
+def parse(overrides: Iterable[str]) -> list[Override]:
+    """Parse overrides by Hydra's grammar.
+
+    Raises:
+        UserError: naming the one that cannot be read, and how to quote it.
+    """
+    parser = OverridesParser.create()
+    parsed = []
+    for override in overrides:
+        try:
+            parsed.append(parser.parse_override(override))
+        except HydraException as error:
+            name, _, value = override.partition("=")
+            if not re.fullmatch(rf"[~+]*{NAME}", name):
+                raise UserError(f"{override}: '{name}' is no name of a setting; see --help") from error
+            better = in_shell(quoted(name, value))
+            raise UserError(f"{override}: Hydra cannot read this value; if it is a text, write {better}") from error
+    return parsed
+
+
+def refuse_wrong_choices(overrides: Iterable[str], config_dir: Path | None = None) -> None:
+    """Refuse a file that is not there, and values where files are chosen.
+
+    Args:
+        overrides: as typed.
+        config_dir: a folder of configuration files beside our own.
+
+    Raises:
+        UserError: with the files that there are.
+    """
+    parsed = parse(overrides)
+    folders = [conf_dir(), *([config_dir] if config_dir else []), *_search_path(parsed)]
+    for override in parsed:
+        name = str(override.key_or_group)
+        files = sorted({path.stem for folder in folders for path in folder.glob(f"{name}/*.yaml")})
+        if name.startswith("hydra"):
+            continue
+        if files:
+            _check_choice(override, name, files)
+        elif "." in name:
+            _refuse_dotted_group(override, name, folders)
+
+
+def _check_choice(override: Override, name: str, files: list[str]) -> None:
+    listed = ", ".join(files)
+    if override.is_delete():
+        raise UserError(f"~{name}: a run needs one of {listed}" if name not in OPTIONAL else f"~{name}: leave it out")
+    for choice in _values(override):
+        if isinstance(choice, QuotedString):
+            choice = choice.text
+        if choice is None and name in OPTIONAL:
+            raise UserError(f"{name}=null is what there is without it; leave it out")
+        if choice is None and "none" in files:
+            raise UserError(f"{name}=null: write {name}=none")
+        if choice in files or isinstance(choice, dict):
+            continue
+        similar = difflib.get_close_matches(str(choice), files, 1)
+        meant = f"; did you mean {name}={similar[0]}?" if similar else "."
+        shown = "null" if choice is None else choice
+        raise UserError(f"there is no {name}={shown}{meant} There are {listed}")
+
+
+def _values(override: Override) -> list[Any]:
+    """The value, or those of a sweep; none of a sweep over patterns, which finds files by itself."""
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        return list(value.list)
+    if override.is_sweep_override():
+        return []
+    return [value]
+
+
+def _refuse_dotted_group(override: Override, name: str, folders: Sequence[Path]) -> None:
+    """Refuse text for a node that a file fills: recipe.optimizer=adamw, where recipe/optimizer=adamw is meant."""
+    last = name.rpartition(".")[2]
+    for folder in folders:
+        for group in sorted(path for path in folder.glob(f"*/{last}") if path.is_dir()):
+            chosen = str(group.relative_to(folder))
+            if not override.is_delete() and not isinstance(override.value(), dict):
+                target = chosen if chosen.replace("/", ".") == name else f"{chosen}@{name}"
+                files = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+                raise UserError(f"{name} is chosen by its file: write {target}=NAME, NAME one of {files}")
+
+
+def _search_path(parsed: Iterable[Override]) -> list[Path]:
+    """Folders that the command line adds by itself."""
+    added = [override.value() for override in parsed if str(override.key_or_group) == "hydra.searchpath"]
+    texts = [str(getattr(part, "text", part)) for value in added if isinstance(value, list) for part in value]
+    return [Path(text.removeprefix("file://")) for text in texts if "pkg://" not in text]
+
+
+def sweeps(overrides: Iterable[str]) -> list[str]:
+    """The overrides that give several values."""
+    return [str(override.input_line) for override in parse(overrides) if override.is_sweep_override()]

@@ -1,0 +1,139 @@
+"""From an exception to the line that a user reads: what is wrong, and what to type instead. No torch import."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from kd.app.check import SET_ELSEWHERE, nearest, trainer_arguments
+from kd.app.compose import compose, conf_dir, plain
+from kd.errors import UserError
+
+LAUNCHERS = {"joblib": "parallel", "submitit": "slurm"}
+"""Which of the extras in pyproject.toml brings a launcher, by the first word of its name."""
+
+LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
+"""Which of the extras brings a logger, by the package that its constructor misses."""
+
+OTHER_NAMES = {
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "checkpoint": "resume=RUN_DIR",
+    "ckpt": "resume=RUN_DIR",
+    "ckpt_path": "resume=RUN_DIR",
+    "cuda": "trainer=gpu",
+    "dataset": "data",
+    "device": "trainer",
+    "devices": "trainer.devices",
+    "dropout": "student.conv_dropout",
+    "gpu": "trainer=gpu",
+    "gpus": "trainer.devices",
+    "learning_rate": "lr",
+    "max_epochs": "epochs",
+    "model": "student",
+    "num_epochs": "epochs",
+    "num_workers": "data.workers",
+    "optim": "recipe/optimizer",
+    "optimizer": "recipe/optimizer",
+    "optimiser": "recipe/optimizer",
+    "output_dir": "hydra.run.dir",
+    "precision": "trainer.precision",
+    "pretrained": "teacher_weights",
+    "schedule": "recipe/schedule",
+    "scheduler": "recipe/schedule",
+    "tau": "T",
+    "temp": "T",
+    "temperature": "T",
+    "width": "student.scale",
+    "workers": "data.workers",
+}
+"""Names that are usual elsewhere, and ours for the same thing."""
+
+LONGEST_WORD = 160
+LONGEST_LINE = 2000
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> str:
+    """Return an error's message in one or two lines; Hydra's run over many.
+
+    Args:
+        error: what was raised.
+        arguments: the command line.
+    """
+    return printable(_message(error, arguments)) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Return a text fit for a terminal: no control characters, and nothing of thousands of characters in it."""
+    clean = "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+    words = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda found: f"{found[0][:60]}...{found[0][-20:]}", clean)
+    return words if len(words) <= LONGEST_LINE else f"{words[:LONGEST_LINE]}..."
+
+
+def _message(error: Exception, arguments: Sequence[str]) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else None
+        return f"cannot use {name}: {error.strerror}" if name else error.strerror
+    message = str(error).split("Config search path")[0]
+    launchers = re.findall(r"not (?:find|load) 'hydra/launcher/([a-z]+)", message)
+    if launchers and launchers[0] in LAUNCHERS:
+        return f"this launcher is not installed: pip install -e '.[{LAUNCHERS[launchers[0]]}]'"
+    if isinstance(error, ImportError):
+        return missing_package(error)
+    unknown = re.match(r"Could not override '(.+?)'|Key '(.+?)' is not in struct", message)
+    if unknown:
+        return _unknown_setting(unknown[1] or unknown[2], arguments)
+    lines = [line.strip() for line in message.removeprefix("In 'config': ").splitlines() if line.strip()]
+    return re.sub(r"(?<!:) Available options", ". Available options", " ".join(lines))
+
+
+def missing_package(error: ImportError) -> str:
+    """Name the package that is missing, and the extra that brings it if one does."""
+    package = re.search(r"(?:module named|Requirement) '?([\w.-]+)", str(error))
+    name = package[1] if package else str(error)
+    extra = next((extra for known, extra in LOGGERS.items() if known in name), None)
+    return f"{name} is not installed: pip install " + (f"-e '.[{extra}]'" if extra else name)
+
+
+def _unknown_setting(name: str, arguments: Sequence[str]) -> str:
+    """Say that there is no such setting, and what was probably meant."""
+    typed = next((argument for argument in arguments if argument.lstrip("+~").startswith(f"{name}=")), f"{name}=VALUE")
+    value = typed.partition("=")[2]
+    chosen = [argument for argument in arguments if argument.startswith("method=")] or ["the default method"]
+    group, _, key = name.rpartition(".")
+    if group == "trainer" and key in SET_ELSEWHERE:
+        other = SET_ELSEWHERE[key]
+        return f"trainer.{key} is set by the run itself" + (f"; give {other}={value} instead" if other else "")
+    if group == "trainer" and key in trainer_arguments():
+        return f"trainer.{key} is an argument of the Trainer that has no value here; write +trainer.{key}={value}"
+    owners = [path.stem for path in sorted((conf_dir() / "method").glob("*.yaml")) if name in settings_of(path)]
+    if owners and "." not in name:
+        if "," in chosen[-1]:
+            return f"not all of {chosen[-1]} have {name}, a knob of {', '.join(owners)}; sweep the others by themselves"
+        return f"there is no setting '{name}' with {chosen[-1]}; it is a knob of {', '.join(owners)}"
+    if name in OTHER_NAMES:
+        ours = OTHER_NAMES[name]
+        return f"there is no setting '{name}'; it is {ours if '=' in ours else f'{ours}={value}'} here"
+    try:
+        choices = [argument for argument in arguments if re.fullmatch(r"[a-z_]+=[\w/-]+", argument)]
+        known = plain(compose([choice for choice in choices if not choice.startswith(f"{name}=")])[0].cfg)
+    except (HydraException, OmegaConfBaseException):
+        known = plain(compose([])[0].cfg)
+    more = [f"trainer.{argument}" for argument in trainer_arguments() - SET_ELSEWHERE.keys()]
+    similar = nearest(name, known, [*more, *(other for other in OTHER_NAMES if len(other) > 5)])
+    similar = [OTHER_NAMES.get(one, one) for one in similar if one != name]
+    meant = f"; did you mean {' or '.join(dict.fromkeys(similar))}?" if similar else ";"
+    return f"there is no setting '{name}' with {chosen[-1]}{meant} --cfg job shows all, --help the most useful"
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """What a file of conf/ sets."""
+    settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return settings

@@ -1,0 +1,73 @@
+"""From exceptions to lines."""
+
+import errno
+
+import pytest
+
+from kd.app.explain import explain, printable
+from kd.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("message", "extra"),
+    [
+        ("In 'hydra/config': Could not find 'hydra/launcher/joblib'\n\nAvailable options", "parallel"),
+        ("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.", "slurm"),
+    ],
+)
+def test_explain_names_the_extra_of_a_launcher_that_is_not_installed(message, extra):
+    assert explain(Exception(message), []) == f"this launcher is not installed: pip install -e '.[{extra}]'"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EACCES, "Permission denied", b"/a/b"), "cannot use /a/b: Permission denied"),
+        (OSError(), "OSError"),
+        (UserError(""), "UserError"),
+        (UserError("a\x1b[31mb\rc"), "a\\x1b[31mb\\rc"),
+        (ImportError("No module named 'wandb'"), "wandb is not installed: pip install -e '.[wandb]'"),
+        (
+            ImportError("Requirement 'mlflow>=1.0.0' not met. HINT: Try ..."),
+            "mlflow is not installed: pip install -e '.[mlflow]'",
+        ),
+        (ImportError("No module named 'torch_xla'"), "torch_xla is not installed: pip install torch_xla"),
+    ],
+)
+def test_explain_leaves_no_line_empty_and_nothing_unprintable(error, line):
+    assert explain(error, []) == line
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("temperature=4", "there is no setting 'temperature'; it is T=4 here"),
+        ("dataset=digits", "it is data=digits here"),
+        ("optimizer=adamw", "it is recipe/optimizer=adamw here"),
+        ("gpus=1", "it is trainer.devices=1 here"),
+        ("gpu=1", "it is trainer=gpu here"),
+        ("tempreature=4", "did you mean T?"),
+        ("alfa=0.5", "did you mean alpha"),
+        ("trainer.max_epochs=3", "trainer.max_epochs is set by the run itself; give epochs=3 instead"),
+        ("trainer.limit_train_batches=2", "write +trainer.limit_train_batches=2"),
+        ("beta=0.3", "there is no setting 'beta' with the default method; it is a knob of crd, dkd, feature"),
+    ],
+)
+def test_explain_names_what_was_meant(name, answer):
+    assert answer in explain(Exception(f"Could not override '{name.partition('=')[0]}'."), [name])
+
+
+def test_explain_names_the_methods_of_a_sweep_that_lack_a_knob():
+    arguments = ["-m", "method=standard,logits", "T=1,4"]
+    assert explain(Exception("Could not override 'T'."), arguments).startswith(
+        "not all of method=standard,logits have T, a knob of ban"
+    )
+
+
+def test_printable_shortens_what_nobody_reads():
+    shown = printable(f"T must be a number, got {'9' * 20_000}; write T=4")
+    assert len(shown) < 150
+    assert shown.startswith("T must be a number, got 9999")
+    assert shown.endswith("write T=4")
+    assert len(printable("a b " * 10_000)) < 2100
