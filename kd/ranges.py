@@ -47,12 +47,13 @@ SWITCH = "true or false"
 TEXT = "text"
 WHOLE_NUMBERS = "a list of whole numbers"
 KINDS = {
-    **dict.fromkeys(("default_hp_metric", "enable_progress_bar", "flip", "fused", "in_memory", "nesterov"), SWITCH),
+    **dict.fromkeys(("default_hp_metric", "enable_progress_bar", "flip", "fused", "in_memory", "pool"), SWITCH),
     **dict.fromkeys(("channels_last", "compile", "fold_teacher", "keep_memory", "packed_dropout"), SWITCH),
-    **dict.fromkeys(("sync_batchnorm", "tensor_cores"), SWITCH),
+    **dict.fromkeys(("nesterov", "sync_batchnorm", "tensor_cores"), SWITCH),
     **dict.fromkeys(("root", "teacher_store", "teacher_weights"), TEXT),
+    "deterministic": "one of true, false, warn",
     "precision": "one of auto, 16-mixed, 16-true, 32-true, 64-true, bf16-mixed, bf16-true, 16, 32, 64, bf16",
-    "stages": WHOLE_NUMBERS,
+    **dict.fromkeys(("stages", "teacher_stages"), WHOLE_NUMBERS),
     "stored_logits": "one of auto, true, false",
 }
 """What settings beside numbers take, by the last part of the setting's name: a switch, text, a choice, a list."""

@@ -1,5 +1,6 @@
 """From a configuration to objects: the one place that instantiates."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from kd.models.ensemble import Ensemble
 from kd.models.output import probe
 from kd.teachers.frozen import FrozenTeacher
 from kd.teachers.logit_cache import StoredLogits, open_logits
+from kd.training.callbacks import EpochBar
 from kd.training.modules import Classifier, Distiller
 from kd.training.optim import parameter_groups
 from kd.training.performance import Speed, choose_device, choose_precision
@@ -83,7 +85,7 @@ class Builder:
 
     def callbacks(self) -> list[Callback]:
         """Callbacks for every training of the run."""
-        return []
+        return [EpochBar()] if self.cfg.trainer.enable_progress_bar else []
 
     # What is to be trained
 
@@ -332,11 +334,26 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except InstantiationException as error:
-        cause = error.__cause__ or error
-        raise UserError(missing_package(cause) if isinstance(cause, ImportError) else str(cause)) from error
-    except ImportError as error:
-        raise UserError(missing_package(error)) from error
-    except TypeError as error:
-        raise UserError(f"a setting has a value of the wrong type: {error}") from error
+        located = re.match(r"Error locating target '([\w.]+)'", str(error))
+        missing = f"_target_={located[1]}: there is no such class or function" if located else ""
+        raise UserError(missing or _reason(error.__cause__ or error)) from error
+    except (ImportError, TypeError) as error:
+        raise UserError(_reason(error)) from error
     except (ValueError, MisconfigurationException) as error:
         raise UserError(str(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What is wrong with the settings that something could not be made from."""
+    text = str(error)
+    surplus = re.match(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", text)
+    if surplus and surplus[2] in ("num_classes", "image_size"):
+        return (
+            f"{surplus[1]} takes no {surplus[2]}, which every network is given here: write a function that takes "
+            "num_classes and image_size and returns kd.wrap(net), and name it as _target_; see docs/extending.md"
+        )
+    if surplus:
+        return f"{surplus[1]} has no setting '{surplus[2]}'; leave it out"
+    if isinstance(error, ImportError):
+        return missing_package(error)
+    return f"a setting has a value of the wrong type: {text}" if isinstance(error, TypeError) else text

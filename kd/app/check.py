@@ -14,7 +14,7 @@ from typing import Any
 from kd.errors import UserError
 from kd.ranges import KINDS, RANGES, require, require_sum
 
-MAY_BE_NULL = {"clip_norm", "teacher_weights", "threads"}
+MAY_BE_NULL = {"clip_norm", "teacher_stages", "teacher_weights", "threads"}
 
 SET_ELSEWHERE = {
     **dict.fromkeys(("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"), "epochs"),

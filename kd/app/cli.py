@@ -189,6 +189,9 @@ def prepared(argv: list[str]) -> Arguments:
             f"{several[0]}: several values are several runs, {program()} -m {several[0]}; "
             f"a list is written {name}=[{values}], a text \"{name}='{values}'\""
         )
+    for override in single:
+        if override.startswith(("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweep")):
+            raise UserError(f"{override} is for several runs, and this is one; add -m, or leave it out")
     check_command(command)
     if record is not None:
         refuse_other_settings(record, command, argv, program())

@@ -19,6 +19,7 @@ class Feature(SoftTargets):
 
     feature is the mean squared error between the teacher's maps and the student's, averaged over the stages. The
     student's are seen through a learned 1x1 convolution per stage (the adapter) with as many channels as the teacher's.
+    With `pool`, the larger of two maps is averaged to the smaller one's height and width.
 
     Args:
         T: temperature of both softmaxes, > 0.
@@ -26,6 +27,12 @@ class Feature(SoftTargets):
         beta: weight of the features, in [0, 1], with alpha + beta <= 1.
         stages: which of `Output.features` to match, counted from 0; negative numbers count from the deepest.
         label_smoothing: of the hard loss, in [0, 1].
+        teacher_stages: the teacher's stages that these are matched with, one for each; None for the same.
+        pool: whether maps of different height and width may be matched.
+
+    Raises:
+        ValueError: for a value outside its range; in `setup`, for stages that the networks do not have, or whose maps
+            differ in height and width.
     """
 
     reads = frozenset({"logits", "features"})
@@ -38,14 +45,22 @@ class Feature(SoftTargets):
         beta: float = 0.3,
         stages: Sequence[int] = (-1,),
         label_smoothing: float = 0.0,
+        teacher_stages: Sequence[int] | None = None,
+        pool: bool = False,
     ) -> None:
         require("beta", beta, "[0, 1]")
         super().__init__(T, alpha, beta, label_smoothing)
         require_sum("[0, 1]", alpha=alpha, beta=beta)
+        teacher_stages = stages if teacher_stages is None else teacher_stages
         require("method.stages", list(stages))
-        if not stages:
-            raise ValueError("stages must name at least one stage, got none")
-        self.stages = tuple(stages)
+        require("method.teacher_stages", list(teacher_stages))
+        require("method.pool", pool)
+        if not stages or len(stages) != len(teacher_stages):
+            raise ValueError(
+                "method.stages must name at least one stage, and method.teacher_stages one for each, "
+                f"got {list(stages)} and {list(teacher_stages)}"
+            )
+        self.stages, self.teacher_stages, self.pool = tuple(stages), tuple(teacher_stages), pool
         self.adapters = nn.ModuleList()
 
     @property
@@ -53,24 +68,42 @@ class Feature(SoftTargets):
         return max(0.0, 1 - self.alpha - self.beta)
 
     def setup(self, pair: Pair) -> None:
-        student, teacher = pair.student, pair.taught_output
-        depth = min(len(student.features), len(teacher.features))
-        for stage in self.stages:
-            if not -depth <= stage < depth:
-                raise ValueError(f"stages must be in [{-depth}, {depth - 1}] for these networks, got {stage}")
-            ours, theirs = student.features[stage].shape[1:], teacher.features[stage].shape[1:]
-            if ours[1:] != theirs[1:]:
+        student, teacher = pair.student.features, pair.taught_output.features
+        _check_stages("method.stages", self.stages, len(student))
+        _check_stages("method.teacher_stages", self.teacher_stages, len(teacher))
+        for ours, theirs in zip(self.stages, self.teacher_stages, strict=True):
+            if student[ours].shape[2:] != teacher[theirs].shape[2:] and not self.pool:
                 raise ValueError(
-                    f"stages: the maps of stage {stage} differ in size, {tuple(ours)} in the student and "
-                    f"{tuple(theirs)} in the teacher (channels, height, width); choose stages of equal height and width"
+                    f"stages: the student's map {ours} is {_size(student[ours])} and the teacher's map {theirs} is "
+                    f"{_size(teacher[theirs])}. The student's stages are {', '.join(map(_size, student))}, the "
+                    f"teacher's {', '.join(map(_size, teacher))}. Choose equal ones by method.stages=[..] and "
+                    "method.teacher_stages=[..], or write method.pool=true"
                 )
-            self.adapters.append(nn.Conv2d(ours[0], theirs[0], kernel_size=1))
-        if len({stage % depth for stage in self.stages}) < len(self.stages):
-            raise ValueError(f"stages must name each stage once, got {list(self.stages)} of {depth} stages")
+            self.adapters.append(nn.Conv2d(student[ours].shape[1], teacher[theirs].shape[1], kernel_size=1))
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         distances = [
-            F.mse_loss(adapter(student.features[stage]).float(), teacher.features[stage].float())
-            for adapter, stage in zip(self.adapters, self.stages, strict=True)
+            F.mse_loss(*_of_one_size(adapter(student.features[ours]).float(), teacher.features[theirs].float()))
+            for adapter, ours, theirs in zip(self.adapters, self.stages, self.teacher_stages, strict=True)
         ]
         return sum(distances, start=distances[0].new_zeros(())) / len(distances)
+
+
+def _check_stages(name: str, stages: Sequence[int], depth: int) -> None:
+    for stage in stages:
+        if not -depth <= stage < depth:
+            raise ValueError(f"{name} must be in [{-depth}, {depth - 1}] for a network of {depth} stages, got {stage}")
+    if len({stage % depth for stage in stages}) < len(stages):
+        raise ValueError(f"{name} must name each stage once, got {list(stages)} of {depth} stages")
+
+
+def _size(feature: Tensor) -> str:
+    return "x".join(str(side) for side in feature.shape[2:])
+
+
+def _of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Average the larger of two maps to the height and width of the smaller."""
+    if student.shape[2:] == teacher.shape[2:]:
+        return student, teacher
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)

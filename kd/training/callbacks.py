@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 
 from kd.errors import UserError
@@ -186,6 +187,13 @@ class StopOnInterrupt(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self.interrupted():
             raise SystemExit(130)  # at KeyboardInterrupt Lightning sets a signal handler: main thread only
+
+
+class EpochBar(RichProgressBar):
+    """A progress bar that counts epochs from 1, as everything else here does: "Epoch 5/5" is the last of five."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -1,9 +1,10 @@
 import pytest
 
-from kd.app.check import check, knobs, nearest
-from kd.app.compose import compose, plain, run_wide
+from kd.app.check import check, knobs, leaves, nearest
+from kd.app.compose import compose, conf_dir, plain, run_wide
 from kd.app.run import check_command
 from kd.errors import UserError
+from kd.ranges import KINDS, RANGES
 
 
 def settings(*overrides):
@@ -93,3 +94,74 @@ def test_shorthands_reach_both_networks_and_either_apart():
 def test_nearest_finds_what_was_probably_meant(name, expected):
     found = nearest(name, settings())
     assert found == [] if expected is None else expected in found[:3]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.in_memory=no"], "data.in_memory must be true or false, got no"),
+        (["speed.fused=off"], "speed.fused must be true or false, got off"),
+        (["data.augment.flip=1"], "data.augment.flip must be true or false, got 1"),
+        (["speed.stored_logits=maybe"], "speed.stored_logits must be one of auto, true, false, got maybe"),
+        (["teacher_weights=3"], "teacher_weights must be text, got 3"),
+        (["teacher_weights=false"], "teacher_weights must be text, got false"),
+        (["teacher_store=''"], "teacher_store must be text, got no value"),
+        (["method=feature", "method.stages=last"], "method.stages must be a list of whole numbers, got last"),
+        (["T={a:1}"], r"T must be a number in \(0, .*\), got {'a': 1}"),
+        (["T=null"], "T must be a number .*, got null"),
+        (["data.source=1.5"], "data.source=1.5: data.source holds several settings; set them one by one"),
+        (["data.augment=null"], "data.augment=null: data.augment holds several settings"),
+        (["~data.augment"], "data.augment=null: data.augment holds several settings"),
+        (["logger.name=x", "~logger._target_"], "choose a file of conf/logger"),
+        (["+recipe.foo=4"], "recipe.foo=4: nothing reads this setting"),
+        (["+recipe.lable_smoothing=0.1"], r"nothing reads this setting; did you mean recipe\.label_smoothing\?"),
+        (["+data.foo=4"], "data.foo=4: nothing reads this setting"),
+        (["+foo=4"], "foo=4: this method has no such knob"),
+        (["method.T=4"], "method.T takes the value of T; give T=4 instead"),
+        (["+trainer.foo=1"], "trainer.foo: the Trainer has no such argument"),
+        (["+trainer.limit_train_batchs=1"], r"did you mean \+trainer\.limit_train_batches\?"),
+        (["+trainer.max_steps=1"], "trainer.max_steps is set by the run itself; give epochs instead"),
+        (["+trainer.enable_checkpointing=false"], "trainer.enable_checkpointing is set by the run itself"),
+        (["+trainer.barebones=true"], "trainer.barebones is set by the run itself"),
+        (["+trainer.limit_test_batches=0"], r"trainer.limit_test_batches must be in \(0, inf\), got 0"),
+        (["trainer.strategy=ddp_spawn"], "write trainer.strategy=ddp"),
+        (["trainer.devices=0"], r"trainer.devices must be how many, which as in \[0,1\], or auto, got 0"),
+        (["trainer.devices=[]"], "trainer.devices must be how many"),
+        (["trainer.precision=12"], "trainer.precision must be one of auto, 16-mixed"),
+        (["trainer.deterministic=maybe"], "trainer.deterministic must be one of true, false, warn"),
+        (["recipe.clip_norm=1e-300"], r"recipe.clip_norm must be in \[1e-6, inf\), got 1e-300"),
+        (["threads=1e30"], "threads must be a whole number .*, got 1e\\+30"),
+        (["threads=100000"], r"threads must be a whole number in \[1, 4096\], got 100000"),
+        ([f"epochs={10**400}"], "epochs must be a whole number .* got a number of hundreds of digits"),
+        (["ensemble=2", "teacher_seed=4294967295"], "2 teachers have the seeds from teacher_seed on"),
+        (["chain=3", "teacher_seed=4294967294"], "3 teachers have the seeds from teacher_seed on"),
+    ],
+)
+def test_check_refuses_what_would_be_taken_for_something_else(overrides, message):
+    with pytest.raises(UserError, match=message):
+        check_command(compose(["data=digits", *overrides])[0])
+
+
+def test_check_takes_settings_that_are_referred_to():
+    check_command(compose(["data=digits", "+data.mine=3", "student.scale=${data.mine}"])[0])
+    check_command(compose(["data=digits", "speed.stored_logits=true", "trainer.devices=[0]", "logger=none"])[0])
+
+
+def test_check_knows_what_every_switch_and_list_of_conf_takes():
+    """A switch without an entry in the tables would take any text, and count it as true."""
+    groups = [path.parent.name + "=" + path.stem for path in conf_dir().glob("*/*.yaml")]
+    unknown = set()
+    for choice in groups:
+        if choice.startswith(("shared=", "local=", "optimizer=", "schedule=")):
+            continue
+        composed = settings(choice)
+        for name, value in leaves({key: part for key, part in composed.items() if key not in ("spec", "chain")}):
+            last = name.rpartition(".")[2]
+            if isinstance(value, bool | list) and not last.startswith("_"):
+                known = last in RANGES or last in KINDS or name in composed["spec"]["ranges"]
+                unknown |= set() if known else {name}
+    assert unknown == {
+        "assistants",
+        "recipe.schedule.milestones",
+        "trainer.fast_dev_run",
+    }  # checked where they are used

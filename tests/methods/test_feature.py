@@ -81,14 +81,47 @@ def test_negative_stages_count_from_each_networks_deepest(labelled):
 
 @pytest.mark.parametrize("stage", [2, -3])
 def test_stage_that_a_network_lacks_is_named(stage):
-    student, teacher = maps((2, 8, 8), (4, 4, 4), (4, 2, 2)), maps((3, 8, 8), (6, 4, 4))
-    with pytest.raises(ValueError, match=rf"stages must be in \[-2, 1\] for these networks, got {stage}$"):
-        built(student, teacher, (0, stage))
+    deep, shallow = maps((2, 8, 8), (4, 4, 4), (4, 2, 2)), maps((3, 8, 8), (6, 4, 4))
+    with pytest.raises(ValueError, match=rf"method\.stages must be in \[-2, 1\] .* of 2 stages, got {stage}$"):
+        built(shallow, deep, (0, stage))
+    with pytest.raises(ValueError, match=rf"teacher_stages must be in \[-2, 1\] .* of 2 stages, got {stage}$"):
+        built(deep, shallow, (1, stage))
 
 
-def test_maps_of_different_size_are_named():
-    with pytest.raises(ValueError, match=r"stage 1 differ in size, \(4, 4, 4\) in the student and \(6, 4, 2\) in the"):
+def test_stage_named_twice_is_refused():
+    with pytest.raises(ValueError, match=r"method\.stages must name each stage once, got \[0, -2\] of 2 stages"):
+        built(maps((2, 8, 8), (4, 4, 4)), maps((3, 8, 8), (6, 4, 4)), (0, -2))
+
+
+def test_maps_of_different_size_are_answered_with_the_sizes_there_are():
+    with pytest.raises(
+        ValueError, match=r"student's map 1 is 4x4 and the teacher's map 1 is 4x2. The student's stages "
+    ):
         built(maps((2, 8, 8), (4, 4, 4)), maps((3, 8, 8), (6, 4, 2)), (0, 1))
+
+
+def test_stages_of_the_teacher_are_chosen_apart(labelled):
+    student, teacher = maps((2, 8, 8), (4, 4, 4)), maps((3, 16, 16), (5, 8, 8), (6, 4, 4))
+    apart = Feature(beta=0.5, stages=[0, 1], teacher_stages=[1, 2])
+    apart.setup(pair_of(student, teacher))
+    same = Feature(beta=0.5, stages=[0, 1])
+    aligned = teacher._replace(features=teacher.features[1:])
+    same.setup(pair_of(student, aligned))
+    same.load_state_dict(apart.state_dict())
+    assert torch.equal(apart(student, teacher, labelled(0))["feature"], same(student, aligned, labelled(0))["feature"])
+
+
+@pytest.mark.parametrize("larger", ["student", "teacher"])
+def test_pool_averages_the_larger_map(larger, labelled):
+    small, large = maps((2, 2, 2)), maps((2, 4, 4))
+    student, teacher = (large, small) if larger == "student" else (small, large)
+    method = Feature(beta=1.0, alpha=0.0, stages=[0], pool=True)
+    method.setup(pair_of(student, teacher))
+    torch.nn.init.dirac_(method.adapters[0].weight)
+    torch.nn.init.zeros_(method.adapters[0].bias)
+    means = large.features[0].unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(-1, -2))
+    expected = ((means - small.features[0]) ** 2).mean()
+    torch.testing.assert_close(method(student, teacher, labelled(0))["feature"], expected)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +132,13 @@ def test_maps_of_different_size_are_named():
         ({"beta": -0.5}, r"beta must be in \[0, 1\], got -0.5"),
         ({"beta": math.nan}, r"beta must be in \[0, 1\], got nan"),
         ({"alpha": 0.7, "beta": 0.31}, r"alpha \+ beta must be in \[0, 1\], got alpha=0.7 and beta=0.31"),
-        ({"stages": []}, "stages must name at least one stage, got none"),
+        ({"stages": []}, r"method\.stages must name at least one stage, .* got \[\] and \[\]"),
+        (
+            {"teacher_stages": [0, 1]},
+            r"method\.stages must .* method\.teacher_stages one for each, got \[-1\] and \[0, 1\]",
+        ),
+        ({"stages": ["last"]}, r"method\.stages must be a list of whole numbers, got \['last'\]"),
+        ({"pool": 1}, "method.pool must be true or false, got 1"),
     ],
 )
 def test_knobs_out_of_range_are_refused(changes, message):
