@@ -21,8 +21,8 @@ from kd.ranges import RANGES, require, require_sum
         (("alpha", math.nan, "[0, 1]"), "alpha must be in [0, 1], got nan"),
         (("alpha", -math.inf, "[0, 1]"), "alpha must be in [0, 1], got -inf"),
         (("student.conv_dropout", 1), "student.conv_dropout must be in [0, 1), got 1"),
-        (("recipe.epochs", 0), "recipe.epochs must be a whole number in [1, inf), got 0"),
-        (("recipe.epochs", 1.5), "recipe.epochs must be a whole number in [1, inf), got 1.5"),
+        (("recipe.epochs", 0), "recipe.epochs must be a whole number in [1, 1000000], got 0"),
+        (("recipe.epochs", 1.5), "recipe.epochs must be a whole number in [1, 1000000], got 1.5"),
     ],
 )
 def test_require_names_setting_range_and_value(arguments, message):

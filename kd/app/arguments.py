@@ -69,8 +69,8 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
         raise UserError("--package goes with --cfg job")
     if known.config_dir and not Path(known.config_dir).expanduser().is_dir():
         raise UserError(f"--config-dir={known.config_dir}: no such folder")
-    if known.multirun and prints:
-        raise UserError("one of --multirun, --cfg and --info at a time")
+    if known.multirun and (prints or known.run):
+        raise UserError("one of --run, --multirun, --cfg and --info at a time")
     return Arguments(
         flags=tuple(_flags(known)),
         overrides=tuple(overrides),
@@ -149,6 +149,8 @@ def parse(overrides: Iterable[str]) -> list[Override]:
     for override in overrides:
         try:
             parsed.append(parser.parse_override(override))
+            if not re.fullmatch(NAME, str(parsed[-1].key_or_group)):
+                raise HydraException("no name")
         except HydraException as error:
             name, _, value = override.partition("=")
             if not re.fullmatch(rf"[~+]*{NAME}", name):
@@ -183,6 +185,8 @@ def refuse_wrong_choices(overrides: Iterable[str], config_dir: Path | None = Non
 
 def _check_choice(override: Override, name: str, files: list[str]) -> None:
     listed = ", ".join(files)
+    if override.is_add() and not override.package:
+        raise UserError(f"+{name}: write {str(override.input_line).lstrip('+')}, without +")
     if override.is_delete():
         raise UserError(f"~{name}: a run needs one of {listed}" if name not in OPTIONAL else f"~{name}: leave it out")
     for choice in _values(override):

@@ -354,6 +354,9 @@ def _reason(error: BaseException) -> str:
         )
     if surplus:
         return f"{surplus[1]} has no setting '{surplus[2]}'; leave it out"
+    wanted = re.search(r"tried to allocate (\d+) bytes", text)
+    if wanted:
+        return f"there is no memory for {int(wanted[1]) / 1e9:.0f} GB at once; choose smaller networks or batches"
     if isinstance(error, ImportError):
         return missing_package(error)
     return f"a setting has a value of the wrong type: {text}" if isinstance(error, TypeError) else text

@@ -98,7 +98,8 @@ def nearest(name: str, settings: Mapping[str, Any], extra: Iterable[str] = ()) -
     last = name.rpartition(".")[2]
     same = [leaf for leaf in known if leaf.rpartition(".")[2] == last]
     by_last = {leaf.rpartition(".")[2]: leaf for leaf in reversed(known)}
-    similar = difflib.get_close_matches(name, known, 3, 0.65)
+    similar = [leaf for leaf in known if leaf.lower() == name.lower()]
+    similar += difflib.get_close_matches(name, known, 3, 0.65)
     similar += [by_last[part] for part in difflib.get_close_matches(last, by_last, 3, 0.65)]
     return list(dict.fromkeys([*sorted(same, key=len), *similar]))[:3]
 

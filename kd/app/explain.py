@@ -90,6 +90,9 @@ def _message(error: Exception, arguments: Sequence[str]) -> str:
     unknown = re.match(r"Could not override '(.+?)'|Key '(.+?)' is not in struct", message)
     if unknown:
         return _unknown_setting(unknown[1] or unknown[2], arguments)
+    missing = re.match(r"Interpolation key '(.+?)' not found\s+full_key: (\S+)", message)
+    if missing:
+        return f"there is no setting '{missing[1]}', of which {missing[2]} takes its value; do not leave it out"
     lines = [line.strip() for line in message.removeprefix("In 'config': ").splitlines() if line.strip()]
     return re.sub(r"(?<!:) Available options", ". Available options", " ".join(lines))
 

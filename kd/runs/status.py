@@ -124,12 +124,14 @@ def _holds_nothing_else(directory: Path) -> bool:
 
 
 def _remove(directory: Path) -> None:
-    """Remove the directory of a refused command, with the folder of the day where that is left empty."""
+    """Remove the directory of a refused command, and the folders above it that are left empty, up to where we are."""
+    here = Path.cwd()
+    above = [folder for folder in directory.resolve().parents[:2] if here in folder.parents]
     with suppress(OSError):
         for name in BEFORE_A_RUN:
             (directory / name).unlink(missing_ok=True)
-        for folder in (directory / ".hydra", directory, directory.parent):
-            if folder.is_dir():
+        for folder in (directory / ".hydra", directory, *above):
+            if folder.is_dir() and folder != here:
                 folder.rmdir()  # an error where anything is left in it
 
 

@@ -33,7 +33,7 @@ from kd.errors import UserError
         (["="], "'=' is not a setting"),
         (["4"], "'4' is not a setting"),
         (["--cfg"], "--cfg/-c: expected one argument"),
-        (["--cfg", "all", "-m"], "one of --multirun, --cfg and --info at a time"),
+        (["--cfg", "all", "-m"], "one of --run, --multirun, --cfg and --info at a time"),
         (["--resolve"], "--resolve goes with --cfg job"),
         (["--package", "x"], "--package goes with --cfg job"),
         (["--config-dir=nowhere"], "--config-dir=nowhere: no such folder"),
@@ -88,6 +88,8 @@ def test_quoted_texts_come_back_from_hydras_grammar_and_from_interpolation(text)
         ("data.root=a=b", "data.root=a=b: Hydra cannot read this value; if it is a text, write \"data.root='a=b'\""),
         ("data.root=it's", "if it is a text, write 'data.root="),
         ("a b=4", "'a b' is no name of a setting"),
+        ("@x=4", "'@x' is no name of a setting"),
+        ("+experiment=seeds", "+experiment: write experiment=seeds, without +"),
     ],
 )
 def test_choices_that_are_not_there_are_refused(override, answer):
@@ -99,7 +101,7 @@ def test_choices_that_are_not_there_are_refused(override, answer):
 def test_choices_that_are_there_are_taken(tmp_path):
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").touch()
-    refuse_wrong_choices(["method=mine", "student=cnn16", "+experiment=seeds", "recipe.optimizer.lr=1"], tmp_path)
+    refuse_wrong_choices(["method=mine", "student=cnn16", "experiment=seeds", "recipe.optimizer.lr=1"], tmp_path)
     refuse_wrong_choices(["method=logits,mine", f"hydra.searchpath=[file://{tmp_path}]", "student={scale:4}"])
     with pytest.raises(UserError, match="there is no method=mine"):
         refuse_wrong_choices(["method=mine"])

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_cli_prints_help_and_mistakes_without_loading_torch(tmp_path, arguments)
         (("T=null",), "error: T must be a number in (0, inf), got null"),
         (("seed=-1",), "error: seed must be a whole number in [0, 4294967296), got -1"),
         (("seed=4294967296",), "error: seed must be a whole number in [0, 4294967296), got 4.29497e+09"),
-        (("recipe.epochs=0",), "error: recipe.epochs must be a whole number in [1, inf), got 0"),
+        (("recipe.epochs=0",), "error: recipe.epochs must be a whole number in [1, 1000000], got 0"),
     ],
 )
 def test_cli_refuses_mistakes_in_the_command(run, arguments, message):
@@ -112,7 +113,7 @@ def test_sweep_refuses_data_parallel_runs(run, devices):
         (("method=logits", "T=0"), "T must be in (0, inf), got 0"),
         (("method=logits", "alpha=1.5"), "alpha must be in [0, 1], got 1.5"),
         (("method=feature", "alpha=0.8", "beta=0.5"), "alpha + beta must be in [0, 1], got alpha=0.8 and beta=0.5"),
-        (("method=feature", "method.stages=[2]"), "stages must be in [-2, 1] for these networks, got 2"),
+        (("method=feature", "method.stages=[2]"), "method.stages must be in [-2, 1] for a network of 2 stages, got 2"),
         (("student.activation=gelu",), "activation must be one of relu, elu, got gelu"),
         (("teacher.head_dropout=1",), "head_dropout must be in [0, 1), got 1"),
         (("recipe.schedule.warmup=1",), "schedule.warmup must be in [0, 1), got 1"),
@@ -139,6 +140,52 @@ def test_cli_reports_mistakes_before_training(run, tmp_path, monkeypatch, argume
     assert message in next(line for line in printed.splitlines() if line.startswith("error: "))
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not list(tmp_path.glob("teachers/*"))
+
+
+@pytest.mark.parametrize("mistake", ["T=0", "student.activation=gelu", "student._target_=nope.Nope"])
+def test_refused_command_leaves_nothing(run, tmp_path, mistake):
+    """The first is found before Hydra makes a directory, the others when everything is built once."""
+    code, printed = run(*TINY, QUIET, mistake)
+    assert (code, len(printed.splitlines())) == (1, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refused_command_leaves_what_was_there(run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    assert run(*TINY, QUIET, "hydra.run.dir=mine", "student.activation=gelu")[0] == 1
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+
+
+def test_refused_command_leaves_a_run_as_it_is(run, finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert run(*TINY, QUIET, "hydra.run.dir=run", "T=0")[0] == 1
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_chdir_leaves_data_and_teachers_where_they_are(run, tmp_path):
+    code, printed = run(*TINY, QUIET, "method=logits", "hydra.job.chdir=true", "hydra.run.dir=run")
+    assert code == 0, printed
+    assert len(list(tmp_path.glob("teachers/*/teacher.safetensors"))) == 1
+    assert not (tmp_path / "run" / "teachers").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("torchvision.models.resnet18", "ResNet takes no image_size, which every network is given here"),
+        ("torch.nn.Identity", "Identity returned a Tensor, not a kd.Output; wrap it with kd.wrap(net)"),
+        ("nope.Nope", "_target_=nope.Nope: there is no such class or function"),
+    ],
+)
+def test_networks_without_the_contract_are_refused_before_training(run, tmp_path, target, message):
+    settings = ("scale", "activation", "conv_dropout", "head_dropout")
+    others = [part for part in TINY if part != "student.scale=1"]
+    code, printed = run(*others, QUIET, f"student._target_={target}", *(f"~student.{name}" for name in settings))
+    assert code == 1
+    assert message in printed
+    assert not list(tmp_path.iterdir())
 
 
 def test_divergence_error_names_term_step_and_learning_rate(run, tmp_path):
