@@ -29,7 +29,7 @@ RANGES = {
     "lr": "[0, inf)",
     "momentum": "[0, 1)",
     "order_seed": "whole [0, inf)",
-    "scale": "whole [1, 1024]",
+    "scale": "whole [1, 512]",
     "seed": "whole [0, 4294967296)",
     "split_seed": "whole [0, inf)",
     "stored_logits_gb": "[0, inf)",

@@ -151,7 +151,7 @@ def parse(overrides: Iterable[str]) -> list[Override]:
             parsed.append(parser.parse_override(override))
             if not re.fullmatch(NAME, str(parsed[-1].key_or_group)):
                 raise HydraException("no name")
-        except HydraException as error:
+        except (HydraException, ValueError, RecursionError) as error:
             name, _, value = override.partition("=")
             if not re.fullmatch(rf"[~+]*{NAME}", name):
                 raise UserError(f"{override}: '{name}' is no name of a setting; see --help") from error

@@ -23,7 +23,7 @@ from kd.app.resume import expand_resume, refuse_other_settings
 from kd.app.run import check_command, execute
 from kd.errors import UserError
 from kd.runs.results import Result
-from kd.runs.status import first_process
+from kd.runs.status import first_process, recorded
 
 if TYPE_CHECKING:
     from kd.app.build import Builder
@@ -193,6 +193,7 @@ def prepared(argv: list[str]) -> Arguments:
         if override.startswith(("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweep")):
             raise UserError(f"{override} is for several runs, and this is one; add -m, or leave it out")
     check_command(command)
+    recorded(Path(node.run.dir))
     if record is not None:
         refuse_other_settings(record, command, argv, program())
     return arguments

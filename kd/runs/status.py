@@ -5,7 +5,6 @@ import logging
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -68,22 +67,22 @@ def _tracked(
     record: Result, directory: Path, execute: Callable[[Result], Result], single: bool, program: str
 ) -> Result:
     path = directory / FILE
-    previous = _previous(path) if path.exists() else None
-    unused = previous is None and _holds_nothing_else(directory)
-    if previous is None:
-        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # of an unknown run
-    elif previous.fingerprint != record.fingerprint and (
-        previous.status == "done" or (directory / CHECKPOINTS).exists()
+    previous = recorded(directory)
+    if (
+        previous is not None
+        and previous.fingerprint != record.fingerprint
+        and (previous.status == "done" or (directory / CHECKPOINTS).exists())
     ):
         raise UserError(
             f"{directory} holds a run of another configuration ({previous.method}, seed {previous.seed}, "
             f"{previous.date}); choose another hydra.run.dir, or give the settings with which it was started"
         )
-    elif previous.fingerprint == record.fingerprint and previous.status == "done":
+    if previous is not None and previous.fingerprint == record.fingerprint and previous.status == "done":
         log.info("this run was done before, on %s; nothing is left to do", previous.date)
         return previous
-    elif previous.git != record.git and (directory / CHECKPOINTS).exists():
-        log.warning("this run was started with the code of %s and goes on with that of %s", previous.git, record.git)
+    if previous is not None and previous.git != record.git and (directory / CHECKPOINTS).exists():
+        started, now = (git or "an unknown version" for git in (previous.git, record.git))
+        log.warning("this run was started with the code of %s and goes on with that of %s", started, now)
     write_once(record, path)
     hint = f"{program} {shlex.quote(f'resume={directory}')}"
     if record.config_dir is not None:
@@ -96,7 +95,7 @@ def _tracked(
             print(f"interrupted; continue with: {hint}", file=sys.stderr)
         raise SystemExit(130) from error
     except Exception as error:
-        if isinstance(error, RefusedError) and unused and first_process():
+        if isinstance(error, RefusedError) and previous is None and first_process():
             _remove(directory)
             raise
         # On a full disk this may fail too; the first error is the one to report.
@@ -118,9 +117,29 @@ def refusals() -> Iterator[None]:
         raise RefusedError(str(error)) from error
 
 
-def _holds_nothing_else(directory: Path) -> bool:
-    files = {str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()}
-    return files <= set(BEFORE_A_RUN)
+def recorded(directory: Path) -> Result | None:
+    """Return the record of the run in a directory; None if the directory is missing, or empty but for Hydra's files.
+
+    Raises:
+        UserError: if it holds anything else, so that nothing is written over or removed that is not this program's.
+    """
+    if (directory / FILE).exists():
+        try:
+            return read(directory / FILE)
+        except UserError as error:
+            raise UserError(f"{error}; move it away, or choose another hydra.run.dir") from error
+    try:
+        files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror}; choose another hydra.run.dir") from error
+    others = [file for file in files if file not in BEFORE_A_RUN]
+    if others:
+        more = f" and {len(others) - 1} other files" if len(others) > 1 else ""
+        raise UserError(
+            f"{directory} holds {others[0]}{more}, and no {FILE} of a run; choose another hydra.run.dir, or move that "
+            "away"
+        )
+    return None
 
 
 def _remove(directory: Path) -> None:
@@ -133,14 +152,6 @@ def _remove(directory: Path) -> None:
         for folder in (directory / ".hydra", directory, *above):
             if folder.is_dir() and folder != here:
                 folder.rmdir()  # an error where anything is left in it
-
-
-def _previous(path: Path) -> Result | None:
-    try:
-        return read(path)
-    except UserError as error:
-        log.warning("%s; the run begins anew", error)
-        return None
 
 
 def write_once(record: Result, path: Path) -> None:

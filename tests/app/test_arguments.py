@@ -88,6 +88,8 @@ def test_quoted_texts_come_back_from_hydras_grammar_and_from_interpolation(text)
         ("data.root=a=b", "data.root=a=b: Hydra cannot read this value; if it is a text, write \"data.root='a=b'\""),
         ("data.root=it's", "if it is a text, write 'data.root="),
         ("a b=4", "'a b' is no name of a setting"),
+        (f"T={'9' * 5000}", "Hydra cannot read this value"),
+        (f"T={'[' * 500}{']' * 500}", "Hydra cannot read this value"),
         ("@x=4", "'@x' is no name of a setting"),
         ("+experiment=seeds", "+experiment: write experiment=seeds, without +"),
     ],

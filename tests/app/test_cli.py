@@ -153,8 +153,10 @@ def test_refused_command_leaves_nothing(run, tmp_path, mistake):
 def test_refused_command_leaves_what_was_there(run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    assert run(*TINY, QUIET, "hydra.run.dir=mine", "student.activation=gelu")[0] == 1
-    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+    code, printed = run(*TINY, QUIET, "hydra.run.dir=mine")
+    assert code == 1
+    assert "error: mine holds notes.txt, and no result.json of a run; choose another hydra.run.dir" in printed
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_refused_command_leaves_a_run_as_it_is(run, finished, tmp_path):

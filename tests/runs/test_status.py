@@ -1,5 +1,8 @@
 """A run's directory, and which checkpoints in it a run continues from."""
 
+import shlex
+from dataclasses import replace
+
 import pytest
 
 from kd.errors import UserError
@@ -53,11 +56,38 @@ def test_tracked_prints_how_to_continue_a_single_run(tmp_path, capsys, single):
 
 
 @pytest.mark.parametrize("damage", ["cut short", "removed"])
-def test_tracked_removes_a_checkpoint_without_a_record(interrupted, damage):
-    """It may belong to another run, as where the record was removed to repeat the run."""
+def test_tracked_refuses_a_checkpoint_without_a_record(interrupted, damage):
+    """It may be the only one of another run."""
     record = interrupted / "result.json"
     record.unlink() if damage == "removed" else record.write_text(record.read_text()[:20])
-    assert not keeps_checkpoint(interrupted)
+    with pytest.raises(UserError, match=r"move it away|holds checkpoints/last.ckpt, and no result.json of a run"):
+        tracked(RUN, interrupted, lambda record: record)
+    assert (interrupted / "checkpoints" / "last.ckpt").read_text() == "half way"
+
+
+def test_tracked_refuses_a_directory_with_other_files(tmp_path):
+    for name in ("a.txt", "b.txt", "train.log"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=r"holds a.txt and 1 other files, and no result.json of a run; choose another"):
+        tracked(RUN, tmp_path, lambda record: record)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "a.txt", "b.txt", "train.log"]
+
+
+def test_tracked_says_that_the_code_has_changed(interrupted, caplog):
+    tracked(replace(RUN, git="abc"), interrupted, lambda record: record)
+    assert "was started with the code of an unknown version and goes on with that of abc" in caplog.text
+
+
+def test_tracked_prints_a_hint_that_a_shell_reads(tmp_path, capsys):
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    directory = tmp_path / "it's [v2] $x"
+    directory.mkdir()
+    with pytest.raises(SystemExit):
+        tracked(replace(RUN, config_dir="my conf"), directory, interrupt, True)
+    words = shlex.split(capsys.readouterr().err)
+    assert words[-4:] == ["python", "train.py", "--config-dir=my conf", f"resume={directory}"]
 
 
 def test_versions_accepts_a_package_that_is_not_installed(monkeypatch):
