@@ -45,11 +45,11 @@ def smallest_fraction(y: Tensor) -> float | None:
 
     None if no class has more than one.
     """
-    sizes = [size for size in y.bincount().tolist() if size > 1]
+    sizes: list[int] = [size for size in y.bincount().tolist() if size > 1]
     if not sizes:
         return None
     least = 0.5 / min(sizes)  # an exact half is rounded to even, here 0
-    unit: float = 10.0 ** (math.floor(math.log10(least)) - 1)
+    unit = 10.0 ** (math.floor(math.log10(least)) - 1)
     return round(unit * (math.floor(least / unit) + 1), 12)
 
 

@@ -155,7 +155,7 @@ def _one_set(root: Path, split: str, files: list[Path]) -> tuple[list[Path], int
     ordered = [[file for _, file in sorted(sets[key])] for key in sorted(sets)]
     first, *others = ordered
     if not all(_same(first, other) for other in others):
-        places = ", ".join(_relative(key.folder / f"{key.pattern}.parquet", root) for key in sorted(sets)[:5])
+        places = ", ".join(_relative(members[0], root) for members in ordered[:5])
         folder = _split(ordered[-1][0], root)[1]
         mend = f"set data.root to one of them, such as data.root={printable(folder)}"
         if len({key.folder for key in sets}) == 1:
@@ -164,10 +164,10 @@ def _one_set(root: Path, split: str, files: list[Path]) -> tuple[list[Path], int
     for key, members in sets.items():
         numbers = sorted(number for (number, *_), _ in members) if key.shards else []
         if numbers != list(range(key.shards)):
+            there = ", ".join(f"{n:05}" for n in numbers[:10]) + (" ..." if len(numbers) > 10 else "")
             raise UserError(
-                f"{printable(key.folder / key.pattern)}.parquet: {key.shards:,} shards are wanted, "
-                f"00000 to {key.shards - 1:05}, and there are {', '.join(f'{n:05}' for n in numbers[:10])}"
-                f"{' ...' if len(numbers) > 10 else ''}; download what is missing, delete what is there twice"
+                f"{printable(members[0][1])}: one of {key.shards:,} shards, 00000 to {key.shards - 1:05}, of which {there} "
+                "are there; download what is missing, delete what is there twice"
             )
     return first, len(others)
 

@@ -108,7 +108,8 @@ class Tree:
         notes = []
         if self.files_passed_over:
             total = self.files_passed_over.total()
-            reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.files_passed_over.most_common())
+            by_count = sorted(self.files_passed_over.items(), key=lambda item: (-item[1], item[0]))
+            reasons = ", ".join(f"{n:,} {reason}" for reason, n in by_count)
             notes.append(f"{total:,} {'file' if total == 1 else 'files'} passed over ({reasons})")
         if self.folders_passed_over:
             names = list(dict.fromkeys(self.folders_passed_over))
