@@ -24,7 +24,7 @@ def require_bool(name: str, value: object) -> None:
         ValueError: naming setting and value.
     """
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, got {value}")
+        raise ValueError(f"{name} must be true or false, got {'null' if value is None else value}")
 
 
 @dataclass(frozen=True)

@@ -92,9 +92,9 @@ def _cifar(source: "type[CIFAR10]", name: str, classes: list[str], root: str | o
         if (root / source.base_folder).exists() or (root / source.filename).exists():
             return _original(source, name, root)
         if has_parquet(root):
-            return _recognised(parquet(root, name=name), name, classes, root)
+            return _recognised(parquet(root, name=name), "parquet", name, classes, root)
         if "train" in split_folders(Tree(root, ()).entries(root).folders):
-            return _recognised(folder(root, name=name), name, classes, root)
+            return _recognised(folder(root, name=name), "folder", name, classes, root)
         return _original(source, name, root)
     except OSError as error:
         raise UserError(
@@ -117,7 +117,7 @@ def _check_root(name: str, root: Path) -> None:
         root.mkdir(exist_ok=True)
 
 
-def _recognised(images: Images, name: str, classes: list[str], root: Path) -> Images:
+def _recognised(images: Images, kind: str, name: str, classes: list[str], root: Path) -> Images:
     """Return images that are those of a data set, or a part of them, under the name that is due to them.
 
     Raises:
@@ -136,8 +136,8 @@ def _recognised(images: Images, name: str, classes: list[str], root: Path) -> Im
         wrong.append(f"{counts[0]:,} training and {counts[1]:,} test images")
     if wrong:
         raise UserError(
-            f"{printable(root)}: not {name}, but {', '.join(wrong)}; set data.root=DIR to where {name} is, or give "
-            f"data=folder or data=parquet to train on this"
+            f"{printable(root)}: not {name}, but {', '.join(wrong)}; set data.root=DIR to where {name} is, or train on "
+            f"this with data={kind} data.root={printable(root)}"
         )
     part = "" if counts == COUNTS else f"{sum(counts):,} of {sum(COUNTS):,} images"
     return replace(images, name=display_name(name, "JPEG" if images.name != name else "", part))

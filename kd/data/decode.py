@@ -164,27 +164,39 @@ def _fill(pixels: NDArray[np.uint8], encoded: Iterable[tuple[str, bytes]]) -> Fa
         warnings.simplefilter("ignore")  # PIL's, of damaged metadata, which are not used
         # No threads: on images this small PIL holds the interpreter's lock, and two threads were slower than one.
         for target, (name, data) in zip(pixels, encoded, strict=True):
-            try:
-                image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-                if image.width * image.height > MAX_PIXELS:
-                    raise UserError(_too_large(name, f"{image.width:,}x{image.height:,} pixels are"))
-                if not _is_plain(image):
-                    image = _made_plain(image, name, changes)
-                if image.size != size:
-                    sizes.add(image.size)
-                    image = image.resize(size, Image.Resampling.BILINEAR)
-                target[:] = np.asarray(image).transpose(2, 0, 1)
-            except UserError:
-                raise
-            except Image.DecompressionBombError as error:  # PIL's own bound, which is higher
-                raise UserError(_too_large(name, "its pixels are")) from error
-            except Exception as error:  # on damaged files PIL raises anything
-                raise UserError(
-                    f"{printable(name)}: damaged, or not a PNG, JPEG, WebP, BMP, GIF or TIFF image; copy or download "
-                    "it again"
-                ) from error
+            image = read_rgb(name, data, changes)
+            if image.size != size:
+                sizes.add(image.size)
+                image = image.resize(size, Image.Resampling.BILINEAR)
+            target[:] = np.asarray(image).transpose(2, 0, 1)
             jpeg |= data.startswith(b"\xff\xd8")
     return jpeg, frozenset(sizes), changes
+
+
+def read_rgb(name: str, data: bytes, changes: Counter[str]) -> Image.Image:
+    """Return the image in a file's content as `to_rgb` makes it.
+
+    Args:
+        name: the file's name, for errors.
+        data: its content.
+        changes: where to count what was done.
+
+    Raises:
+        UserError: as `decode`.
+    """
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise UserError(_too_large(name, f"{image.width:,}x{image.height:,} pixels are"))
+        return image if _is_plain(image) else to_rgb(image, name, changes)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:  # PIL's own bound, which is higher
+        raise UserError(_too_large(name, "its pixels are")) from error
+    except Exception as error:  # on damaged files PIL raises anything
+        raise UserError(
+            f"{printable(name)}: damaged, or not an image (PNG, JPEG, WebP, BMP, GIF, TIFF); copy or download it again"
+        ) from error
 
 
 def _too_large(name: str, pixels: str) -> str:
@@ -199,8 +211,8 @@ def _is_plain(image: Image.Image) -> bool:
     return SPECIAL.isdisjoint(image.info)
 
 
-def _made_plain(image: Image.Image, name: str, changes: Counter[str]) -> Image.Image:
-    """Return an image upright, RGB, of 8 bits, opaque, and count what was done."""
+def to_rgb(image: Image.Image, name: str, changes: Counter[str]) -> Image.Image:
+    """Return an image upright, RGB, of 8 bits, opaque, and count in `changes` what was done; see `decode`."""
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a photo with its preview
         changes["of several frames, the first taken"] += 1
     stored = _orientation(image)

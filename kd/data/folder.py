@@ -44,34 +44,33 @@ def folder(
     try:
         tree = Tree(root, SUFFIXES)
         splits, notes = _splits(tree)
-        parts = [_load(classes, image_size, None if in_memory else root) for classes in splits]
+        train, test = (_load(classes, image_size, None if in_memory else root) for classes in splits)
     except OSError as error:
         raise UserError(
             f"{printable(error.filename)}: {error.strerror}; data.root must be a readable folder with "
             "train/<class>/*.png and test/<class>/*.png (or .jpg, .webp, .bmp, .gif, .tif)"
         ) from error
-    notes = (*notes, *tree.notes(), *change_notes(*(decoded for decoded, _ in parts)))
-    sizes = frozenset().union(*(decoded.sizes for decoded, _ in parts))
-    (x, jpeg, *_), y = parts[0]
-    if len(parts) == 2:
-        train_x, train_y, (test_x, *_), test_y = x, y, *parts[1]
-    else:
-        test = draw_test_split(y)
-        train_x, train_y, test_x, test_y = x[~test], y[~test], x[test], y[test]
-    shown = display_name(name or printable(root.name), "JPEG" if jpeg else "")
-    return Images(shown, tuple(splits[0]), train_x, train_y, test_x, test_y, sizes, notes)
+    return Images(
+        name=display_name(name or printable(root.name), "JPEG" if train.jpeg else ""),
+        classes=tuple(splits[0]),
+        train_x=train.x,
+        train_y=_labels(splits[0]),
+        test_x=test.x,
+        test_y=_labels(splits[1]),
+        sizes=train.sizes | test.sizes,
+        notes=(*notes, *tree.notes(), *change_notes(train, test)),
+    )
 
 
-def _splits(tree: Tree) -> tuple[list[Classes], tuple[str, ...]]:
-    """Return the classes of train and test, or of all images if there is no split, and what was decided."""
+def _splits(tree: Tree) -> tuple[tuple[Classes, Classes], tuple[str, ...]]:
+    """Return the classes of train and test, and what was decided."""
     root = tree.root
     top = tree.entries(root)
     tree.pass_over(top.files, "outside of a class folder")
     found = split_folders(top.folders)
     if not found:
-        return [_unsplit(tree, top.folders)], (
-            "no split found: a fifth of each class, drawn at random, is for testing",
-        )
+        note = "no split found: a fifth of each class, drawn with a fixed seed, is the test split"
+        return _drawn(_unsplit(tree, top.folders)), (note,)
     notes = []
     if "test" in found and "val" in found:
         val = found.pop("val")
@@ -90,7 +89,7 @@ def _splits(tree: Tree) -> tuple[list[Classes], tuple[str, ...]]:
     for other in top.folders:
         if SPLITS.get(other.name.lower()) is None:
             tree.pass_over_folder(other)
-    classes = [_classes(tree, train), _classes(tree, test)]
+    classes = _classes(tree, train), _classes(tree, test)
     unmatched = [f"{train.name}/{printable(label)}" for label in classes[0] if label not in classes[1]]
     unmatched += [f"{test.name}/{printable(label)}" for label in classes[1] if label not in classes[0]]
     if unmatched:
@@ -120,6 +119,16 @@ def _unsplit(tree: Tree, folders: list[Path]) -> Classes:
             "test images; add one, or delete the class"
         )
     return classes
+
+
+def _drawn(classes: Classes) -> tuple[Classes, Classes]:
+    """Draw a test split."""
+    test = draw_test_split(_labels(classes)).tolist()
+    paths = [(label, path) for label, files in classes.items() for path in files]
+    splits: tuple[Classes, Classes] = ({label: [] for label in classes}, {label: [] for label in classes})
+    for is_test, (label, path) in zip(test, paths, strict=True):
+        splits[is_test][label].append(path)
+    return splits
 
 
 def _classes(tree: Tree, split: Path) -> Classes:
@@ -154,13 +163,16 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
-def _load(classes: Classes, image_size: int, cache_root: Path | None) -> tuple[Decoded, Tensor]:
-    """Return images and labels (N,)."""
+def _load(classes: Classes, image_size: int, cache_root: Path | None) -> Decoded:
     paths = [path for files in classes.values() for path in files]
     cache = None if cache_root is None else cache_path(cache_root, paths, image_size)
     encoded = ((str(path), _content(path)) for path in paths)
-    labels = torch.tensor([label for label, files in enumerate(classes.values()) for _ in files])
-    return decode(encoded, len(paths), image_size, cache), labels
+    return decode(encoded, len(paths), image_size, cache)
+
+
+def _labels(classes: Classes) -> Tensor:
+    """Return the labels (N,) of the images in order."""
+    return torch.tensor([label for label, files in enumerate(classes.values()) for _ in files])
 
 
 def _content(path: Path) -> bytes:

@@ -166,7 +166,7 @@ def _one_set(root: Path, split: str, files: list[Path]) -> tuple[list[Path], int
         if numbers != list(range(key.shards)):
             there = ", ".join(f"{n:05}" for n in numbers[:10]) + (" ..." if len(numbers) > 10 else "")
             raise UserError(
-                f"{printable(members[0][1])}: one of {key.shards:,} shards, 00000 to {key.shards - 1:05}, of which {there} "
+                f"{printable(members[0][1])}: one of {key.shards:,} shards, of which {there} "
                 "are there; download what is missing, delete what is there twice"
             )
     return first, len(others)

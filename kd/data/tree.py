@@ -144,10 +144,9 @@ def check_class_names(names: Iterable[str], where: object) -> None:
     """
     for name in names:
         if not name or not all(map(_plain, name)):
-            raise UserError(
-                f"{printable(where)}: a class is called '{printable(name)}', which is empty, not UTF-8, or has control "
-                "characters or line breaks; rename it"
-            )
+            utf8 = not any(unicodedata.category(character) == "Cs" for character in name)
+            wrong = "is not UTF-8" if not utf8 else "has control characters or line breaks" if name else "is empty"
+            raise UserError(f"{printable(where)}: a class name {wrong}: '{printable(name)}'; rename the class")
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -104,5 +104,7 @@ def test_augment_refuses_negative_pixels(name):
 
 @pytest.mark.parametrize("flip", ["no", "false", 0, 1, None])
 def test_augment_refuses_a_flip_that_is_no_switch(flip):
-    with pytest.raises(ValueError, match=f"^data.augment.flip must be true or false, got {flip}$"):
+    with pytest.raises(
+        ValueError, match=f"^data.augment.flip must be true or false, got {'null' if flip is None else flip}$"
+    ):
         Augment(4, flip, 0)

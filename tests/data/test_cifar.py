@@ -274,7 +274,7 @@ def test_cifar10_reads_a_tree_of_images(root, no_network, pixels, encode, write_
 def test_cifar10_refuses_a_mirror_with_other_classes(root, no_network, pixels, encode, write_parquet):
     for split in ("train", "test"):
         write_parquet(root / f"{split}.parquet", [encode(x) for x in pixels[:3]], [0, 1, 2])
-    assert_refused(root, f"{root}: not CIFAR-10, but 3 classes (0, 1, 2)", "data.root", "data=folder", "data=parquet")
+    assert_refused(root, f"{root}: not CIFAR-10, but 3 classes (0, 1, 2)", f"with data=parquet data.root={root}")
 
 
 def test_cifar10_accepts_the_names_of_other_copies(root, no_network, pixels, encode, write_tree):

@@ -269,7 +269,7 @@ def test_decode_converts_other_colour_spaces(mode, kind):
 def test_decode_reads_no_other_format(data, monkeypatch):
     """A .png that begins with %!PS would go to Ghostscript, a program that reads and writes files."""
     monkeypatch.setattr("subprocess.Popen", None)
-    with pytest.raises(UserError, match=r"^the image: damaged, or not a PNG, JPEG, WebP, BMP, GIF or TIFF image"):
+    with pytest.raises(UserError, match=r"^the image: damaged, or not an image \(PNG, JPEG, WebP, BMP, GIF, TIFF\)"):
         decoded(data)
 
 
@@ -285,8 +285,8 @@ def test_decode_refuses_an_image_of_too_many_pixels_by_its_header(side, monkeypa
 
 
 def test_decode_refuses_a_size_that_memory_does_not_hold():
-    with pytest.raises(UserError, match=r"9000000x9000000 pixels do not fit into memory; .*data.source.image_size"):
-        decode([], 10, 9_000_000)
+    with pytest.raises(UserError, match=r"images of 4096x4096 pixels do not fit into memory; .*data.source.image_size"):
+        decode([], 10**9, 4096)
 
 
 def test_decode_names_a_file_in_one_line_of_printable_text():

@@ -156,7 +156,7 @@ def test_folder_splits_what_has_no_split(unsplit):
     levels = torch.cat([images.train_x, images.test_x])[:, 0, 0, 0].tolist()
     assert sorted(levels) == list(range(23))
     assert images.test_x[:4, 0, 0, 0].tolist() != [16, 17, 18, 19]
-    note = "no split found: a fifth of each class, drawn at random, is for testing"
+    note = "no split found: a fifth of each class, drawn with a fixed seed, is the test split"
     assert images.summary == f"set: 18 training and 5 test images, 2 classes, {note}"
     torch.rand(1)
     assert folder(unsplit).id == folder(unsplit, in_memory=False).id == images.id
@@ -201,22 +201,22 @@ def test_folder_takes_any_printable_class_name(tmp_path, pixels, encode, write_t
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    ("name", "wrong"),
     [
-        (b"caf\xe9", r"caf\udce9"),
-        (b"a\nb", r"a\nb"),
-        (b"\x1b[31mred", r"\x1b[31mred"),
-        ("a\u2028b".encode(), r"a\u2028b"),
-        ("\x9b2J".encode(), r"\x9b2J"),
+        (b"caf\xe9", r"is not UTF-8: 'caf\udce9'"),
+        (b"a\nb", r"has control characters or line breaks: 'a\nb'"),
+        (b"\x1b[31mred", r"has control characters or line breaks: '\x1b[31mred'"),
+        ("a\u2028b".encode(), r"has control characters or line breaks: 'a\u2028b'"),
+        ("\x9b2J".encode(), r"has control characters or line breaks: '\x9b2J'"),
     ],
 )
-def test_folder_refuses_class_names_that_are_no_line_of_text(tmp_path, pixels, encode, name, shown):
+def test_folder_refuses_class_names_that_are_no_line_of_text(tmp_path, pixels, encode, name, wrong):
     for split in ("train", "test"):
         below = os.fsencode(tmp_path / split) + b"/" + name
         os.makedirs(below)
         with open(below + b"/0.png", "wb") as file:
             file.write(encode(pixels[0]))
-    assert_refused(tmp_path, f"{tmp_path / 'train'}: a class is called '{shown}'", "rename it")
+    assert_refused(tmp_path, f"{tmp_path / 'train'}: a class name {wrong}; rename the class")
 
 
 def test_folder_reads_files_of_any_name(root, pixels, encode):
