@@ -57,7 +57,12 @@ def parquet(
     """
     root = Path(os.path.abspath(os.path.expanduser(root)))
     tree = Tree(root, [".parquet"], links_out=True)  # a hub cache links to its blobs
-    splits, notes = _splits(tree)
+    try:
+        splits, notes = _splits(tree)
+    except OSError as error:
+        raise UserError(
+            f"{printable(error.filename)}: {error.strerror}; set data.root=DIR to the parquet files' folder"
+        ) from error
     train, test = ([_read(file) for file in files] for files in splits)
     names = _class_names(train, test)
     labels = [torch.cat([shard.targets(names) for shard in shards]) for shards in (train, test)]
@@ -86,12 +91,7 @@ def has_parquet(root: Path) -> bool:
 def _splits(tree: Tree) -> tuple[tuple[list[Path], list[Path]], tuple[str, ...]]:
     """Return the files of train and test, and what was decided."""
     root = tree.root
-    try:
-        found = tree.files(root)
-    except OSError as error:
-        raise UserError(
-            f"{printable(error.filename)}: {error.strerror}; set data.root=DIR to the parquet files' folder"
-        ) from error
+    found = tree.files(root)
     of_split: dict[str, list[Path]] = {split: [] for split in ("train", "test", "val", "")}
     for file in found:
         of_split[_split(file, root)[0]].append(file)
@@ -162,8 +162,8 @@ def _one_set(root: Path, split: str, files: list[Path]) -> tuple[list[Path], int
             mend = "move all but one of them away"
         raise UserError(f"{printable(root)}: {len(sets)} sets of {split} files that differ: {places}; {mend}")
     for key, members in sets.items():
-        numbers = sorted(number for (number, *_), _ in members) if key.shards else []
-        if numbers != list(range(key.shards)):
+        numbers = sorted(number for of_file, _ in members for number in of_file[:1])
+        if key.shards and (len(numbers) != key.shards or numbers != list(range(len(numbers)))):
             there = ", ".join(f"{n:05}" for n in numbers[:10]) + (" ..." if len(numbers) > 10 else "")
             raise UserError(
                 f"{printable(members[0][1])}: one of {key.shards:,} shards, of which {there} "

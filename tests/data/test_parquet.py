@@ -230,6 +230,7 @@ def test_parquet_reads_shards_in_the_order_of_their_numbers(root, pixels, encode
             ["train-00000-of-00003", "train-00002-of-00003"],
             "one of 3 shards, of which 00000, 00002 are there;",
         ),
+        (["train-0-of-99999999999999"], "one of 99,999,999,999,999 shards, of which 00000 are there;"),
         (["train-00001-of-00002"], "one of 2 shards, of which 00001 are there;"),
         (
             ["train-00000-of-00001-a09b74b3ef9c3b56", "train-00000-of-00001-b09b74b3ef9c3b56"],
