@@ -35,7 +35,8 @@ class Images:
     @property
     def summary(self) -> str:
         """One line: numbers of images and classes, and what was passed over or changed on the way."""
-        counts = f"{len(self.train_y):,} training and {len(self.test_y):,} test images, {len(self.classes):,} classes"
+        classes = f"{len(self.classes):,} {'class' if len(self.classes) == 1 else 'classes'}"
+        counts = f"{len(self.train_y):,} training and {len(self.test_y):,} test images, {classes}"
         resized = []
         if self.sizes:
             ordered = [f"{width}x{height}" for width, height in sorted(self.sizes)]
