@@ -1,6 +1,7 @@
 """From the weights of a run to predictions for images."""
 
 import importlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from kd.data.decode import read_rgb, to_rgb
 from kd.errors import UserError
 from kd.models.output import Output, checked
 from kd.runs.weights import fill, load_weights
@@ -55,8 +57,7 @@ class Predictor(nn.Module):
     def preprocess(self, images: Pictures) -> Tensor:
         """Return images as the network takes them: (B, 3, S, S), normalised, on its device.
 
-        Images of another size are resized as those of a data set are: bilinear and antialiased, without regard to
-        their aspect ratio.
+        Images are read and resized as those of a data set are; see `kd.data.decode`.
 
         Raises:
             UserError: for no images, a file that is missing or no image, pixels that are not uint8 or of another shape.
@@ -83,7 +84,7 @@ class Predictor(nn.Module):
 
     def _resized(self, image: Image.Image) -> Tensor:
         size = (self.image_size, self.image_size)
-        image = image.convert("RGB")
+        image = to_rgb(image, "the image", Counter())
         if image.size != size:
             image = image.resize(size, Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -185,12 +186,11 @@ def _resolve(target: str, trust: bool) -> Any:
 def _separate(images: Any) -> list[Image.Image]:
     if isinstance(images, str | Path):
         try:
-            with Image.open(images) as image:
-                return [image.convert("RGB")]
+            return [read_rgb(str(images), Path(images).read_bytes(), Counter())]
         except FileNotFoundError as error:
             raise UserError(f"no image at {images}") from error
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{images}: damaged, or not an image") from error
+        except OSError as error:
+            raise UserError(f"{images}: {error.strerror}") from error
     if isinstance(images, Image.Image):
         return [images]
     if isinstance(images, list | tuple):

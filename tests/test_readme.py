@@ -18,6 +18,7 @@ from PIL import Image
 
 from kd.app.check import knobs
 from kd.app.compose import compose, plain, run_wide
+from kd.data.cifar import CIFAR10_CLASSES
 from kd.runs.results import collect
 from tests.common import CONF, ROOT
 
@@ -90,11 +91,11 @@ def test_first_command_trains_and_prints_as_shown(tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Ten classes of two grey levels, where the commands of the pages look for images."""
+    """The ten classes of CIFAR-10 in grey levels, where the commands of the pages look for images."""
     for root in ("data", "my/cifar10", "my_images"):
         for split in ("train", "test"):
-            for label in range(10):
-                folder = tmp_path / root / split / f"class{label}"
+            for label, name in enumerate(CIFAR10_CLASSES.split()):
+                folder = tmp_path / root / split / name
                 folder.mkdir(parents=True)
                 for i in range(20 if split == "train" else 2):
                     Image.new("RGB", (32, 32), (24 * label + i,) * 3).save(folder / f"{i}.png")

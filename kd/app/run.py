@@ -62,6 +62,7 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
 
     with refusals():
         build.dry_run(directory)
+    log.info("%s", build.images.summary)
     record = replace(record, dataset=build.images.name, data_id=build.images.id)
 
     prepared = build.shared("teacher", lambda: prepare_teacher(build, record)) if build.wants_teacher else None

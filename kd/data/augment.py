@@ -28,7 +28,7 @@ class Augment:
             arXiv 1708.04552), partly outside the image near its border; 0 for none.
 
     Raises:
-        ValueError: for a value outside its range.
+        ValueError: for a value outside its range or of another type.
     """
 
     crop: int
@@ -37,7 +37,20 @@ class Augment:
 
     def __post_init__(self) -> None:
         require("data.augment.crop", self.crop)
+        require("data.augment.flip", self.flip)
         require("data.augment.cutout", self.cutout)
+
+    def check_size(self, size: int) -> None:
+        """Check that crop and cutout leave something of images of this height and width in pixels.
+
+        Raises:
+            ValueError: naming setting, limit and value.
+        """
+        for name, value, most in (("crop", self.crop, size), ("cutout", self.cutout, size - 1)):
+            if value > most:
+                raise ValueError(
+                    f"data.augment.{name} must be at most {most} for images of {size}x{size} pixels, got {value}"
+                )
 
     @property
     def plain_view(self) -> int:

@@ -1,7 +1,10 @@
 """CIFAR-10 and CIFAR-100, from torchvision's files, a parquet mirror, a tree of images, or the network."""
 
 import os
+import re
+import stat
 import tempfile
+from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,13 +12,36 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kd.data.decode import display_name
 from kd.data.folder import folder
 from kd.data.images import Images
-from kd.data.parquet import parquet
+from kd.data.parquet import has_parquet, parquet
+from kd.data.tree import Tree, in_order, printable, split_folders
 from kd.errors import UserError
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
+
+DEFAULT_ROOT = "data"
+"""Of conf/data/cifar10.yaml: the one folder that is created if it is missing. Another one is probably misspelt."""
+
+COUNTS = (50_000, 10_000)
+"""Training and test images, of CIFAR-10 and CIFAR-100 alike."""
+
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+
+CIFAR100_CLASSES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm
+"""
+
+ALSO_CALLED = {"plane": "airplane", "car": "automobile", "cra": "crab"}
+"""Names of classes in well-known copies; "cra" is that of the Hugging Face hub."""
 
 
 def cifar10(root: str | os.PathLike[str]) -> Images:
@@ -24,21 +50,23 @@ def cifar10(root: str | os.PathLike[str]) -> Images:
     The first of these that exists under root is read: torchvision's cifar-10-batches-py/ or
     cifar-10-python.tar.gz; a parquet mirror (see `kd.data.parquet`); a tree with train/ (see `kd.data.folder`).
     If there is none, the archive is downloaded. Archive and download are verified by torchvision's checksums. A mirror
-    is checked for its number of classes and is called "CIFAR-10 (JPEG)" if it was re-encoded.
+    or tree must have 32x32 pixels and CIFAR-10's class names, or the names "0" to "9" and all 60,000 images. It is
+    called "CIFAR-10 (JPEG)" if it was re-encoded, "CIFAR-10 (600 of 60,000 images)" if it is a part.
 
     Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
     https://www.cs.toronto.edu/~kriz/cifar.html.
 
     Args:
-        root: the folder; `~` is expanded. It is created if it is missing.
+        root: the folder; `~` is expanded. If it is missing it is created, but only if it is called `data`, as the
+            default is.
 
     Raises:
-        UserError: for damaged or unreadable files, another data set than CIFAR-10, a download that fails. Nothing
-            of a failed download or an interrupted extraction is left.
+        UserError: for a missing folder, damaged or unreadable files, another data set than CIFAR-10, a download that
+            fails. Nothing of a failed download or an interrupted extraction is left.
     """
     from torchvision.datasets import CIFAR10
 
-    return _cifar(CIFAR10, "CIFAR-10", 10, root)
+    return _cifar(CIFAR10, "CIFAR-10", CIFAR10_CLASSES.split(), root)
 
 
 def cifar100(root: str | os.PathLike[str]) -> Images:
@@ -47,37 +75,72 @@ def cifar100(root: str | os.PathLike[str]) -> Images:
     Found, checked and downloaded as `cifar10`, from cifar-100-python/ and cifar-100-python.tar.gz; same source.
 
     Args:
-        root: the folder; `~` is expanded. It is created if it is missing.
+        root: as of `cifar10`.
 
     Raises:
         UserError: as `cifar10`.
     """
     from torchvision.datasets import CIFAR100
 
-    return _cifar(CIFAR100, "CIFAR-100", 100, root)
+    return _cifar(CIFAR100, "CIFAR-100", CIFAR100_CLASSES.split(), root)
 
 
-def _cifar(source: "type[CIFAR10]", name: str, classes: int, root: str | os.PathLike[str]) -> Images:
+def _cifar(source: "type[CIFAR10]", name: str, classes: list[str], root: str | os.PathLike[str]) -> Images:
     root = Path(os.path.abspath(os.path.expanduser(root)))
     try:
+        _check_root(name, root)
         if (root / source.base_folder).exists() or (root / source.filename).exists():
             return _original(source, name, root)
-        if any(root.rglob("*train*.parquet")):
-            images = parquet(root, name=name)
-        elif (root / "train").is_dir():
-            images = folder(root, name=name)
-        else:
-            return _original(source, name, root)
+        if has_parquet(root):
+            return _recognised(parquet(root, name=name), "parquet", name, classes, root)
+        if "train" in split_folders(Tree(root, ()).entries(root).folders):
+            return _recognised(folder(root, name=name), "folder", name, classes, root)
+        return _original(source, name, root)
     except OSError as error:
         raise UserError(
-            f"{name} cannot be read from {root} or put there: {error}; mend that or set data.root=DIR to another folder"
+            f"{name} cannot be read from {printable(root)} or put there: {error}; mend that or set data.root=DIR to "
+            "another folder"
         ) from error
-    if len(images.classes) != classes:
+
+
+def _check_root(name: str, root: Path) -> None:
+    """Create the default folder if it is missing; refuse any other that is no folder."""
+    try:
+        if not stat.S_ISDIR(os.stat(root).st_mode):
+            raise UserError(f"{printable(root)} is a file, not a folder; set data.root=DIR to where {name} is")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if root.name != DEFAULT_ROOT or not root.parent.is_dir():
+            raise UserError(
+                f"no folder {printable(root)}; create it to have {name} downloaded there, or set data.root=DIR to "
+                f"where {name} is"
+            ) from error
+        root.mkdir(exist_ok=True)
+
+
+def _recognised(images: Images, kind: str, name: str, classes: list[str], root: Path) -> Images:
+    """Return images that are those of a data set, or a part of them, under the name that is due to them.
+
+    Raises:
+        UserError: if they are not.
+    """
+    found = {ALSO_CALLED.get(plain, plain) for plain in (re.sub("[ -]", "_", c.lower()) for c in images.classes)}
+    counts = len(images.train_y), len(images.test_y)
+    numbered = in_order(images.classes) == [str(i) for i in range(len(classes))]
+    wrong = []
+    if len(images.classes) != len(classes) or not (found == set(classes) or (numbered and counts == COUNTS)):
+        few = ", ".join(images.classes[:5]) + (", ..." if len(images.classes) > 5 else "")
+        wrong.append(f"{len(images.classes):,} classes ({few})")
+    if images.sizes:
+        wrong.append(" and ".join(f"{width}x{height}" for width, height in sorted(images.sizes)[:3]) + " pixels")
+    if counts[0] > COUNTS[0] or counts[1] > COUNTS[1]:
+        wrong.append(f"{counts[0]:,} training and {counts[1]:,} test images")
+    if wrong:
         raise UserError(
-            f"{root}: the data there has {len(images.classes)} classes, {name} has {classes}; set data.root=DIR to "
-            f"where {name} is"
+            f"{printable(root)}: not {name}, but {', '.join(wrong)}; set data.root=DIR to where {name} is, or train on "
+            f"this with data={kind} data.root={printable(root)}"
         )
-    return images
+    part = "" if counts == COUNTS else f"{sum(counts):,} of {sum(COUNTS):,} images"
+    return replace(images, name=display_name(name, "JPEG" if images.name != name else "", part))
 
 
 def _original(source: "type[CIFAR10]", name: str, root: Path) -> Images:
@@ -101,7 +164,6 @@ def _extract(source: "type[CIFAR10]", name: str, root: Path) -> None:
     from torchvision.datasets.utils import check_integrity, extract_archive
 
     archive, extracted = root / source.filename, root / source.base_folder
-    root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as scratch:
         if not archive.exists():
             _download(source, name, root, scratch)

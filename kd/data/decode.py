@@ -1,6 +1,9 @@
 """Decoding of image files to tensors, for all sources that read files."""
 
 import io
+import json
+import warnings
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +14,35 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from kd.data.tree import CACHE, printable
 from kd.errors import UserError
 from kd.files import replaced
 from kd.hashing import digest
 from kd.ranges import require
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""What is read, recognised by content. Nothing else is: other formats of PIL start programs (EPS) or have no use."""
+
+MAX_PIXELS = 64_000_000
+"""Of one image, as its header has it: what decoding takes memory for."""
+
+BACKGROUND = "white"
+
+ORIENTATION = 0x0112
+TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation, what brings the image upright."""
+
+PLAIN_FORMATS = {"PNG", "JPEG"}
+SPECIAL = {"transparency", "loop", "exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+"""Entries of PIL's `info` without which an RGB image of these formats is used as it is."""
 
 
 class Decoded(NamedTuple):
@@ -22,39 +50,58 @@ class Decoded(NamedTuple):
     """(N, 3, size, size), uint8, RGB."""
     jpeg: bool
     """Whether any of the images is a JPEG: pixels that were re-encoded are not the original's."""
+    sizes: frozenset[tuple[int, int]]
+    """Width and height of the images that were resized."""
+    changes: Counter[str]
+    """How many images were changed otherwise, by what was done."""
 
 
 def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, cache: Path | None = None) -> Decoded:
     """Decode N image files.
 
-    Images of another size are resized, bilinear and antialiased, without regard to their aspect ratio.
+    Images become upright (EXIF), RGB, 8 bits, and opaque:
+
+    * grey values v of 16 bits become round(v / 257);
+    * transparency is composited on white;
+    * of several frames or pages the first is taken;
+    * other sizes are resized, bilinear and antialiased, without regard to their aspect ratio.
 
     Args:
-        encoded: the name of each image for errors, and its file's content, in any format that PIL reads; N pairs.
+        encoded: the name of each image for errors, and its file's content, in one of `FORMATS`; N pairs.
         n: N.
         size: height and width in pixels, at least 1.
         cache: a path without suffix, see `cache_path`, for the decoded pixels: read if they were decoded before, else
             written, and memory-mapped. By default the pixels are in memory.
 
     Raises:
-        UserError: for an image that cannot be decoded, pixels that cannot be written.
+        UserError: for an image that cannot be decoded, has more than `MAX_PIXELS`, or pixels of 32 bits; for pixels
+            that memory does not hold, or that cannot be written.
         ValueError: for a size below 1.
     """
     require("data.image_size", size)
     shape = (n, 3, size, size)
     if cache is None:
-        pixels = np.empty(shape, np.uint8)
-        return Decoded(torch.from_numpy(pixels), _fill(pixels, encoded))
-    file, jpeg_mark = cache.with_suffix(".npy"), cache.with_suffix(".jpeg")
+        try:
+            pixels = np.empty(shape, np.uint8)
+        except (MemoryError, ValueError) as error:
+            raise UserError(
+                f"{n:,} images of {size}x{size} pixels do not fit into memory; give a smaller data.source.image_size"
+            ) from error
+        return Decoded(torch.from_numpy(pixels), *_fill(pixels, encoded))
+    file, facts = cache.with_suffix(".npy"), cache.with_suffix(".json")
     try:
-        if _mapped(file, shape) is None:
+        if _mapped(file, shape) is None or _known(facts) is None:
             cache.parent.mkdir(parents=True, exist_ok=True)
             with replaced(file) as temporary:
                 pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-                if _fill(pixels, encoded):
-                    jpeg_mark.touch()
+                jpeg, sizes, changes = _fill(pixels, encoded)
                 pixels.flush()
-        return Decoded(torch.from_numpy(_mapped(file, shape)), jpeg_mark.exists())
+                with replaced(facts) as written:
+                    written.write_text(json.dumps([jpeg, sorted(sizes), changes]))
+        known = _known(facts)
+        if known is None:
+            raise OSError(0, "what is known of the images is gone", str(facts))
+        return Decoded(torch.from_numpy(_mapped(file, shape)), *known)
     except OSError as error:
         where = Path(error.filename or file)
         if cache.parent not in (where, *where.parents):
@@ -64,9 +111,16 @@ def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, cache: Path 
         ) from error
 
 
-def display_name(name: str, jpeg: bool) -> str:
-    """Return the data set's name, marked if its images were re-encoded as JPEG."""
-    return f"{name} (JPEG)" if jpeg else name
+def display_name(name: str, *marks: str) -> str:
+    """Return the data set's name with marks behind it, such as "JPEG" if its images were re-encoded; "" is no mark."""
+    present = [mark for mark in marks if mark]
+    return f"{name} ({', '.join(present)})" if present else name
+
+
+def change_notes(*decoded: Decoded) -> tuple[str, ...]:
+    """Return what was done to the images of all splits, for `Images.notes`."""
+    total: Counter[str] = sum((part.changes for part in decoded), Counter())
+    return tuple(f"{n:,} {'image' if n == 1 else 'images'} {change}" for change, n in sorted(total.items()))
 
 
 def cache_path(root: Path, files: Iterable[Path], size: int) -> Path:
@@ -76,7 +130,7 @@ def cache_path(root: Path, files: Iterable[Path], size: int) -> Path:
         OSError: for a file that is missing.
     """
     known = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return root / ".decoded" / digest([known, size])
+    return root / CACHE / digest([known, size])
 
 
 def _mapped(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
@@ -86,23 +140,122 @@ def _mapped(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
         pixels: NDArray[np.uint8] = np.load(file, mmap_mode="c")
     except (FileNotFoundError, ValueError, EOFError):
         return None
-    return pixels if pixels.shape == shape else None
+    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
 
 
-def _fill(pixels: NDArray[np.uint8], encoded: Iterable[tuple[str, bytes]]) -> bool:
-    """Decode into (N, 3, size, size), and return whether any image is a JPEG."""
+Facts = tuple[bool, frozenset[tuple[int, int]], Counter[str]]
+"""`Decoded` without the pixels."""
+
+
+def _known(file: Path) -> Facts | None:
+    """Return what is known of decoded images; None if the file is missing or damaged."""
+    try:
+        jpeg, sizes, changes = json.loads(file.read_text())
+        return bool(jpeg), frozenset((int(width), int(height)) for width, height in sizes), Counter(changes)
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def _fill(pixels: NDArray[np.uint8], encoded: Iterable[tuple[str, bytes]]) -> Facts:
+    """Decode into (N, 3, size, size)."""
     size = pixels.shape[-2:]
-    jpeg = False
-    # No threads: on images this small PIL holds the interpreter's lock, and two threads were slower than one.
-    for target, (name, data) in zip(pixels, encoded, strict=True):
-        try:
-            image: Image.Image = Image.open(io.BytesIO(data))
-            if image.mode != "RGB":
-                image = image.convert("RGB")
+    jpeg, sizes, changes = False, set(), Counter[str]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's, of damaged metadata, which are not used
+        # No threads: on images this small PIL holds the interpreter's lock, and two threads were slower than one.
+        for target, (name, data) in zip(pixels, encoded, strict=True):
+            image = read_rgb(name, data, changes)
             if image.size != size:
+                sizes.add(image.size)
                 image = image.resize(size, Image.Resampling.BILINEAR)
             target[:] = np.asarray(image).transpose(2, 0, 1)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{name}: damaged, or not an image; copy or download it again") from error
-        jpeg |= data.startswith(b"\xff\xd8")
-    return jpeg
+            jpeg |= data.startswith(b"\xff\xd8")
+    return jpeg, frozenset(sizes), changes
+
+
+def read_rgb(name: str, data: bytes, changes: Counter[str]) -> Image.Image:
+    """Return the image in a file's content as `to_rgb` makes it.
+
+    Args:
+        name: the file's name, for errors.
+        data: its content.
+        changes: where to count what was done.
+
+    Raises:
+        UserError: as `decode`.
+    """
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise UserError(_too_large(name, f"{image.width:,}x{image.height:,} pixels are"))
+        return image if _is_plain(image) else to_rgb(image, name, changes)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:  # PIL's own bound, which is higher
+        raise UserError(_too_large(name, "its pixels are")) from error
+    except Exception as error:  # on damaged files PIL raises anything
+        raise UserError(
+            f"{printable(name)}: damaged, or not an image (PNG, JPEG, WebP, BMP, GIF, TIFF); copy or download it again"
+        ) from error
+
+
+def _too_large(name: str, pixels: str) -> str:
+    return f"{printable(name)}: {pixels} more than {MAX_PIXELS // 1_000_000} megapixels; make the image smaller"
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Return whether an image can be used as it is: the quick way for the many."""
+    if image.format not in PLAIN_FORMATS or image.mode != "RGB":
+        return False
+    image.load()  # entries of a PNG may lie behind its pixels
+    return SPECIAL.isdisjoint(image.info)
+
+
+def to_rgb(image: Image.Image, name: str, changes: Counter[str]) -> Image.Image:
+    """Return an image upright, RGB, of 8 bits, opaque, and count in `changes` what was done; see `decode`."""
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a photo with its preview
+        changes["of several frames, the first taken"] += 1
+    stored = _orientation(image)
+    image.load()
+    orientation = _orientation(image)  # PIL has turned a TIFF by now; the entry of a PNG may lie behind its pixels
+    if (stored if orientation == 1 else orientation) in TURNED:
+        changes["turned upright as EXIF has it"] += 1
+    if image.mode[0] in "IF":
+        image = _eight_bits(image, name)
+        changes["of 16 bits scaled to 8"] += 1
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if np.asarray(image)[..., 3].min() < 255:
+            changes[f"with transparency composited on {BACKGROUND}"] += 1
+            image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return image.transpose(TURNED[orientation]) if orientation in TURNED else image
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return an image's EXIF orientation, 1 for upright, also if its EXIF data are damaged."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # PIL raises anything on damaged data, and the pixels are good
+        return 1
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Return a grey image of 16 bits as one of 8: v becomes round(v / 257), so that 65,535 becomes 255."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF file
+    bits, white_is_zero = tags.get(258, (16,)), tags.get(262) == 0
+    if image.mode == "F" or bits != (16,) or (image.mode == "I" and image.format != "PNG"):
+        raise UserError(
+            f"{printable(name)}: pixels of {'x'.join(map(str, bits))} bits, mode {image.mode}, have no known range; "
+            "convert the image to 8 or 16 bits, unsigned"
+        )
+    values = np.asarray(image).astype(np.int64)
+    if white_is_zero:
+        values = 65535 - values
+    grey = Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        alpha = np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8)
+        return Image.merge("LA", (grey, Image.fromarray(alpha)))
+    return grey

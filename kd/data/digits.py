@@ -3,11 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from kd.data.images import Images
+from kd.data.images import Images, draw_test_split
 from kd.ranges import require
-
-TEST_FRACTION = 0.2
-SPLIT_SEED = 0
 
 
 def digits(image_size: int = 32) -> Images:
@@ -31,11 +28,6 @@ def digits(image_size: int = 32) -> Images:
     x = F.interpolate(grey, size=(image_size, image_size), mode="bilinear").round().to(torch.uint8)
     x = x.repeat(1, 3, 1, 1)
     y = torch.from_numpy(original.target).long()
-
-    generator = torch.Generator().manual_seed(SPLIT_SEED)
-    test = torch.zeros(len(y), dtype=torch.bool)
-    for label in range(10):
-        members = (y == label).nonzero()[:, 0]
-        order = torch.randperm(len(members), generator=generator)
-        test[members[order[: round(TEST_FRACTION * len(members))]]] = True
-    return Images("digits", tuple("0123456789"), x[~test], y[~test], x[test], y[test])
+    test = draw_test_split(y)
+    sizes = frozenset() if image_size == 8 else frozenset({(8, 8)})
+    return Images("digits", tuple("0123456789"), x[~test], y[~test], x[test], y[test], sizes)

@@ -6,75 +6,176 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd.data.decode import Decoded, cache_path, decode, display_name
-from kd.data.images import Images
+from kd.data.decode import Decoded, cache_path, change_notes, decode, display_name
+from kd.data.images import Images, draw_test_split
+from kd.data.tree import SPLITS, Tree, check_class_names, in_order, printable, split_folders
 from kd.errors import UserError
 
-SUFFIXES = {".png", ".jpg", ".jpeg"}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+MAX_BYTES = 2**30
+"""Of one image file: more than any image of the allowed size needs."""
+
+Classes = dict[str, list[Path]]
+"""The image files of each class."""
 
 
 def folder(
     root: str | os.PathLike[str], image_size: int = 32, name: str | None = None, in_memory: bool = True
 ) -> Images:
-    """Load the images root/train/<class>/*.{png,jpg,jpeg} and root/test/<class>/*.{png,jpg,jpeg}.
+    """Load the images root/train/<class>/**/*.png and root/test/<class>/**/*.png, or .jpg, .webp, .bmp, .gif, .tif.
 
-    Classes are the folders' names, sorted; images are in the order of their classes and file names. Hidden files
-    and folders and those with another suffix are skipped.
+    Classes are the folders' names, sorted, by value if all are whole numbers; images are in the order of their classes
+    and paths. Without test/, val/ is the test split. Without train/, test/ and val/, the class folders lie in root
+    itself, and a fifth of each class, drawn with a fixed seed, is the test split. `Images.summary` has what was
+    decided and what was passed over, see `kd.data.tree`.
 
     Args:
-        root: the folder with train/ and test/; `~` is expanded.
+        root: the folder; `~` is expanded.
         image_size: height and width in pixels; images of another size are resized, see `kd.data.decode`.
         name: the data set's name, by default root's. " (JPEG)" is appended if any training image is one.
         in_memory: whether the pixels are decoded to memory, or once to files under root/.decoded.
 
     Raises:
-        UserError: for a missing or unreadable file or folder, no classes, a class without images, classes that
-            differ between train/ and test/, an image that cannot be decoded.
+        UserError: for a missing or unreadable file or folder, no classes, a class without images or whose name is not
+            text in one line, classes that differ between the splits, an image that cannot be decoded.
     """
     root = Path(os.path.abspath(os.path.expanduser(root)))
     try:
-        train, test = _classes(root / "train"), _classes(root / "test")
-        unmatched = [f"train/{label}" for label in train if label not in test]
-        unmatched += [f"test/{label}" for label in test if label not in train]
-        if unmatched:
-            raise UserError(
-                f"{root}: train/ and test/ must hold the same classes; add the counterpart of, or delete, "
-                f"{', '.join(unmatched)}"
-            )
-        cache_root = None if in_memory else root
-        (train_x, jpeg), train_y = _load(train, image_size, cache_root)
-        (test_x, _), test_y = _load(test, image_size, cache_root)
+        tree = Tree(root, SUFFIXES)
+        splits, notes = _splits(tree)
+        train, test = (_load(classes, image_size, None if in_memory else root) for classes in splits)
     except OSError as error:
         raise UserError(
-            f"{error.filename}: {error.strerror}; data.root must be a readable folder with train/<class>/*.png and "
-            "test/<class>/*.png (or .jpg)"
+            f"{printable(error.filename)}: {error.strerror}; data.root must be a readable folder with "
+            "train/<class>/*.png and test/<class>/*.png (or .jpg, .webp, .bmp, .gif, .tif)"
         ) from error
-    return Images(display_name(name or root.name, jpeg), tuple(train), train_x, train_y, test_x, test_y)
+    return Images(
+        name=display_name(name or printable(root.name), "JPEG" if train.jpeg else ""),
+        classes=tuple(splits[0]),
+        train_x=train.x,
+        train_y=_labels(splits[0]),
+        test_x=test.x,
+        test_y=_labels(splits[1]),
+        sizes=train.sizes | test.sizes,
+        notes=(*notes, *tree.notes(), *change_notes(train, test)),
+    )
 
 
-def _classes(split: Path) -> dict[str, list[Path]]:
-    """Return the sorted image files of each class."""
-    labels = sorted(path.name for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not labels:
-        raise UserError(f"{split}: no class folders in it; put images into {split}/<class>/")
-    files = {
-        label: sorted(
-            path
-            for path in (split / label).iterdir()
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def _splits(tree: Tree) -> tuple[tuple[Classes, Classes], tuple[str, ...]]:
+    """Return the classes of train and test, and what was decided."""
+    root = tree.root
+    top = tree.entries(root)
+    tree.pass_over(top.files, "outside of a class folder")
+    found = split_folders(top.folders)
+    if not found:
+        note = "no split found: a fifth of each class, drawn with a fixed seed, is the test split"
+        return _drawn(_unsplit(tree, top.folders)), (note,)
+    notes = []
+    if "test" in found and "val" in found:
+        val = found.pop("val")
+        unread = Tree(root, tree.suffixes).files(val)
+        notes.append(f"{val.name}/ not used ({len(unread):,} images)")
+    elif "val" in found:
+        found["test"] = found.pop("val")
+        notes.append(f"{found['test'].name}/ taken as the test split")
+    for missing in {"train", "test"} - found.keys():
+        there = ", ".join(f"{printable(folder.name)}/" for folder in top.folders)
+        raise UserError(
+            f"{printable(root)}: no {missing}/ there, but {there}; add it, or move the class folders into data.root "
+            f"itself to have a fifth of the images for testing{_aside(tree)}"
         )
-        for label in labels
-    }
-    empty = [label for label in labels if not files[label]]
+    train, test = found["train"], found["test"]
+    for other in top.folders:
+        if SPLITS.get(other.name.lower()) is None:
+            tree.pass_over_folder(other)
+    classes = _classes(tree, train), _classes(tree, test)
+    unmatched = [f"{train.name}/{printable(label)}" for label in classes[0] if label not in classes[1]]
+    unmatched += [f"{test.name}/{printable(label)}" for label in classes[1] if label not in classes[0]]
+    if unmatched:
+        raise UserError(
+            f"{printable(root)}: {train.name}/ and {test.name}/ must hold the same classes; add the counterpart of, or "
+            f"delete, {_few(unmatched)}"
+        )
+    return classes, tuple(notes)
+
+
+def _unsplit(tree: Tree, folders: list[Path]) -> Classes:
+    """Return the classes of a root without train/ and test/."""
+    for below in folders:
+        inside = Tree(tree.root, ()).entries(below).folders
+        if "train" in split_folders(inside):
+            raise UserError(f"{printable(tree.root)}: train/ is in {printable(below.name)}/; set data.root to that")
+    if len(folders) < 2:
+        raise UserError(
+            f"{printable(tree.root)}: neither train/ and test/ nor class folders in it; put images into train/<class>/ "
+            f"and test/<class>/, or into <class>/{_aside(tree)}"
+        )
+    classes = _read(tree, tree.root, folders)
+    single = [label for label, files in classes.items() if len(files) < 2]
+    if single:
+        raise UserError(
+            f"{printable(tree.root)}: a single image in {_few(single)}, which cannot be split into training and "
+            "test images; add one, or delete the class"
+        )
+    return classes
+
+
+def _drawn(classes: Classes) -> tuple[Classes, Classes]:
+    """Draw a test split."""
+    test = draw_test_split(_labels(classes)).tolist()
+    paths = [(label, path) for label, files in classes.items() for path in files]
+    splits: tuple[Classes, Classes] = ({label: [] for label in classes}, {label: [] for label in classes})
+    for is_test, (label, path) in zip(test, paths, strict=True):
+        splits[is_test][label].append(path)
+    return splits
+
+
+def _classes(tree: Tree, split: Path) -> Classes:
+    """Return the classes of a split."""
+    found = tree.entries(split)
+    tree.pass_over(found.files, "outside of a class folder")
+    if not found.folders:
+        raise UserError(f"{printable(split)}: no class folders in it; put images into {split.name}/<class>/")
+    return _read(tree, split, found.folders)
+
+
+def _read(tree: Tree, split: Path, folders: list[Path]) -> Classes:
+    """Return the sorted image files of each class folder."""
+    by_name = {folder.name: folder for folder in folders}
+    check_class_names(by_name, split)
+    classes = {label: tree.files(by_name[label]) for label in in_order(by_name)}
+    empty = [label for label, files in classes.items() if not files]
     if empty:
-        raise UserError(f"{split}: no .png or .jpg images in {', '.join(empty)}; put some there or delete the folder")
-    return files
+        raise UserError(
+            f"{printable(split)}: no {', '.join(SUFFIXES)} images in {_few(empty)}; put some there or delete the "
+            f"folder{_aside(tree)}"
+        )
+    return classes
 
 
-def _load(classes: dict[str, list[Path]], image_size: int, cache_root: Path | None) -> tuple[Decoded, Tensor]:
-    """Return images and labels (N,)."""
+def _aside(tree: Tree) -> str:
+    """Return what was passed over, for the end of an error message."""
+    return "".join(f" ({note})" for note in tree.notes())
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+
+
+def _load(classes: Classes, image_size: int, cache_root: Path | None) -> Decoded:
     paths = [path for files in classes.values() for path in files]
     cache = None if cache_root is None else cache_path(cache_root, paths, image_size)
-    encoded = ((str(path), path.read_bytes()) for path in paths)
-    labels = torch.tensor([label for label, files in enumerate(classes.values()) for _ in files])
-    return decode(encoded, len(paths), image_size, cache), labels
+    encoded = ((str(path), _content(path)) for path in paths)
+    return decode(encoded, len(paths), image_size, cache)
+
+
+def _labels(classes: Classes) -> Tensor:
+    """Return the labels (N,) of the images in order."""
+    return torch.tensor([label for label, files in enumerate(classes.values()) for _ in files])
+
+
+def _content(path: Path) -> bytes:
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{printable(path)}: a file of over 1 GiB, which is no image of usual size; delete it")
+    return path.read_bytes()

@@ -7,6 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+TEST_FRACTION = 0.2
+SPLIT_SEED = 0
+
 
 @dataclass(frozen=True)
 class Images:
@@ -24,6 +27,24 @@ class Images:
     """(M, 3, H, W), uint8."""
     test_y: Tensor
     """(M,), int64."""
+    sizes: frozenset[tuple[int, int]] = frozenset()
+    """Width and height in pixels of the images before they were resized; empty if none was."""
+    notes: tuple[str, ...] = ()
+    """How the images were found and prepared, as far as a user could expect otherwise; parts of `summary`."""
+
+    @property
+    def summary(self) -> str:
+        """One line: numbers of images and classes, and what was passed over or changed on the way."""
+        classes = f"{len(self.classes):,} {'class' if len(self.classes) == 1 else 'classes'}"
+        counts = f"{len(self.train_y):,} training and {len(self.test_y):,} test images, {classes}"
+        resized = []
+        if self.sizes:
+            ordered = [f"{width}x{height}" for width, height in sorted(self.sizes)]
+            few = " and ".join(ordered)
+            many = f"{len(ordered):,} sizes between {ordered[0]} and {ordered[-1]}"
+            height, width = self.train_x.shape[-2:]
+            resized = [f"resized from {few if len(ordered) <= 2 else many} to {width}x{height}"]
+        return f"{self.name}: {', '.join([counts, *self.notes, *resized])}"
 
     @cached_property
     def id(self) -> str:
@@ -51,3 +72,20 @@ class Images:
             means.append(mean.item())
             stds.append((share * (values - mean) ** 2).sum().sqrt().item())
         return tuple(means), tuple(stds)
+
+
+def draw_test_split(y: Tensor) -> Tensor:
+    """Choose test images for data that has no test split: (N,) bool, the same in every run.
+
+    A fifth of each class, rounded, at least one image, is drawn with a fixed seed.
+
+    Args:
+        y: (N,), labels.
+    """
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    test = torch.zeros(len(y), dtype=torch.bool)
+    for label in range(int(y.max()) + 1):
+        members = (y == label).nonzero()[:, 0]
+        order = torch.randperm(len(members), generator=generator)
+        test[members[order[: max(1, round(TEST_FRACTION * len(members)))]]] = True
+    return test

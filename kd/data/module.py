@@ -1,5 +1,6 @@
 """From a data set to batches: the split, the order, the views, the LightningDataModule."""
 
+import math
 import multiprocessing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,14 +22,43 @@ CPU = torch.device("cpu")
 
 
 def stratified_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split the indices of labels (N,) into two sorted parts, the second with `fraction` of each class, rounded."""
+    """Split the indices of labels (N,) into two sorted parts, the second with `fraction` of each class, rounded.
+
+    At least one image of each class stays in the first part.
+    """
     generator = torch.Generator().manual_seed(derive("split", seed))
     held_out = torch.zeros(len(y), dtype=torch.bool)
     for label in range(int(y.max()) + 1):
         members = (y == label).nonzero()[:, 0]
-        chosen = torch.randperm(len(members), generator=generator)[: round(fraction * len(members))]
+        chosen = torch.randperm(len(members), generator=generator)[: held_out_of(len(members), fraction)]
         held_out[members[chosen]] = True
     return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+
+
+def held_out_of(members: int, fraction: float) -> int:
+    """Return how many of a class's images are for validation."""
+    return max(0, min(round(fraction * members), members - 1))
+
+
+def smallest_fraction(y: Tensor) -> float | None:
+    """Return the smallest fraction, to two digits, that holds out an image of each class with more than one.
+
+    None if no class has more than one.
+    """
+    sizes: list[int] = [size for size in y.bincount().tolist() if size > 1]
+    if not sizes:
+        return None
+    least = 0.5 / min(sizes)  # an exact half is rounded to even, here 0
+    unit = 10.0 ** (math.floor(math.log10(least)) - 1)
+    return round(unit * (math.floor(least / unit) + 1), 12)
+
+
+def _val_too_small(fraction: float, y: Tensor) -> UserError:
+    least = smallest_fraction(y)
+    ways_out = "give data.val_fraction=0"
+    if least is not None:
+        ways_out += f", or at least {least:g} for one image of each class"
+    return UserError(f"data.val_fraction={fraction:g} holds out none of the {len(y):,} training images; {ways_out}")
 
 
 @dataclass(frozen=True)
@@ -193,8 +223,9 @@ class DataModule(L.LightningDataModule):
         workers: number of worker processes, at least 0; with 0 this process fetches the images itself.
 
     Raises:
-        ValueError: for a value outside its range.
-        UserError: if there are fewer training images than `batch_size`.
+        ValueError: for a value outside its range or of another type, or too large for the images.
+        UserError: if there are fewer training images than `batch_size`, or none for validation though `val_fraction`
+            is above 0.
     """
 
     def __init__(
@@ -212,12 +243,19 @@ class DataModule(L.LightningDataModule):
         super().__init__()
         require("data.val_fraction", val_fraction)
         require("data.workers", workers)
+        require("data.in_memory", in_memory)
+        augment.check_size(images.train_x.shape[-1])
         self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
         self.memory_format, self.in_memory, self.workers = memory_format, in_memory, workers
         self.train_index, self.val_index = stratified_split(images.train_y, val_fraction, split_seed)
-        if not 1 <= batch_size <= len(self.train_index):
+        if val_fraction and not len(self.val_index):
+            raise _val_too_small(val_fraction, images.train_y)
+        require("batch_size", batch_size)
+        n = len(self.train_index)
+        if batch_size > n:
+            fitting = 1 << n.bit_length() - 1
             raise UserError(
-                f"batch_size must be between 1 and the {len(self.train_index)} training images, got {batch_size}"
+                f"batch_size={batch_size} is more than the {n:,} training images; give batch_size={fitting}"
             )
 
     @property

@@ -100,3 +100,11 @@ def test_augment_cut_zeroes_the_square_by_hand(side, centre, rows, columns):
 def test_augment_refuses_negative_pixels(name):
     with pytest.raises(ValueError, match=rf"data.augment.{name} must be a whole number in \[0, inf\), got -1"):
         Augment(**{"crop": 4, "flip": True, "cutout": 0, name: -1})
+
+
+@pytest.mark.parametrize("flip", ["no", "false", 0, 1, None])
+def test_augment_refuses_a_flip_that_is_no_switch(flip):
+    with pytest.raises(
+        ValueError, match=f"^data.augment.flip must be true or false, got {'null' if flip is None else flip}$"
+    ):
+        Augment(4, flip, 0)

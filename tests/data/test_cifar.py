@@ -11,14 +11,14 @@ import pytest
 import torch
 import torchvision.datasets
 
-from kd.data.cifar import cifar10, cifar100
+from kd.data.cifar import CIFAR100_CLASSES, cifar10, cifar100
 from kd.errors import UserError
 
 # torchvision's extraction on Python 3.12 and 3.13.
 pytestmark = pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")
 
-NAMES10 = [f"class {i}" for i in range(10)]
-NAMES100 = [f"class {i:02}" for i in range(100)]
+NAMES10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+NAMES100 = CIFAR100_CLASSES.split()
 
 
 def make_archive(file: Path, source, files: dict[str, dict], monkeypatch) -> None:
@@ -130,7 +130,7 @@ def file_names(root):
 def test_cifar10_downloads_once(archive, serve, no_network, tmp_path, pixels, monkeypatch):
     dead = torchvision.datasets.CIFAR10.url
     serve(archive.parent)
-    root = tmp_path / "new" / "root"
+    root = tmp_path / "data"  # the default's name: it is created
     assert_is_cifar10(cifar10(str(root)), pixels)
     assert file_names(root) == ["cifar-10-batches-py"]
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", dead)
@@ -255,7 +255,7 @@ def test_cifar_reads_a_parquet_mirror(root, no_network, pixels, encode, write_pa
         encoded = [encode(x, kind) for x in pixels[:3]]
         write_parquet(root / "deeper" / f"{split}.parquet", encoded, [2, 9, 0], names, label=label)
     images = load(root)
-    assert images.name == name + (" (JPEG)" if kind == "JPEG" else "")
+    assert images.name == f"{name} ({'JPEG, ' if kind == 'JPEG' else ''}6 of 60,000 images)"
     assert images.classes == tuple(names)
     assert images.test_y.tolist() == [2, 9, 0]
     assert torch.equal(images.train_x, pixels[:3]) is (kind == "PNG")
@@ -266,15 +266,70 @@ def test_cifar10_reads_a_tree_of_images(root, no_network, pixels, encode, write_
     for split in ("train", "test"):
         write_tree(root / split, {label: [encode(pixels[0], kind)] for label in NAMES10})
     images = cifar10(root)
-    assert images.name == "CIFAR-10" + (" (JPEG)" if kind == "JPEG" else "")
+    assert images.name == f"CIFAR-10 ({'JPEG, ' if kind == 'JPEG' else ''}20 of 60,000 images)"
     assert images.classes == tuple(NAMES10)
-    assert_refused(root, root, "10 classes", "CIFAR-100 has 100", "data.root", load=cifar100)
+    assert_refused(root, root, "not CIFAR-100, but 10 classes (airplane, automobile", "data.root", load=cifar100)
 
 
 def test_cifar10_refuses_a_mirror_with_other_classes(root, no_network, pixels, encode, write_parquet):
     for split in ("train", "test"):
         write_parquet(root / f"{split}.parquet", [encode(x) for x in pixels[:3]], [0, 1, 2])
-    assert_refused(root, root, "3 classes", "CIFAR-10 has 10", "data.root")
+    assert_refused(root, f"{root}: not CIFAR-10, but 3 classes (0, 1, 2)", f"with data=parquet data.root={root}")
+
+
+def test_cifar10_accepts_the_names_of_other_copies(root, no_network, pixels, encode, write_tree):
+    names = ["Plane", "car", *NAMES10[2:]]
+    for split in ("train", "test"):
+        write_tree(root / split, {label: [encode(pixels[0])] for label in names})
+    assert cifar10(root).name == "CIFAR-10 (20 of 60,000 images)"
+
+
+@pytest.fixture
+def write_many(encode, write_parquet):
+    """Write as many images as wanted, all alike."""
+
+    def write_many(root, train, test, image, names=None):
+        for split, n in (("train", train), ("test", test)):
+            write_parquet(root / f"{split}.parquet", [encode(image)] * n, [i % 10 for i in range(n)], names)
+
+    return write_many
+
+
+def test_cifar10_refuses_images_of_another_size(root, no_network, pixels, write_many):
+    """The ten digits of MNIST, which used to be called CIFAR-10."""
+    write_many(root, 20, 10, pixels[0, :, :28, :28])
+    assert_refused(root, "not CIFAR-10, but 10 classes (0, 1, 2, 3, 4, ...), 28x28 pixels; set data.root")
+
+
+def test_cifar10_refuses_more_images_than_there_are(root, no_network, pixels, write_many, monkeypatch):
+    monkeypatch.setattr("kd.data.cifar.COUNTS", (20, 10))
+    write_many(root, 10, 11, pixels[0], NAMES10)
+    assert_refused(root, "not CIFAR-10, but 10 training and 11 test images")
+
+
+def test_cifar10_takes_numbered_classes_for_its_own_only_if_complete(root, no_network, pixels, write_many, monkeypatch):
+    monkeypatch.setattr("kd.data.cifar.COUNTS", (20, 10))
+    write_many(root, 20, 10, pixels[0])
+    assert cifar10(root).name == "CIFAR-10"
+    write_many(root, 19, 10, pixels[0])
+    assert_refused(root, "not CIFAR-10, but 10 classes (0, 1, 2, 3, 4, ...)")
+
+
+@pytest.mark.parametrize("name", ["nope", "nope/data"])
+def test_cifar10_creates_no_folder_but_the_default(archive, serve, tmp_path, name):
+    serve(archive.parent)
+    assert_refused(tmp_path / name, f"no folder {tmp_path / name}; create it", "data.root=")
+    assert not (tmp_path / "nope").exists()
+
+
+def test_cifar10_refuses_a_root_that_is_a_file(tmp_path):
+    (tmp_path / "data").touch()
+    assert_refused(tmp_path / "data", f"{tmp_path / 'data'} is a file", "data.root=")
+
+
+def test_cifar10_summary_has_its_counts(archive, root):
+    archive.rename(root / archive.name)
+    assert cifar10(root).summary == "CIFAR-10: 8 training and 4 test images, 10 classes"
 
 
 def test_cifar10_prefers_torchvision_files(archive, root, pixels, encode, write_parquet, write_tree):
@@ -297,5 +352,5 @@ def test_cifar10_names_a_path_without_permission(archive, public_path, no_networ
     empty.mkdir()
     with as_nobody():
         assert_refused(empty, empty, "Permission denied", "data.root")
-        assert_refused(public_path / "new", public_path / "new", "Permission denied", "data.root")
+        assert_refused(public_path / "data", public_path / "data", "Permission denied", "data.root")
     assert file_names(empty) == []

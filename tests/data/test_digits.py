@@ -21,6 +21,12 @@ def test_digits_holds_every_image_once():
     assert sorted(found) == sorted(expected)
 
 
+def test_digits_summary_names_the_original_size():
+    counts = "digits: 1,438 training and 359 test images, 10 classes"
+    assert digits().summary == f"{counts}, resized from 8x8 to 32x32"
+    assert digits(8).summary == counts
+
+
 def test_digits_size_and_dtype():
     images = digits()
     for x, y in ((images.train_x, images.train_y), (images.test_x, images.test_y)):

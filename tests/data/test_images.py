@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import pytest
 import torch
 
 from kd.data.images import Images
@@ -62,3 +65,24 @@ def test_images_mean_std_is_exact_beyond_float32_counts():
     x[..., :42, :] = 255
     (mean,), _ = images({**sample(), "train_x": x}).mean_std
     assert abs(mean - 0.01) < 1e-9
+
+
+def test_images_summary_counts_images_and_classes():
+    assert images(sample()).summary == "a: 50 training and 20 test images, 2 classes"
+    many = {name: x[:1].expand(4000, *x.shape[1:]) for name, x in sample().items()}
+    notes = replace(Images("b", ("0",) * 1000, **many), notes=("this", "that"))
+    assert notes.summary == "b: 4,000 training and 4,000 test images, 1,000 classes, this, that"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "resized"),
+    [
+        ({(28, 28)}, "resized from 28x28 to 8x8"),
+        ({(300, 200), (28, 28)}, "resized from 28x28 and 300x200 to 8x8"),
+        ({(30, 2), (28, 28), (4, 5)}, "resized from 3 sizes between 4x5 and 30x2 to 8x8"),
+    ],
+)
+def test_images_summary_names_the_sizes_before_resizing(sizes, resized):
+    found = replace(images(sample()), sizes=frozenset(sizes))
+    assert found.summary == f"a: 50 training and 20 test images, 2 classes, {resized}"
+    assert found.id == images(sample()).id

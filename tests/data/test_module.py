@@ -1,3 +1,5 @@
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -237,10 +239,84 @@ def test_loader_maps_a_channel_without_contrast_to_zero(noise):
 # --- mistakes
 
 
-@pytest.mark.parametrize("batch_size", [0, 31])
-def test_data_module_refuses_batch_size_out_of_range(noise, batch_size):
-    with pytest.raises(UserError, match=f"between 1 and the 30 training images, got {batch_size}"):
+@pytest.mark.parametrize(("batch_size", "fitting"), [(31, 16), (256, 16)])
+def test_data_module_names_a_batch_size_that_fits(noise, batch_size, fitting):
+    message = f"batch_size={batch_size} is more than the 30 training images; give batch_size={fitting}"
+    with pytest.raises(UserError, match=f"^{message}$"):
         data_module(noise(), batch_size=batch_size, val_fraction=0.25)
+    assert data_module(noise(), batch_size=fitting, val_fraction=0.25).steps_per_epoch == 1
+
+
+def test_data_module_takes_all_images_as_one_batch(noise):
+    assert data_module(noise(train=32), batch_size=32).steps_per_epoch == 1
+    with pytest.raises(UserError, match=r"give batch_size=32$"):
+        data_module(noise(train=32), batch_size=33)
+
+
+@pytest.mark.parametrize("batch_size", [0, -8, 2.5, True, "8"])
+def test_data_module_refuses_batch_size_out_of_range(noise, batch_size):
+    with pytest.raises(ValueError, match=r"batch_size must be a whole number in \[1, inf\), got "):
+        data_module(noise(), batch_size=batch_size)
+
+
+@pytest.mark.parametrize(("per_class", "least"), [(4, 0.13), (2, 0.26), (50, 0.011), (5000, 0.00011)])
+def test_data_module_names_the_smallest_val_fraction(noise, per_class, least):
+    images = noise(train=40)
+    images = replace(
+        images, train_x=images.train_x[:1].expand(10 * per_class, -1, -1, -1), train_y=torch.arange(10 * per_class) % 10
+    )
+    with pytest.raises(UserError, match=rf"^data.val_fraction=1e-09 holds out none of .*=0, or at least {least:g} for"):
+        data_module(images, val_fraction=1e-9)
+    assert sorted((data_module(images, val_fraction=least).val_index % 10).tolist()) == list(range(10))
+    below = least - 10 ** math.floor(math.log10(least)) / 10  # one less in the second digit
+    assert not len(stratified_split(images.train_y, below - 1e-12, 0)[1])
+
+
+def test_data_module_refuses_validation_of_single_images(noise):
+    images = noise(train=10)  # one image of each class
+    with pytest.raises(UserError, match=r"none of the 10 training images; give data.val_fraction=0$"):
+        data_module(images, val_fraction=0.9)
+    assert data_module(images).steps_per_epoch == 1
+
+
+def test_stratified_split_keeps_an_image_of_each_class_for_training():
+    y = torch.tensor([0, 1, 1, 2, 2, 2, 2])
+    train, val = stratified_split(y, 0.95, 0)
+    assert y[train].tolist() == [0, 1, 2]
+    assert y[val].tolist() == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        (Augment(9, True, 0), "crop must be at most 8 for images of 8x8 pixels, got 9"),
+        (Augment(100_000, True, 0), "crop must be at most 8 for images of 8x8 pixels, got 100000"),
+        (Augment(0, True, 8), "cutout must be at most 7 for images of 8x8 pixels, got 8"),
+        (Augment(0, True, 64), "cutout must be at most 7 for images of 8x8 pixels, got 64"),
+    ],
+)
+def test_data_module_refuses_augmentation_larger_than_the_images(noise, augment, message):
+    with pytest.raises(ValueError, match=f"^data.augment.{message}$"):
+        data_module(noise(), augment=augment)
+
+
+def test_data_module_takes_the_largest_augmentation(noise):
+    (batch, *_) = epoch_batches(data_module(noise(), augment=Augment(8, True, 7)))
+    assert batch.x.isfinite().all()
+
+
+@pytest.mark.parametrize("value", ["no", "off", 0, 1, None])
+def test_data_module_refuses_in_memory_that_is_no_switch(noise, value):
+    with pytest.raises(
+        ValueError, match=f"^data.in_memory must be true or false, got {'null' if value is None else value}$"
+    ):
+        DataModule(noise(), 0.0, 0, CROP_AND_FLIP, 8, 0, in_memory=value)
+
+
+@pytest.mark.parametrize("value", ["two", 1.5, True, None])
+def test_data_module_refuses_workers_that_are_no_number(noise, value):
+    with pytest.raises(ValueError, match=r"^data.workers must be a whole number in \[0, .*, got "):
+        DataModule(noise(), 0.0, 0, CROP_AND_FLIP, 8, 0, workers=value)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1, float("nan")])

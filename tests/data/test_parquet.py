@@ -1,3 +1,6 @@
+import os
+import shutil
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,11 +30,13 @@ def test_parquet_reads_what_was_written(tmp_path, pixels, encode, write_parquet,
 
     write("train-00001-of-00002.parquet", slice(4, 6), LABELS[4:])
     write("train-00000-of-00002.parquet", slice(0, 4), LABELS[:4])
-    write("deeper/test-00000-of-00001.parquet", slice(6, 12), LABELS)
+    write("test-00000-of-00001.parquet", slice(6, 12), LABELS)
     (tmp_path / "set" / "validation-00000-of-00001.parquet").write_text("must not be read")
 
     images = parquet(str(tmp_path / "set"))
     assert images.name == "set"
+    not_used = "1 file passed over (1 .parquet of a validation split)"
+    assert images.summary == f"set: 6 training and 6 test images, 3 classes, {not_used}"
     assert images.classes == NAMES
     assert torch.equal(images.train_x, pixels[:6])
     assert torch.equal(images.test_x, pixels[6:])
@@ -138,18 +143,22 @@ def test_parquet_refuses_a_file_without_rows(root, write_parquet):
 
 
 def test_parquet_refuses_files_with_other_class_names(root, pixels, encode, write_parquet):
-    write_parquet(root / "more" / "train.parquet", [encode(pixels[0])], [0], ["apple", "pear", "plum"])
-    assert_refused(root, "train.parquet", "other classes")
+    write_parquet(root / "test.parquet", [encode(pixels[0])], [0], ["apple", "pear", "plum"])
+    assert_refused(root, root / "test.parquet", "other classes")
 
 
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ({"picture": [{"bytes": b""}], "label": [0]}, "img or image"),
-        ({"img": [b""], "label": [0]}, "img or image"),
-        ({"img": [{"path": "a"}], "label": [0]}, "img or image"),
-        ({"img": [{"bytes": b""}], "class": [0]}, "label or fine_label"),
-        ({"img": [{"bytes": b""}], "label": ["cat"]}, "label or fine_label"),
+        ({"picture": [{"bytes": b""}], "label": [0]}, "no column img or image or bytes of encoded images"),
+        ({"img": ["text"], "label": [0]}, "no column img or image or bytes of encoded images"),
+        ({"img": [{"bytes": "text"}], "label": [0]}, "no column img or image or bytes of encoded images"),
+        ({"img": [{"path": "a"}], "label": [0]}, "no column img or image or bytes of encoded images"),
+        ({"img": [b""], "class": [0]}, "no column label or labels or fine_label or fine_labels of integers or names"),
+        ({"img": [b""], "label": [0.5]}, "no column label or labels or fine_label"),
+        ({"img": [b""], "label": [True]}, "no column label or labels or fine_label"),
+        ({"img": [b""], "image": [b""], "label": [0]}, "several columns img and image of encoded images"),
+        ({"img": [b""], "label": [0], "labels": [0]}, "several columns label and labels of integers or names"),
     ],
 )
 def test_parquet_names_a_missing_column(root, columns, expected):
@@ -159,8 +168,264 @@ def test_parquet_names_a_missing_column(root, columns, expected):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_parquet_names_a_missing_split(root, split):
-    (root / f"{split}.parquet").rename(root / "validation.parquet")
-    assert_refused(root, root, f"*{split}*.parquet", "validation.parquet", "data.root")
+    (root / f"{split}.parquet").rename(root / "latest-constraints.parquet")  # the splits' names within words
+    assert_refused(root, root, f"*{split}*.parquet", "latest-constraints.parquet", "data.root")
+
+
+# --- which files
+
+
+def test_parquet_takes_validation_for_testing_without_a_test_split(root, pixels):
+    (root / "test.parquet").rename(root / "validation-latest.parquet")
+    images = parquet(root)
+    assert torch.equal(images.test_x, pixels[6:])
+    assert images.summary == "set: 6 training and 6 test images, 3 classes, validation taken as the test split"
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "{}-00000-of-00001.parquet",
+        "data/{}-00000-of-00001-a09b74b3ef9c3b56.parquet",
+        "cifar10-{}.parquet",
+        "plain_text/{}/0000.parquet",
+        "plain_text/partial-{}/0000.parquet",
+        "{}/part-00000-1f4c.snappy.parquet",
+        "{}ING.parquet",
+        "TEST-set.v2/{}.parquet",
+    ],
+)
+def test_parquet_recognises_the_split_in_many_layouts(tmp_path, pixels, encode, write_parquet, layout):
+    for split, rows in (("train", pixels[:6]), ("test", pixels[6:])):
+        write_parquet(tmp_path / "train" / layout.format(split), [encode(x) for x in rows], LABELS, NAMES)
+    images = parquet(tmp_path / "train")
+    assert torch.equal(images.train_x, pixels[:6])
+    assert torch.equal(images.test_x, pixels[6:])
+    assert images.summary == "train: 6 training and 6 test images, 3 classes"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"train-{i:05}-of-00003.parquet" for i in range(3)],
+        ["train/0000.parquet", "train/0001.parquet", "train/0002.parquet"],
+        ["train-9.parquet", "train-10.parquet", "train-11.parquet"],
+        ["train9.parquet", "train10.parquet", "train11.parquet"],
+        [f"train/part-0000{i}-3f2b-c000.snappy.parquet" for i in range(3)],
+    ],
+)
+def test_parquet_reads_shards_in_the_order_of_their_numbers(root, pixels, encode, write_parquet, names):
+    (root / "train.parquet").unlink()
+    for i in (1, 2, 0):
+        write_parquet(root / names[i], [encode(x) for x in pixels[2 * i : 2 * i + 2]], LABELS[2 * i : 2 * i + 2], NAMES)
+    images = parquet(root)
+    assert torch.equal(images.train_x, pixels[:6])
+    assert images.train_y.tolist() == LABELS
+
+
+@pytest.mark.parametrize(
+    ("names", "there"),
+    [
+        (
+            ["train-00000-of-00003", "train-00002-of-00003"],
+            "one of 3 shards, of which 00000, 00002 are there;",
+        ),
+        (["train-0-of-99999999999999"], "one of 99,999,999,999,999 shards, of which 00000 are there;"),
+        (["train-00001-of-00002"], "one of 2 shards, of which 00001 are there;"),
+        (
+            ["train-00000-of-00001-a09b74b3ef9c3b56", "train-00000-of-00001-b09b74b3ef9c3b56"],
+            "one of 1 shards, of which 00000, 00000 are there;",
+        ),
+    ],
+)
+def test_parquet_refuses_shards_that_are_missing_or_there_twice(root, names, there):
+    for name in names:
+        shutil.copy(root / "train.parquet", root / f"{name}.parquet")
+    (root / "train.parquet").unlink()
+    assert_refused(root, root / names[0], there)
+
+
+def other_train(file, encode, pixels, write_parquet):
+    write_parquet(file, [encode(x) for x in pixels[6:]], LABELS, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("names", "places"),
+    [
+        (["a/train.parquet", "b/train.parquet"], "a/train.parquet, b/train.parquet; set data.root to one of them"),
+        (["train-0-of-1.parquet"], "train.parquet, train-0-of-1.parquet; move all but one of them away"),
+        (["train (1).parquet"], "train.parquet, train (1).parquet; move all but one of them away"),
+        (["cifar10-train.parquet", "cifar100-train.parquet"], "cifar10-train.parquet, cifar100-train.parquet"),
+    ],
+)
+def test_parquet_refuses_several_sets_of_a_split(root, pixels, encode, write_parquet, names, places):
+    if len(names) == 2:
+        (root / "train.parquet").rename(root / "moved")
+        (root / names[0]).parent.mkdir(exist_ok=True)
+        (root / "moved").rename(root / names[0])
+    other_train(root / names[-1], encode, pixels, write_parquet)
+    assert_refused(root, f"{root}: 2 sets of train files that differ: {places}")
+
+
+@pytest.fixture
+def hub_cache(root):
+    """A hub cache with one revision: links to files that are called as their checksums, with a copy in /refs."""
+    blobs, snapshot = root.parent / "hub" / "blobs", root.parent / "hub" / "snapshots" / "aaa" / "plain_text"
+    blobs.mkdir(parents=True)
+    for split in ("train", "test"):
+        (snapshot / split).mkdir(parents=True)
+        (root / f"{split}.parquet").rename(blobs / split)
+        os.symlink(blobs / split, snapshot / split / "0000.parquet")
+    return root.parent / "hub"
+
+
+def test_parquet_reads_a_hub_cache(hub_cache, pixels):
+    for root in (hub_cache, hub_cache / "snapshots" / "aaa", hub_cache / "snapshots" / "aaa" / "plain_text"):
+        images = parquet(root)
+        assert torch.equal(images.train_x, pixels[:6])
+        assert torch.equal(images.test_x, pixels[6:])
+
+
+def test_parquet_takes_the_first_of_equal_revisions(hub_cache, pixels):
+    shutil.copytree(hub_cache / "snapshots" / "aaa", hub_cache / "snapshots" / "bbb", symlinks=True)
+    shutil.copytree(hub_cache / "snapshots" / "aaa", hub_cache / "snapshots" / "ccc")  # files, not links
+    images = parquet(hub_cache / "snapshots")
+    assert torch.equal(images.train_x, pixels[:6])
+    copies = [
+        f"3 copies of the {split} split, aaa/plain_text/{split}/0000.parquet taken" for split in ("train", "test")
+    ]
+    assert images.summary == f"snapshots: 6 training and 6 test images, 3 classes, {', '.join(copies)}"
+
+
+def test_parquet_refuses_revisions_that_differ(hub_cache, pixels, encode, write_parquet):
+    other = hub_cache / "snapshots" / "bbb" / "plain_text"
+    shutil.copytree(hub_cache / "snapshots" / "aaa", other.parent)
+    other_train(other / "train" / "0000.parquet", encode, pixels, write_parquet)
+    both = "aaa/plain_text/train/0000.parquet, snapshots/bbb/plain_text/train/0000.parquet"
+    assert_refused(hub_cache, f"2 sets of train files that differ: snapshots/{both}", f"such as data.root={other}")
+    assert torch.equal(parquet(other).train_x, pixels[6:])
+
+
+def test_parquet_passes_over_what_other_programs_left(root, pixels, encode, write_parquet):
+    for name in (".ipynb_checkpoints/train-checkpoint.parquet", "__MACOSX/train.parquet", "._train.parquet"):
+        other_train(root / name, encode, pixels, write_parquet)
+    os.mkfifo(root / "train-fifo.parquet")
+    (root / "README.md").write_text("a set")
+    images = parquet(root)
+    assert torch.equal(images.train_x, pixels[:6])
+    files = "3 files passed over (1 .md, 1 FIFO or device, 1 hidden)"
+    assert images.summary.endswith(f"3 classes, {files}, folders passed over: .ipynb_checkpoints, __MACOSX")
+
+
+def test_parquet_names_files_without_a_split_or_with_two(root, pixels, encode, write_parquet):
+    for name in ("more.parquet", "train-test.parquet"):
+        other_train(root / name, encode, pixels, write_parquet)
+    assert parquet(root).summary.endswith("3 classes, 2 files passed over (2 .parquet of no split)")
+
+
+def test_parquet_says_if_the_splits_are_in_different_folders(root):
+    (root / "more").mkdir()
+    (root / "test.parquet").rename(root / "more" / "test.parquet")
+    assert parquet(root).summary.endswith("3 classes, training images from ./, test images from more/")
+
+
+# --- what is in them
+
+
+def write_columns(root, image, label, metadata=None):
+    """Write both splits with these columns."""
+    for split in ("train", "test"):
+        table = pa.table({"image": image, "label": label}).replace_schema_metadata(metadata)
+        pq.write_table(table, root / f"{split}.parquet")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.binary(),
+        pa.large_binary(),
+        pa.list_(pa.uint8()),
+        pa.large_list(pa.uint8()),
+        pa.struct([("bytes", pa.large_binary())]),
+        pa.struct([("bytes", pa.list_(pa.uint8())), ("path", pa.string())]),
+    ],
+)
+def test_parquet_reads_bytes_of_every_type(root, pixels, encode, kind):
+    encoded = [encode(x) for x in pixels[:3]]
+    wrapped = [{"bytes": data} for data in encoded] if pa.types.is_struct(kind) else encoded
+    if "list" in str(kind):
+        wrapped = [{"bytes": list(data)} if pa.types.is_struct(kind) else list(data) for data in encoded]
+    write_columns(root, pa.array(wrapped, kind), [0, 1, 2])
+    assert torch.equal(parquet(root).train_x, pixels[:3])
+    write_columns(root, pa.array([*wrapped[:2], None], kind), [0, 1, 2])
+    assert_refused(root, f"{root / 'train.parquet'}, row 2: image is missing")
+
+
+def test_parquet_reads_more_rows_than_are_in_memory_at_a_time(root, pixels, encode, monkeypatch):
+    monkeypatch.setattr("kd.data.parquet.ROWS", 2)
+    assert torch.equal(parquet(root).train_x, pixels[:6])
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet_sorts_labels_that_are_names(root, pixels, encode, kind):
+    encoded = [encode(x) for x in pixels[:4]]
+    write_columns(root, encoded, pa.array(["dog", "cat", "eel", "cat"], kind))
+    images = parquet(root)
+    assert images.classes == ("cat", "dog", "eel")
+    assert images.train_y.tolist() == images.test_y.tolist() == [1, 0, 2, 0]
+    write_columns(root, encoded, pa.array(["10", "9", "0", "9"], kind))
+    assert parquet(root).classes == ("0", "9", "10")
+
+
+def test_parquet_names_the_row_of_a_name_that_training_lacks(root, pixels, encode):
+    write_columns(root, [encode(x) for x in pixels[:2]], ["cat", "dog"])
+    pq.write_table(pa.table({"img": [encode(pixels[0])], "label": ["e\nel"]}), root / "test.parquet")
+    assert_refused(root, f"{root / 'test.parquet'}, row 0: label e\\nel is none of the 2 classes cat to dog; correct")
+
+
+def test_parquet_refuses_names_in_one_split_and_numbers_in_the_other(root, pixels, encode):
+    pq.write_table(pa.table({"img": [encode(pixels[0])], "label": ["cat"]}), root / "test.parquet")
+    assert_refused(root, f"{root / 'test.parquet'}: its labels are names, unlike those of {root / 'train.parquet'}")
+
+
+@pytest.mark.parametrize("label", [2**63, 2**64 - 1])
+def test_parquet_names_the_row_of_a_label_beyond_64_bits(root, pixels, encode, label):
+    write_columns(root, [encode(pixels[0])] * 2, pa.array([0, label], pa.uint64()), None)
+    assert_refused(root, f"{root / 'train.parquet'}, row 1: label {label} is none of the 2 classes 0 to 1")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        b"[]",
+        b"null",
+        b"3",
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"info": []}',
+        b'{"info": {"features": null}}',
+        b'{"info": {"features": {"label": {"names": "cat"}}}}',
+        b'{"info": {"features": {"label": {"names": [0, 1, 2]}}}}',
+        b'{"info": {"features": {"label": {"names": ["cat", "dog", "cat"]}}}}',
+    ],
+)
+def test_parquet_names_the_file_with_damaged_metadata(root, pixels, encode, metadata):
+    write_columns(root, [encode(x) for x in pixels[:3]], [0, 1, 2], {"huggingface": metadata})
+    assert_refused(root, f"{root / 'train.parquet'}: damaged metadata (huggingface); download the file again")
+
+
+@pytest.mark.parametrize("metadata", [{}, {"huggingface": "{}"}, {"huggingface": '{"info": {"features": {}}}'}])
+def test_parquet_numbers_classes_of_metadata_without_names(root, pixels, encode, metadata):
+    write_columns(root, [encode(x) for x in pixels[:3]], [0, 1, 2], metadata)
+    assert parquet(root).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", ""])
+def test_parquet_refuses_class_names_that_are_no_line_of_text(root, pixels, encode, write_parquet, name):
+    for split in ("train", "test"):
+        write_parquet(root / f"{split}.parquet", [encode(pixels[0])], [0], ["cat", name])
+    assert_refused(root, f"{root / 'train.parquet'}: a class name ", "rename the class")
 
 
 def test_parquet_names_a_missing_root(tmp_path):
