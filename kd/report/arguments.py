@@ -1,6 +1,8 @@
-"""Command line that the scripts on result records share."""
+"""Command line and output that the scripts on result records share."""
 
 import argparse
+import io
+import sys
 from pathlib import Path
 
 
@@ -24,3 +26,9 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
         help="label or method of the row to compare with (default: the only student trained on labels alone)",
     )
     return made
+
+
+def tolerant_stdout() -> None:
+    """Print characters that the terminal's encoding lacks as escapes; an error would end the script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
