@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import signal
 import sys
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
 
 
 def tolerant_stdout() -> None:
-    """Print characters that the terminal's encoding lacks as escapes; an error would end the script."""
+    """Let neither the terminal's encoding nor a pipe's end, as in `| head`, end a script with a traceback.
+
+    Characters that the encoding lacks are printed as escapes.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,6 +23,8 @@ MANY = 12
 """With more rows than this, the legend no longer has every line."""
 CROWD, FEW = 64, 24
 """With more than CROWD rows, FEW of them have a bar."""
+TEACHERS: tuple[Literal["--", ":", "-."], ...] = ("--", ":", "-.")
+"""Dashes of the teachers' lines, if these are no more."""
 WIDE = 14.0
 """Width in inches. Labels that need more than this side by side are rotated."""
 
@@ -162,14 +164,18 @@ def _draw_values(axes: Axes, bars: Sequence[_Bar]) -> None:
 
 
 def _draw_teachers(axes: Axes, bars: Sequence[_Bar]) -> None:
-    """Draw a line over neighbouring bars with the same teacher's accuracy."""
-    known = {bar.teacher for bar in bars if bar.teacher}
-    label = ", ".join(f"{name}, {acc:.2f}" for name, acc in known) if len(known) == 1 else "the row's teacher"
+    """Draw a line over neighbouring bars with the same teacher. A few teachers have a name and a dash each."""
+    known = list(dict.fromkeys(bar.teacher for bar in bars if bar.teacher))
+    few = len(known) <= len(TEACHERS)
+    named: set[str] = set()
     for teacher, group in groupby(range(len(bars)), key=lambda x: bars[x].teacher):
         if teacher:
-            x = list(group)
-            axes.hlines(teacher[1], x[0] - 0.5, x[-1] + 0.5, colors=INK, linestyles="--", linewidth=1.1, label=label)
-            label = "_nolegend_"
+            x, (name, acc) = list(group), teacher
+            label = f"{name}, {acc:.2f}" if few else "the row's teacher"
+            dash = TEACHERS[known.index(teacher)] if few else TEACHERS[0]
+            legend = "_nolegend_" if label in named else label
+            axes.hlines(acc, x[0] - 0.5, x[-1] + 0.5, colors=INK, linestyles=dash, linewidth=1.1, label=legend)
+            named.add(label)
 
 
 # Differences

@@ -34,6 +34,12 @@ def role(result: Result) -> Role:
     return Role.DISTILLED if taught else Role.ALONE
 
 
+def teacher_name(network: str | None) -> str:
+    """Return what a teacher is called beside single ones: "3 x cnn32" is the "ensemble of 3 teachers"."""
+    ensemble = re.match(r"(\d+) x ", network or "")
+    return f"ensemble of {ensemble[1]} teachers" if ensemble else "teacher"
+
+
 class Spread(NamedTuple):
     """Mean and spread over n seeds."""
 
@@ -117,8 +123,7 @@ class Row:
         """Name of the teacher that taught these runs, as in "ensemble of 3 teachers"; None where none did."""
         if self.role is Role.TEACHER or all(run.teacher_test_acc is None for run in self.runs):
             return None
-        ensemble = re.match(r"(\d+) x ", self.first.teacher or "")
-        return f"ensemble of {ensemble[1]} teachers" if ensemble else "teacher"
+        return teacher_name(self.first.teacher)
 
     @property
     def trial(self) -> str | None:

@@ -156,6 +156,8 @@ class Difference(NamedTuple):
     """p value of the paired t test, corrected where several are tested; None where there is no interval."""
     n: int
     """Number of common seeds."""
+    refused: str = ""
+    """Why nothing is compared, other than for the seeds."""
 
     @property
     def verdict(self) -> str:
@@ -164,6 +166,8 @@ class Difference(NamedTuple):
 
     def in_words(self, more: str, less: str) -> str:
         """Return the verdict, where a positive difference is called `more` and a negative one `less`."""
+        if self.refused:
+            return self.refused
         if self.mean is None or self.interval is None or self.p is None:
             reasons = {0: "no common seed", 1: "one seed", 2: "two seeds"}
             return f"{reasons.get(self.n, 'no spread')}: no statement"

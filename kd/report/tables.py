@@ -70,7 +70,7 @@ def _record(row: Row, difference: dict[str, object]) -> dict[str, object]:
 
 
 def _difference(comparison: Comparison | None, baseline: str) -> dict[str, object]:
-    mean, interval, p, n = comparison.difference if comparison else (None, None, None, None)
+    mean, interval, p, n, _ = comparison.difference if comparison else (None,) * 5
     low, high = interval or (None, None)
     return {
         f"diff_vs_{baseline}": mean,

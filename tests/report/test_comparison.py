@@ -9,6 +9,7 @@ from kd.errors import UserError
 from kd.report.comparison import by_baseline, compare, comparison_notes
 from kd.report.ranking import best, leaders
 from kd.report.rows import summarize
+from kd.report.statistics import Difference
 from kd.runs.results import Result
 from tests.report.made import MUTUAL, changed
 
@@ -103,7 +104,7 @@ def test_compare_does_not_count_comparisons_without_a_test():
 def test_compare_states_nothing_about_two_seeds():
     """Student's t of two seeds is 12.7: the interval would be -609 to +520 points for differences of a few dozen."""
     (comparison,) = comparisons(*seeds(ALONE, 0.5, 0.5), *seeds(TAUGHT, 0.9, 0.01))
-    assert comparison.difference == (pytest.approx(-0.045), None, None, 2)
+    assert comparison.difference == Difference(pytest.approx(-0.045), None, None, 2)
     assert comparison_notes([], [comparison])[1].startswith("Too few seeds for intervals and verdicts")
 
 

@@ -205,7 +205,9 @@ def test_accuracy_has_a_line_for_each_rows_own_teacher():
     figure = accuracy(summarize([*runs("at", 0.83, teacher_acc=0.9), *runs("logits", 0.83, teacher_acc=0.94)]))
     lines = [lines.get_segments()[0][0][1] for lines in figure.axes[0].collections if hasattr(lines, "get_segments")]
     assert {90.0, 94.0} <= set(lines)
-    assert texts(figure).count("the row's teacher") == 1
+    assert {"teacher, 90.00", "teacher, 94.00"} <= set(texts(figure))
+    many = [run for i in range(4) for run in runs(f"m{i}", 0.83, teacher_acc=0.9 + i / 100)]
+    assert texts(accuracy(summarize(many))).count("the row's teacher") == 1
 
 
 @pytest.mark.parametrize(("final", "lowest"), [(0.8, 70), (0.12, 0), (0.91, 85)])

@@ -142,6 +142,16 @@ def test_report_prints_in_any_encoding(tmp_path, encoding):
     assert "\x1b" not in printed
 
 
+def test_report_ends_with_its_reader(tmp_path):
+    """`report.py DIR | head -1` used to end in a traceback."""
+    put(tmp_path / "runs")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, SCRIPT, "."], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
+
+
 def test_report_help_has_an_example(tmp_path):
     done = report("--help", cwd=tmp_path)
     assert done.returncode == 0
