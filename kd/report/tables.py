@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -198,8 +199,10 @@ def _fitted(cells: dict[str, list[str]], width: int, dispensable: Sequence[str],
     column lose their beginning.
     """
     cells = {header: [encodable(cell, encoding) for cell in column] for header, column in cells.items()}
-    full = {h: max(map(len, [*h.split(", "), *column])) for h, column in cells.items()}
-    words = {h: max((len(word) for cell in column for word in cell.split()), default=0) for h, column in cells.items()}
+    full = {h: max(map(cell_len, [*h.split(", "), *column])) for h, column in cells.items()}
+    words = {
+        h: max((cell_len(word) for cell in column for word in cell.split()), default=0) for h, column in cells.items()
+    }
     least = {h: min(full[h], max(words[h], WRAPPED[h])) if h in WRAPPED else full[h] for h in cells}
 
     def room() -> int:

@@ -267,6 +267,11 @@ def test_tables_break_no_word_at_any_width(width, encoding):
         assert printed.isascii() == (encoding == "ascii") or "─" in printed
 
 
+def test_to_rich_has_room_for_characters_of_double_width():
+    printed = text(to_rich(summarize([*seeds(ALONE, 0.8, 0.81), *seeds(ALONE, 0.8, 0.81, method="猫猫猫猫")]).rows))
+    assert " 猫猫猫猫  2 " in printed
+
+
 def test_to_rich_marks_trials():
     printed = text(to_rich(summarize(seeds(ALONE, 0.8, 0.81, trial="tested on 20 of 100 images")).rows))
     assert "standard (trial)" in printed
