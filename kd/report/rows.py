@@ -145,7 +145,7 @@ class Summary(NamedTuple):
     explanations: list[str]
     """How the figures are to be read; one sentence or two each."""
     left_out: list[str]
-    """What is not in the rows; one sentence each."""
+    """What is not in the rows, or that they are trials; one sentence each."""
     warnings: list[str]
     """Warnings of the records, each once, with the runs that they concern."""
 
@@ -195,10 +195,12 @@ def summarize(results: Iterable[Result], skipped: Sequence[str] = ()) -> Summary
         raise UserError(f"no run to report on: {_count(len(chosen), 'run')} diverged, {_named(chosen)}; try a lower lr")
     groups = _groups(sound)
     rows = _rows(groups)
-    left_out = _left_out(unfinished.total(), listed, len(sound) - sum(map(len, groups)))
-    if chosen is not trials:
-        kinds = Counter(run.trial for run in trials)
-        left_out += [f"{_count(number, 'trial run')} left out: {why}." for why, number in kinds.items()]
+    kinds = Counter(run.trial for run in trials)
+    if chosen is trials:
+        left_out = [f"Trial runs only, whose figures are not those of whole runs: {'; '.join(map(str, kinds))}."]
+    else:
+        left_out = [f"{_count(number, 'trial run')} left out: {why}." for why, number in kinds.items()]
+    left_out += _left_out(unfinished.total(), listed, len(sound) - sum(map(len, groups)))
     diverged = [run for run in chosen if run.diverged]
     if diverged:
         left_out.append(f"{_count(len(diverged), 'diverged run')} left out, in no mean: {_named(diverged)}.")
@@ -338,9 +340,7 @@ def _complete(values: Iterable[float | None]) -> list[float]:
 
 
 def _explanations(rows: Sequence[Row]) -> list[str]:
-    trials = list(dict.fromkeys(row.trial for row in rows if row.trial))
-    notes = [f"All runs are trials, whose figures are not those of whole runs: {'; '.join(trials)}."] if trials else []
-    notes += [
+    notes = [
         "Test figures are those of the last epoch's weights; the test split was never used to select anything.",
         "n is the number of seeds; ± is the sample standard deviation over them (n - 1), the rest are means.",
     ]
@@ -401,7 +401,7 @@ def _warnings(rows: Sequence[Row], diverged: Sequence[Result]) -> list[str]:
         label = f"{name} on {run.dataset}" if several else name
         for warning in run.warnings:
             concerned.setdefault(warning, {}).setdefault(label, []).append(run.seed)
-    return [f"Warning: {warning.rstrip('.')} ({_listed(runs)})." for warning, runs in concerned.items()]
+    return [f"Warning ({_listed(runs)}): {warning.rstrip('.')}." for warning, runs in concerned.items()]
 
 
 def _named(runs: Sequence[Result]) -> str:

@@ -232,8 +232,7 @@ def test_summarize_shows_trials_where_there_is_nothing_else():
     summary = summarize([*seeds(ALONE, 0.1, 0.1, trial=TRIAL), replace(DISTILLED, trial=TRIAL)])
     assert [(row.label, row.trial) for row in summary.rows] == [("standard", TRIAL), ("logits", TRIAL)]
     assert titled(summary.rows) == f"CIFAR-10 (trial: {TRIAL})"
-    assert summary.left_out == []
-    assert summary.notes[0] == f"All runs are trials, whose figures are not those of whole runs: {TRIAL}."
+    assert summary.left_out == [f"Trial runs only, whose figures are not those of whole runs: {TRIAL}."]
 
 
 def test_summarize_does_not_average_over_trials_of_different_size():
@@ -266,8 +265,8 @@ def test_summarize_lists_each_warning_once_with_its_runs():
     runs = [replace(run, warnings=[odd]) for run in seeds(DISTILLED, 0.8, 0.81)]
     summary = summarize([*runs, replace(ALONE, warnings=[rare, odd])])
     assert summary.warnings == [
-        "Warning: The loss was NaN for a while (standard seed=0).",
-        "Warning: The teacher is near chance (standard seed=0; logits seed=0,1).",
+        "Warning (standard seed=0): The loss was NaN for a while.",
+        "Warning (standard seed=0; logits seed=0,1): The teacher is near chance.",
     ]
 
 
