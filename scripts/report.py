@@ -2,15 +2,18 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
+from rich.text import Text
 
 from kd.errors import UserError
-from kd.report.arguments import parser
-from kd.report.comparison import by_baseline, compare, comparison_notes
+from kd.report.arguments import parser, tolerant_stdout
+from kd.report.comparison import Comparison, by_baseline, compare, comparison_notes
 from kd.report.ranking import best, leaders
-from kd.report.rows import summarize
+from kd.report.rows import Row, Summary, summarize, titled
 from kd.report.tables import differences_to_rich, to_rich
+from kd.report.text import encodable
 from kd.runs.results import REPORT, collect
 
 MANY = 40
@@ -19,6 +22,7 @@ FEW = 20
 
 
 def main() -> int:
+    tolerant_stdout()
     args = _arguments()
     try:
         results, skipped = collect(args.dirs)
@@ -30,18 +34,36 @@ def main() -> int:
     except UserError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 1
-    places, remark = leaders(summary.rows, FEW if len(summary.rows) > MANY else MANY)
-    rows = [summary.rows[i] for i in places]
-    console = Console()
-    console.print(to_rich(rows, console.width))
-    for baseline, compared in by_baseline(comparisons):
-        print(f"Compared with {baseline}:")
-        compared = [comparison for comparison in compared if any(comparison.row is row for row in rows)]
-        console.print(differences_to_rich(compared, console.width))
-    if remark:
-        print(f"{remark}. All of them are in results.md and results.csv.\n")
-    print(*best(summary.rows), "", *summary.notes, *comparison_notes(summary.rows, comparisons), "", *written, sep="\n")
+    show(summary, comparisons)
+    print("", *written, sep="\n")
     return 0
+
+
+def show(summary: Summary, comparisons: Sequence[Comparison]) -> None:
+    """Print tables, one of each data set, and what a reader of them must know."""
+    console = Console()
+
+    def tell(*lines: str) -> None:
+        # In a file, a sentence is a line. Text: names are no markup.
+        for line in lines:
+            console.print(Text(encodable(line, console.encoding)), soft_wrap=not console.is_terminal)
+
+    shown: list[Row] = []
+    parts = summary.by_dataset()
+    for part in parts:
+        places, remark = leaders(part.rows, FEW if len(part.rows) > MANY else MANY)
+        rows = [part.rows[i] for i in places]
+        if len(parts) > 1 or rows[0].trial:
+            tell(f"{titled(rows)}:")
+        console.print(to_rich(rows, console.width, console.encoding))
+        if remark:
+            tell(f"{remark}. All of them are in results.md and results.csv.", "")
+        shown += rows
+    for baseline, compared in by_baseline(comparisons):
+        compared = [comparison for comparison in compared if any(comparison.row is row for row in shown)]
+        tell(f"Compared with {baseline}:")
+        console.print(differences_to_rich(compared, console.width, console.encoding))
+    tell(*best(summary.rows), "", *summary.notes, *comparison_notes(summary.rows, comparisons))
 
 
 def _arguments() -> argparse.Namespace:

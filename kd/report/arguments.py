@@ -1,6 +1,9 @@
-"""Command line that the scripts on result records share."""
+"""Command line and output that the scripts on result records share."""
 
 import argparse
+import io
+import signal
+import sys
 from pathlib import Path
 
 
@@ -24,3 +27,14 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
         help="label or method of the row to compare with (default: the only student trained on labels alone)",
     )
     return made
+
+
+def tolerant_stdout() -> None:
+    """Let neither the terminal's encoding nor a pipe's end, as in `| head`, end a script with a traceback.
+
+    Characters that the encoding lacks are printed as escapes.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)

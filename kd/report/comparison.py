@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from kd.errors import UserError
 from kd.report.rows import Role, Row
-from kd.report.statistics import LEVEL, VERDICT_NOTE, Difference, corrected, difference, paired_differences
+from kd.report.statistics import FEWEST, LEVEL, VERDICT_NOTE, Difference, corrected, difference, paired_differences
 
 
 class Comparison(NamedTuple):
@@ -41,7 +41,8 @@ def compare(rows: Sequence[Row], name: str | None = None) -> list[Comparison]:
     baselines = _baselines(rows, name)
     pairs = [(row, baselines[row.first.dataset]) for row in rows if row.first.dataset in baselines]
     pairs = [(row, baseline) for row, baseline in pairs if row is not baseline and row.role is not Role.TEACHER]
-    differences = corrected([difference(_by_seed(row), _by_seed(baseline)) for row, baseline in pairs])
+    pairs = [(row, baseline) for row, baseline in pairs if row.trial == baseline.trial]  # on the same test images
+    differences = corrected([difference(_by_seed(row), _by_seed(baseline), limit=1.0) for row, baseline in pairs])
     return [Comparison(row, baseline, d) for (row, baseline), d in zip(pairs, differences, strict=True)]
 
 
@@ -64,7 +65,7 @@ def _baselines(rows: Sequence[Row], name: str | None) -> dict[str, Row]:
 
 
 def _labels(rows: Iterable[Row], limit: int = 12) -> str:
-    labels = [repr(row.label) for row in rows]
+    labels = list(dict.fromkeys(repr(row.label) for row in rows))
     more = f" and {len(labels) - limit} more" if len(labels) > limit else ""
     return ", ".join(labels[:limit]) + more
 
@@ -74,12 +75,20 @@ def _by_seed(row: Row) -> dict[int, float]:
 
 
 def by_baseline(comparisons: Sequence[Comparison]) -> list[tuple[str, list[Comparison]]]:
-    """Group comparisons by their baseline, of which every data set has one; return each one's label and group."""
-    groups: dict[int, tuple[str, list[Comparison]]] = {}
+    """Group comparisons by their baseline, of which every data set has one.
+
+    Returns:
+        Name and group of each. The name has the data set where there are several, and says of trials that they are.
+    """
+    groups: dict[int, list[Comparison]] = {}
     for comparison in comparisons:
-        label = comparison.baseline.label
-        groups.setdefault(id(comparison.baseline), (label, []))[1].append(comparison)
-    return list(groups.values())
+        groups.setdefault(id(comparison.baseline), []).append(comparison)
+
+    def name(baseline: Row) -> str:
+        where = f" on {baseline.first.dataset}" if len(groups) > 1 else ""
+        return baseline.label + where + (" (trial)" if baseline.trial else "")
+
+    return [(name(group[0].baseline), group) for group in groups.values()]
 
 
 def comparison_notes(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
@@ -99,4 +108,6 @@ def comparison_notes(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> 
             "student's seeds only, not of other teachers or test images. p is that of the paired t test, corrected by "
             f"Holm's method for {tests} comparison{'s' * (tests > 1)}; the intervals are not. {VERDICT_NOTE}"
         )
+    elif any(comparison.difference.n < FEWEST for comparison in comparisons):
+        notes.append(f"Too few seeds for intervals and verdicts, which need at least {FEWEST} common ones.")
     return notes

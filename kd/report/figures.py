@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kd.report.comparison import Comparison
 from kd.report.ranking import leaders
-from kd.report.rows import Row, Summary
+from kd.report.rows import Role, Row, Summary, titled
 from kd.report.statistics import UNCERTAIN, UNSEEN
 from kd.report.style import FAINT, INK, TEACHER, Colour, Look, framed, literal, looks, message, panels, wrapped
 from kd.runs.results import Result
@@ -23,6 +23,8 @@ MANY = 12
 """With more rows than this, the legend no longer has every line."""
 CROWD, FEW = 64, 24
 """With more than CROWD rows, FEW of them have a bar."""
+TEACHERS: tuple[Literal["--", ":", "-."], ...] = ("--", ":", "-.")
+"""Dashes of the teachers' lines, if these are no more."""
 WIDE = 14.0
 """Width in inches. Labels that need more than this side by side are rotated."""
 
@@ -38,25 +40,32 @@ class _Bar(NamedTuple):
     mean: float
     std: float | None
     seeds: list[float]
-    teacher: float | None
+    teacher: tuple[str, float] | None
+    """Name and accuracy of the teacher that taught it."""
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """How far the standard deviation reaches down and up, within 0 to 100 %."""
+        std = self.std or 0.0
+        return min(std, self.mean), min(std, 100 - self.mean)
 
     @property
     def top(self) -> float:
-        return max(self.mean + (self.std or 0.0), *self.seeds)
+        return max(self.mean + self.reach[1], *self.seeds)
 
 
 def accuracy(summary: Summary) -> Figure:
-    """Draw the mean test accuracy of each row with its standard deviation, every seed, and the teacher's accuracy.
+    """Draw the mean test accuracy of each row with its standard deviation, every seed, and its teacher's accuracy.
 
-    Of very many rows, a few are drawn, which the title names. The axis begins near the lowest value, so that
-    differences can be seen, and is labelled so.
+    The rows are those of one data set. Of very many rows, a few are drawn, which the title names. The axis begins near
+    the lowest value, so that differences can be seen, and is labelled so.
     """
     bars = _bars(summary.rows)
     selected, remark = leaders([bar.row for bar in bars], FEW if len(bars) > CROWD else CROWD)
     bars = [bars[i] for i in selected]
     size, ticks, rotated = _layout(bars)
     figure = Figure(figsize=size, layout="constrained")
-    (axes,) = panels(figure, [f"Test accuracy on {summary.datasets}" + (f"\n{remark}" if remark else "")])
+    (axes,) = panels(figure, [f"Test accuracy on {titled(summary.rows)}" + (f"\n{remark}" if remark else "")])
     if not bars:
         return message(figure, "No run has a test accuracy.")
     lowest, highest = _limits(bars)
@@ -66,7 +75,8 @@ def accuracy(summary: Summary) -> Figure:
     look = {"rotation": 90, "fontsize": 8, "multialignment": "right"} if rotated else {"fontsize": 9}
     axes.set_xticks(range(len(bars)), ticks, **look)
     axes.tick_params(axis="x", length=0)
-    axes.yaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10]))
+    ticks_at = MaxNLocator(10, steps=[1, 2, 5, 10]).tick_values(lowest, highest)
+    axes.set_yticks([at for at in ticks_at if lowest <= at <= min(highest, 100)])
     _draw_bars(axes, bars)
     _draw_values(axes, bars)
     _draw_teachers(axes, bars)
@@ -76,7 +86,7 @@ def accuracy(summary: Summary) -> Figure:
 
 def _layout(bars: Sequence[_Bar]) -> tuple[tuple[float, float], list[str], bool]:
     """Return width and height in inches, the labels below the bars, and whether these are rotated to fit."""
-    names = [(bar.row.first.method, *bar.row.pieces, f"n = {bar.row.n}") for bar in bars]
+    names = [(bar.row.first.method, *bar.row.pieces, _n(bar.row)) for bar in bars]
     each = max(1.05, 0.085 * max((len(line) for name in names for line in name), default=0))
     rotated = each * len(bars) > WIDE
     # Rotated, many labels have a line each, and few a line for each of their pieces.
@@ -87,21 +97,27 @@ def _layout(bars: Sequence[_Bar]) -> tuple[tuple[float, float], list[str], bool]
     return (width, height), ticks, rotated
 
 
+def _n(row: Row) -> str:
+    """Name the number of seeds; of teachers as that of a mean, beside the line of an ensemble of them."""
+    return f"mean of n = {row.n}" if row.role is Role.TEACHER and row.n > 1 else f"n = {row.n}"
+
+
 def _bars(rows: Sequence[Row]) -> list[_Bar]:
     bars = []
     for row, look in zip(rows, looks(rows), strict=True):
         if row.test_acc:
             mean, std = row.test_acc
             seeds = [100 * run.test_acc for run in row.runs if run.test_acc is not None]
-            teacher = None if row.teacher_acc is None else round(100 * row.teacher_acc, 2)
+            own, acc = row.own_teacher, row.teacher_acc
+            teacher = (own, round(100 * acc, 2)) if own is not None and acc is not None else None
             bars.append(_Bar(row, look.colour, 100 * mean, None if std is None else 100 * std, seeds, teacher))
     return bars
 
 
 def _limits(bars: Sequence[_Bar]) -> tuple[int, float]:
     """Return limits from a multiple of 5, about half of the values' range below the lowest, to above the labels."""
-    teachers = [bar.teacher for bar in bars if bar.teacher is not None]
-    low = min(bar.mean - (bar.std or 0.0) for bar in bars)
+    teachers = [bar.teacher[1] for bar in bars if bar.teacher]
+    low = min([bar.mean - bar.reach[0] for bar in bars] + teachers)
     high = max([bar.top for bar in bars] + teachers)
     lowest = max(0, 5 * math.floor((low - (high - low) / 2 - 1) / 5))
     return lowest, lowest + 1.12 * (high - lowest)
@@ -109,11 +125,11 @@ def _limits(bars: Sequence[_Bar]) -> tuple[int, float]:
 
 def _draw_bars(axes: Axes, bars: Sequence[_Bar]) -> None:
     axes.bar(range(len(bars)), [bar.mean for bar in bars], width=0.72, color=[bar.colour for bar in bars])
-    spread = [(x, bar.mean, bar.std) for x, bar in enumerate(bars) if bar.std is not None]
+    spread = [(x, bar.mean, bar.reach) for x, bar in enumerate(bars) if bar.std is not None]
     if spread:
-        x, mean, std = zip(*spread, strict=True)
+        x, mean, reach = zip(*spread, strict=True)
         label = "± sample std over n seeds"
-        axes.errorbar(x, mean, std, fmt="none", ecolor=INK, elinewidth=1.2, capsize=4, label=label)
+        axes.errorbar(x, mean, np.array(reach).T, fmt="none", ecolor=INK, elinewidth=1.2, capsize=4, label=label)
     # Side by side, as seeds often lie on top of each other.
     offsets = [(i + 1) / (len(bar.seeds) + 1) - 0.5 for bar in bars for i in range(len(bar.seeds))]
     centre = [x for x, bar in enumerate(bars) for _ in bar.seeds]
@@ -148,14 +164,18 @@ def _draw_values(axes: Axes, bars: Sequence[_Bar]) -> None:
 
 
 def _draw_teachers(axes: Axes, bars: Sequence[_Bar]) -> None:
-    """Draw a line over neighbouring bars with the same teacher's accuracy."""
-    known = {bar.teacher for bar in bars if bar.teacher is not None}
-    label = f"teacher, {min(known):.2f}" if len(known) == 1 else "the row's teacher"
+    """Draw a line over neighbouring bars with the same teacher. A few teachers have a name and a dash each."""
+    known = list(dict.fromkeys(bar.teacher for bar in bars if bar.teacher))
+    few = len(known) <= len(TEACHERS)
+    named: set[str] = set()
     for teacher, group in groupby(range(len(bars)), key=lambda x: bars[x].teacher):
-        if teacher is not None:
-            x = list(group)
-            axes.hlines(teacher, x[0] - 0.5, x[-1] + 0.5, colors=INK, linestyles="--", linewidth=1.1, label=label)
-            label = "_nolegend_"
+        if teacher:
+            x, (name, acc) = list(group), teacher
+            label = f"{name}, {acc:.2f}" if few else "the row's teacher"
+            dash = TEACHERS[known.index(teacher)] if few else TEACHERS[0]
+            legend = "_nolegend_" if label in named else label
+            axes.hlines(acc, x[0] - 0.5, x[-1] + 0.5, colors=INK, linestyles=dash, linewidth=1.1, label=legend)
+            named.add(label)
 
 
 # Differences
@@ -180,9 +200,10 @@ def differences(comparisons: Sequence[Comparison]) -> Figure:
     lines = sum(1 + name.count("\n") for name in names)
     figure = Figure(figsize=(9, 1.9 + 0.14 * len(names) + 0.2 * lines), layout="constrained")
     baseline, outlier = comparisons[0].baseline, _outlier(ranked)
-    marks = "diamond: mean over n seeds, line: 95 % interval, dots: seeds"
+    line = " line: 95 % interval," if any(comparison.difference.interval for comparison in ranked) else ""
+    marks = f"diamond: mean over n seeds,{line} dots: seeds"
     marks += ", arrow: far beyond the axis" if outlier else ""
-    title = f"Test accuracy on {baseline.first.dataset} compared with {baseline.label}\n{marks}"
+    title = f"Test accuracy on {titled([baseline])} compared with {baseline.label}\n{marks}"
     figure.suptitle(literal(title), x=0.01, ha="left", fontsize=11)
     axes = framed(figure.add_subplot())
     axes.axvline(0, color=INK, linewidth=1.0)
@@ -271,7 +292,7 @@ def curves(summary: Summary) -> Figure:
     drawn = sorted({*drawn, *names})
     for axes, lines in zip(both, (accuracies, losses), strict=True):
         for i in drawn:
-            _draw_curve(axes, lines[i], kept[i][1], names.get(i))
+            _draw_curve(axes, lines[i], kept[i][1], names.get(i), 100.0 if lines is accuracies else math.inf)
         _fit(axes, [lines[i] for i in drawn])
     handles, labels = both[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
@@ -303,7 +324,7 @@ def _names(rows: Sequence[Row], accuracies: Sequence[_Curve]) -> dict[int, str]:
 
 def _title(summary: Summary, split: _Split, rows: Sequence[Row], named: int, remark: str) -> str:
     of = len(summary.rows)
-    title = f"Learning curves on {summary.datasets}, {split.name} split"
+    title = f"Learning curves on {titled(summary.rows)}, {split.name} split"
     if split is TRAINING:
         title += " (these runs have no validation split)"
     elif len(rows) < of:
@@ -313,8 +334,8 @@ def _title(summary: Summary, split: _Split, rows: Sequence[Row], named: int, rem
     return "\n".join([title, *legend])
 
 
-def _draw_curve(axes: Axes, line: _Curve, look: Look, name: str | None) -> None:
-    """Draw a line with its band; a thin one without a band where it has no name."""
+def _draw_curve(axes: Axes, line: _Curve, look: Look, name: str | None, highest: float) -> None:
+    """Draw a line with its band, within 0 to `highest`; a thin one without a band where it has no name."""
     epochs = np.arange(1, len(line.mean) + 1)
     width, alpha, zorder = (0.7, 0.5, 2.0) if name is None else (1.8, 1.0, 3.0)
     axes.plot(
@@ -329,7 +350,7 @@ def _draw_curve(axes: Axes, line: _Curve, look: Look, name: str | None) -> None:
         label=None if name is None else literal(name),
     )
     if name is not None and line.std is not None:
-        low, high = line.mean - line.std, line.mean + line.std
+        low, high = (np.clip(end, 0.0, highest) for end in (line.mean - line.std, line.mean + line.std))
         axes.fill_between(epochs, low, high, color=look.colour, alpha=0.18, linewidth=0)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kd.report.rows import Role, Row, Spread
+from kd.report.rows import Role, Row, Spread, titled
 
 
 def best(rows: Sequence[Row]) -> list[str]:
@@ -19,11 +19,11 @@ def _sentence(rows: Sequence[Row], dataset: str) -> str:
     candidates = students or [row for row in rows if row.first.dataset == dataset]
     ranked = by_validation(candidates)
     if not ranked:
-        return f"{dataset}: no validation accuracy is known, so no run is chosen as the best."
+        return f"{titled(candidates)}: no validation accuracy is known, so no run is chosen as the best."
     row = ranked[0]
     test = f"test accuracy {_percent(row.test_acc)}" if row.test_acc else "test accuracy unknown"
     return (
-        f"{dataset}: best by validation accuracy, of {_coverage(len(ranked), len(candidates))}: "
+        f"{titled(candidates)}: best by validation accuracy, of {_coverage(len(ranked), len(candidates))}: "
         f"{row.label} (n = {row.n}), {_percent(row.val_acc)}; {test}."
     )
 

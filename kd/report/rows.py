@@ -1,17 +1,19 @@
 """Rows of a report: one per configuration, over its seeds."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from statistics import fmean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kd.errors import UserError
 from kd.report.knobs import knob_names, knob_text, natural, sort_key
-from kd.report.statistics import Interval, binomial_interval, t_interval
-from kd.runs.results import Result
+from kd.report.statistics import FEWEST, LEVEL, Interval, binomial_interval, t_interval
+from kd.report.text import visible
+from kd.runs.results import Knob, Result
 
 
 class Role(IntEnum):
@@ -32,6 +34,12 @@ def role(result: Result) -> Role:
     return Role.DISTILLED if taught else Role.ALONE
 
 
+def teacher_name(network: str | None) -> str:
+    """Return what a teacher is called beside single ones: "3 x cnn32" is the "ensemble of 3 teachers"."""
+    ensemble = re.match(r"(\d+) x ", network or "")
+    return f"ensemble of {ensemble[1]} teachers" if ensemble else "teacher"
+
+
 class Spread(NamedTuple):
     """Mean and spread over n seeds."""
 
@@ -45,7 +53,7 @@ class Row:
     """Runs that differ by their seed only. A figure that some of the runs lack is None: never a mean over the rest."""
 
     pieces: tuple[str, ...]
-    """What distinguishes the row from other rows of its method: "T=4", "student.scale=8"."""
+    """What distinguishes the row from others of its method on the data set: "T=4", "student.scale=8"."""
     runs: tuple[Result, ...]
     """Finished runs, one per seed, by seed."""
     teacher_acc: float | None
@@ -86,8 +94,9 @@ class Row:
 
     @cached_property
     def test_interval(self) -> Interval | None:
-        """The 95 % interval of the mean test accuracy over seeds."""
-        return t_interval(_complete(run.test_acc for run in self.runs))
+        """The 95 % interval of the mean test accuracy over seeds; None of fewer seeds than it needs."""
+        interval = t_interval(_complete(run.test_acc for run in self.runs))
+        return interval and interval.clipped(0.0, 1.0)
 
     @cached_property
     def val_acc(self) -> Spread | None:
@@ -110,6 +119,18 @@ class Row:
         return _mean(run.train_seconds for run in self.runs)
 
     @property
+    def own_teacher(self) -> str | None:
+        """Name of the teacher that taught these runs, as in "ensemble of 3 teachers"; None where none did."""
+        if self.role is Role.TEACHER or all(run.teacher_test_acc is None for run in self.runs):
+            return None
+        return teacher_name(self.first.teacher)
+
+    @property
+    def trial(self) -> str | None:
+        """Why its runs are no whole ones; None for whole ones."""
+        return self.first.trial
+
+    @property
     def retention(self) -> float | None:
         """Mean test accuracy divided by the teacher's."""
         return self.test_acc.mean / self.teacher_acc if self.test_acc and self.teacher_acc else None
@@ -124,34 +145,98 @@ class Summary(NamedTuple):
     explanations: list[str]
     """How the figures are to be read; one sentence or two each."""
     left_out: list[str]
-    """What is not in the rows; one sentence each."""
+    """What is not in the rows, or that they are trials; one sentence each."""
+    warnings: list[str]
+    """Warnings of the records, each once, with the runs that they concern."""
 
     @property
     def notes(self) -> list[str]:
-        return [*self.explanations, *self.left_out]
+        return [*self.left_out, *self.warnings, *self.explanations]
 
     @property
     def datasets(self) -> str:
         return ", ".join(dict.fromkeys(row.first.dataset for row in self.rows))
 
+    def by_dataset(self) -> "list[Summary]":
+        """Return a summary of the rows of each data set, with the notes on all of them."""
+        rows: dict[str, list[Row]] = {}
+        for row in self.rows:
+            rows.setdefault(row.first.dataset, []).append(row)
+        return [self._replace(rows=group) for group in rows.values()]
+
+
+def titled(rows: Sequence[Row]) -> str:
+    """Name the data of rows of one data set in a title, with what makes trials of them."""
+    trials = list(dict.fromkeys(row.trial for row in rows if row.trial))
+    more = f" and {len(trials) - 1} other kinds of trial" if len(trials) > 1 else ""
+    return ", ".join(dict.fromkeys(row.first.dataset for row in rows)) + (
+        f" (trial: {trials[0]}{more})" if trials else ""
+    )
+
 
 def summarize(results: Iterable[Result], skipped: Sequence[str] = ()) -> Summary:
     """Put the finished runs among `results` into rows; the notes also name the records that were `skipped`.
 
+    Trials are left out unless there is nothing else, and so are runs that diverged: both would spoil means.
+
     Raises:
-        UserError: if no run is finished.
+        UserError: if no run is finished, or all that are diverged.
     """
-    results = list(results)
+    results = prepared(results)
     done = [result for result in results if result.status == "done"]
     unfinished = Counter(result.status for result in results if result.status != "done")
     listed = ", ".join(f"{count} {status}" for status, count in sorted(unfinished.items()))
     if not done:
         raise UserError(f"no finished run to report on: {listed or 'no runs at all'}")
-    groups = _groups(done)
+    trials = [run for run in done if run.trial]
+    chosen = [run for run in done if not run.trial] or trials
+    sound = [run for run in chosen if not run.diverged]
+    if not sound:
+        raise UserError(f"no run to report on: {_count(len(chosen), 'run')} diverged, {_named(chosen)}; try a lower lr")
+    groups = _groups(sound)
     rows = _rows(groups)
-    repeats = len(done) - sum(map(len, groups))
-    left_out = _left_out(unfinished.total(), listed, repeats)
-    return Summary(rows, _explanations(rows), [*left_out, *(f"Skipped {reason}" for reason in skipped)])
+    kinds = Counter(run.trial for run in trials)
+    if chosen is trials:
+        left_out = [f"Trial runs only, whose figures are not those of whole runs: {'; '.join(map(str, kinds))}."]
+    else:
+        left_out = [f"{_count(number, 'trial run')} left out: {why}." for why, number in kinds.items()]
+    left_out += _left_out(unfinished.total(), listed, len(sound) - sum(map(len, groups)))
+    diverged = [run for run in chosen if run.diverged]
+    if diverged:
+        left_out.append(f"{_count(len(diverged), 'diverged run')} left out, in no mean: {_named(diverged)}.")
+    left_out += [f"Skipped {visible(reason)}" for reason in skipped]
+    return Summary(rows, _explanations(rows), left_out, _warnings(rows, diverged))
+
+
+def prepared(results: Iterable[Result]) -> list[Result]:
+    """Return the records, in order, as a report shows them: texts without control characters, trials marked as such.
+
+    In records of older versions, a trial is a run that was tested on fewer images than another on the same data. A
+    record that needs no change is returned as it is.
+    """
+    results = list(results)
+    total: dict[str, int] = {}
+    for run in results:
+        total[run.data_id] = max(total.get(run.data_id, 0), run.test_images or 0, run.test_total or 0)
+    return [_prepared(run, total[run.data_id] if run.data_id else run.test_total or 0) for run in results]
+
+
+def _prepared(run: Result, total: int) -> Result:
+    texts = {name: visible(value) for name, value in vars(run).items() if isinstance(value, str)}
+    changes: dict[str, Any] = {name: text for name, text in texts.items() if text != getattr(run, name)}
+    knobs = {visible(name): _visible(value) for name, value in run.knobs.items()}
+    changes |= {"knobs": knobs} if knobs != run.knobs else {}
+    warnings = [visible(warning) for warning in run.warnings]
+    changes |= {"warnings": warnings} if warnings != run.warnings else {}
+    if run.trial is None and run.test_images is not None and run.test_images < total:
+        changes["trial"] = f"tested on {run.test_images:,} of {total:,} images"
+    return replace(run, **changes) if changes else run
+
+
+def _visible(value: Knob) -> Knob:
+    if isinstance(value, list):
+        return [visible(item) if isinstance(item, str) else item for item in value]
+    return visible(value) if isinstance(value, str) else value
 
 
 def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:
@@ -161,7 +246,7 @@ def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:
     """
     groups: dict[object, dict[int, Result]] = defaultdict(dict)
     for run in sorted(done, key=lambda run: run.date):
-        groups[run.dataset, run.group or _settings(run)][run.seed] = run
+        groups[run.dataset, run.trial, run.group or _settings(run)][run.seed] = run
     by_seed = [tuple(runs[seed] for seed in sorted(runs)) for runs in groups.values()]
     names = knob_names(runs[0] for runs in by_seed)
     return sorted(by_seed, key=lambda runs: _order(runs[0], names))
@@ -181,15 +266,16 @@ def _order(run: Result, names: Sequence[str]) -> tuple[object, ...]:
 def _rows(groups: Sequence[tuple[Result, ...]]) -> list[Row]:
     firsts = [runs[0] for runs in groups]
     pieces: dict[int, tuple[str, ...]] = {}
-    for method in {first.method for first in firsts}:
-        places = [i for i, first in enumerate(firsts) if first.method == method]
+    kinds = [(first.dataset, first.method) for first in firsts]
+    for kind in set(kinds):
+        places = [i for i, other in enumerate(kinds) if other == kind]
         pieces.update(zip(places, _pieces([firsts[i] for i in places]), strict=True))
     known = {first.dataset: _known_teacher(groups, first.dataset) for first in firsts}
     return [Row(pieces[i], runs, _teacher_acc(runs, known[runs[0].dataset])) for i, runs in enumerate(groups)]
 
 
 def _pieces(firsts: Sequence[Result]) -> list[tuple[str, ...]]:
-    """Return what distinguishes rows of one method: no more than knobs and overrides, if these are enough."""
+    """Return what distinguishes rows of one method and data set: no more than knobs and overrides, if possible."""
     described: list[list[str]] = [[] for _ in firsts]
     for describe in (_knobs, _context, _hash):
         described = [so_far + describe(first) for so_far, first in zip(described, firsts, strict=True)]
@@ -205,7 +291,8 @@ def _knobs(run: Result) -> list[str]:
 
 
 def _context(run: Result) -> list[str]:
-    return [f"student={run.student}", f"teacher={run.teacher}", f"data={run.dataset}", f"epochs={run.epochs}"]
+    trial = [f"trial={run.trial}"] if run.trial else []
+    return [f"student={run.student}", f"teacher={run.teacher}", f"epochs={run.epochs}", *trial]
 
 
 def _hash(run: Result) -> list[str]:
@@ -258,12 +345,19 @@ def _explanations(rows: Sequence[Row]) -> list[str]:
         "n is the number of seeds; ± is the sample standard deviation over them (n - 1), the rest are means.",
     ]
     if any(row.test_interval for row in rows):
-        notes.append("The 95 % interval is that of the mean test accuracy over seeds (Student's t).")
+        notes.append(
+            f"The {100 * LEVEL:.0f} % interval is that of the mean test accuracy over seeds (Student's t, within 0 to "
+            f"100 %); it needs at least {FEWEST} of them."
+        )
+    elif any(1 < row.n < FEWEST for row in rows):
+        notes.append(f"Too few seeds for intervals of the means, which need at least {FEWEST}.")
     if any(row.n == 1 for row in rows):
         notes.append("n = 1 is one seed: no ranking can be read from this.")
-    precision = _precision_note(rows)
-    if precision:
-        notes.append(precision)
+    datasets = list(dict.fromkeys(row.first.dataset for row in rows))
+    for dataset in datasets:
+        precision = _precision_note([row for row in rows if row.first.dataset == dataset])
+        if precision:
+            notes.append(f"{dataset}: {precision}" if len(datasets) > 1 else precision)
     if any(row.retention for row in rows):
         notes.append(
             "Retention is the test accuracy divided by the teacher's; a student without a teacher of its own "
@@ -296,6 +390,33 @@ def _left_out(unfinished: int, listed: str, repeats: int) -> list[str]:
     if repeats:
         notes.append(f"{_count(repeats, 'repeat')} of a run (same configuration and seed) left out: the latest counts.")
     return notes
+
+
+def _warnings(rows: Sequence[Row], diverged: Sequence[Result]) -> list[str]:
+    """Return each warning of the records once, with the runs that it concerns."""
+    concerned: dict[str, dict[str, list[int]]] = {}
+    labelled = [(row.label, run) for row in rows for run in row.runs] + [(run.method, run) for run in diverged]
+    several = len({run.dataset for _, run in labelled}) > 1
+    for name, run in labelled:
+        label = f"{name} on {run.dataset}" if several else name
+        for warning in run.warnings:
+            concerned.setdefault(warning, {}).setdefault(label, []).append(run.seed)
+    return [f"Warning ({_listed(runs)}): {warning.rstrip('.')}." for warning, runs in concerned.items()]
+
+
+def _named(runs: Sequence[Result]) -> str:
+    """Name runs by method, knobs and seeds."""
+    seeds: dict[str, list[int]] = {}
+    for run in runs:
+        seeds.setdefault(" ".join((run.method, *_knobs(run))), []).append(run.seed)
+    return _listed(seeds)
+
+
+def _listed(seeds: dict[str, list[int]], limit: int = 6) -> str:
+    """Name runs by their labels and seeds, at most `limit` labels."""
+    listed = [f"{label} seed={','.join(map(str, sorted({*each})))}" for label, each in seeds.items()]
+    more = [f"{len(listed) - limit} more"] if len(listed) > limit else []
+    return "; ".join(listed[:limit] + more)
 
 
 def _count(number: int, what: str) -> str:

@@ -1,5 +1,6 @@
 """Intervals and tests for a few seeds and a finite test split. Pure functions, on scipy where it has them."""
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -12,10 +13,13 @@ LEVEL = 0.95
 """Default confidence level of every interval."""
 RESOLUTION = 1e-6
 """A smaller spread counts as none: accuracies are fractions of far fewer than a million images, partly in fp32."""
+FEWEST = 3
+"""Number of seeds below which there is no interval and no test. With two, Student's t is 12.7: the interval of an
+accuracy can be wider than all that is possible."""
 UNSEEN, UNCERTAIN = "no difference seen", "not certain"
 VERDICT_NOTE = (
     f"The verdict rests on p < {1 - LEVEL:.2f}; “{UNCERTAIN}” is said where the interval excludes 0 but the corrected "
-    "p is not below that."
+    f"p is not below that. Fewer than {FEWEST} seeds allow no statement."
 )
 """Explanation of the verdicts for a page that shows some."""
 
@@ -26,6 +30,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def clipped(self, low: float, high: float) -> "Interval":
+        """Return its part within the range of the figure, such as 0 to 1 for an accuracy."""
+        return Interval(min(max(self.low, low), high), min(max(self.high, low), high))
+
 
 def paired_differences(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
     """Return ours minus theirs for each common seed, by seed."""
@@ -35,7 +43,7 @@ def paired_differences(ours: dict[int, float], theirs: dict[int, float]) -> list
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
     """Return the interval of the mean, by Student's t with n - 1 degrees of freedom.
 
-    None where there are not two different values.
+    None of fewer than `FEWEST` values, or where all are the same.
     """
     error = _standard_error(values)
     if error is None:
@@ -55,8 +63,8 @@ def t_test(differences: Sequence[float]) -> float | None:
 
 
 def _standard_error(values: Sequence[float]) -> float | None:
-    """Return the standard error of the mean; None without two different values, whose true spread need not be 0."""
-    if len(values) < 2 or np.ptp(values) < RESOLUTION:
+    """Return the standard error of the mean; None of few values, or of equal ones, whose true spread need not be 0."""
+    if len(values) < FEWEST or np.ptp(values) < RESOLUTION:
         return None
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
@@ -143,11 +151,13 @@ class Difference(NamedTuple):
     mean: float | None
     """Ours minus theirs, over the common seeds; None without one."""
     interval: Interval | None
-    """Interval of the mean, by Student's t, never corrected; None unless two seeds have different differences."""
+    """Interval of the mean, by Student's t, never corrected; None of fewer than `FEWEST` seeds, or of equal values."""
     p: float | None
     """p value of the paired t test, corrected where several are tested; None where there is no interval."""
     n: int
     """Number of common seeds."""
+    refused: str = ""
+    """Why nothing is compared, other than for the seeds."""
 
     @property
     def verdict(self) -> str:
@@ -156,8 +166,10 @@ class Difference(NamedTuple):
 
     def in_words(self, more: str, less: str) -> str:
         """Return the verdict, where a positive difference is called `more` and a negative one `less`."""
+        if self.refused:
+            return self.refused
         if self.mean is None or self.interval is None or self.p is None:
-            reasons = {0: "no common seed", 1: "one seed"}
+            reasons = {0: "no common seed", 1: "one seed", 2: "two seeds"}
             return f"{reasons.get(self.n, 'no spread')}: no statement"
         if self.p < 1 - LEVEL:
             return more if self.mean > 0 else less
@@ -165,10 +177,17 @@ class Difference(NamedTuple):
         return UNSEEN if self.interval.low <= 0 <= self.interval.high else UNCERTAIN
 
 
-def difference(ours: dict[int, float], theirs: dict[int, float]) -> Difference:
-    """Return the difference of figures by seed, over the common seeds; its p is not corrected."""
+def difference(ours: dict[int, float], theirs: dict[int, float], limit: float = math.inf) -> Difference:
+    """Return the difference of figures by seed, over the common seeds; its p is not corrected.
+
+    Args:
+        ours, theirs: figures by seed.
+        limit: the greatest difference that is possible: 1 for accuracies. The interval keeps within it.
+    """
     paired = paired_differences(ours, theirs)
-    return Difference(fmean(paired) if paired else None, t_interval(paired), t_test(paired), len(paired))
+    interval = t_interval(paired)
+    within = interval and interval.clipped(-limit, limit)
+    return Difference(fmean(paired) if paired else None, within, t_test(paired), len(paired))
 
 
 def corrected(family: Sequence[Difference]) -> list[Difference]:

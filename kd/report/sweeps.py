@@ -1,7 +1,6 @@
 """Pictures of accuracy over the swept knobs, and over the students' size."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,9 +13,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from kd.report.axes import SIZE, Line, Sweep, sizes, sweeps
-from kd.report.rows import Role, Row, Spread, Summary
+from kd.report.rows import Role, Row, Spread, Summary, titled
 from kd.report.style import INK, Colour, Look, framed, literal, method_styles, shades
 from kd.report.tables import parameters
+from kd.report.text import slug
 
 MOST_LINES = 12
 MOST_MAPS = 12
@@ -58,6 +58,7 @@ class Picture(NamedTuple):
 def pictures(summary: Summary) -> list[Picture]:
     """Draw each set of swept knobs: curves for a single one, heat maps for two; and curves over sizes.
 
+    The rows are those of one data set.
     No picture where nothing was swept. Each shows validation accuracy if any of its rows has one, else test accuracy,
     and is labelled so.
     """
@@ -66,7 +67,7 @@ def pictures(summary: Summary) -> list[Picture]:
         metric, complete = _measured(sweep)
         if complete.lines:
             draw = _curves if len(sweep.axes) == 1 else _maps
-            drawn.append(Picture(_file(sweep, summary), draw(complete, metric, summary), _description(sweep, metric)))
+            drawn.append(Picture(_file(sweep), draw(complete, metric, summary), _description(sweep, metric)))
     return drawn
 
 
@@ -80,16 +81,15 @@ def _measured(sweep: Sweep) -> tuple[Metric, Sweep]:
     return metric, sweep._replace(lines=lines, left_out=sweep.left_out + lacking)
 
 
-def _file(sweep: Sweep, summary: Summary) -> str:
+def _file(sweep: Sweep) -> str:
     stem = "sizes" if sweep.axes == (SIZE,) else "_".join(("sweep", *sweep.axes))
-    several = len({row.first.dataset for row in summary.rows}) > 1
-    name = f"{stem}_{sweep.dataset}" if several else stem
-    return re.sub(r"[^\w.]+", "-", name).strip("-") + ".png"
+    return slug(stem) + ".png"
 
 
 def _description(sweep: Sweep, metric: Metric) -> str:
     over = "the students' size" if sweep.axes == (SIZE,) else " and ".join(sweep.axes)
-    return f"{metric.name.split(',')[0].capitalize()} over {over}, {sweep.dataset}"
+    rows = [row for line in sweep.lines for row in line.points.values()]
+    return f"{metric.name.split(',')[0].capitalize()} over {over}, {titled(rows)}"
 
 
 def _top_lines(lines: Sequence[Line], metric: Metric, most: int) -> tuple[list[Line], str]:
@@ -180,10 +180,11 @@ def _draw_line(axes: Axes, line: Line, look: Look, metric: Metric, name: str) ->
         markersize=4.5,
         label=literal(name),
     )
+    low, high = np.clip(mean - std, 0, 100), np.clip(mean + std, 0, 100)
     if len(x) == 1:
-        axes.errorbar(x, mean, std, fmt="none", ecolor=look.colour, capsize=3)
+        axes.errorbar(x, mean, np.array([mean - low, high - mean]), fmt="none", ecolor=look.colour, capsize=3)
     else:
-        axes.fill_between(x, mean - std, mean + std, color=look.colour, alpha=0.16, linewidth=0)
+        axes.fill_between(x, low, high, color=look.colour, alpha=0.16, linewidth=0)
 
 
 def _ticks(axes: Axes, values: Sequence[float], size: bool) -> None:

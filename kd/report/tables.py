@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from rich import box
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from kd.report.comparison import Comparison, by_baseline
 from kd.report.knobs import knob_columns, knob_names, knob_text, knob_value, number
 from kd.report.rows import Role, Row, Spread, role
-from kd.report.statistics import Interval
+from kd.report.statistics import FEWEST, Interval
+from kd.report.text import encodable, escaped, visible
 from kd.runs.results import Result
 
 
@@ -26,6 +29,8 @@ def to_csv(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> str:
     methods = {comparison.baseline.first.method for comparison in comparisons}
     baseline = " or ".join(sorted(labels if len(labels) == 1 else methods))
     records = [_record(row, _difference(compared.get(id(row)), baseline) if comparisons else {}) for row in rows]
+    if any(row.trial for row in rows):
+        records = [{**record, "trial": row.trial or ""} for row, record in zip(rows, records, strict=True)]
     knobs = knob_columns((row.first for row in rows), records[0])
     for row, record in zip(rows, records, strict=True):
         record |= {header: knob_value(row.first.knobs.get(name)) for header, name in knobs.items()}
@@ -66,7 +71,7 @@ def _record(row: Row, difference: dict[str, object]) -> dict[str, object]:
 
 
 def _difference(comparison: Comparison | None, baseline: str) -> dict[str, object]:
-    mean, interval, p, n = comparison.difference if comparison else (None, None, None, None)
+    mean, interval, p, n, _ = comparison.difference if comparison else (None,) * 5
     low, high = interval or (None, None)
     return {
         f"diff_vs_{baseline}": mean,
@@ -88,20 +93,25 @@ class Column(NamedTuple):
     """Whether a terminal has room for it."""
 
 
+TOO_FEW = "too few seeds"
+"""In place of an interval, where other rows have one."""
+VALIDATION, TEACHER = "val accuracy, %", "teacher, %"
+
 COLUMNS = (
     Column("run", lambda row: row.label, numeric=False),
+    Column("trial", lambda row: row.trial or "", numeric=False, terminal=False),
     Column("data", lambda row: row.first.dataset, numeric=False, terminal=False),
     Column("network", lambda row: row.network or "", numeric=False, terminal=False),
     Column("parameters", lambda row: parameters(row.params), terminal=False),
     Column("n", lambda row: str(row.n)),
     Column("test accuracy, %", lambda row: _plus_minus(row.test_acc)),
-    Column("95 % interval", lambda row: _interval(row.test_interval)),
+    Column("95 % interval", lambda row: _interval(row.test_interval, n=row.n)),
     Column("retention", lambda row: _percent(row.retention, 1, " %")),
     Column("agreement, %", lambda row: _percent(row.agreement), terminal=False),
     Column("NLL", lambda row: _decimals(row.test_nll), terminal=False),
     Column("ECE, %", lambda row: _percent(row.test_ece), terminal=False),
-    Column("val accuracy, %", lambda row: _plus_minus(row.val_acc)),
-    Column("teacher, %", lambda row: _percent(row.teacher_acc), terminal=False),
+    Column(VALIDATION, lambda row: _plus_minus(row.val_acc)),
+    Column(TEACHER, lambda row: _percent(row.teacher_acc), terminal=False),
     Column("training", lambda row: _duration(row.train_seconds)),
 )
 
@@ -120,7 +130,7 @@ def _knob_columns(rows: Sequence[Row]) -> list[Column]:
     def column(name: str) -> Column:
         values = [row.first.knobs[name] for row in rows if name in row.first.knobs]
         numeric = all(number(value) is not None for value in values)
-        return Column(name, lambda row: knob_text(row.first.knobs.get(name, "")), numeric, terminal=False)
+        return Column(escaped(name), lambda row: knob_text(row.first.knobs.get(name, "")), numeric, terminal=False)
 
     return [column(name) for name in knob_names(row.first for row in rows)]
 
@@ -128,11 +138,11 @@ def _knob_columns(rows: Sequence[Row]) -> list[Column]:
 def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
     """Return a short Markdown table: accuracy of each row, and whether it differs from the baseline."""
     compared = {id(comparison.row): comparison for comparison in comparisons}
-    brief = {"run", "network", "parameters", "n", "test accuracy, %", "teacher, %", "retention"}
+    brief = {"run", "trial", "network", "parameters", "n", "test accuracy, %", "teacher, %", "retention"}
     chosen = _filled([column for column in COLUMNS if column.header in brief], rows)
     headers = [column.header for column in chosen]
     names = {name for name, _ in by_baseline(comparisons)}
-    headers += [f"minus {names.pop() if len(names) == 1 else 'baseline'}, points"] if comparisons else []
+    headers += [f"minus {escaped(names.pop()) if len(names) == 1 else 'baseline'}, points"] if comparisons else []
     headers += ["95 % interval", "in words"] if comparisons else []
     lines = []
     for row in rows:
@@ -140,22 +150,30 @@ def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
         comparison = compared.get(id(row))
         if comparison:
             difference = comparison.difference
-            line += [_points(difference.mean), _interval(difference.interval, "+"), comparison.verdict]
+            line += [_points(difference.mean), _interval(difference.interval, "+", difference.n), comparison.verdict]
         elif comparisons:
             line += [""] * 3
         lines.append(line)
-    return markdown(headers, lines, left=["network", "in words"])
+    return markdown(headers, lines, left=["trial", "network", "in words"])
 
 
-def to_rich(rows: Sequence[Row], width: int = 100) -> Table:
+def to_rich(rows: Sequence[Row], width: int = 100, encoding: str = "utf-8") -> Table:
     """Return the table of rows for a terminal `width` characters wide, with fewer columns."""
     columns = _filled([column for column in COLUMNS if column.terminal], rows)
     cells = {column.header: [column.cell(row) for row in rows] for column in columns}
-    return _fitted(cells, width, ("training", "retention", "95 % interval"))
+    cells["run"] = [row.label + (" (trial)" if row.trial else "") for row in rows]
+    return _fitted(cells, width, ("training", "retention", "95 % interval", VALIDATION), encoding)
 
 
 def _filled(columns: Iterable[Column], rows: Sequence[Row]) -> list[Column]:
-    return [column for column in columns if any(column.cell(row) for row in rows)]
+    """Return the columns that are not empty; the teacher's is named after the ensemble if there is one."""
+    teachers = {row.own_teacher for row in rows if row.own_teacher}
+    ensemble = f"{teachers.pop()}, %" if len(teachers) == 1 else TEACHER
+    return [
+        column._replace(header=ensemble) if column.header == TEACHER else column
+        for column in columns
+        if any(column.cell(row) not in ("", TOO_FEW) for row in rows)
+    ]
 
 
 def differences_to_markdown(comparisons: Sequence[Comparison]) -> str:
@@ -163,25 +181,49 @@ def differences_to_markdown(comparisons: Sequence[Comparison]) -> str:
     return markdown(*_differences(comparisons), left=["in words"])
 
 
-def differences_to_rich(comparisons: Sequence[Comparison], width: int = 100) -> Table:
+def differences_to_rich(comparisons: Sequence[Comparison], width: int = 100, encoding: str = "utf-8") -> Table:
     """Return the table of differences for a terminal `width` characters wide."""
     headers, lines = _differences(comparisons)
     cells = dict(zip(headers, map(list, zip(*lines, strict=True)), strict=True))
-    return _fitted(cells, width, ("p (Holm)", "seeds"))
+    return _fitted(cells, width, ("p (Holm)", "95 % interval"), encoding)
 
 
-def _fitted(cells: dict[str, list[str]], width: int, dispensable: Sequence[str]) -> Table:
-    """Make a table of columns by header, leaving out dispensable ones, the first ones first, while it is too wide."""
-    cells = {header.replace(", ", "\n"): column for header, column in cells.items()}
+WRAPPED = {"run": 24, "in words": 12}
+"""Columns of words, which wrap before a column of numbers goes; and the width that they keep until then."""
 
-    def needed() -> int:
-        entries = ([*header.split("\n"), *column] for header, column in cells.items())
-        return 2 + sum(1 + max(map(len, texts)) for texts in entries)
+
+def _fitted(cells: dict[str, list[str]], width: int, dispensable: Sequence[str], encoding: str) -> Table:
+    """Make a table of columns by header that breaks no word and no number.
+
+    While it is too wide, dispensable columns are left out, the first ones first. Then words that are longer than their
+    column lose their beginning.
+    """
+    cells = {header: [encodable(cell, encoding) for cell in column] for header, column in cells.items()}
+    full = {h: max(map(cell_len, [*h.split(", "), *column])) for h, column in cells.items()}
+    words = {
+        h: max((cell_len(word) for cell in column for word in cell.split()), default=0) for h, column in cells.items()
+    }
+    least = {h: min(full[h], max(words[h], WRAPPED[h])) if h in WRAPPED else full[h] for h in cells}
+
+    def room() -> int:
+        """Return the width that is left; two blanks are between columns, one is before and one behind them."""
+        return width - sum(2 + least[header] for header in cells)
 
     for header in dispensable:
-        if needed() > width:
+        if room() < 0:
             cells.pop(header, None)
-    return _table(list(cells), list(zip(*cells.values(), strict=True)))
+    if room() < 0:
+        least["run"] = max(8, least["run"] + room())
+        cells["run"] = [" ".join(_tail(word, least["run"]) for word in cell.split()) for cell in cells["run"]]
+    for header in cells:
+        least[header] += max(0, min(full[header] - least[header], room()))
+    headers = [header.replace(", ", "\n") for header in cells]
+    return _table(headers, list(zip(*cells.values(), strict=True)), [least[header] for header in cells])
+
+
+def _tail(word: str, width: int) -> str:
+    """Shorten a word from the left: an override's end distinguishes it."""
+    return word if len(word) <= width else "..." + word[3 - width :]
 
 
 def _differences(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
@@ -190,27 +232,38 @@ def _differences(comparisons: Sequence[Comparison]) -> tuple[list[str], list[lis
     columns = [
         ("run", [comparison.row.label for comparison in comparisons]),
         ("difference, points", [_points(difference.mean) for difference in differences]),
-        ("95 % interval", [_interval(difference.interval, "+") for difference in differences]),
+        ("95 % interval", [_interval(d.interval, "+", d.n) for d in differences]),
         ("seeds", [str(difference.n) for difference in differences]),
         ("p (Holm)", [p_value(difference.p) for difference in differences]),
         ("in words", [comparison.verdict for comparison in comparisons]),
     ]
-    filled = [(header, cells) for header, cells in columns if any(cells)]
+    filled = [(header, cells) for header, cells in columns if not {*cells} <= {"", TOO_FEW}]
     return [header for header, _ in filled], [list(line) for line in zip(*(cells for _, cells in filled), strict=True)]
 
 
 def markdown(headers: Sequence[str], lines: Iterable[Sequence[str]], left: Iterable[str] = ()) -> str:
-    """Return a Markdown table; columns are aligned to the right but for the first and those in `left`."""
+    """Return a Markdown table; columns are aligned to the right but for the first and those in `left`.
+
+    Cells are plain text, headers are Markdown.
+    """
     rules = [":---" if i == 0 or header in left else "---:" for i, header in enumerate(headers)]
-    escaped = [[cell.replace("|", r"\|") for cell in line] for line in (headers, rules, *lines)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
+    cells = [headers, rules, *([escaped(cell) for cell in line] for line in lines)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
-def single(result: Result) -> Table:
+def single(result: Result) -> RenderableType:
     """Return a table of one run for the terminal: a column for each network of the record.
 
-    Empty lines are left out.
+    Empty lines are left out. What makes its figures other than those of a whole run is above it, warnings are below.
     """
+    above = [f"trial run: {result.trial}"] if result.trial else []
+    above += ["diverged: these are figures of a network that has not learnt anything"] if result.diverged else []
+    below = [f"warning: {warning}" for warning in result.warnings]
+    prominent = [[Text(visible(line), style="bold yellow") for line in lines] for lines in (above, below)]
+    return Group(*prominent[0], _single(result), *prominent[1])
+
+
+def _single(result: Result) -> Table:
     teacher = {
         "network": result.teacher or "",
         "parameters": parameters(result.teacher_params),
@@ -235,13 +288,14 @@ def single(result: Result) -> Table:
     return _table(["", *networks], [line for line in lines if any(line[1:])])
 
 
-def _table(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
+def _table(headers: Sequence[str], lines: Iterable[Sequence[str]], widths: Sequence[int] | None = None) -> Table:
     """Make a table with its first column aligned to the left, all others to the right."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     for i, header in enumerate(headers):
-        table.add_column(header, justify="right" if i else "left", overflow="fold", no_wrap=i > 0)
+        width = None if widths is None else widths[i]
+        table.add_column(Text(header), justify="right" if i else "left", width=width, overflow="fold")
     for line in lines:
-        table.add_row(*map(Text, line))
+        table.add_row(*(Text(visible(cell)) for cell in line))
     return table
 
 
@@ -256,8 +310,10 @@ def _percent(fraction: float | None, digits: int = 2, unit: str = "") -> str:
     return "" if fraction is None else f"{100 * fraction:.{digits}f}{unit}"
 
 
-def _interval(interval: Interval | None, sign: str = "") -> str:
-    return "" if interval is None else " to ".join(f"{100 * bound:{sign}.2f}" for bound in interval)
+def _interval(interval: Interval | None, sign: str = "", n: int = FEWEST) -> str:
+    if interval is None:
+        return TOO_FEW if 0 < n < FEWEST else ""
+    return " to ".join(f"{100 * bound:{sign}.2f}" for bound in interval)
 
 
 def _points(fraction: float | None) -> str:

@@ -9,6 +9,7 @@ from kd.errors import UserError
 from kd.report.comparison import by_baseline, compare, comparison_notes
 from kd.report.ranking import best, leaders
 from kd.report.rows import summarize
+from kd.report.statistics import Difference
 from kd.runs.results import Result
 from tests.report.made import MUTUAL, changed
 
@@ -65,6 +66,7 @@ def test_verdict_names_every_outcome():
         seeds(TAUGHT, 0.9, 0.9, first=7, T=5.0),
         seeds(TAUGHT, 0.9, 0.91, 0.905, T=6.0),
         seeds(TAUGHT, 0.9, None, T=7.0),
+        seeds(TAUGHT, 0.83, 0.841, T=8.0),
     ]
     assert verdicts(*STANDARD, *chain(*rows)) == {
         "logits T=1": "better",
@@ -74,6 +76,7 @@ def test_verdict_names_every_outcome():
         "logits T=5": "no common seed: no statement",
         "logits T=6": "no spread: no statement",
         "logits T=7": "one seed: no statement",
+        "logits T=8": "two seeds: no statement",
     }
 
 
@@ -96,6 +99,26 @@ def test_compare_does_not_count_comparisons_without_a_test():
     found = seeds(TAUGHT, 0.82, 0.826, 0.816, 0.816, T=1.0)
     (alone,) = comparisons(*STANDARD, *found)
     assert comparisons(*STANDARD, *found, *chain(*one_seed))[0].difference == alone.difference
+
+
+def test_compare_states_nothing_about_two_seeds():
+    """Student's t of two seeds is 12.7: the interval would be -609 to +520 points for differences of a few dozen."""
+    (comparison,) = comparisons(*seeds(ALONE, 0.5, 0.5), *seeds(TAUGHT, 0.9, 0.01))
+    assert comparison.difference == Difference(pytest.approx(-0.045), None, None, 2)
+    assert comparison_notes([], [comparison])[1].startswith("Too few seeds for intervals and verdicts")
+
+
+def test_compare_keeps_intervals_to_what_is_possible():
+    (comparison,) = comparisons(*seeds(ALONE, 0.1, 0.9, 0.1), *seeds(TAUGHT, 0.9, 0.1, 0.9))
+    assert comparison.difference.interval == (-1.0, 1.0)
+
+
+def test_compare_does_not_compare_trials_of_different_size():
+    alone = seeds(ALONE, 0.80, 0.81, 0.805, trial="tested on 10 of 100 images")
+    same = seeds(TAUGHT, 0.83, 0.841, 0.834, trial="tested on 10 of 100 images")
+    found = comparisons(*alone, *same, *seeds(TAUGHT, 0.9, 0.9, 0.9, T=1.0, trial="tested on 20 of 100 images"))
+    assert [comparison.row.label for comparison in found] == ["logits"]
+    assert [name for name, _ in by_baseline(found)] == ["standard (trial)"]
 
 
 # Which baseline
@@ -149,7 +172,9 @@ def test_compare_has_a_baseline_for_each_data_set():
         *rows, *(replace(run, dataset="SVHN", test_acc=run.test_acc - 0.3) for run in rows), name="standard"
     )
     assert [c.difference.mean for c in both] == pytest.approx([0.02, 0.02])
-    assert [baseline for baseline, _ in by_baseline(both)] == ["standard data=CIFAR-10", "standard data=SVHN"]
+    assert [baseline for baseline, _ in by_baseline(both)] == ["standard on CIFAR-10", "standard on SVHN"]
+    with pytest.raises(UserError, match=r"give one of: 'logits', 'standard'$"):
+        compare([c.row for c in both] + [c.baseline for c in both], "logit")
 
 
 # Choosing

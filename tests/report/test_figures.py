@@ -115,15 +115,99 @@ def test_accuracy_has_a_dashed_line_at_the_teacher():
     figure = accuracy(summarize([*runs("logits", 0.83), *runs("standard", 0.8, teacher_acc=None)]))
     (line,) = [lines for lines in figure.axes[0].collections if lines.get_label().startswith("teacher")]
     assert line.get_label() == "teacher, 92.00"
-    assert line.get_segments()[0].tolist() == [[-0.5, 92.0], [1.5, 92.0]]
+    assert line.get_segments()[0].tolist() == [[0.5, 92.0], [1.5, 92.0]]  # the first bar's student had no teacher
     assert "teacher, 92.00" in texts(figure)
+
+
+def test_accuracy_does_not_call_an_ensemble_a_teacher():
+    """The dashed line is three teachers' ensemble, the bar is the mean of three single ones."""
+    single = runs("teacher", 0.86, teacher_acc=None, student_params=None, teacher_params=1_070_000)
+    figure = drawn(accuracy(summarize([*single, *runs("logits", 0.83, teacher="3 x cnn32", teacher_acc=0.872)])))
+    assert "ensemble of 3 teachers, 87.20" in texts(figure)
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert ticks == ["teacher\nmean of n = 3", "logits\nn = 3"]
+
+
+def test_accuracy_stays_within_a_hundred_percent():
+    accuracies = iter([1.0, 0.98, 0.97])
+    perfect = [replace(run, test_acc=next(accuracies)) for run in runs("logits", 0.9, teacher_acc=0.8)]
+    (axes,) = drawn(accuracy(summarize(perfect))).axes
+    (segment,) = axes.containers[1].lines[2][0].get_segments()
+    mean, std = 100 * np.mean([1.0, 0.98, 0.97]), 100 * np.std([1.0, 0.98, 0.97], ddof=1)
+    assert mean + std > 99.8
+    assert segment[:, 1] == pytest.approx([mean - std, min(100, mean + std)])
+    assert max(axes.get_yticks()) <= 100
+    assert axes.get_ylim()[0] < 80  # the line of its teacher is in the picture
+
+
+def test_pictures_of_trials_name_them_in_their_titles():
+    trial = "tested on 4,000 of 10,000 images"
+    standard = runs("standard", 0.8, teacher_acc=None, trial=trial)
+    swept = [run for T in (1.0, 2.0) for run in runs("logits", 0.83, T=T, trial=trial)]
+    summary = summarize([*standard, *swept])
+    pictures = report(summary, compare(summary.rows)).pictures
+    titles = [p.figure.get_suptitle() or p.figure.axes[0].get_title("left") for p in pictures]
+    assert len(titles) == 4
+    assert all("CIFAR-10 (trial: tested on 4,000 of 10,000 images)" in title for title in titles)
+
+
+def test_report_draws_each_data_set_by_itself(tmp_path):
+    """A chart of several data sets would compare accuracies that have nothing in common."""
+    sets = ["CIFAR-10", "a b", "a_b"]
+    results = [
+        run
+        for dataset in sets
+        for run in (*runs("standard", 0.8, teacher_acc=None, dataset=dataset), *runs("at", 0.83, dataset=dataset))
+    ]
+    summary = summarize(results)
+    made = report(summary, compare(summary.rows))
+    assert [picture.name for picture in made.pictures if picture.name.startswith("accuracy")] == [
+        "accuracy_comparison_CIFAR-10.png",
+        "accuracy_comparison_a_b.png",
+        "accuracy_comparison_a_b_2.png",
+    ]
+    for picture, dataset in zip(made.pictures[::2], sets, strict=True):
+        assert picture.figure.axes[0].get_title("left") == f"Test accuracy on {dataset}"
+        assert len(picture.figure.axes[0].patches) == 2
+    page = made.texts["results.md"]
+    assert page.index("## CIFAR-10") < page.index("## a b") < page.index(r"## a_b") < page.index("## Notes")
+    assert page.count("| standard |") == 3
+    assert "## Compared with standard on a b" in page
+    assert "data=" not in page
+
+
+EVIL = "$5_$10 [bold] a|b\n\x1b[31m"
+"""A formula to matplotlib, markup to rich, a table's end to Markdown and a colour to a terminal."""
+
+
+def test_report_draws_names_as_text(tmp_path):
+    standard = runs("standard", 0.8, teacher_acc=None, dataset=EVIL)
+    swept = [
+        run
+        for T in (1.0, 2.0)
+        for run in runs("logits", 0.83, T=T, student=EVIL, variant=EVIL, dataset=EVIL, warnings=[EVIL])
+    ]
+    summary = summarize([*standard, *swept])
+    made = report(summary, compare(summary.rows))
+    made.write(tmp_path)
+    shown = r"$5_$10 [bold] a|b\n\x1b[31m"
+    titles = [p.figure.get_suptitle() or p.figure.axes[0].get_title("left") for p in made.pictures]
+    assert len(titles) == 4
+    assert all(shown.replace("$", r"\$") in title for title in titles)
+    page = (tmp_path / "results.md").read_text("utf-8")
+    assert "\x1b" not in page
+    assert r"# Results on \$5\_\$10 [bold] a\|b\\n\\x1b[31m" in page.splitlines()[0]
+    table = [line for line in page.splitlines() if line.startswith("| ")]
+    assert {len(line.replace(r"\|", "").split("|")) for line in table[:5]} == {len(table[0].split("|"))}
 
 
 def test_accuracy_has_a_line_for_each_rows_own_teacher():
     figure = accuracy(summarize([*runs("at", 0.83, teacher_acc=0.9), *runs("logits", 0.83, teacher_acc=0.94)]))
     lines = [lines.get_segments()[0][0][1] for lines in figure.axes[0].collections if hasattr(lines, "get_segments")]
     assert {90.0, 94.0} <= set(lines)
-    assert texts(figure).count("the row's teacher") == 1
+    assert {"teacher, 90.00", "teacher, 94.00"} <= set(texts(figure))
+    many = [run for i in range(4) for run in runs(f"m{i}", 0.83, teacher_acc=0.9 + i / 100)]
+    assert texts(accuracy(summarize(many))).count("the row's teacher") == 1
 
 
 @pytest.mark.parametrize(("final", "lowest"), [(0.8, 70), (0.12, 0), (0.91, 85)])

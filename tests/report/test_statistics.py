@@ -36,7 +36,7 @@ def test_t_test_and_t_interval_match_r_on_students_data():
     assert t_interval(SLEEP) == pytest.approx((0.7001142, 2.4598858), abs=5e-8)
 
 
-@pytest.mark.parametrize("n", [2, 3, 10])
+@pytest.mark.parametrize("n", [3, 4, 10])
 @pytest.mark.parametrize("level", [0.95, 0.8])
 def test_t_test_and_t_interval_match_scipy(n, level):
     ours, theirs = np.random.default_rng(n).normal(0.8, 0.01, (2, n))
@@ -47,8 +47,10 @@ def test_t_test_and_t_interval_match_scipy(n, level):
     )
 
 
-@pytest.mark.parametrize("values", [[], [0.3], [0.1, 0.1], [0.82 - 0.80, 0.83 - 0.81], [0.5, 0.5 + 6e-8]])
-def test_t_test_and_t_interval_are_none_without_a_spread(values):
+@pytest.mark.parametrize(
+    "values", [[], [0.3], [0.1, 0.3], [0.1] * 3, [0.82 - 0.80, 0.83 - 0.81, 0.02], [0.5] * 2 + [0.5 + 6e-8]]
+)
+def test_t_test_and_t_interval_are_none_of_few_values_or_without_a_spread(values):
     """Equal differences of few seeds would give t = infinity, and rounding errors a p of 1e-9."""
     assert t_interval(values) is None
     assert t_test(values) is None
@@ -165,7 +167,8 @@ def test_tables_do_not_load_scipy_stats():
 def test_verdict_names_every_outcome():
     assert difference({0: 0.9}, {1: 0.8}).verdict == "no common seed: no statement"
     assert difference({0: 0.9}, {0: 0.8}).verdict == "one seed: no statement"
-    assert difference({0: 0.9, 1: 0.9}, {0: 0.8, 1: 0.8}).verdict == "no spread: no statement"
+    assert difference({0: 0.9, 1: 0.8}, {0: 0.8, 1: 0.8}).verdict == "two seeds: no statement"
+    assert difference(dict.fromkeys(range(3), 0.9), dict.fromkeys(range(3), 0.8)).verdict == "no spread: no statement"
     assert difference({0: 0.81, 1: 0.82, 2: 0.83}, {0: 0.80, 1: 0.81, 2: 0.819}).verdict == "higher"
     assert difference({0: 0.80, 1: 0.81, 2: 0.819}, {0: 0.81, 1: 0.82, 2: 0.83}).verdict == "lower"
     assert difference({0: 0.80, 1: 0.81, 2: 0.82}, {0: 0.81, 1: 0.80, 2: 0.82}).verdict == "no difference seen"

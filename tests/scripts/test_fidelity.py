@@ -1,4 +1,6 @@
 import csv
+import json
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from kd.runs.predictions import Predictions, write
 from kd.runs.results import Result
@@ -18,15 +21,16 @@ CLASSES = [f"c{i}" for i in range(10)]
 LABELS = np.repeat(np.arange(10), 8)
 
 
-def fidelity(*arguments, cwd):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True)
+def fidelity(*arguments, cwd, **env):
+    command = [sys.executable, SCRIPT, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **env})
 
 
 @pytest.fixture
 def runs(tmp_path):
     rng = np.random.default_rng(0)
     teacher = (rng.normal(0, 1, (80, 10)) + 3 * np.eye(10)[LABELS]).astype(np.float32)
-    student = {"student": "cnn16", "student_params": 1_000, "dataset": "CIFAR-10", "epochs": 1, "status": "done"}
+    student = {"student": "cnn16", "student_params": 1_000, "dataset": "own", "epochs": 1, "status": "done"}
     by_teacher = {"teacher_params": 4_000, "teacher_id": "a", "knobs": {"T": 4.0}}
     for seed in range(3):
         for method, taught in (("standard", {}), ("logits", by_teacher)):
@@ -41,8 +45,13 @@ def runs(tmp_path):
     return tmp_path
 
 
+def weigh(directory, size=16):
+    metadata = {"classes": json.dumps(CLASSES), "image_size": json.dumps(size)}
+    save_file({"w": np.zeros(1, np.float32)}, directory / "student.safetensors", metadata)
+
+
 def tree(root, order=1):
-    """Ten classes of images as files; the test images in the runs' order, or backwards."""
+    """Ten classes of images as files; the test images in the runs' order, or one image less."""
     rng = np.random.default_rng(1)
     for split, images in (("train", 1), ("test", 8)):
         for name in CLASSES:
@@ -70,11 +79,21 @@ def test_fidelity_writes_page_table_and_pictures(runs):
         float(agreement["mean"]) - float(lines["standard", "agreement"]["mean"])
     )
     assert lines["teacher", "accuracy"]["std"] == ""
-    assert lines["logits", "accuracy of class 3"]["pairs"] == "3"
+    assert lines["logits", "accuracy of class 3"]["verdict"].startswith("too few errors (")  # of eight images
 
 
-def test_fidelity_shows_images_and_class_names(runs):
+def test_fidelity_names_own_classes_without_images(runs):
+    weigh(runs / "runs" / "logits0")
+    assert fidelity("runs", cwd=runs, PYTHONIOENCODING="ascii", LANG="C").returncode == 0
+    page = (runs / "runs" / "report" / "fidelity.md").read_text("utf-8")
+    assert "| c9 | 8 |" in page
+    assert "class 9" not in page
+
+
+def test_fidelity_shows_own_images_and_class_names(runs):
+    """Images of a folder, at the size that the runs had, not CIFAR-10's."""
     tree(runs / "data")
+    weigh(runs / "runs" / "logits0")
     done = fidelity("runs", "--images", "data", cwd=runs)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(Path("runs", "report", "fidelity_images_logits.png"))
@@ -85,7 +104,12 @@ def test_fidelity_shows_images_and_class_names(runs):
 
 def test_fidelity_refuses_other_images(runs, one_line):
     tree(runs / "data", order=-1)
-    assert "not the images that the runs were tested on" in one_line(fidelity("runs", "--images", "data", cwd=runs))
+    assert "tested on, their labels differ" in one_line(fidelity("runs", "--images", "data", cwd=runs))
+    tree(runs / "more")
+    weigh(runs / "runs" / "logits0")
+    for folder in (runs / "more").glob("*/c9"):
+        folder.rename(folder.with_name("cat"))
+    assert "tested on, their classes differ" in one_line(fidelity("runs", "--images", "more", cwd=runs))
 
 
 @pytest.mark.parametrize(

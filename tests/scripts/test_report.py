@@ -1,3 +1,4 @@
+import os
 import resource
 import subprocess
 import sys
@@ -120,6 +121,35 @@ def test_report_of_a_thousand_runs_is_quick_and_short(tmp_path):
     assert len((tmp_path / "report" / "results.csv").read_text("utf-8").splitlines()) == 336
     assert len(done.stdout.splitlines()) < 100
     assert took < 10  # 3 s of a processor with nothing else on it; the clock would depend on who else is there
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_report_prints_in_any_encoding(tmp_path, encoding):
+    """An encoding without "±" used to end in a traceback; a name must not colour the terminal either."""
+    for seed, acc in enumerate((0.80, 0.81, 0.805)):
+        put(tmp_path / f"s{seed}", replace(ALONE, dataset="\x1b[31m猫", seed=seed, test_acc=acc))
+        put(tmp_path / f"a{seed}", changed(TAUGHT, dataset="\x1b[31m猫", seed=seed, test_acc=acc + 0.02))
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "."],
+        cwd=tmp_path,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "LANG": "C"},
+    )
+    printed = done.stdout.decode(encoding)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert ("80.50 +/- 0.50" if encoding == "ascii" else "80.50 ± 0.50") in printed
+    assert (r"\x1b[31m\u732b" if encoding == "ascii" else r"\x1b[31m猫") in printed
+    assert "\x1b" not in printed
+
+
+def test_report_ends_with_its_reader(tmp_path):
+    """`report.py DIR | head -1` used to end in a traceback."""
+    put(tmp_path / "runs")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, SCRIPT, "."], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
 
 
 def test_report_help_has_an_example(tmp_path):

@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -13,14 +14,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kd.report.fidelity.measures import Bins, Figures, Labels, Outputs, most, reliability
+from kd.report.fidelity.measures import Bins, Figures, Outputs, missing, most, reliability, spread
 from kd.report.fidelity.study import Compared, Student, Study
 from kd.report.style import FAINT, INK, TEACHER, Colour, framed, literal, looks, message, wrapped
 
 RIGHT, WRONG = "#0072B2", "#D55E00"
 """Blue and vermilion: distinct for the colour-blind, too."""
-FEWEST = 0.002
-"""Share of the images below which a bin is not drawn: its accuracy would be that of a few."""
+SHARE, IMAGES = 0.002, 10
+"""A bin with a smaller share of the images, or fewer in a seed, is not drawn: its accuracy would be that of a few."""
 COLUMNS, LINES = 6, 2
 """Grid of images: one for fixed ones, one for broken ones."""
 
@@ -33,10 +34,14 @@ class _Panel(NamedTuple):
     colour: Colour | str
     before: Bins
     """Bins over all seeds."""
-    after: Bins
+    after: Bins | None
     ece: float
     """Mean over seeds."""
-    ece_scaled: float
+    ece_scaled: float | None
+    unscaled: str
+    """Why nothing is scaled."""
+    fewest: float
+    """Share of the images below which a bin is not drawn."""
 
 
 def calibration(study: Study) -> Figure:
@@ -45,33 +50,39 @@ def calibration(study: Study) -> Figure:
     Below each is the distribution of its confidences.
     """
     colours = [look.colour for look in looks([student.row for student in study.students])]
-    panels = [_panel("teacher", TEACHER, study.labels, [study.teacher_outputs], [study.teacher_figures])]
+    panels = [_panel(study.teacher_name, TEACHER, study, [study.teacher_outputs], [study.teacher_figures])]
     for student, colour in zip(study.students, colours, strict=True):
-        panels.append(_panel(student.label, colour, study.labels, student.outputs, student.figures))
+        panels.append(_panel(student.label, colour, study, student.outputs, student.figures))
     columns = min(len(panels), 4)
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(11, 0.5 + 3.9 * lines), layout="constrained")
     grid = GridSpec(2 * lines, columns, figure, height_ratios=[3, 1] * lines)
-    highest = 105 * max(bins.share.max() for panel in panels for bins in (panel.before, panel.after))
+    highest = 105 * max(bins.share.max() for panel in panels for bins in (panel.before, panel.after) if bins)
     for i, panel in enumerate(panels):
         line, column = divmod(i, columns)
         upper = figure.add_subplot(grid[2 * line, column])
         lower = figure.add_subplot(grid[2 * line + 1, column], sharex=upper)
         _draw_reliability(upper, lower, panel, first=column == 0)
         lower.set_ylim(0, highest)
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    by_name: dict[str, Artist] = {}
+    for axes in figure.axes[::2]:
+        handles, names = axes.get_legend_handles_labels()
+        by_name = dict(zip(names, handles, strict=True)) | by_name
+    figure.legend(by_name.values(), by_name, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
 def _panel(
-    name: str, colour: Colour | str, labels: Labels, outputs: Sequence[Outputs], figures: Sequence[Figures]
+    name: str, colour: Colour | str, study: Study, outputs: Sequence[Outputs], figures: Sequence[Figures]
 ) -> _Panel:
-    repeated = np.tile(labels, len(outputs))
+    repeated = np.tile(study.labels, len(outputs))
     before = reliability(repeated, np.concatenate([seed.logits for seed in outputs]))
-    after = reliability(repeated, np.concatenate([seed.scaled for seed in outputs]))
-    ece, ece_scaled = fmean(seed.ece for seed in figures), fmean(seed.ece_scaled for seed in figures)
-    return _Panel(name, colour, before, after, ece, ece_scaled)
+    scaled = [seed.scaled for seed in outputs if seed.scaled is not None]
+    after = reliability(repeated, np.concatenate(scaled)) if len(scaled) == len(outputs) else None
+    ece, ece_scaled = fmean(seed.ece for seed in figures), spread(figures, "ece_scaled")
+    unscaled = missing(figures, "ece_scaled", study.teacher_figures)
+    fewest = max(SHARE, IMAGES / len(study.labels))
+    return _Panel(name, colour, before, after, ece, ece_scaled and ece_scaled.mean, unscaled, fewest)
 
 
 def _draw_reliability(upper: Axes, lower: Axes, panel: _Panel, first: bool) -> None:
@@ -84,23 +95,29 @@ def _draw_reliability(upper: Axes, lower: Axes, panel: _Panel, first: bool) -> N
         (panel.after, "temperature scaled", {"color": panel.colour, "marker": "o", "linestyle": "--", "alpha": 0.75}),
     )
     for bins, name, style in styles:
-        enough = bins.share >= FEWEST
+        if bins is None:
+            continue
+        enough = bins.share >= panel.fewest
         upper.plot(
             bins.confidence[enough], bins.accuracy[enough], markersize=4.5, linewidth=1.4, label=name, zorder=3, **style
         )
     upper.text(
         0.97,
         0.05,
-        f"ECE {100 * panel.ece:.2f} %\nscaled {100 * panel.ece_scaled:.2f} %",
+        f"ECE {100 * panel.ece:.2f} %\n"
+        + (f"not scaled:\n{panel.unscaled}" if panel.ece_scaled is None else f"scaled {100 * panel.ece_scaled:.2f} %"),
         transform=upper.transAxes,
         ha="right",
         va="bottom",
         fontsize=9,
         color=INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85},
+        zorder=4,
     )
     edges = np.linspace(0, 1, len(panel.before.share) + 1)
     lower.stairs(100 * panel.before.share, edges, color=panel.colour, linewidth=1.4)
-    lower.stairs(100 * panel.after.share, edges, color=panel.colour, fill=True, alpha=0.28)
+    if panel.after:
+        lower.stairs(100 * panel.after.share, edges, color=panel.colour, fill=True, alpha=0.28)
     upper.set(xlim=(0, 1), ylim=(0, 1))
     upper.tick_params(labelbottom=False)
     lower.set_xlabel("confidence", fontsize=9)
@@ -122,8 +139,9 @@ def classes(study: Study, names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(8.6, 1.6 + 0.42 * (len(names) + 1)), layout="constrained")
     axes = framed(figure.add_subplot())
     if np.isnan(means).all():
-        return message(figure, f"No seed in common with {study.baseline.label}.")
-    known = np.where(np.isnan(means[:, 1:]), 0.0, means[:, 1:]).mean(axis=0)
+        return message(figure, literal(f"No seed in common with {study.baseline.label}."))
+    unknown = np.isnan(means[:, 1:])
+    known = np.where(unknown.all(axis=0), -np.inf, np.where(unknown, 0.0, means[:, 1:]).mean(axis=0))
     order = [0, *(1 + np.argsort(-known, kind="stable"))]  # all classes, then the greatest gain first
     colours = [look.colour for look in looks([student.row for student in study.students])][1:]
     reach = 0.6 / max(1, len(gains))
@@ -138,14 +156,20 @@ def classes(study: Study, names: Sequence[str]) -> Figure:
         axes.scatter(means[i, order], y, s=34, color=colour, edgecolors="white", linewidths=0.7, zorder=3, label=label)
     axes.axvline(0, color=INK, linewidth=0.9, zorder=2)
     axes.axhline(0.5, color=INK, linewidth=0.6)
-    axes.set_yticks(range(len(order)), [literal(["all classes", *names][place]) for place in order], fontsize=10)
+    refused = [{line[place].refused for line in gains} for place in range(len(order))]
+    ticks = [
+        literal(name) + (f"\n{' or '.join(sorted(why))}" if all(why) else "")
+        for name, why in zip(["all classes", *names], refused, strict=True)
+    ]
+    axes.set_yticks(range(len(order)), [ticks[place] for place in order], fontsize=10)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"test accuracy minus that of {literal(study.baseline.label)}, points")
-    axes.set_title("Gains by class: mean over n common seeds, and 95 % interval", loc="left", fontsize=11)
+    intervals = ", and 95 % interval" if any(d.interval for line in gains for d in line) else ""
+    axes.set_title(f"Gains by class: mean over n common seeds{intervals}", loc="left", fontsize=11)
     figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
     return figure
 
@@ -213,11 +237,16 @@ def _write(
 
 def _draw_image(figure: Figure, left: float, upper: float, pixels: NDArray[np.uint8], name: str) -> None:
     width, height = figure.get_size_inches()
-    _write(figure, left + _SIDE / 2, upper, name, 9.5, weight="bold")
+    _write(figure, left + _SIDE / 2, upper, _short(name, 16), 9.5, weight="bold")
     bottom = upper - 0.22 - _SIDE
     axes = figure.add_axes((left / width, bottom / height, _SIDE / width, _SIDE / height))
     axes.imshow(pixels, interpolation="nearest")
     axes.set_axis_off()
+
+
+def _short(name: str, most: int) -> str:
+    """Shorten a class name that would run into the next image."""
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _seeds(n: int) -> str:
@@ -249,7 +278,7 @@ def _predictions(study: Study, student: Student, image: int, names: Sequence[str
     predictions = []
     for name, predicted, count, n in votes:
         mark, few = _RIGHT if predicted == label else _WRONG, f" {count}/{n}" if count < n else ""
-        predictions.append(_Prediction(f"{name} {mark} {names[predicted]}{few}", predicted == label))
+        predictions.append(_Prediction(f"{name} {mark} {_short(names[predicted], 12)}{few}", predicted == label))
     return predictions
 
 
@@ -279,13 +308,15 @@ def bars(study: Study) -> Figure:
     """Draw agreement, KL to the teacher and NLL of each student, as trained and temperature scaled."""
     colours = [look.colour for look in looks([student.row for student in study.students])]
     students = [(s.label, s.figures, colour) for s, colour in zip(study.students, colours, strict=True)]
-    teacher: list[tuple[str, list[Figures], Colour | str]] = [("teacher", [study.teacher_figures], TEACHER)]
+    name, own = study.teacher_name, study.teacher_figures
+    teacher: list[tuple[str, list[Figures], Colour | str]] = [(name, [own], TEACHER)]
     size = (11, 1.4 + 2 * (0.6 + 0.44 * (len(students) + 1)))
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.09))
     for place, quantity in enumerate(_QUANTITIES, 1):
         axes = framed(figure.add_subplot(2, 2, place))
-        axes.set_title(quantity.title, loc="left", fontsize=10.5)
-        _draw_bars(axes, [*(teacher if quantity.of_teacher else []), *students], quantity)
+        number = f" ({own.errors:,} images)" if quantity.names == ("agreement_wrong",) else ""
+        axes.set_title(quantity.title.replace(",", f"{number},", 1), loc="left", fontsize=10.5)
+        _draw_bars(axes, [*(teacher if quantity.of_teacher else []), *students], quantity, own)
     note = "light: temperature scaled (of KL, both networks)"
     if any(student.n > 1 for student in study.students):
         note = f"mean over n seeds ± sample std; {note}"
@@ -298,26 +329,33 @@ def _light(colour: Colour | str) -> Colour:
     return red, green, blue
 
 
-def _draw_bars(axes: Axes, bars: Sequence[tuple[str, Sequence[Figures], Colour | str]], quantity: _Quantity) -> None:
+def _draw_bars(
+    axes: Axes, bars: Sequence[tuple[str, Sequence[Figures], Colour | str]], quantity: _Quantity, teacher: Figures
+) -> None:
     height = 0.72 / len(quantity.names)
     longest = 0.0
     for line, (_, figures, colour) in enumerate(bars):
         for i, name in enumerate(quantity.names):
+            y = line + (i - (len(quantity.names) - 1) / 2) * height
             values = np.array([getattr(seed, name) for seed in figures], dtype=float) * quantity.scale
             if np.isnan(values).any():
+                why = missing(figures, name, teacher)
+                axes.annotate(
+                    why, (0, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK
+                )
                 continue
-            y = line + (i - (len(quantity.names) - 1) / 2) * height
             mean, std = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
             axes.barh(y, mean, 0.92 * height, color=_light(colour) if i else colour)
             if std:
-                axes.errorbar(mean, y, xerr=std, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+                reach = [[min(std, mean)], [std if quantity.end is None else min(std, quantity.end - mean)]]
+                axes.errorbar(mean, y, xerr=reach, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
             text, end = f"{mean:.{quantity.digits}f}" + (" scaled" if i else ""), mean + std
             axes.annotate(
                 text, (end, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK
             )
             longest = max(longest, end)
     axes.set_xlim(0, quantity.end or 1.22 * longest or 1)
-    axes.set_yticks(range(len(bars)), [wrapped(name, 22) for name, _, _ in bars], fontsize=9.5)
+    axes.set_yticks(range(len(bars)), [wrapped(name, 18) for name, _, _ in bars], fontsize=9.5)
     axes.set_ylim(len(bars) - 0.45, -0.55)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8.5)

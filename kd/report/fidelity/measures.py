@@ -20,6 +20,12 @@ BINS = 15
 """Of equal width, for the expected calibration error."""
 TEMPERATURES = (0.01, 100.0)
 """Bounds of the search for a temperature."""
+FEWEST_ERRORS = 10
+"""Number of errors that a figure must rest on.
+
+Agreement where the teacher is wrong would rest on a handful of images with fewer. The best temperature of an almost
+perfect network is near 0 if the images that it is fitted on are all right.
+"""
 
 Labels = NDArray[np.int64]
 """(M,)."""
@@ -136,16 +142,17 @@ class Outputs(NamedTuple):
     """Logits of a network on the test images, as trained and after temperature scaling."""
 
     logits: Logits
-    scaled: Floats
-    """(M, C)."""
-    temperatures: tuple[float, float]
+    scaled: Floats | None
+    """(M, C); None where there are too few errors to fit a temperature on."""
+    temperatures: tuple[float, float] | None
     """Temperatures of the images with an even and with an odd index; each is fitted on the other half."""
 
 
 def cross_fitted(labels: Labels, logits: Logits) -> Outputs:
     """Scale by temperatures fitted in two folds: none is fitted on an image that it is applied to.
 
-    For runs without a validation split, which have only test images to fit on.
+    For runs without a validation split, which have only test images to fit on. Nothing is scaled unless each half has
+    `FEWEST_ERRORS` errors.
 
     Raises:
         ValueError: with fewer than two images.
@@ -154,6 +161,9 @@ def cross_fitted(labels: Labels, logits: Logits) -> Outputs:
         raise ValueError(f"temperature scaling in two folds needs two images, not {len(labels)}")
     scaled = logits.astype(np.float64)
     halves = (slice(0, None, 2), slice(1, None, 2))
+    wrong = ~correct(labels, logits)
+    if min(wrong[half].sum() for half in halves) < FEWEST_ERRORS:
+        return Outputs(logits, None, None)
     even, odd = (temperature(labels[half], scaled[half]) for half in reversed(halves))
     for half, T in zip(halves, (even, odd), strict=True):
         scaled[half] /= T
@@ -168,19 +178,21 @@ class Figures:
     """Figures of one network on the test images; those of its fidelity are None for the teacher itself."""
 
     accuracy: float
+    errors: int
+    """Number of images that it gets wrong."""
     nll: float
     """In nats."""
     ece: float
-    temperature: float
-    """Mean of the two fitted temperatures."""
-    nll_scaled: float
+    temperature: float | None = None
+    """Mean of the two fitted temperatures; None, like all that is scaled, with too few errors to fit them on."""
+    nll_scaled: float | None = None
     """After temperature scaling, like `ece_scaled`."""
-    ece_scaled: float
+    ece_scaled: float | None = None
     agreement: float | None = None
     agreement_right: float | None = None
-    """On the images that the teacher gets right; None where there are none, like `agreement_wrong`."""
+    """On the images that the teacher gets right; None where there are none."""
     agreement_wrong: float | None = None
-    """On the images that the teacher gets wrong: the same wrong class."""
+    """On the images that the teacher gets wrong: the same wrong class. None of fewer than `FEWEST_ERRORS`."""
     kl: float | None = None
     """KL(teacher || student) at T = 1, in nats."""
     kl_scaled: float | None = None
@@ -192,11 +204,12 @@ def measure(labels: Labels, outputs: Outputs, teacher: Outputs | None = None) ->
     logits, scaled, temperatures = outputs
     figures = Figures(
         accuracy=accuracy(labels, logits),
+        errors=int((~correct(labels, logits)).sum()),
         nll=nll(labels, logits),
         ece=ece(labels, logits),
-        temperature=fmean(temperatures),
-        nll_scaled=nll(labels, scaled),
-        ece_scaled=ece(labels, scaled),
+        temperature=None if temperatures is None else fmean(temperatures),
+        nll_scaled=None if scaled is None else nll(labels, scaled),
+        ece_scaled=None if scaled is None else ece(labels, scaled),
     )
     if teacher is None:
         return figures
@@ -205,10 +218,31 @@ def measure(labels: Labels, outputs: Outputs, teacher: Outputs | None = None) ->
         figures,
         agreement=agreement(logits, teacher.logits),
         agreement_right=agreement(logits, teacher.logits, right),
-        agreement_wrong=agreement(logits, teacher.logits, ~right),
+        agreement_wrong=agreement(logits, teacher.logits, ~right) if (~right).sum() >= FEWEST_ERRORS else None,
         kl=kl(teacher.logits, logits),
-        kl_scaled=kl(teacher.scaled, scaled),
+        kl_scaled=None if teacher.scaled is None or scaled is None else kl(teacher.scaled, scaled),
     )
+
+
+def too_few(errors: int) -> str:
+    """Name the reason of a figure that is missing, with the number of errors that there are."""
+    return f"too few errors ({errors})"
+
+
+def missing(figures: Sequence[Figures], name: str, teacher: Figures) -> str:
+    """Return why some of n seeds lack a figure; "" where none does, or not for too few errors.
+
+    Args:
+        figures: those of one network's seeds; of the teacher itself, too.
+        name: the figure.
+        teacher: the teacher's.
+    """
+    if all(getattr(seed, name) is not None for seed in figures):
+        return ""
+    if name == "agreement_wrong" or (name == "kl_scaled" and teacher.nll_scaled is None):
+        return too_few(teacher.errors)
+    own = [seed.errors for seed in figures if seed.nll_scaled is None]
+    return too_few(min(own)) if name in ("temperature", "nll_scaled", "ece_scaled", "kl_scaled") else ""
 
 
 def spread(figures: Sequence[Figures], name: str) -> Spread | None:

@@ -1,6 +1,5 @@
 """The page on fidelity: a template for tables and pictures."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +9,12 @@ from numpy.typing import NDArray
 
 from kd.errors import UserError
 from kd.report.fidelity import figures, tables
-from kd.report.fidelity.measures import BINS
+from kd.report.fidelity.measures import BINS, FEWEST_ERRORS
 from kd.report.fidelity.study import Study
-from kd.report.page import DPI, bullets
+from kd.report.page import bullets, linked, save
 from kd.report.statistics import LEVEL, VERDICT_NOTE
 from kd.report.sweeps import Picture
+from kd.report.text import escaped, slug
 
 
 class Pixels(NamedTuple):
@@ -27,8 +27,9 @@ class Pixels(NamedTuple):
 
 
 def named(study: Study) -> Pixels:
-    """Return numbered classes without images, for predictions alone."""
-    return Pixels(None, [f"class {i}" for i in range(study.teacher_outputs.logits.shape[1])])
+    """Return the classes without images: their names where the runs' weights tell them, else numbers."""
+    count = study.teacher_outputs.logits.shape[1]
+    return Pixels(None, study.data.classes if study.data else [f"class {i}" for i in range(count)])
 
 
 def write_page(study: Study, pixels: Pixels, out: Path) -> list[Path]:
@@ -46,8 +47,7 @@ def write_page(study: Study, pixels: Pixels, out: Path) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
         page.write_text(to_page(study, pixels, drawn), encoding="utf-8")
         table.write_text(tables.to_csv(study, pixels.classes), encoding="utf-8")
-        for picture in drawn:
-            picture.figure.savefig(out / picture.name, dpi=DPI)
+        save(drawn, out)
     except OSError as error:
         raise UserError(f"the page cannot be written to {out}: {error.strerror or error}; choose another") from error
     return [page, table, *(out / picture.name for picture in drawn)]
@@ -66,29 +66,35 @@ def pictures(study: Study, pixels: Pixels) -> list[Picture]:
     if pixels.images is not None:
         for compared in study.compared:
             label = compared.student.label
-            name = re.sub(r"[^\w.=-]+", "_", label)
             figure = figures.images(study, compared, pixels.images, pixels.classes)
-            drawn.append(Picture(f"fidelity_{IMAGES}_{name}.png", figure, f"Images that {label} fixed and broke"))
+            drawn.append(
+                Picture(f"fidelity_{IMAGES}_{slug(label)}.png", figure, f"Images that {label} fixed and broke")
+            )
     return drawn
 
 
 def to_page(study: Study, pixels: Pixels, drawn: Sequence[Picture]) -> str:
     """Return `fidelity.md`: fixed sentences, tables, and links to the pictures beside it."""
-    base, level = study.baseline.label, f"{100 * LEVEL:.0f} %"
+    base, level = escaped(study.baseline.label), f"{100 * LEVEL:.0f} %"
+    wrong = study.teacher_figures.errors
+    ensemble = "" if study.teacher_name == "teacher" else f", the {study.teacher_name}"
+    worse = ", ".join(map(escaped, tables.worse_scaled(study)))
 
-    def linked(kind: str) -> list[str]:
-        return [f"![{p.what}]({p.name})" for p in drawn if p.name.startswith(f"fidelity_{kind}")]
+    def shown(kind: str) -> list[str]:
+        return linked(picture for picture in drawn if picture.name.startswith(f"fidelity_{kind}"))
 
     parts = [
         "# Is distillation really at work?",
-        f"{study.dataset}, {len(study.labels):,} test images. Teacher of all comparisons: {study.teacher}, wrong on "
-        f"{100 * (1 - study.teacher_figures.accuracy):.2f} % of them. Figures are means over n seeds, ± the sample "
+        f"{escaped(study.dataset)}, {len(study.labels):,} test images. Teacher of all comparisons: "
+        f"{escaped(study.teacher)}{ensemble}. It is wrong on {wrong:,} of them "
+        f"({100 * (1 - study.teacher_figures.accuracy):.2f} %). Figures are means over n seeds, ± the sample "
         f"standard deviation; differences are to {base}, over common seeds.",
-        *linked(BARS),
+        *shown(BARS),
         "## Following the teacher",
         tables.fidelity_table(study),
         "- Agreement: share of the images for which student and teacher predict the same class. Where the teacher is "
-        "wrong, that is the same wrong answer, which a student without it also gives where an image misleads.\n"
+        "wrong, that is the same wrong answer, which a student without it also gives where an image misleads. Errors: "
+        f"the images that a network gets wrong. What would rest on fewer than {FEWEST_ERRORS} of them is refused.\n"
         "- Between seeds: mean agreement of two students of the same row.\n"
         "- KL: KL(teacher ‖ student) at T = 1, in nats. Scaled: after temperature scaling of both networks, so that a "
         "difference in confidence alone does not count.",
@@ -104,15 +110,19 @@ def to_page(study: Study, pixels: Pixels, drawn: Sequence[Picture]) -> str:
         "pairs of the table.",
         "## Confidence",
         tables.confidence_table(study),
-        *linked(CALIBRATION),
-        f"- ECE: expected calibration error over {BINS} bins of equal width.\n"
+        *shown(CALIBRATION),
+        f"- ECE: expected calibration error over {BINS} bins of equal width. Not drawn: bins with fewer than "
+        f"{figures.IMAGES} images in a seed, or {1000 * figures.SHARE:g} in a thousand.\n"
         "- Scaled: temperature scaling (Guo et al. 2017), cross-fitted on the test images for want of a validation "
         "split: those with an even index get the temperature that minimises the NLL of those with an odd index, and "
-        "the reverse. The fitted T is the mean of the two; above 1, the network is overconfident.",
+        "the reverse. The fitted T is the mean of the two; above 1, the network is overconfident. Nothing is scaled "
+        f"with fewer than {FEWEST_ERRORS} errors in either half.\n"
+        + (f"- Scaling makes the NLL of {worse} worse: it is no better calibrated by it.\n" if worse else ""),
         "## Classes",
-        *linked(CLASSES),
+        *shown(CLASSES),
         tables.class_table(study, pixels.classes),
-        "- Intervals are of one class each; verdicts are corrected by Holm's method for all classes of all students.",
+        "- Intervals are of one class each; verdicts are corrected by Holm's method for all classes of all students. "
+        f"A class is refused where fewer than {FEWEST_ERRORS} of its images are wrong in some seed of the two.",
         "## Images fixed and broken",
         tables.change_table(study),
         f"- Fixed: wrong in most seeds of {base}, right in most of the student; most: all of up to four seeds, four "
@@ -120,7 +130,7 @@ def to_page(study: Study, pixels: Pixels, drawn: Sequence[Picture]) -> str:
         "- Seeds against seeds: mean over all choices of as many seeds of both. The last column compares two such sets "
         f"of {base}: what seeds change by themselves. Empty where {base} has one seed.\n"
         "- The pictures show what changed, not how often distillation helps.",
-        *linked(IMAGES),
+        *shown(IMAGES),
         "" if pixels.images is not None else "The images themselves are drawn with `--images ROOT`.",
     ]
     if study.notes:

@@ -1,5 +1,6 @@
 """Study of students and their teacher, compared image by image, from runs with their predictions."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from kd.errors import UserError
 from kd.report.comparison import compare
+from kd.report.fidelity import metadata
 from kd.report.fidelity.measures import (
+    FEWEST_ERRORS,
     Figures,
     Floats,
     Labels,
@@ -28,10 +31,13 @@ from kd.report.fidelity.measures import (
     flipped,
     flips_by_seed,
     measure,
+    missing,
     spread,
+    too_few,
 )
-from kd.report.rows import Role, Row, Spread, role, summarize
+from kd.report.rows import Role, Row, Spread, prepared, role, summarize, teacher_name, titled
 from kd.report.statistics import Difference, corrected, difference, holm, mcnemar
+from kd.report.text import visible
 from kd.runs import predictions, results
 from kd.runs.predictions import Predictions
 from kd.runs.results import Result
@@ -51,6 +57,8 @@ Gain in accuracy and fidelity are the main questions and have families of their 
 third, which are details, do not hide the answers.
 """
 COMPARED = tuple(name for family in FAMILIES for name in family)
+BOUNDED = ("accuracy", "agreement", "agreement_wrong", "ece", "ece_scaled")
+"""Those that are fractions of 1, so that no difference is greater than 1."""
 
 
 # Reading
@@ -62,6 +70,8 @@ class Runs(NamedTuple):
     results: list[Result]
     predictions: dict[int, Predictions]
     """Predictions by the identity of the result."""
+    data: dict[int, metadata.Data]
+    """Classes and image size by the identity of the result, as far as the weights beside it tell."""
     notes: list[str]
     """Runs that were left out."""
 
@@ -75,7 +85,8 @@ def collect(dirs: Iterable[Path]) -> Runs:
         UserError: if a directory does not exist, or if no such run is found.
     """
     done: list[Result] = []
-    by_result: dict[int, Predictions] = {}
+    found: list[Predictions] = []
+    described: list[metadata.Data | None] = []
     skipped: list[str] = []
     left_out: Counter[str] = Counter()
     for path in results.records(dirs):
@@ -89,10 +100,11 @@ def collect(dirs: Iterable[Path]) -> Runs:
             elif not (directory / predictions.FILE).exists():
                 left_out[f"without {predictions.FILE}"] += 1
             else:
-                found = predictions.read(directory / predictions.FILE)
-                _require_same(found, result)
+                read = predictions.read(directory / predictions.FILE)
+                _require_same(read, result)
                 done.append(result)
-                by_result[id(result)] = found
+                found.append(read)
+                described.append(metadata.read(directory / metadata.WEIGHTS))
         except UserError as error:
             skipped.append(f"{directory}: {error}" if str(directory) not in str(error) else str(error))
     listed = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
@@ -101,7 +113,10 @@ def collect(dirs: Iterable[Path]) -> Runs:
             f"no finished run with its {predictions.FILE}: {'; '.join([listed or 'no runs', *skipped[:1]])}"
         )
     notes = [f"Runs left out: {listed}."] if listed else []
-    return Runs(done, by_result, [*notes, *(f"Skipped {reason}." for reason in skipped)])
+    notes += [f"Skipped {visible(reason)}." for reason in skipped]
+    done = prepared(done)
+    data = {id(run): told for run, told in zip(done, described, strict=True) if told}
+    return Runs(done, {id(run): read for run, read in zip(done, found, strict=True)}, data, notes)
 
 
 def _require_same(found: Predictions, result: Result) -> None:
@@ -196,6 +211,9 @@ class Study(NamedTuple):
     """Everything that the page shows."""
 
     dataset: str
+    """Its name, with what makes trials of the runs."""
+    data: metadata.Data | None
+    """Classes and image size, if the weights of some run tell."""
     labels: Labels
     teacher: str
     """Name of its network."""
@@ -204,6 +222,11 @@ class Study(NamedTuple):
     baseline: Student
     compared: list[Compared]
     notes: list[str]
+
+    @property
+    def teacher_name(self) -> str:
+        """ "teacher", or what an ensemble of them is called."""
+        return teacher_name(self.teacher)
 
     @property
     def students(self) -> list[Student]:
@@ -237,10 +260,21 @@ def study(runs: Runs, baseline: str | None = None) -> Study:
         return Student(row, outputs, labels, teacher)
 
     base = student(baseline_row)
-    compared = _compared(base, [student(row) for row in compared_rows], labels)
-    notes = [*runs.notes, *summary.left_out]
-    dataset = baseline_row.first.dataset
-    return Study(dataset, labels, name, teacher, measure(labels, teacher), base, compared, notes)
+    teacher_figures = measure(labels, teacher)
+    compared = _compared(base, [student(row) for row in compared_rows], labels, teacher_figures)
+    notes = [*runs.notes, *summary.left_out, *summary.warnings]
+    data = _data(rows, runs, logits.shape[1])
+    return Study(titled([baseline_row]), data, labels, name, teacher, teacher_figures, base, compared, notes)
+
+
+def _data(rows: Sequence[Row], runs: Runs, count: int) -> metadata.Data | None:
+    """Return what the weights tell of the one data set of all runs."""
+    known = [runs.data[id(run)] for row in rows for run in row.runs if id(run) in runs.data]
+    if len({data.classes for data in known}) > 1:
+        a, b = list(dict.fromkeys(data.classes for data in known))[:2]
+        differ = next((f"{x!r} and {y!r}" for x, y in zip(a, b, strict=False) if x != y), f"{len(a)} and {len(b)}")
+        raise UserError(f"the runs were tested on different classes, {differ}: give the directories of one data set")
+    return known[0] if known and len(known[0].classes) == count else None
 
 
 def _split(rows: Sequence[Row], name: str | None) -> tuple[Row, list[Row]]:
@@ -278,12 +312,12 @@ def _teacher(rows: Sequence[Row], runs: Runs) -> tuple[Labels, str, Logits]:
     return first.labels, distilled[0].teacher or "teacher", logits
 
 
-def _compared(base: Student, students: Sequence[Student], labels: Labels) -> list[Compared]:
+def _compared(base: Student, students: Sequence[Student], labels: Labels, teacher: Figures) -> list[Compared]:
     """Compare all students; correct figures by family, all classes together, all seeds together."""
-    figures = {
-        name: by_student for family in FAMILIES for name, by_student in _by_figure(students, base, family).items()
-    }
-    classes = corrected([d for student in students for d in _by_class(student, base)])
+    figures: dict[str, list[Difference]] = {}
+    for family in FAMILIES:
+        figures |= _by_figure(students, base, family, teacher)
+    classes = corrected([d for student in students for d in _by_class(student, base, labels)])
     changes = [_changes(base, student, labels) for student in students]
     p_values = holm([p for change in changes for p in change.p])
     compared = []
@@ -295,21 +329,37 @@ def _compared(base: Student, students: Sequence[Student], labels: Labels) -> lis
     return compared
 
 
-def _by_figure(students: Sequence[Student], base: Student, names: Sequence[str]) -> dict[str, list[Difference]]:
+def _by_figure(
+    students: Sequence[Student], base: Student, names: Sequence[str], teacher: Figures
+) -> dict[str, list[Difference]]:
     """Return the differences by figure, for each student; all of them corrected together."""
-    pairs = corrected([difference(s.by_seed(name), base.by_seed(name)) for name in names for s in students])
+
+    def compared(name: str, student: Student) -> Difference:
+        refused = missing(student.figures, name, teacher) or missing(base.figures, name, teacher)
+        if refused:
+            return Difference(None, None, None, 0, refused)
+        return difference(student.by_seed(name), base.by_seed(name), 1.0 if name in BOUNDED else math.inf)
+
+    pairs = corrected([compared(name, student) for name in names for student in students])
     return {name: pairs[i * len(students) : (i + 1) * len(students)] for i, name in enumerate(names)}
 
 
-def _by_class(student: Student, base: Student) -> list[Difference]:
-    """Return the differences in accuracy by class, not corrected, over the seeds that have images of the class."""
+def _by_class(student: Student, base: Student, labels: Labels) -> list[Difference]:
+    """Return the differences in accuracy by class, not corrected, over the seeds that have images of the class.
+
+    A class is refused where fewer than `FEWEST_ERRORS` of its images are wrong in some seed of either.
+    """
+    wrong = ~np.concatenate([student.correct, base.correct]).all(axis=0)
+    errors = np.bincount(labels[wrong], minlength=base.class_accuracy.shape[1])
     ours, theirs = (
         [dict(zip(network.row.seeds, map(float, column), strict=True)) for column in network.class_accuracy.T]
         for network in (student, base)
     )
     return [
-        difference({s: v for s, v in o.items() if v == v}, {s: v for s, v in t.items() if v == v})
-        for o, t in zip(ours, theirs, strict=True)
+        difference({s: v for s, v in o.items() if v == v}, {s: v for s, v in t.items() if v == v}, limit=1.0)
+        if few >= FEWEST_ERRORS
+        else Difference(None, None, None, 0, too_few(int(few)))
+        for o, t, few in zip(ours, theirs, errors, strict=True)
     ]
 
 

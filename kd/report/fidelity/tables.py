@@ -3,14 +3,15 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
-from kd.report.fidelity.measures import spread
+from kd.report.fidelity.measures import Figures, missing, spread
 from kd.report.fidelity.study import COMPARED, Study
 from kd.report.knobs import knob_columns, knob_value
-from kd.report.rows import Spread
-from kd.report.statistics import LEVEL, UNSEEN, Difference, images_interval
-from kd.report.tables import markdown, p_value
+from kd.report.statistics import FEWEST, LEVEL, UNSEEN, Difference, images_interval
+from kd.report.tables import TOO_FEW, markdown, p_value
+from kd.report.text import escaped
 
 
 class Quantity(NamedTuple):
@@ -47,20 +48,23 @@ QUANTITIES = {
 def fidelity_table(study: Study) -> str:
     """Return a Markdown table of how closely students follow the teacher."""
     names = ("accuracy", "agreement", "agreement_right", "agreement_wrong", "kl", "kl_scaled")
+    wrong = study.teacher_figures.errors
     headers = [
         "run",
         "n",
         "test accuracy, %",
+        "errors",
         "agreement with teacher, %",
-        "where it is right, %",
-        "where it is wrong, %",
+        f"where it is right ({len(study.labels) - wrong:,} images), %",
+        f"where it is wrong ({wrong:,}), %",
     ]
     headers += ["between seeds, %", "KL", "KL, scaled"]
-    lines = [["teacher", "", f"{100 * study.teacher_figures.accuracy:.2f}", *[""] * 6]]
+    lines = [[study.teacher_name, "", f"{100 * study.teacher_figures.accuracy:.2f}", f"{wrong:,}", *[""] * 6]]
     for student in study.students:
-        cells = [_cell(student.spread(name), name) for name in names]
+        cells = [_cell(student.figures, name, study) for name in names]
         between = "" if student.between_seeds is None else f"{100 * student.between_seeds:.2f}"
-        lines.append([student.label, str(student.n), *cells[:4], between, *cells[4:]])
+        errors = f"{fmean(figures.errors for figures in student.figures):,.0f}"
+        lines.append([student.label, str(student.n), cells[0], errors, *cells[1:4], between, *cells[4:]])
     return markdown(headers, lines)
 
 
@@ -68,15 +72,29 @@ def confidence_table(study: Study) -> str:
     """Return a Markdown table of NLL and ECE before and after temperature scaling."""
     names = ("nll", "nll_scaled", "ece", "ece_scaled", "temperature")
     headers = ["run", "n", "NLL", "NLL, scaled", "ECE, %", "ECE, scaled, %", "fitted T"]
-    networks = [("teacher", "", [study.teacher_figures])]
+    networks = [(study.teacher_name, "", [study.teacher_figures])]
     networks += [(student.label, str(student.n), student.figures) for student in study.students]
-    lines = [[label, n, *(_cell(spread(figures, name), name) for name in names)] for label, n, figures in networks]
+    lines = [[label, n, *(_cell(figures, name, study) for name in names)] for label, n, figures in networks]
     return markdown(headers, lines)
 
 
-def _cell(figure: Spread | None, name: str) -> str:
+def worse_scaled(study: Study) -> list[str]:
+    """Name the networks whose NLL temperature scaling makes worse, in the digits that the table has."""
+    networks = [(study.teacher_name, [study.teacher_figures])]
+    networks += [(student.label, student.figures) for student in study.students]
+    found = []
+    for label, figures in networks:
+        before, after = spread(figures, "nll"), spread(figures, "nll_scaled")
+        if before and after and round(after.mean, 3) > round(before.mean, 3):
+            found.append(label)
+    return found
+
+
+def _cell(figures: Sequence[Figures], name: str, study: Study) -> str:
+    """Write mean and spread of a figure, or why there is none."""
+    figure = spread(figures, name)
     if figure is None:
-        return ""
+        return missing(figures, name, study.teacher_figures)
     number = QUANTITIES[name].number
     return number(figure.mean) + ("" if figure.std is None else f" ± {number(figure.std)}")
 
@@ -95,8 +113,8 @@ def difference_table(study: Study) -> str:
 
 def _difference_cells(d: Difference, quantity: Quantity) -> list[str]:
     mean = "" if d.mean is None else quantity.signed(d.mean)
-    interval = " to ".join(map(quantity.signed, d.interval)) if d.interval else ""
-    return [mean, interval, str(d.n), p_value(d.p)]
+    interval = " to ".join(map(quantity.signed, d.interval)) if d.interval else TOO_FEW if 0 < d.n < FEWEST else ""
+    return [mean, interval, "" if d.refused else str(d.n), p_value(d.p)]
 
 
 def images_table(study: Study) -> str:
@@ -117,12 +135,12 @@ def images_table(study: Study) -> str:
 def class_table(study: Study, names: Sequence[str]) -> str:
     """Return a Markdown table of accuracy by class, minus the baseline's."""
     base = study.baseline
-    headers = ["class", f"{base.label}, %"]
+    headers = ["class", "images", f"{escaped(base.label)}, %"]
     for compared in study.compared:
-        headers += [f"{compared.student.label}, points", "95 % interval", "in words"]
+        headers += [f"{escaped(compared.student.label)}, points", "95 % interval", "in words"]
     lines = []
     for i, name in enumerate(names):
-        line = [name, f"{100 * base.class_accuracy[:, i].mean():.2f}"]
+        line = [name, f"{(study.labels == i).sum():,}", f"{100 * base.class_accuracy[:, i].mean():.2f}"]
         for compared in study.compared:
             mean, interval, _, _ = _difference_cells(compared.classes[i], QUANTITIES["accuracy"])
             line += [mean, interval, compared.classes[i].verdict]
@@ -139,7 +157,7 @@ def change_table(study: Study) -> str:
         "seeds against seeds",
         "fixed so, mean",
         "broken so, mean",
-        f"either between seeds of {study.baseline.label}",
+        f"either between seeds of {escaped(study.baseline.label)}",
     ]
     lines = []
     for compared in study.compared:
@@ -195,4 +213,11 @@ def _records(study: Study, classes: Sequence[str], knobs: dict[str, str]) -> Ite
 
 def _difference_record(d: Difference) -> dict[str, object]:
     low, high = d.interval or (None, None)
-    return {"difference": d.mean, "low": low, "high": high, "pairs": d.n, "p": d.p, "verdict": d.verdict}
+    return {
+        "difference": d.mean,
+        "low": low,
+        "high": high,
+        "pairs": None if d.refused else d.n,
+        "p": d.p,
+        "verdict": d.verdict,
+    }

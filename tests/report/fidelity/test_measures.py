@@ -19,6 +19,7 @@ from kd.report.fidelity.measures import (
     flips_by_seed,
     kl,
     measure,
+    missing,
     most,
     nll,
     reliability,
@@ -87,13 +88,14 @@ def test_kl_matches_the_closed_form():
 
 
 def test_measure_splits_agreement_by_the_teachers_correctness():
-    labels = np.array([0, 0, 0, 0, 1])
-    teacher, student = np.eye(3)[[0, 0, 1, 2, 2]], np.eye(3)[[0, 1, 1, 1, 1]]
+    labels = np.tile([0, 0, 0, 0, 1], 4)
+    teacher, student = np.eye(3)[[0, 0, 1, 2, 2] * 4], np.eye(3)[[0, 1, 1, 1, 1] * 4]
     found = measure(labels, cross_fitted(labels, student), cross_fitted(labels, teacher))
+    assert found.errors == 12
     assert found.agreement == pytest.approx(2 / 5)
     assert found.agreement_right == pytest.approx(1 / 2)
     assert found.agreement_wrong == pytest.approx(1 / 3)  # right where the teacher is wrong is no agreement
-    assert agreement(student, teacher, np.zeros(5, dtype=bool)) is None
+    assert agreement(student, teacher, np.zeros(20, dtype=bool)) is None
 
 
 @pytest.mark.parametrize("T", [0.5, 1.0, 3.0])
@@ -123,10 +125,45 @@ def test_cross_fitted_changes_no_prediction_and_no_argument():
     kept = LOGITS.copy()
     assert accuracy(LABELS, cross_fitted(LABELS, LOGITS).scaled) == accuracy(LABELS, LOGITS)
     assert np.array_equal(LOGITS, kept)
-    perfect = cross_fitted(LABELS, np.eye(5)[LABELS])  # the lower T, the better, until the NLL is 0
-    assert 0.01 <= max(perfect.temperatures) < 0.03
     with pytest.raises(ValueError, match="two images"):
         cross_fitted(LABELS[:1], LOGITS[:1])
+
+
+def almost_perfect(*wrong, scale=4.0):
+    """Return logits that are right but for the images in `wrong`."""
+    answers = LABELS.copy()
+    answers[list(wrong)] = (answers[list(wrong)] + 1) % 5
+    return scale * np.eye(5)[answers]
+
+
+def test_cross_fitted_scales_no_network_with_too_few_errors():
+    """All three errors have an odd index: the odd images' temperature, fitted on the even ones, is next to 0."""
+    labels, logits = LABELS[:200], almost_perfect(1, 3, 5)[:200]
+    odd, even = slice(1, None, 2), slice(0, None, 2)
+    careless = logits.copy()
+    careless[odd] /= temperature(labels[even], logits[even])
+    assert nll(labels, careless) > 3 * nll(labels, logits)  # what was reported as temperature scaled
+    outputs = cross_fitted(labels, logits)
+    assert (outputs.scaled, outputs.temperatures) == (None, None)
+    figures = measure(labels, outputs, cross_fitted(labels, TEACHER[:200]))
+    assert (figures.nll_scaled, figures.ece_scaled, figures.temperature, figures.kl_scaled) == (None,) * 4
+    assert missing([figures], "nll_scaled", figures) == "too few errors (3)"
+    assert missing([figures], "nll", figures) == ""
+
+
+def test_cross_fitted_needs_ten_errors_in_each_half():
+    assert cross_fitted(LABELS, almost_perfect(*range(19))).scaled is None  # nine of them are odd
+    assert cross_fitted(LABELS, almost_perfect(*range(20))).scaled is not None
+
+
+def test_measure_refuses_agreement_on_a_handful_of_errors():
+    student = cross_fitted(LABELS, LOGITS)
+    for errors, known in ((9, False), (10, True)):
+        teacher = cross_fitted(LABELS, almost_perfect(*range(errors)))
+        found, own = measure(LABELS, student, teacher), measure(LABELS, teacher)
+        assert (found.agreement_wrong is not None) == known
+        assert missing([found], "agreement_wrong", own) == ("" if known else "too few errors (9)")
+        assert missing([found], "kl_scaled", own) == f"too few errors ({errors})"
 
 
 def test_spread_is_mean_and_sample_standard_deviation():

@@ -1,16 +1,24 @@
 import csv
 import io
+import json
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 
+import matplotlib
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from kd.errors import UserError
+from kd.report.fidelity import figures
 from kd.report.fidelity.measures import flipped
 from kd.report.fidelity.page import named, to_page
 from kd.report.fidelity.study import COMPARED, FAMILIES, collect, study
 from kd.report.fidelity.tables import images_table, to_csv
 from kd.report.statistics import holm, images_interval, mcnemar, paired_differences, t_test
+from kd.runs.results import read, write
 from tests.report.fidelity.made import LABELS, TEACHER, noisy, put
 
 
@@ -115,13 +123,138 @@ def test_to_page_makes_no_statement_from_one_seed(tmp_path):
     following, *differences, images, _, changes = rows
     assert {d.verdict for d in found.compared[0].differences.values()} == {"one seed: no statement"}
     assert found.compared[0].changes.k == 0
-    assert following[6] == ""  # agreement between seeds
+    assert following[7] == ""  # agreement between seeds
     assert len(differences) == len(COMPARED)
     assert {line[-1] for line in differences} == {"one seed: no statement |"}
     assert images[2] == "1"  # pair of seeds, for McNemar's test
     assert changes[3:] == ["", "", "", " |"]
     for word in ("higher", "lower", "nan"):
         assert word not in page
+
+
+def almost_perfect(errors):
+    answers = LABELS.copy()
+    answers[:errors] = (answers[:errors] + 1) % 5
+    return (6 * np.eye(5)[answers]).astype(np.float32)
+
+
+def test_study_refuses_what_rests_on_a_handful_of_errors(tmp_path):
+    for seed in range(3):
+        put(tmp_path / f"s{seed}", "standard", seed, noisy(seed))
+        put(tmp_path / f"l{seed}", "logits", seed, noisy(seed + 10, 0.5), almost_perfect(3))
+    found = study(collect([tmp_path]))
+    verdicts = {name: d.verdict for name, d in found.compared[0].differences.items()}
+    refused = {name for name, verdict in verdicts.items() if verdict == "too few errors (3)"}
+    assert refused == {"agreement_wrong", "kl_scaled"}
+    assert found.compared[0].differences["agreement"].p is not None
+    page = to_page(found, named(found), [])
+    assert "It is wrong on 3 of them (0.10 %)." in page
+    assert "where it is right (2,997 images), % | where it is wrong (3), %" in page
+    assert "| teacher |  | 0.0" in page
+    assert "nan" not in page
+    assert "None" not in page
+    rows = {(line["run"], line["figure"]): line for line in csv.DictReader(io.StringIO(to_csv(found, "abcde")))}
+    assert rows["logits", "agreement_wrong"]["verdict"] == "too few errors (3)"
+    assert rows["logits", "agreement_wrong"]["mean"] == rows["logits", "agreement_wrong"]["pairs"] == ""
+    for draw in (figures.bars, figures.calibration):
+        shown = [text.get_text() for text in draw(found).findobj(matplotlib.text.Text)]
+        assert any("too few errors (3)" in text for text in shown)
+
+
+def test_study_refuses_a_class_with_a_handful_of_errors(tmp_path):
+    rare = LABELS == 4
+    rare[np.flatnonzero(rare)[:8]] = False  # eight images of the class can be wrong
+    right = 50 * np.eye(5)[LABELS] * rare[:, None]
+    for seed in range(3):
+        put(tmp_path / f"s{seed}", "standard", seed, noisy(seed) + right)
+        put(tmp_path / f"l{seed}", "logits", seed, noisy(seed + 10, 0.5) + right, TEACHER)
+    found = study(collect([tmp_path]))
+    *others, last = found.compared[0].classes
+    assert last[:4] == (None, None, None, 0)
+    assert last.verdict.startswith("too few errors (")
+    assert all(not d.refused and d.n == 3 for d in others)
+    raw = [t_test(paired_differences(by_seed(s), by_seed(b))) for s, b in zip(*columns(found), strict=True)]
+    assert [d.p for d in others] == holm(raw[:4])  # the fifth is none of the family
+    shown = [text.get_text() for text in figures.classes(found, "abcde").findobj(matplotlib.text.Text)]
+    assert f"e\n{last.verdict}" in shown
+
+
+def columns(found):
+    return found.compared[0].student.class_accuracy.T, found.baseline.class_accuracy.T
+
+
+def by_seed(column):
+    return dict(enumerate(map(float, column)))
+
+
+def test_to_page_names_networks_that_scaling_makes_worse(runs):
+    found = study(collect([runs]))
+    assert "Scaling makes" not in to_page(found, named(found), [])
+    worse = found._replace(teacher_figures=replace(found.teacher_figures, nll_scaled=9.0))
+    assert "- Scaling makes the NLL of teacher worse:" in to_page(worse, named(found), [])
+
+
+def test_to_page_names_an_ensemble(tmp_path):
+    put(tmp_path / "s", "standard", 0, noisy(0))
+    put(tmp_path / "l", "logits", 0, noisy(1, 0.5), TEACHER)
+    record = tmp_path / "l" / "result.json"
+    write(replace(read(record), teacher="3 x cnn32"), record)
+    found = study(collect([tmp_path]))
+    page = to_page(found, named(found), [])
+    assert "Teacher of all comparisons: 3 x cnn32, the ensemble of 3 teachers." in page
+    assert page.count("| ensemble of 3 teachers |") == 2
+
+
+def test_study_leaves_out_trials_unless_there_is_nothing_else(runs):
+    trial = {"trial": "tested on 3,000 of 9,000 images"}
+    put(runs / "t", "logits", 9, noisy(1), TEACHER, **trial)
+    found = study(collect([runs]))
+    assert found.compared[0].student.n == 4
+    assert found.notes == ["1 trial run left out: tested on 3,000 of 9,000 images."]
+    for path in runs.glob("[lns]*"):
+        shutil.rmtree(path)
+    put(runs / "s", "standard", 9, noisy(2), **trial)
+    assert study(collect([runs])).dataset == "CIFAR-10 (trial: tested on 3,000 of 9,000 images)"
+
+
+# Names of classes
+
+
+def weigh(directory, classes, size=8):
+    metadata = {"classes": json.dumps(classes), "image_size": json.dumps(size)}
+    save_file({"w": np.zeros(1, np.float32)}, directory / "student.safetensors", metadata)
+
+
+def test_study_reads_names_of_classes_from_weights(runs):
+    weigh(runs / "l0", ["ant", "b|e", "c\x1bt", "$5_$10", "eel"], 12)
+    (runs / "l1" / "student.safetensors").write_bytes(b"cut")
+    save_file({"w": np.zeros(1, np.float32)}, runs / "l2" / "student.safetensors")  # of another program
+    found = study(collect([runs]))
+    assert found.data == (("ant", "b|e", r"c\x1bt", "$5_$10", "eel"), 12)
+    assert list(named(found).classes) == list(found.data.classes)
+    lines = [line for line in to_page(found, named(found), []).splitlines() if line.startswith(r"| \$5\_\$10 |")]
+    assert len(lines) == 1
+    figures.classes(found, found.data.classes).savefig(io.BytesIO())
+
+
+def test_study_numbers_classes_without_weights(runs):
+    assert list(named(study(collect([runs]))).classes) == [f"class {i}" for i in range(5)]
+
+
+def test_study_refuses_runs_on_different_classes(runs):
+    weigh(runs / "l0", ["1", "10", "2", "3", "4"])
+    weigh(runs / "n0", ["1", "2", "3", "4", "10"])
+    with pytest.raises(UserError, match="on different classes, '10' and '2'"):
+        study(collect([runs]))
+
+
+def test_reading_names_of_classes_loads_no_torch(runs):
+    weigh(runs / "l0", list("abcde"))
+    code = (
+        "import sys; from pathlib import Path; from kd.report.fidelity import metadata; "
+        "assert metadata.read(Path(sys.argv[1])).image_size == 8; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, runs / "l0" / "student.safetensors"], check=True)
 
 
 def test_collect_lists_what_is_left_out(runs):
