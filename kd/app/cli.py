@@ -1,6 +1,5 @@
 """The command line: help, resuming, error lines and exit codes; `main` is the program."""
 
-import io
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ from kd.app.explain import explain, settings_of
 from kd.app.resume import expand_resume, refuse_other_settings
 from kd.app.run import check_command, execute
 from kd.errors import UserError
+from kd.report.arguments import tolerant_stdout
 from kd.runs.results import Result
 from kd.runs.status import first_process, recorded
 
@@ -145,8 +145,7 @@ def main() -> None:
     """Run the program: every mistake in one line and exit code 1, unless HYDRA_FULL_ERROR=1 requests the traceback."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ |= THREAD_WAITING
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # for a terminal without "…"
+    tolerant_stdout()
     # A data-parallel run starts its further processes with the value that is set two lines below.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print
