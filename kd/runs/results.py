@@ -55,7 +55,9 @@ class Result:
     """Accuracy with the last epoch's weights, like all test figures; None without a validation split."""
     test_acc: float | None = None
     test_images: int | None = None
-    """Number of test images, which bounds the precision of the test accuracy."""
+    """Number of images that were tested on, which bounds the precision of the test accuracy."""
+    test_total: int | None = None
+    """Number of images of the whole test split; `test_images` may be fewer in a trial."""
     test_nll: float | None = None
     """Mean negative log-likelihood of the test labels, in nats."""
     test_ece: float | None = None
@@ -87,6 +89,12 @@ class Result:
     """Time of the run's start, ISO 8601."""
     error: str | None = None
     """Reason of a failure."""
+    trial: str | None = None
+    """Why this is not a whole run, as in "tested on 128 of 360 images"; None for a whole one."""
+    diverged: bool = False
+    """Whether training diverged: the test figures are those of a network that has not learnt anything."""
+    warnings: list[str] = field(default_factory=list)
+    """What a reader of the figures should know, one sentence each."""
     epoch_train_loss: list[float] = field(default_factory=list)
     """One value per epoch, like the next three; shorter than `epochs` where a run ended early."""
     epoch_train_acc: list[float] = field(default_factory=list)
@@ -230,6 +238,10 @@ def _typed(name: str, value: Any) -> Any:
         if not isinstance(value, list) or not {type(item) for item in value} <= {float, int, NoneType}:
             raise TypeError(f"{name} is not a list of numbers")
         return [math.nan if item is None else float(item) for item in value]
+    if kind == list[str]:
+        if not isinstance(value, list) or not {type(item) for item in value} <= {str}:
+            raise TypeError(f"{name} is not a list of texts")
+        return value
     allowed = get_args(kind) or (kind,)
     if float in allowed and type(value) is int:
         return float(value)

@@ -21,12 +21,16 @@ DONE = Result(
     test_acc=0.8344,
     status="done",
     variant="recipe.epochs=2 note=ü",
+    trial="tested on 128 of 360 images",
+    diverged=True,
+    warnings=["the teacher reaches 10.0 %, no better than chance (10 classes)"],
     epoch_val_acc=[0.5, 0.8],
 )
 CONTRACT = """
     method knobs seed student teacher teacher_id student_params teacher_params taught dataset data_id
-    epochs val_acc test_acc test_images test_nll test_ece teacher_test_acc retention agreement train_seconds
+    epochs val_acc test_acc test_images test_total test_nll test_ece teacher_test_acc retention agreement train_seconds
     images_per_second device precision git versions status command variant fingerprint group date error
+    trial diverged warnings
     epoch_train_loss epoch_train_acc epoch_val_loss epoch_val_acc
 """
 
@@ -105,9 +109,11 @@ def test_write_of_no_json_leaves_no_file(tmp_path):
 def test_read_accepts_newer_and_older_records(tmp_path):
     assert read(put(tmp_path, invented_later=[1, {}])) == DONE
     record = asdict(DONE)
-    del record["variant"], record["epoch_val_acc"]
+    for name in ("variant", "epoch_val_acc", "test_total", "trial", "diverged", "warnings"):
+        del record[name]
     (tmp_path / "result.json").write_text(json.dumps(record))
-    assert read(tmp_path / "result.json") == replace(DONE, variant="", epoch_val_acc=[])
+    older = replace(DONE, variant="", epoch_val_acc=[], trial=None, diverged=False, warnings=[])
+    assert read(tmp_path / "result.json") == older
 
 
 def test_read_turns_whole_numbers_into_floats(tmp_path):
@@ -150,6 +156,11 @@ def test_read_leaves_out_knobs_that_are_null(tmp_path):
         ({"epoch_val_acc": 0.5}, "epoch_val_acc is not a list of numbers"),
         ({"epoch_val_acc": [0.5, "x"]}, "epoch_val_acc is not a list of numbers"),
         ({"test_acc": 10**400}, "too large"),
+        ({"test_total": 360.0}, "test_total is 360.0, not a whole number or null"),
+        ({"trial": 1}, "trial is 1, not text or null"),
+        ({"diverged": None}, "diverged is None, not true or false"),
+        ({"warnings": "diverged"}, "warnings is not a list of texts"),
+        ({"warnings": ["diverged", 3]}, "warnings is not a list of texts"),
     ],
 )
 def test_read_names_a_field_of_the_wrong_type(tmp_path, changes, message):
