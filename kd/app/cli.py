@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.app.check import SET_ELSEWHERE, nearest
+from kd.app.check import SET_ELSEWHERE, nearest, several_processes
 from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain
 from kd.app.run import execute
 from kd.errors import UserError
@@ -274,7 +274,7 @@ def program() -> str:
 def _main(cfg: DictConfig) -> float | None:
     """One run. Returns the last epoch's validation accuracy, for whatever searches over runs."""
     result = job(cfg)
-    if first_process() and HydraConfig.get().mode is RunMode.RUN:
+    if first_process(several_processes(plain(cfg.trainer))) and HydraConfig.get().mode is RunMode.RUN:
         from rich.console import Console
 
         from kd.report.tables import single

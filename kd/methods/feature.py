@@ -21,7 +21,7 @@ class Feature(SoftTargets):
     student's are seen through a learned 1x1 convolution per stage (the adapter) with as many channels as the teacher's.
 
     Args:
-        T: temperature of both softmaxes, > 0.
+        T: temperature of both softmaxes, in [0.001, 1e6].
         alpha: weight of the labels, in [0, 1].
         beta: weight of the features, in [0, 1], with alpha + beta <= 1.
         stages: which of `Output.features` to match, counted from 0; negative numbers count from the deepest.

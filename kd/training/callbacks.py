@@ -18,6 +18,10 @@ from kd.files import replaced
 from kd.hashing import derive
 from kd.runs.predictions import Predictions
 
+ADVICE = (
+    "try a lower lr, recipe.clip_norm=1 (of a teacher: teacher_recipe instead of recipe) or trainer.precision=32-true"
+)
+"""What may keep a training from diverging."""
 CHECK_EVERY = 50
 """Steps between two checks of the loss on devices that run asynchronously."""
 
@@ -138,9 +142,7 @@ class DivergenceCheck(L.Callback):
         bad = [f"the {name} loss is {term.item()}" for name, term in step.terms.items() if not torch.isfinite(term)]
         raise UserError(
             f"training diverged: {', '.join(bad) or 'the sum of the losses overflows'} at step {step.number} "
-            f"(epoch {trainer.current_epoch}), learning rate {step.learning_rate:.3g}; "
-            "try a lower lr, recipe.clip_norm=1 (of a teacher: teacher_recipe instead of recipe) or "
-            "trainer.precision=32-true"
+            f"(epoch {trainer.current_epoch}), learning rate {step.learning_rate:.3g}; {ADVICE}"
         )
 
 
