@@ -206,9 +206,9 @@ def _doubts(record: Result, predictions: Predictions, classes: int) -> list[str]
 
 
 def _title(record: Result) -> str:
-    """Return a name of the run by its settings, as in "logits T=4.0 alpha=0.1 seed=0"."""
+    """Return a name of the run by its settings, as in "cnn16 logits T=4.0 alpha=0.1 seed=0"."""
     knobs = [f"{name}={value}" for name, value in record.knobs.items()]
-    return " ".join([record.method, *knobs, f"seed={record.seed}"])
+    return " ".join([record.student or record.teacher or "", record.method, *knobs, f"seed={record.seed}"])
 
 
 def parameter_count(net: nn.Module) -> int:
