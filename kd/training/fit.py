@@ -127,7 +127,7 @@ def train(
     test = {name: value.item() for name, value in trainer.callback_metrics.items()}
     record = replace(
         record,
-        val_acc=next(reversed(history.curve("val/acc")), None),
+        val_acc=history.rows[-1].get("val/acc") if history.rows else None,
         test_acc=test["test/acc"],
         test_images=len(predictions.labels),
         test_total=len(data.images.test_y),
