@@ -103,6 +103,16 @@ def test_soft_loss_gradient_is_exact_at_every_temperature(T):
     torch.testing.assert_close(gradient(student, teacher, T), (T * (q - p) / 5).float(), rtol=1e-4, atol=1e-6)
 
 
+def test_losses_are_as_exact_under_autocast():
+    student, teacher, y = logits(7, 10), logits(7, 10, seed=1), torch.arange(7)
+    for T in (4, 1e5):
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = soft_loss(student, teacher, T), tckd_loss(student, teacher, y, T), nckd_loss(student, teacher, y, T)
+        plain = soft_loss(student, teacher, T), tckd_loss(student, teacher, y, T), nckd_loss(student, teacher, y, T)
+        assert [value.dtype for value in mixed] == [torch.float32] * 3
+        torch.testing.assert_close(mixed, plain, rtol=1e-6, atol=0)
+
+
 def test_soft_loss_is_not_negative_where_fp32_would_be():
     student = logits(64, 10)
     teacher = student + 0.01 * logits(64, 10, seed=1)

@@ -51,6 +51,8 @@ def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
         paths = [Path(build.cfg.teacher_weights).expanduser()]
         metadata = load_weights(paths[0])[1]
         warnings += check_origin(metadata, build.metadata(plans[0]), paths[0])
+        if metadata.get("trial"):
+            warnings.append(f"{paths[0]} comes from a trial: {metadata['trial']}")
         claims, advice = [_claim_of_file(build, metadata)], _settings_of(metadata, plans[0])
     else:
         entries = [_find(build, plan, record, level) for plan in plans]

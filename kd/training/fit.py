@@ -152,7 +152,7 @@ def train(
     if trainer.is_global_zero:
         # What cannot be made again comes first.
         write_predictions(predictions, directory / PREDICTIONS)
-        facts = {"test_acc": record.test_acc, "test_images": record.test_images}
+        facts = {"test_acc": record.test_acc, "test_images": record.test_images, "trial": record.trial}
         save_weights(module.inference_net, directory / weights, {**metadata, **facts})
         write(record, directory / FILE)
         if record.trial:

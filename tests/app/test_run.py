@@ -224,11 +224,14 @@ class TestRun:
         assert not (tmp_path / "other" / "student.safetensors").exists()
 
     def test_teacher_weights_of_other_images_are_a_warning(self, run, tmp_path):
-        code, printed = run(*self.given(tmp_path, data_id="other", dataset="numerals", test_acc=0.1))
+        trial = "tested on 1 of 2 images"
+        code, printed = run(*self.given(tmp_path, data_id="other", dataset="numerals", test_acc=0.1, trial=trial))
         assert code == 0, printed
-        (warning,) = read(tmp_path / "other" / "result.json").warnings
-        assert warning == f"{tmp_path / 'given'} was trained on other images of the same classes (numerals)"
-        assert warning in printed
+        assert read(tmp_path / "other" / "result.json").warnings == [
+            f"{tmp_path / 'given'} was trained on other images of the same classes (numerals)",
+            f"{tmp_path / 'given'} comes from a trial: {trial}",
+        ]
+        assert "(numerals)" in printed
 
     @pytest.mark.parametrize(
         ("value", "message"),
