@@ -11,7 +11,7 @@ from kd.data.decode import decode
 from kd.errors import UserError
 from kd.inference import Predictor, load
 from kd.models.cnn import CNN
-from kd.runs.weights import save_weights
+from kd.runs.weights import load_weights, save_weights
 
 FACTS = {
     "model": {
@@ -55,6 +55,20 @@ def test_load_rebuilds_the_network_of_a_run_or_a_file(tmp_path, name):
         assert not predictor.training
         assert (predictor.classes, predictor.image_size) == (("cat", "dog", "eel"), 8)
         assert (predictor.mean, predictor.std) == ((0.5, 0.25, 0.125), (0.5, 0.25, 0.2))
+
+
+def test_load_refuses_damaged_and_quantised_weights(tmp_path):
+    """As for a teacher; see `kd.runs.weights.fill`."""
+    tensors, metadata = load_weights(saved(tmp_path / "w"))
+    texts = {name: json.dumps(value) for name, value in metadata.items()}
+    name = "classifier.weight" if "classifier.weight" in tensors else sorted(tensors)[0]
+    for value, message in (
+        (torch.full_like(tensors[name], torch.nan), f"is useless: its {name} holds NaN"),
+        (tensors[name].to(torch.int8), f": {name} is int8"),
+    ):
+        save_file({**tensors, name: value}, tmp_path / "w", texts)
+        with pytest.raises(UserError, match=f"^{tmp_path / 'w'} ?{message}"):
+            load(tmp_path / "w")
 
 
 def test_load_prefers_the_student(tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -65,7 +66,61 @@ def test_gradient_keeps_its_scale_at_any_temperature():
         torch.testing.assert_close(gradient(student, teacher, T), difference / 10 / 5, rtol=0.02, atol=2e-3)
 
 
-@pytest.mark.parametrize("T", [0.5, 1, 10])
+def exact(student, teacher, T):
+    """T^2 * KL with 50 digits: fp64 loses half of its own at T = 1e6."""
+    with mpmath.workdps(50):
+        total = mpmath.mpf(0)
+        for ours, theirs in zip(student.double().tolist(), teacher.double().tolist(), strict=True):
+            p, q = ([mpmath.exp(mpmath.mpf(z) / T) for z in row] for row in (theirs, ours))
+            total += mpmath.fsum(
+                a / sum(p) * (mpmath.log(a / sum(p)) - mpmath.log(b / sum(q))) for a, b in zip(p, q, strict=True)
+            )
+        return float(T**2 * total / len(student))
+
+
+@pytest.mark.parametrize("T", [0.001, 0.1, 1, 10, 11, 100, 1e3, 1e4, 1e5, 1e6])
+def test_losses_are_exact_at_every_temperature(T):
+    student, teacher, y = logits(7, 10), logits(7, 10, seed=1), torch.arange(7)
+    assert soft_loss(student, teacher, T).item() == pytest.approx(exact(student, teacher, T), rel=2e-4, abs=1e-9 * T)
+    others = [torch.stack([torch.cat([row[:i], row[i + 1 :]]) for i, row in enumerate(z)]) for z in (student, teacher)]
+    assert nckd_loss(student, teacher, y, T).item() == pytest.approx(exact(*others, T), rel=2e-4, abs=1e-9 * T)
+    # the label against all others: two classes with the logits T log p_y and T log(1 - p_y)
+    binary = [
+        torch.stack([log_p, torch.log(-torch.expm1(log_p))], 1) * T for log_p in map(target(y, T), (student, teacher))
+    ]
+    if T > 0.1:  # below, 1 - p_y is beyond fp64
+        assert tckd_loss(student, teacher, y, T).item() == pytest.approx(exact(*binary, T), rel=2e-4, abs=1e-9 * T)
+
+
+def target(y, T):
+    return lambda z: (z.double() / T).log_softmax(dim=1).gather(1, y[:, None]).squeeze(1)
+
+
+@pytest.mark.parametrize("T", [1, 10, 11, 100, 1e3, 1e4, 1e5, 1e6])
+def test_soft_loss_gradient_is_exact_at_every_temperature(T):
+    student, teacher = logits(5, 10), logits(5, 10, seed=1)
+    q, p = ((z.double() / T).softmax(dim=1) for z in (student, teacher))
+    torch.testing.assert_close(gradient(student, teacher, T), (T * (q - p) / 5).float(), rtol=1e-4, atol=1e-6)
+
+
+def test_losses_are_as_exact_under_autocast():
+    student, teacher, y = logits(7, 10), logits(7, 10, seed=1), torch.arange(7)
+    for T in (4, 1e5):
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = soft_loss(student, teacher, T), tckd_loss(student, teacher, y, T), nckd_loss(student, teacher, y, T)
+        plain = soft_loss(student, teacher, T), tckd_loss(student, teacher, y, T), nckd_loss(student, teacher, y, T)
+        assert [value.dtype for value in mixed] == [torch.float32] * 3
+        torch.testing.assert_close(mixed, plain, rtol=1e-6, atol=0)
+
+
+def test_soft_loss_is_not_negative_where_fp32_would_be():
+    student = logits(64, 10)
+    teacher = student + 0.01 * logits(64, 10, seed=1)
+    for T in (20, 1e3, 1e5):
+        assert soft_loss(student, teacher, T).item() == pytest.approx(4.05e-4, rel=0.1)  # |0.03|^2 * 9 / (2 * 10)
+
+
+@pytest.mark.parametrize("T", [0.5, 1, 10, 1e5])
 def test_nothing_to_learn_from_oneself(T):
     same = logits(4, 10)
     assert abs(soft_loss(same, same, T).item()) < 1e-5

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from kd.app import identity
+from kd.app.check import several_processes
 from kd.app.compose import Command, plain
 from kd.app.explain import missing_package
 from kd.data.images import Images
@@ -27,7 +28,7 @@ from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
 from kd.models.output import probe
 from kd.teachers.frozen import FrozenTeacher
-from kd.teachers.logit_cache import StoredLogits, open_logits
+from kd.teachers.logit_cache import RoundedLogits, StoredLogits, open_logits
 from kd.training.callbacks import EpochBar
 from kd.training.modules import Classifier, Distiller
 from kd.training.optim import parameter_groups
@@ -231,11 +232,11 @@ class Builder:
         stored = None
         if method.stored_logits_suffice:
             stored = self.shared(f"logits of {teacher.id}", lambda: self.stored_logits(teacher))
-        self.stored = stored
+        self.stored = stored if isinstance(stored, StoredLogits) else None
         return self.shared_teacher(stored or teacher)
 
-    def stored_logits(self, teacher: FrozenTeacher) -> StoredLogits | None:
-        """The teacher with its logits kept in a file; None, with the reason in the log, if that cannot be."""
+    def stored_logits(self, teacher: FrozenTeacher) -> RoundedLogits | None:
+        """The teacher with its logits kept in a file, or rounded as if they were; None if its views have no number."""
         images = self.images
         if not self.speed.stores_logits(str(self.cfg.trainer.accelerator)):
             return None
@@ -252,7 +253,8 @@ class Builder:
     def trainer(self, plan: Plan) -> Callable[..., Trainer]:
         """A factory that is still to be given callbacks, logger and directory.
 
-        What is kept as a teacher is trained on one device: other ranks and jobs find it, or wait for it.
+        What is kept as a teacher is trained on one device: other ranks and jobs find it, or wait for it. It is
+        validated and tested on whole splits, whatever this run is limited to.
         """
         settings: dict[str, Any] = {
             "max_epochs": plan.recipe.epochs,
@@ -261,8 +263,13 @@ class Builder:
         }
         if plan.weights != STUDENT_WEIGHTS:
             settings |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+            settings |= {name: 1.0 for name in identity.LIMITS if name in self.settings["trainer"]}
         make: Callable[..., Trainer] = self._new(self.cfg.trainer, _partial_=True, _convert_="all", **settings)
         return make
+
+    def single_process(self, plan: Plan) -> bool:
+        """Whether the plan's network is trained in this process alone."""
+        return plan.weights != STUDENT_WEIGHTS or not several_processes(self.settings["trainer"])
 
     def logger(self, directory: Path) -> Logger | None:
         return None if self.cfg.logger is None else self._new(self.cfg.logger, save_dir=str(directory))

@@ -175,17 +175,19 @@ def _check_trainer(trainer: dict[str, Any], launcher: str | None) -> None:
     strategy = str(trainer["strategy"])
     if strategy.startswith("ddp") and ("fork" in strategy or "spawn" in strategy or "notebook" in strategy):
         raise UserError(f"trainer.strategy={strategy} loses what its processes measure; write trainer.strategy=ddp")
-    if launcher is not None and not launcher.endswith(".SlurmLauncher") and _several_processes(trainer):
+    if launcher is not None and not launcher.endswith(".SlurmLauncher") and several_processes(trainer):
         raise UserError(
             "training on several devices starts this command again in further processes, which a job of a multirun "
             "cannot be; sweep on one device, run the jobs one by one, or use hydra/launcher=slurm"
         )
 
 
-def _several_processes(trainer: dict[str, Any]) -> bool:
+def several_processes(trainer: Mapping[str, Any]) -> bool:
+    """Whether a run with these settings of the Trainer is data-parallel, over processes that each start the program."""
     devices = trainer["devices"]
     one = len(devices) == 1 if isinstance(devices, list) else str(devices) == "1"
-    return not one or str(trainer["strategy"]).startswith(("ddp", "fsdp", "deepspeed"))
+    several_nodes = str(trainer.get("num_nodes", 1)) != "1"
+    return not one or several_nodes or str(trainer["strategy"]).startswith(("ddp", "fsdp", "deepspeed"))
 
 
 def _check_knobs(settings: dict[str, Any], run_wide: Iterable[str], read: str, given: Iterable[str]) -> None:

@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.app.arguments import Arguments, read_arguments, refuse_wrong_choices, sweeps
-from kd.app.compose import VERSION_BASE, Command, compose, conf_dir
+from kd.app.check import several_processes
+from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain
 from kd.app.explain import explain, settings_of
 from kd.app.resume import expand_resume, refuse_other_settings
 from kd.app.run import check_command, execute
@@ -223,7 +224,7 @@ def _main(cfg: DictConfig) -> float | None:
         if single_run:
             raise JobError from error
         raise
-    if first_process() and single_run:
+    if single_run and first_process(several_processes(plain(cfg.trainer))):
         from rich.console import Console
         from rich.text import Text
 

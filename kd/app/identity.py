@@ -2,8 +2,9 @@
 
 Settings are plain values here, resolved: nested dictionaries as YAML has them.
 
-* fingerprint, of a run: all settings but placement, storage, and networks that take no part;
-* teacher key, of a trained teacher in the store: its network, data, recipe and method, and its own teacher's key;
+* fingerprint, of a run: all settings but placement, observation, storage, and networks that take no part;
+* teacher key, of a trained teacher in the store: its network, data, recipe and method, and its own teacher's key; not
+  on how many images it is validated or tested;
 * logit key, of a file of a teacher's logits: the teacher's weights, the data, and what the views mean;
 * cohort key, of jobs that can be trained side by side: the batches, the teacher, the pace and the machine.
 """
@@ -19,6 +20,14 @@ from kd.hashing import digest
 
 PLACEMENT = frozenset({"accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "enable_progress_bar"})
 """Settings of the trainer that decide where and with what display a training happens, not what comes of it."""
+
+OBSERVING = frozenset(
+    {"profiler", "detect_anomaly", "log_every_n_steps", "enable_model_summary", "num_sanity_val_steps"}
+)
+"""Settings of the trainer that observe a training and change neither its weights nor its figures."""
+
+LIMITS = frozenset({"limit_val_batches", "limit_test_batches"})
+"""Settings of the trainer that decide on how many images a network is measured, not what it becomes."""
 
 IRRELEVANT = frozenset({"logger", "teacher_store", "threads", "spec"})
 """Top-level settings that decide nothing about the result."""
@@ -44,7 +53,7 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     networks = settings["spec"]["networks"]
     absent = _absent(networks, settings["chain"])
     kept = {**without(settings, IRRELEVANT | SHORTHANDS | absent), "networks": networks}
-    kept["trainer"] = without(kept["trainer"], PLACEMENT)
+    kept["trainer"] = without(kept["trainer"], PLACEMENT | OBSERVING)
     kept["data"] = without(kept["data"], STORAGE)
     kept["data"]["source"] = without(kept["data"]["source"], STORAGE)
     return kept
@@ -94,7 +103,7 @@ def teacher_key(
         "recipe": recipe,
         "speed": without(settings["speed"], AFTER_TRAINING),
         "seed": seed,
-        "trainer": without(settings["trainer"], PLACEMENT),
+        "trainer": without(settings["trainer"], PLACEMENT | OBSERVING | LIMITS),
     }
     return key if method is None and taught_by is None else {**key, "method": method, "taught_by": taught_by}
 
@@ -130,7 +139,7 @@ def variant(overrides: Sequence[str], networks: Sequence[str], knobs: Iterable[s
     """The overrides that a result record has no column for, and that set the run of these networks apart."""
     columns = {"method", *knobs, "seed", "student", "teacher", "data", "experiment"}
     silent = {"logger", "trainer", "teacher_store", "threads"}
-    silent |= {f"trainer.{name}" for name in PLACEMENT} | {f"data.{name}" for name in STORAGE}
+    silent |= {f"trainer.{name}" for name in PLACEMENT | OBSERVING} | {f"data.{name}" for name in STORAGE}
     absent = _absent(networks, chain)
 
     def counts(override: str) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from kd.app import identity
-from kd.app.check import check, knobs
+from kd.app.check import check, knobs, several_processes
 from kd.app.compose import Command, parts, plain, run_wide
 from kd.runs.results import Result
 from kd.runs.status import git_revision, refusals, tracked, versions
@@ -50,7 +50,14 @@ def execute(
             build = (make_builder or Builder)(command)
         return run(build, record, directory)
 
-    return tracked(describe(command), directory, work, single=command.launcher is None, program=program)
+    return tracked(
+        describe(command),
+        directory,
+        work,
+        single=command.launcher is None,
+        program=program,
+        data_parallel=several_processes(plain(command.cfg.trainer)),
+    )
 
 
 def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[Callback]" = ()) -> Result:
@@ -73,9 +80,11 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
             teacher_id=prepared.teacher.id,
             teacher_params=parameter_count(prepared.teacher.net),
             teacher_test_acc=prepared.accuracy,
+            warnings=prepared.warnings,
         )
     if "student" not in build.networks:
-        return copy_from_store(only(prepared).directory, record, directory)
+        several = several_processes(build.settings["trainer"])
+        return copy_from_store(only(prepared).directory, record, directory, several)
 
     teacher = None if prepared is None else prepared.teacher
     log.info("training the student, method %s, seed %s", record.method, build.student.seed)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd.app.build import TEACHER_WEIGHTS, Builder, Plan
+from kd.app.compose import plain
 from kd.app.train import train_network
 from kd.errors import UserError
+from kd.runs.predictions import near_chance
 from kd.runs.results import FILE, Result, read
 from kd.runs.weights import content_id, load_weights
-from kd.teachers.frozen import FrozenTeacher, joined, load, verify
+from kd.teachers.frozen import FrozenTeacher, check_origin, joined, load, verify
 from kd.teachers.store import find_or_train
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ class Prepared(NamedTuple):
     """On the test split, in [0, 1]; of several, together."""
     name: str
     """Of its network, for the record."""
+    warnings: list[str]
+    """What a reader of the figures of its students should know."""
 
 
 def prepare_teacher(build: Builder, record: Result) -> Prepared | None:
@@ -41,23 +45,34 @@ def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
     plans = build.first_teachers if level == 0 else [build.chain[level - 1]]
     if not plans:
         return None
-    claims: list[float | None] = [None]
+    claims: list[float | None]
+    warnings: list[str] = []
     if level == 0 and build.cfg.teacher_weights is not None:
         paths = [Path(build.cfg.teacher_weights).expanduser()]
+        metadata = load_weights(paths[0])[1]
+        warnings += check_origin(metadata, build.metadata(plans[0]), paths[0])
+        if metadata.get("trial"):
+            warnings.append(f"{paths[0]} comes from a trial: {metadata['trial']}")
+        claims, advice = [_claim_of_file(build, metadata)], _settings_of(metadata, plans[0])
     else:
         entries = [_find(build, plan, record, level) for plan in plans]
         paths = [entry / TEACHER_WEIGHTS for entry in entries]
-        claims = [_claim(build, entry) for entry in entries]
+        claims, advice = [_claim(build, entry) for entry in entries], ""
     test = build.data(plans[0]).test_dataloader(build.device)
     teachers = [
         load(build.net(plan.network), path, build.inference_copy) for plan, path in zip(plans, paths, strict=True)
     ]
-    measured = [verify(one, test, claim, path) for one, claim, path in zip(teachers, claims, paths, strict=True)]
+    measured = [
+        verify(one, test, claim, path, advice) for one, claim, path in zip(teachers, claims, paths, strict=True)
+    ]
     teacher, accuracy = joined(teachers, build.inference_copy), measured[0] if claims[0] is None else claims[0]
     if len(teachers) > 1:
         accuracy = teacher.accuracy(test)
         log.info("the %d teachers together: %.2f %% on the test split", len(teachers), 100 * accuracy)
-    return Prepared(teacher, paths[0].parent, accuracy, _name(build, level, len(build.first_teachers)))
+    warnings += _near_chance(build, measured, accuracy)
+    for warning in warnings:
+        log.warning("%s", warning)
+    return Prepared(teacher, paths[0].parent, accuracy, _name(build, level, len(build.first_teachers)), warnings)
 
 
 def _find(build: Builder, plan: Plan, record: Result, level: int) -> Path:
@@ -98,6 +113,32 @@ def _claim(build: Builder, entry: Path) -> float | None:
     """The accuracy that an entry is on record with, if it was tested on all of the test split."""
     record = read(entry / FILE)
     return record.test_acc if record.test_images in (None, len(build.images.test_y)) else None
+
+
+def _claim_of_file(build: Builder, metadata: dict[str, Any]) -> float | None:
+    """The accuracy that given weights say they have on all of this test split, if they do."""
+    whole = metadata.get("data_id") == build.images.id and metadata.get("test_images") == len(build.images.test_y)
+    claim = metadata.get("test_acc")
+    return claim if whole and isinstance(claim, float) else None
+
+
+def _settings_of(metadata: dict[str, Any], plan: Plan) -> str:
+    """What to do about given weights that do not reach their accuracy: they may be another network of equal shapes."""
+    model = metadata.get("model")
+    there, here = model if isinstance(model, dict) else {}, plain(plan.network)
+    differing = [f"teacher.{name}={value}" for name, value in there.items() if here.get(name) != value]
+    return f"give {' '.join(differing)}" if differing else "the file is damaged; give another teacher_weights"
+
+
+def _near_chance(build: Builder, measured: list[float], accuracy: float) -> list[str]:
+    """Warnings of teachers that know little or nothing of the images; each of several is measured, and all together."""
+    names = [f"teacher {i} of {len(measured)}" for i in range(1, len(measured) + 1)] if len(measured) > 1 else []
+    labels = build.images.test_y.numpy()
+    found = [
+        (name, share, near_chance(share, labels))
+        for name, share in [*zip(names, measured, strict=False), ("the teacher", accuracy)]
+    ]
+    return [f"{name} reaches {100 * share:.1f} %, {chance}" for name, share, chance in found if chance is not None]
 
 
 def _name(build: Builder, level: int, count: int) -> str:

@@ -37,4 +37,5 @@ def train_network(
         logger=build.logger(directory),
         callbacks=callbacks,
         timed=timed,
+        alone=build.single_process(plan),
     )

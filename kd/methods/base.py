@@ -115,7 +115,7 @@ class SoftTargets(Method):
     A subclass with a term of its own names it in `term_name` and computes it in `term`.
 
     Args:
-        T: temperature of both softmaxes, > 0.
+        T: temperature of both softmaxes, in [0.001, 1e6].
         alpha: weight of the labels, in [0, 1].
         beta: weight of the term, at least 0.
         label_smoothing: of the hard loss, in [0, 1].
@@ -128,7 +128,7 @@ class SoftTargets(Method):
 
     def __init__(self, T: float, alpha: float, beta: float = 0.0, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        require("T", T, "(0, inf)")
+        require("T", T, "[0.001, 1e6]")
         require("alpha", alpha, "[0, 1]")
         require("beta", beta, "[0, inf)")
         require("label_smoothing", label_smoothing)

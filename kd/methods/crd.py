@@ -30,7 +30,7 @@ class CRD(SoftTargets):
     Scores of all N rows are computed and those of the negatives picked: less work than fetching B * K rows.
 
     Args:
-        T: temperature of the soft loss, > 0; without effect while alpha is 1.
+        T: temperature of the soft loss, in [0.001, 1e6]; without effect while alpha is 1.
         alpha: weight of the labels, in [0, 1]; published 1, for CRD alone.
         beta: weight of the contrast, at least 0.
         K: negatives of an image, at least 1; no more than there are images of other classes.

@@ -22,7 +22,7 @@ class DKD(Method):
     certainty. With C = 2, nckd is 0. The terms need labels, so that images are not to be mixed.
 
     Args:
-        T: temperature of all softmaxes, > 0.
+        T: temperature of all softmaxes, in [0.001, 1e6].
         alpha: weight of tckd, at least 0.
         beta: weight of nckd, at least 0; published 8 for most pairs, 6 for WRN and VGG pairs, 2 for weak teachers.
         warmup: share of training over which r rises, in [0, 1); published 20 of 240 epochs.
@@ -41,7 +41,7 @@ class DKD(Method):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        require("T", T, "(0, inf)")
+        require("T", T, "[0.001, 1e6]")
         require("alpha", alpha, "[0, inf)")
         require("beta", beta, "[0, inf)")
         require("warmup", warmup)

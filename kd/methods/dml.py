@@ -22,7 +22,7 @@ class DML(Method):
     and kept; nothing sets the two apart, so that its choice is not a choice of the better one.
 
     Args:
-        T: temperature of all softmaxes, > 0; published 1.
+        T: temperature of all softmaxes, in [0.001, 1e6]; published 1.
         label_smoothing: of both hard losses, in [0, 1].
 
     Raises:
@@ -33,7 +33,7 @@ class DML(Method):
 
     def __init__(self, T: float = 1.0, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        require("T", T, "(0, inf)")
+        require("T", T, "[0.001, 1e6]")
         require("label_smoothing", label_smoothing)
         self.T, self.label_smoothing = T, label_smoothing
 

@@ -22,7 +22,7 @@ class Feature(SoftTargets):
     With `pool`, the larger of two maps is averaged to the smaller one's height and width.
 
     Args:
-        T: temperature of both softmaxes, > 0.
+        T: temperature of both softmaxes, in [0.001, 1e6].
         alpha: weight of the labels, in [0, 1].
         beta: weight of the features, in [0, 1], with alpha + beta <= 1.
         stages: which of `Output.features` to match, counted from 0; negative numbers count from the deepest.

@@ -22,7 +22,7 @@ class FunMatch(Method):
     other half is patience: hundreds of epochs or more.
 
     Args:
-        T: temperature of both softmaxes, > 0; published 1 for ImageNet, from 1 to 10 for small data sets.
+        T: temperature of both softmaxes, in [0.001, 1e6]; published 1 for ImageNet, from 1 to 10 for small data sets.
 
     Raises:
         ValueError: for a value outside its range.
@@ -32,7 +32,7 @@ class FunMatch(Method):
 
     def __init__(self, T: float = 1.0) -> None:
         super().__init__()
-        require("T", T, "(0, inf)")
+        require("T", T, "[0.001, 1e6]")
         self.T = T
 
     def step(self, student: nn.Module, teacher: Teacher | None, batch: Batch) -> Step:

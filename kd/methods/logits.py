@@ -7,7 +7,7 @@ class Logits(SoftTargets):
     """alpha * hard + (1 - alpha) * soft.
 
     Args:
-        T: temperature of both softmaxes, > 0.
+        T: temperature of both softmaxes, in [0.001, 1e6].
         alpha: weight of the labels, in [0, 1].
         label_smoothing: of the hard loss, in [0, 1].
     """

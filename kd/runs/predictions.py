@@ -1,5 +1,6 @@
 """Logits of a network for every test image, written beside the run's record and read by the report. No torch import."""
 
+import math
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +62,26 @@ def read(path: Path) -> Predictions:
     if not found.labels.shape == found.logits.shape[:1] or found.logits.ndim != 2 or len(shapes) > 1:
         raise UserError(f"{path} does not hold whole predictions: {found.labels.shape} labels, {found.logits.shape}")
     return found
+
+
+def near_chance(accuracy: float, labels: NDArray[np.int64]) -> str | None:
+    """Return what is to be said of an accuracy that shows no knowledge of the images; None of any other.
+
+    Chance is the accuracy of always naming the most frequent class, which is 1 / C for classes of equal size. An
+    accuracy is no better if it is not significantly higher (one-sided binomial test at 5 %, by its normal
+    approximation), and hardly better if it takes less than a twentieth of the way from chance to 1.
+
+    Args:
+        accuracy: a fraction of 1.
+        labels: (M,), of the images that it was measured on.
+    """
+    counts = np.bincount(labels)
+    chance = float(counts.max() / len(labels))
+    significant = chance + 1.645 * math.sqrt(chance * (1 - chance) / len(labels))
+    if accuracy > max(significant, chance + 0.05 * (1 - chance)):
+        return None
+    how = "hardly" if accuracy > significant else "no"
+    return f"{how} better than chance ({100 * chance:.1f} % with {(counts > 0).sum()} classes)"
 
 
 def _to_float16(logits: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -32,6 +32,7 @@ def tracked(
     execute: Callable[[Result], Result],
     single: bool = False,
     program: str = "python train.py",
+    data_parallel: bool = False,
 ) -> Result:
     """Execute a run, and keep its status in `result.json`: running, done, failed or interrupted.
 
@@ -44,18 +45,19 @@ def tracked(
         execute: does the run, and returns its completed record.
         single: whether to print how to continue an interrupted run; a sweep prints it once for all of its runs.
         program: the command that starts the program, for that hint.
+        data_parallel: whether the run has several processes, each of which calls this.
 
     Raises:
         UserError: if the directory holds another run.
         SystemExit: 130 if interrupted.
     """
-    with _locked(directory):
-        return _tracked(record, directory, execute, single, program)
+    with _locked(directory, data_parallel):
+        return _tracked(record, directory, execute, single, program, data_parallel)
 
 
-def _locked(directory: Path) -> AbstractContextManager[object]:
+def _locked(directory: Path, data_parallel: bool) -> AbstractContextManager[object]:
     """Keep other runs out of the directory; further processes of a data-parallel run share the lock."""
-    if not first_process():
+    if not first_process(data_parallel):
         return nullcontext()
     try:
         return FileLock(directory / ".lock").acquire(timeout=0)
@@ -64,7 +66,12 @@ def _locked(directory: Path) -> AbstractContextManager[object]:
 
 
 def _tracked(
-    record: Result, directory: Path, execute: Callable[[Result], Result], single: bool, program: str
+    record: Result,
+    directory: Path,
+    execute: Callable[[Result], Result],
+    single: bool,
+    program: str,
+    data_parallel: bool,
 ) -> Result:
     path = directory / FILE
     previous = recorded(directory)
@@ -83,24 +90,24 @@ def _tracked(
     if previous is not None and previous.git != record.git and (directory / CHECKPOINTS).exists():
         started, now = (git or "an unknown version" for git in (previous.git, record.git))
         log.warning("this run was started with the code of %s and goes on with that of %s", started, now)
-    write_once(record, path)
+    write_once(record, path, data_parallel)
     hint = f"{program} {shlex.quote(f'resume={directory}')}"
     if record.config_dir is not None:
         hint = f"{program} {shlex.quote(f'--config-dir={record.config_dir}')} {shlex.quote(f'resume={directory}')}"
     try:
         return execute(record)
     except (KeyboardInterrupt, SystemExit) as error:
-        write_once(replace(record, status="interrupted"), path)
+        write_once(replace(record, status="interrupted"), path, data_parallel)
         if single:
             print(f"interrupted; continue with: {hint}", file=sys.stderr)
         raise SystemExit(130) from error
     except Exception as error:
-        if isinstance(error, RefusedError) and previous is None and first_process():
+        if isinstance(error, RefusedError) and previous is None and first_process(data_parallel):
             _remove(directory)
             raise
         # On a full disk this may fail too; the first error is the one to report.
         with suppress(OSError):
-            write_once(replace(record, status="failed", error=str(error)), path)
+            write_once(replace(record, status="failed", error=str(error)), path, data_parallel)
         if isinstance(error, OSError) and error.errno in FULL:
             raise UserError(
                 f"cannot save the run: {error.strerror}; once there is space, continue with: {hint}"
@@ -154,15 +161,24 @@ def _remove(directory: Path) -> None:
                 folder.rmdir()  # an error where anything is left in it
 
 
-def write_once(record: Result, path: Path) -> None:
+def write_once(record: Result, path: Path, data_parallel: bool = False) -> None:
     """Write the record, from one process of a data-parallel run only."""
-    if first_process():
+    if first_process(data_parallel):
         write(record, path)
 
 
-def first_process() -> bool:
-    """Return whether this is the only process of the run, or the first by the launcher's environment variables."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
+def first_process(data_parallel: bool) -> bool:
+    """Return whether this is the only process of the run, or the first by the launcher's environment variables.
+
+    Those say nothing about a run on one device: several may be packed into one allocation of Slurm, or be started by
+    torchrun.
+
+    Args:
+        data_parallel: whether the run is one of several processes.
+    """
+    return not data_parallel or all(
+        os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")
+    )
 
 
 def versions() -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from kd.errors import UserError
 from kd.files import replaced
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Numbers that are converted to one another on loading."""
 
 
 def save_weights(net: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
@@ -49,7 +53,8 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """Load the tensors into the network.
 
     Raises:
-        UserError: if they belong to another architecture or number of classes, naming the first difference.
+        UserError: if they belong to another architecture or number of classes, naming the first difference; if a
+            tensor of another kind would have to be cast, such as int8 or float8; if a weight is not finite.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -59,7 +64,33 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
                 f"{source} holds another architecture or number of classes than the network that is to be filled: "
                 f"{name} is {given.get(name, 'missing')} there and {expected.get(name, 'missing')} here"
             )
+    for name, tensor in net.state_dict().items():
+        kind = tensors[name].dtype
+        if kind != tensor.dtype and not {kind, tensor.dtype} <= set(FLOATS):
+            raise UserError(
+                f"{source}: {name} is {_name(kind)}, and the network has {_name(tensor.dtype)}; give weights in "
+                f"{', '.join(map(_name, FLOATS))}: quantised or complex ones are not converted"
+            )
     net.load_state_dict(tensors)
+    broken = not_finite(net)
+    if broken is not None:
+        raise UserError(
+            f"{source} is useless: its {broken} holds NaN or infinity; its training diverged, or it is damaged"
+        )
+
+
+def not_finite(net: nn.Module) -> str | None:
+    """Return the name of the first parameter or buffer that holds NaN or infinity; None if there is none.
+
+    Negative infinity in a buffer is allowed: it may be a mask.
+    """
+    for name, parameter in net.named_parameters():
+        if not parameter.isfinite().all():
+            return name
+    for name, buffer in net.named_buffers():
+        if buffer.is_floating_point() and not (buffer < math.inf).all():
+            return name
+    return None
 
 
 def content_id(tensors: dict[str, Tensor]) -> str:
@@ -78,6 +109,10 @@ def checksum(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _parse(text: str) -> Any:

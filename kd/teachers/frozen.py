@@ -1,8 +1,9 @@
-"""Frozen teachers: one network or several as one, and their accuracy measured against the record."""
+"""Frozen teachers: one network or several as one, what they were trained on, and their accuracy."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,10 @@ from kd.runs.weights import content_id, fill, load_weights
 
 CLOSE = 0.01
 """Largest difference of two accuracies that is put down to rounding, unless one image alone makes a larger one."""
+
+SAME_NORMALISATION = 0.02
+"""Largest difference of two means or standard deviations, fractions of a pixel's range, that a teacher hardly notices:
+JPEG copies and other splits of a data set stay below it."""
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +87,55 @@ def load(net: nn.Module, path: Path, prepare: Callable[[nn.Module], nn.Module] =
         net: of the file's architecture; its weights are replaced.
 
     Raises:
-        UserError: if the file is missing, damaged, or of another architecture or number of classes.
+        UserError: if the file is missing, damaged, of another architecture or number of classes, or not finite.
     """
     tensors, _ = load_weights(path)
     fill(net, tensors, path)
     return FrozenTeacher(net, content_id(tensors), prepare)
+
+
+def check_origin(metadata: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> list[str]:
+    """Compare what a teacher was trained on with what it is to be shown.
+
+    Args:
+        metadata: of the teacher's file.
+        own: the same of the network that is to be trained: classes, image_size, mean, std, data_id, dataset.
+        path: the file, for messages.
+
+    Returns:
+        Warnings, for a file that says nothing about its data, or comes from other images of the same classes.
+
+    Raises:
+        UserError: if the classes, their order, the image size or the normalisation differ.
+    """
+    classes = metadata.get("classes")
+    if not isinstance(classes, list) or not all(_numbers(metadata.get(name)) for name in ("mean", "std")):
+        return [
+            f"{path} does not say what it was trained on; the order of its classes and its normalisation are trusted"
+        ]
+    if metadata.get("data_id") == own["data_id"]:
+        return []
+    source = f"teacher_weights={path} comes from {metadata.get('dataset', 'other data')}, "
+    advice = "; give weights of this data, or leave teacher_weights out to have a teacher trained"
+    ours = list(own["classes"])
+    if len(classes) != len(ours):
+        raise UserError(f"{source}with {len(classes)} classes instead of {len(ours)}{advice}")
+    for place, (theirs, our) in enumerate(zip(classes, ours, strict=True)):
+        if theirs != our:
+            raise UserError(f"{source}whose class {place} is {theirs!r:.60}, and here it is {our!r:.60}{advice}")
+    size = metadata.get("image_size", own["image_size"])
+    if size != own["image_size"]:
+        raise UserError(f"{source}with images of {size} pixels, and here they have {own['image_size']}{advice}")
+    for name in ("mean", "std"):
+        there, here = metadata[name], own[name]
+        if len(there) != len(here) or any(abs(a - b) > SAME_NORMALISATION for a, b in zip(there, here, strict=True)):
+            numbers = " and here ".join("(" + ", ".join(f"{value:.3f}" for value in v) + ")" for v in (there, here))
+            raise UserError(f"{source}normalised otherwise: the {name} of its pixels is {numbers}{advice}")
+    return [f"{path} was trained on other images of the same classes ({metadata.get('dataset', 'of an unknown name')})"]
+
+
+def _numbers(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, int | float) for value in values)
 
 
 def joined(
@@ -100,7 +149,9 @@ def joined(
     return FrozenTeacher(net, content_id(net.state_dict()), prepare)
 
 
-def verify(teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | None, path: Path) -> float:
+def verify(
+    teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | None, path: Path, advice: str = ""
+) -> float:
     """Measure the teacher's accuracy, in [0, 1], so that nothing is distilled from damaged weights.
 
     Args:
@@ -108,6 +159,8 @@ def verify(teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | No
         claimed: the accuracy on record for these weights and data, if any. A difference of up to one point, or of one
             image, is put down to the rounding of another device or precision. An inference copy that is further off
             may be so by rounding, too, where there are few images: then the network itself is measured.
+        path: its file.
+        advice: what to do if the two differ; by default, to remove the file's directory from the store.
 
     Raises:
         UserError: if the two differ.
@@ -120,7 +173,7 @@ def verify(teacher: FrozenTeacher, batches: Iterable[Batch], claimed: float | No
     if claimed is not None and abs(accuracy - claimed) > close:
         raise UserError(
             f"{path} is on record with {100 * claimed:.2f} % on this test split but reaches {100 * accuracy:.2f} %; "
-            f"remove {path.parent} to have the teacher trained again"
+            f"{advice or f'remove {path.parent} to have the teacher trained again'}"
         )
     return accuracy
 

@@ -38,11 +38,30 @@ log = logging.getLogger(__name__)
 Words = NDArray[np.uint16]
 
 
-class StoredLogits:
-    """A teacher that returns stored logits where its file has them, and computes and stores the others.
+class RoundedLogits:
+    """A teacher whose logits for training images are rounded to float16, as they are where a file has them.
 
-    All logits are rounded to float16, whether they were in the file or not: a run has the same result with an empty and
-    with a full file. Features and embedding are not stored; the `Output` has none.
+    So a run has the same result with an empty file, with a full one, and where there can be none. The `Output` has
+    neither features nor embedding. Logits for other images are passed on as they are.
+
+    Args:
+        teacher: computes the logits.
+        images: N, number of training images.
+    """
+
+    def __init__(self, teacher: Callable[[Batch], Output], images: int) -> None:
+        self.teacher, self.images = teacher, images
+
+    def __call__(self, batch: Batch) -> Output:
+        if not bool(((batch.index < self.images) & (batch.view >= 0)).all()):  # test images, views without a number
+            return self.teacher(batch)
+        exact = self.teacher(batch).logits.float()
+        logits = _rounded(exact)
+        return Output(logits, (), logits)
+
+
+class StoredLogits(RoundedLogits):
+    """A teacher that returns stored logits where its file has them, and computes and stores the others.
 
     Args:
         teacher: computes the logits that are missing.
@@ -59,7 +78,8 @@ class StoredLogits:
         views: int,
         classes: int,
     ) -> None:
-        self.teacher, self.path, self.images, self.views, self.classes = teacher, path, images, views, classes
+        super().__init__(teacher, images)
+        self.path, self.views, self.classes = path, views, classes
         self.requested = self.found = self.damaged = 0
         self._entries: Words = np.memmap(path, np.uint16, "r+", HEADER, (images * views, classes + 2))
         # As many odd numbers as there are words: a random linear hash, another one for every key.
@@ -95,13 +115,12 @@ class StoredLogits:
 
     def _compute(self, batch: Batch, rows: NDArray[np.int64]) -> Tensor:
         exact = self.teacher(batch).logits.float()
-        rounded = exact.half()
-        finite = rounded.isfinite().all(dim=1)
-        keep = finite.cpu().numpy()
-        words = rounded.cpu().numpy().view(np.uint16)[keep]
+        halves = exact.half().cpu()
+        keep = halves.isfinite().all(dim=1).numpy()
+        words = halves.numpy().view(np.uint16)[keep]
         sums = self._checksums(words, rows[keep])
         self._entries[rows[keep]] = np.concatenate([words, sums[:, None].view(np.uint16)], axis=1)
-        return torch.where(finite[:, None], rounded.float(), exact)
+        return _rounded(exact)
 
     def _checksums(self, words: Words, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
         # Modulo 2^64; the high half of such a sum depends on every bit.
@@ -113,6 +132,12 @@ class StoredLogits:
         return high
 
 
+def _rounded(exact: Tensor) -> Tensor:
+    """Logits (B, C) rounded to float16; an image with one beyond its range keeps all of them as they are."""
+    rounded = exact.half().float()
+    return torch.where(rounded.isfinite().all(dim=1, keepdim=True), rounded, exact)
+
+
 def open_logits(
     teacher: Callable[[Batch], Output],
     folder: Path,
@@ -121,8 +146,11 @@ def open_logits(
     views: int | None,
     classes: int,
     limit_gb: float,
-) -> StoredLogits | None:
-    """Return a teacher with its logits stored in a file in `folder`; None, with the reason in the log, if impossible.
+) -> RoundedLogits | None:
+    """Return a teacher with its logits stored in a file in `folder`.
+
+    Where the file cannot be made, for its size or the state of the disk, the reason is in the log, and the logits are
+    rounded all the same. None where views cannot be numbered, which the augmentation alone decides.
 
     Args:
         views: number of views of an image; None if they cannot be numbered.
@@ -132,7 +160,7 @@ def open_logits(
         log.info("the teacher's logits are not kept: with data.augment.cutout an image has too many views")
         return None
     path = prepare_file(folder, key, images, views, classes, limit_gb)
-    return None if path is None else StoredLogits(teacher, path, key, images, views, classes)
+    return RoundedLogits(teacher, images) if path is None else StoredLogits(teacher, path, key, images, views, classes)
 
 
 def prepare_file(

@@ -69,18 +69,21 @@ def find_or_train(store: Path, recipe: dict[str, Any], train: Callable[[Path], o
     return entry
 
 
-def copy_from_store(entry: Path, record: Result, directory: Path) -> Result:
+def copy_from_store(entry: Path, record: Result, directory: Path, data_parallel: bool = False) -> Result:
     """Copy a teacher's training from the store into the directory of a run whose only result is that teacher.
 
     Args:
         entry: the store's directory of that teacher.
         record: the run's record, whose settings, teacher and teacher's accuracy are kept.
         directory: the run directory.
+        data_parallel: whether the run has several processes, each of which calls this.
     """
-    if first_process():
+    if first_process(data_parallel):
         shutil.copytree(entry, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENTRY, FILE))
+    trained = read(entry / FILE)
     result = replace(
-        read(entry / FILE),
+        trained,
+        warnings=list(dict.fromkeys([*trained.warnings, *record.warnings])),
         teacher_id=record.teacher_id,
         teacher_test_acc=record.teacher_test_acc,
         data_id=record.data_id,
@@ -89,7 +92,7 @@ def copy_from_store(entry: Path, record: Result, directory: Path) -> Result:
         fingerprint=record.fingerprint,
         group=record.group,
     )
-    write_once(result, directory / FILE)
+    write_once(result, directory / FILE, data_parallel)
     return result
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 import time
 from collections.abc import Callable
@@ -19,6 +20,10 @@ from kd.files import replaced
 from kd.hashing import derive
 from kd.runs.predictions import Predictions
 
+ADVICE = (
+    "try a lower lr, recipe.clip_norm=1 (of a teacher: teacher_recipe instead of recipe) or trainer.precision=32-true"
+)
+"""What may keep a training from diverging."""
 CHECK_EVERY = 50
 """Steps between two checks of the loss on devices that run asynchronously."""
 
@@ -53,10 +58,12 @@ class History(L.Callback):
         """Training time without validation; None if other trainings shared it."""
         self.images = 0
         self._started = self._paused = 0.0
+        self._validated = False
 
     def curve(self, name: str) -> list[float]:
-        """Return the metric's value after each epoch; empty if it was never measured."""
-        return [row[name] for row in self.rows if name in row]
+        """Return the metric's value after each epoch, NaN where it was not measured; empty if it never was."""
+        measured = any(name in row for row in self.rows)
+        return [row.get(name, math.nan) for row in self.rows] if measured else []
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "seconds": self.seconds, "images": self.images}
@@ -67,13 +74,14 @@ class History(L.Callback):
         self.images = state_dict["images"]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started, self._paused = time.perf_counter(), 0.0
+        self._started, self._paused, self._validated = time.perf_counter(), 0.0, False
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._paused -= time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._paused += time.perf_counter()
+        self._validated = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -83,7 +91,12 @@ class History(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.seconds is not None:
             self.seconds += time.perf_counter() - self._started - self._paused
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # The Trainer keeps an earlier epoch's validation in its metrics where one is left out.
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self._validated or not name.startswith("val/")
+        }
         self.rows.append({"epoch": trainer.current_epoch, **metrics})
         if trainer.is_global_zero:
             self._write()
@@ -139,9 +152,7 @@ class DivergenceCheck(L.Callback):
         bad = [f"the {name} loss is {term.item()}" for name, term in step.terms.items() if not torch.isfinite(term)]
         raise UserError(
             f"training diverged: {', '.join(bad) or 'the sum of the losses overflows'} at step {step.number} "
-            f"(epoch {trainer.current_epoch}), learning rate {step.learning_rate:.3g}; "
-            "try a lower lr, recipe.clip_norm=1 (of a teacher: teacher_recipe instead of recipe) or "
-            "trainer.precision=32-true"
+            f"(epoch {trainer.current_epoch}), learning rate {step.learning_rate:.3g}; {ADVICE}"
         )
 
 

@@ -1,31 +1,44 @@
 """One training, from its first epoch or its last checkpoint to its result record."""
 
+import logging
+import math
 import platform
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from kd.data.module import DataModule
+from kd.data.module import DataModule, Sequential
 from kd.errors import UserError
 from kd.runs.predictions import FILE as PREDICTIONS
+from kd.runs.predictions import Predictions, near_chance
 from kd.runs.predictions import write as write_predictions
 from kd.runs.results import FILE, Result, write
 from kd.runs.status import CHECKPOINTS
-from kd.runs.weights import save_weights
-from kd.training.callbacks import AtomicCheckpoints, EpochSeed, History, KeepPredictions
-from kd.training.loggers import Pictures, abandon, conclude
+from kd.runs.weights import not_finite, save_weights
+from kd.training.callbacks import ADVICE, AtomicCheckpoints, EpochSeed, History, KeepPredictions
+from kd.training.loggers import Samples, abandon, conclude, log_confusion, name_run
 from kd.training.modules import Classifier
 
 CHECKPOINT = Path(CHECKPOINTS, "last.ckpt")
+DIVERGED = 10
+"""A run has diverged if its test NLL is not finite or above this multiple of ln C, the NLL of guessing.
+
+An overfitted network that is wrong about every image, and sure of it, has an NLL of some nats; this is 23 for ten
+classes.
+"""
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -39,6 +52,7 @@ def train(
     logger: Logger | None,
     callbacks: Sequence[Callback] = (),
     timed: bool = True,
+    alone: bool = True,
 ) -> Result:
     """Fit, test with the last epoch's weights, and write weights, test predictions and the result record.
 
@@ -55,9 +69,14 @@ def train(
         logger: receives scalars and pictures; None for no logger.
         callbacks: further callbacks, which may end the training early by raising an exception.
         timed: whether to record the training time; false where several trainings share the process.
+        alone: whether the training is in this process only, so that the ranks and tasks that a launcher has put into
+            the environment are none of its own.
 
     Returns:
         The completed record, status "done".
+
+    Raises:
+        UserError: if training ends with weights that are not finite, or the checkpoint is damaged.
     """
     history = History(directory / "metrics.csv", timed)
     checkpoint = ModelCheckpoint(
@@ -69,10 +88,14 @@ def train(
     keep_predictions = KeepPredictions()
     all_callbacks: list[Callback] = [EpochSeed(record.seed), history, checkpoint, keep_predictions, *callbacks]
     if logger is not None:
-        all_callbacks.append(Pictures(data.images.classes))
+        all_callbacks.append(Samples())
+        name_run(logger, _title(record))
+    if alone:
+        # As Lightning's data-parallel strategies set it; until then it is what the environment says.
+        cast(Any, rank_zero_only).rank = 0
     trainer = make_trainer(
         callbacks=all_callbacks,
-        plugins=[AtomicCheckpoints()],
+        plugins=[AtomicCheckpoints(), *([LightningEnvironment()] if alone else [])],
         logger=logger or False,
         default_root_dir=directory,
         log_every_n_steps=min(50, data.steps_per_epoch),
@@ -92,6 +115,9 @@ def train(
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         try:
             trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+            broken = not_finite(module.inference_net)
+            if broken is not None:
+                raise UserError(f"training diverged: {broken} ends with weights that are not finite; {ADVICE}")
             trainer.test(module, data, verbose=False)
         except BaseException:
             abandon(trainer.loggers)
@@ -101,9 +127,10 @@ def train(
     test = {name: value.item() for name, value in trainer.callback_metrics.items()}
     record = replace(
         record,
-        val_acc=next(reversed(history.curve("val/acc")), None),
+        val_acc=history.rows[-1].get("val/acc") if history.rows else None,
         test_acc=test["test/acc"],
         test_images=len(predictions.labels),
+        test_total=len(data.images.test_y),
         test_nll=test["test/nll"],
         test_ece=test["test/ece"],
         agreement=test.get("test/agreement"),
@@ -111,6 +138,8 @@ def train(
         images_per_second=history.images / history.seconds if history.seconds else None,
         device=device_name(trainer.strategy.root_device),
         precision=str(trainer.precision),
+        trial=_trial(trainer, data, record.epochs, history.images, len(predictions.labels)),
+        diverged=not test["test/nll"] <= DIVERGED * math.log(len(data.images.classes)),
         epoch_train_loss=history.curve("train/loss"),
         epoch_train_acc=history.curve("train/acc"),
         epoch_val_loss=history.curve("val/nll"),
@@ -119,12 +148,67 @@ def train(
     )
     if record.teacher_test_acc:
         record = replace(record, retention=test["test/acc"] / record.teacher_test_acc)
+    record = replace(record, warnings=[*record.warnings, *_doubts(record, predictions, len(data.images.classes))])
     if trainer.is_global_zero:
+        # What cannot be made again comes first.
         write_predictions(predictions, directory / PREDICTIONS)
-        save_weights(module.inference_net, directory / weights, {**metadata, "test_acc": record.test_acc})
-        conclude(trainer.loggers, *_summary(record))
+        facts = {"test_acc": record.test_acc, "test_images": record.test_images, "trial": record.trial}
+        save_weights(module.inference_net, directory / weights, {**metadata, **facts})
         write(record, directory / FILE)
+        if record.trial:
+            log.warning("this is a trial: %s", record.trial)
+        log_confusion(trainer.loggers, predictions, data.images.classes, trainer.global_step)
+        conclude(trainer.loggers, *_summary(record))
     return record
+
+
+def _trial(trainer: L.Trainer, data: DataModule, epochs: int, trained: int, tested: int) -> str | None:
+    """Return what a run left out, by what it did and not by the settings that can bring this about; None for nothing.
+
+    Args:
+        trainer: after fit and test.
+        data: all batches.
+        epochs: number of epochs of the whole run.
+        trained, tested: number of images that were trained and tested on, in all epochs together.
+    """
+    parts, total = [], len(data.images.test_y)
+    if tested < total:
+        parts.append(f"tested on {tested:,} of {total:,} images")
+    done, planned = trained // data.batch_size, epochs * data.steps_per_epoch
+    if done < planned:
+        parts.append(f"trained on {done:,} of {planned:,} batches")
+    batches, limit = (
+        len(Sequential(data.val_index, data.augment)) if len(data.val_index) else 0,
+        trainer.limit_val_batches,
+    )
+    validated = limit if isinstance(limit, int) else int((1.0 if limit is None else limit) * batches)
+    if validated < batches:
+        parts.append(f"validated on {validated} of {batches} batches")
+    return ", ".join(parts) or None
+
+
+def _doubts(record: Result, predictions: Predictions, classes: int) -> list[str]:
+    """Return and log what a reader of the network's own figures should know; nothing of a trial, which shows little."""
+    doubts = []
+    if record.diverged:
+        doubts.append(
+            f"training diverged: test NLL {record.test_nll:.4g}, and guessing has {math.log(classes):.3g}; {ADVICE}"
+        )
+    elif record.trial is None and record.test_acc is not None:
+        chance = near_chance(record.test_acc, predictions.labels)
+        if chance is not None:
+            doubts.append(
+                f"the {'student' if record.student else 'teacher'} reaches {100 * record.test_acc:.1f} %, {chance}"
+            )
+    for doubt in doubts:
+        log.warning("%s", doubt)
+    return doubts
+
+
+def _title(record: Result) -> str:
+    """Return a name of the run by its settings, as in "cnn16 logits T=4.0 alpha=0.1 seed=0"."""
+    knobs = [f"{name}={value}" for name, value in record.knobs.items()]
+    return " ".join([record.student or record.teacher or "", record.method, *knobs, f"seed={record.seed}"])
 
 
 def parameter_count(net: nn.Module) -> int:
@@ -147,7 +231,7 @@ def _summary(record: Result) -> tuple[dict[str, Any], dict[str, float]]:
         **{name: getattr(record, name) for name in fields},
     }
     outcomes = {
-        f"hp/{name}": getattr(record, name)
+        name: getattr(record, name)
         for name in ("test_acc", "val_acc", "test_nll", "test_ece", "retention", "agreement")
     }
     return _without_none(settings), _without_none(outcomes)

@@ -1,47 +1,120 @@
-"""What a run logs beyond scalars: pictures, and the summary for TensorBoard's HParams tab."""
+"""What a run logs beyond curves: pictures, final figures, and the settings for TensorBoard's HParams tab.
 
-from collections.abc import Sequence
+Nothing here ends a run: what cannot be drawn or logged is a warning.
+"""
+
+import logging
+import os
+import re
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
 
 from kd.data.module import Loader
-from kd.training.modules import Classifier
+from kd.runs.predictions import Predictions
 
 GRID = 8
 ZOOM = 3
+NAME_LENGTH = 24
+"""Letters of a class name in a picture."""
+FINAL = "z_final/"
+"""Group of the figures of the finished run: dots, whose name puts them behind the curves."""
+
+log = logging.getLogger(__name__)
 
 
-class Pictures(L.Callback):
-    """Log the network's augmented input and its confusion matrix as pictures.
+class TensorBoard(TensorBoardLogger):
+    """Lightning's logger, with the curves first and with every method's knobs in the HParams tab.
 
-    `samples`, before training: 64 augmented images of the first batch, in their colours. `test/confusion`, after
-    testing: the confusion matrix and the accuracy of every class.
+    * It leaves out `epoch`, and the test metrics, each of them one dot; `conclude` logs these as a group of their own.
+    * It does not declare the columns of the HParams tab. TensorBoard takes them from one run if a run declares them,
+      and then lacks the knobs of all other methods; else it collects them from all runs.
 
     Args:
-        classes: names of the classes.
+        save_dir: the run directory.
+        name: name of the directory in it.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = tuple(classes)
+    title = ""
+    """Name of the directory in that one, which TensorBoard shows as the end of the run's name."""
+
+    def __init__(self, save_dir: str, name: str = "tensorboard") -> None:
+        super().__init__(save_dir, name=name, version="", default_hp_metric=False)
+
+    @property
+    def log_dir(self) -> str:
+        return os.path.join(self.root_dir, self.title) if self.title else str(self.root_dir)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        curves = {name: value for name, value in metrics.items() if name != "epoch" and not name.startswith("test/")}
+        super().log_metrics(curves, step)
+
+    @rank_zero_only
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, metrics: dict[str, Any] | None = None, step: int | None = None
+    ) -> None:
+        super().log_hyperparams(params)
+        final = metrics or {}
+        super().log_metrics(final, step)
+        _, start, end = hparams(self._sanitize_params(dict(self.hparams)), final)  # type: ignore[no-untyped-call]
+        writer = self.experiment._get_file_writer()
+        writer.add_summary(start, step)
+        writer.add_summary(end, step)
+
+
+def name_run(logger: Logger | None, title: str) -> None:
+    """Name a run in TensorBoard by its settings; its directory is often but a number."""
+    if isinstance(logger, TensorBoard):
+        logger.title = re.sub(r"[^\w.,=+-]+", " ", title)[:100].strip()
+
+
+class Samples(L.Callback):
+    """Log 64 augmented images of the first batch, in their colours, as the picture `samples`.
+
+    Before the first epoch only: a resumed run has them.
+    """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.loggers and trainer.is_global_zero:
-            loader = cast(Loader, trainer.train_dataloader)
-            log_picture(trainer.loggers, "samples", sample_grid(loader), trainer.global_step)
+        if trainer.loggers and trainer.is_global_zero and not trainer.current_epoch:
+            with optional("the picture of samples"):
+                loader = cast(Loader, trainer.train_dataloader)
+                log_picture(trainer.loggers, "samples", sample_grid(loader), trainer.global_step)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        counts = cast(Classifier, pl_module).confusion.compute().cpu()  # on all ranks: it gathers
-        if trainer.loggers and trainer.is_global_zero:
-            figure = confusion_figure(counts, self.classes)
-            log_picture(trainer.loggers, "test/confusion", render(figure), trainer.global_step)
+
+@contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Make a failure a warning: no picture and no logger is worth a run."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s could not be logged: %s", what, error)
+
+
+def log_confusion(loggers: Sequence[Logger], predictions: Predictions, classes: Sequence[str], step: int) -> None:
+    """Log the confusion matrix and the accuracy of every class as the picture `test/confusion`."""
+    if loggers:
+        with optional("the confusion matrix"):
+            figure = confusion_figure(confusion(predictions, len(classes)), classes)
+            log_picture(loggers, "test/confusion", render(figure), step)
+
+
+def confusion(predictions: Predictions, classes: int) -> NDArray[np.int64]:
+    """Return the (C, C) counts of images by true class, the row, and predicted class, the column."""
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (predictions.labels, predictions.logits.argmax(axis=1)), 1)
+    return counts
 
 
 def sample_grid(loader: Loader) -> NDArray[np.uint8]:
@@ -56,11 +129,11 @@ def sample_grid(loader: Loader) -> NDArray[np.uint8]:
     return picture.repeat_interleave(ZOOM, 0).repeat_interleave(ZOOM, 1).numpy()
 
 
-def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
+def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix, (C, C) counts with true classes as rows, beside the accuracy of every class."""
     n = len(classes)
     overall = counts.diagonal().sum() / counts.sum()
-    share = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
+    share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     few = n <= 20
     size = 7.0 if few else 12.0
     figure = Figure(figsize=(1.75 * size, size), layout="constrained")
@@ -70,8 +143,10 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     bars.barh(range(n), 100 * share.diagonal(), color="#4477aa")
     bars.set(xlim=(0, 100), xlabel="%", title=f"Accuracy of each class (all: {100 * overall:.2f} %)")
     ticks = range(0, n, 1 if few else 5)
-    matrix.set_xticks(ticks, [classes[i] for i in ticks], rotation=45 if few else 90, ha="right" if few else "center")
-    matrix.set_yticks(ticks, [classes[i] for i in ticks])
+    names = [printable(classes[i]) for i in ticks]
+    plain = {"parse_math": False}  # else "$5_$10" is a formula
+    matrix.set_xticks(ticks, names, rotation=45 if few else 90, ha="right" if few else "center", **plain)
+    matrix.set_yticks(ticks, names, **plain)
     if few:
         for row in range(n):
             for column in range(n):
@@ -83,6 +158,12 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     for side in ("top", "right"):
         bars.spines[side].set_visible(False)
     return figure
+
+
+def printable(name: str) -> str:
+    """Return a class name as a picture can hold it: in one line, shortened, with escapes for what is no text."""
+    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
+    return shown if len(shown) <= NAME_LENGTH else shown[: NAME_LENGTH - 3] + "..."
 
 
 def render(figure: Figure) -> NDArray[np.uint8]:
@@ -105,19 +186,23 @@ def log_picture(loggers: Sequence[Logger], name: str, picture: NDArray[np.uint8]
 
 
 def conclude(loggers: Sequence[Logger], params: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Log settings and final metrics with every logger, and end its run.
+    """Log settings and final metrics with every logger, the metrics in the group `FINAL`, and end its run.
 
     To be called once, at the end: each call adds a point to the curves.
     """
+    final = {f"{FINAL}{name}": value for name, value in metrics.items()}
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(params, metrics)
-            logger.finalize("success")  # else its thread looks for a file that has moved to the teacher store
-        else:
-            logger.log_hyperparams(params)
-            logger.log_metrics(metrics)
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()  # else the next training in this process continues this run
+        with optional("the summary"):
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(params, final)
+            else:
+                logger.log_hyperparams(params)
+                logger.log_metrics(final)
+        with optional("the end of the run"):
+            if isinstance(logger, TensorBoardLogger):
+                logger.finalize("success")  # else its thread looks for a file that has moved to the teacher store
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()  # else the next training in this process continues this run
 
 
 def abandon(loggers: Sequence[Logger]) -> None:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from kd.data.batch import Batch
 from kd.errors import UserError
@@ -21,6 +21,29 @@ from kd.training.callbacks import DivergenceCheck
 from kd.training.optim import OptimizerFactory, ScheduleFactory, parameter_groups
 
 
+class Mean(Metric):
+    """A mean over images in fp32, whatever the precision of the network; one NaN makes it NaN.
+
+    torchmetrics' own takes on the network's precision in `bf16-true`, and leaves NaN out.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, count: int) -> None:
+        """Add the mean `value` of `count` images."""
+        self.total = self.total.float() + count * value.float()
+        self.count += count
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
 class Scores(nn.Module):
     """How well logits predict labels, accumulated over a split: each child is one metric, named as it is logged."""
 
@@ -28,7 +51,7 @@ class Scores(nn.Module):
         super().__init__()
         self.acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.acc_top5 = MulticlassAccuracy(num_classes, min(5, num_classes), average="micro", validate_args=False)
-        self.nll = MeanMetric()
+        self.nll = Mean()
         self.ece = MulticlassCalibrationError(num_classes, n_bins=15, validate_args=False)
 
     def update(self, logits: Tensor, y: Tensor) -> None:
@@ -45,7 +68,7 @@ class FidelityScores(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.agreement = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-        self.kl_to_teacher = MeanMetric()
+        self.kl_to_teacher = Mean()
 
     def update(self, student: Tensor, teacher: Tensor) -> None:
         self.agreement.update(student, teacher.argmax(dim=1))
@@ -86,7 +109,6 @@ class Classifier(L.LightningModule):
         """The latest step's terms of the loss, detached."""
         self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_scores, self.test_scores = Scores(num_classes), Scores(num_classes)
-        self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
 
     @property
     def inference_net(self) -> nn.Module:
@@ -127,7 +149,6 @@ class Classifier(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Score a test batch; returns, by the names of `kd.runs.predictions.Predictions`, what each image got."""
         output = checked(self.inference_net(batch.x), self.inference_net)
-        self.confusion.update(output.logits, batch.y)
         more = self.score("test", self.test_scores, output, batch)
         return {"index": batch.index, "labels": batch.y, "logits": output.logits, **more}
 

@@ -131,10 +131,10 @@ def choose_device(accelerator: str, devices: object) -> torch.device:
     """
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", 0))
-    if isinstance(devices, Sequence) and not isinstance(devices, str):
-        index = devices[index]
-    return torch.device("cuda", index)
+    chosen = devices if isinstance(devices, Sequence) and not isinstance(devices, str) else None
+    one = str(devices) == "1" if chosen is None else len(chosen) == 1
+    index = 0 if one else int(os.environ.get("LOCAL_RANK", 0))  # of one device it says nothing
+    return torch.device("cuda", index if chosen is None else chosen[index])
 
 
 def choose_precision(precision: str, accelerator: str) -> str:

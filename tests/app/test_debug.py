@@ -15,7 +15,10 @@ def test_debug_run_leaves_the_store_alone(run, tmp_path, monkeypatch, debug):
     assert code == 0, printed
     (record,) = collect([tmp_path / "runs" / "debug"]).results
     assert [path.name for path in (tmp_path / "teachers").iterdir()] == ["debug"]
-    assert record.test_images < 359
+    assert record.test_images < record.test_total == 359
+    assert record.trial.startswith(f"tested on {record.test_images} of 359 images, trained on ")
+    assert f"this is a trial: {record.trial}" in printed
+    assert all(read(path).trial for path in tmp_path.glob("teachers/debug/*/result.json"))
     assert record.variant.split()[0] == f"debug={debug}"
     code, printed = run(*sizes, "method=feature", f"debug={debug}", "T=8")  # finds the teacher, and takes it
     assert code == 0, printed
@@ -32,22 +35,47 @@ def test_debug_overfit_learns_its_images_by_heart(run, tmp_path):
 def test_debug_profiler_writes_its_report(run, tmp_path):
     code, printed = run(*SMALL, "method=standard", "debug=profiler", "hydra.run.dir=run")
     assert code == 0, printed
-    assert "FIT Profiler Report" in (tmp_path / "run" / "tensorboard" / "fit-profile.txt").read_text()
+    (report,) = (tmp_path / "run" / "tensorboard").rglob("fit-profile.txt")
+    assert "FIT Profiler Report" in report.read_text()
+    assert read(tmp_path / "run" / "result.json").trial is None
 
 
-def test_teacher_tested_on_a_part_is_not_condemned_by_the_whole(run, tmp_path, monkeypatch):
-    """Its accuracy on record is of two batches; on all of them it is another, and the teacher is none the worse."""
+def test_teacher_of_a_run_on_a_part_is_that_of_a_whole_run(run, tmp_path, monkeypatch):
+    """It is trained, validated and tested as ever, so that it serves every later run and contradicts none."""
     monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 20)
-    partial = (*SMALL, "method=logits", "+trainer.limit_test_batches=2")
-    assert run(*partial, "hydra.run.dir=first")[0] == 0
-    (entry,) = tmp_path.glob("teachers/*/result.json")
-    first = read(tmp_path / "first" / "result.json")
-    assert read(entry).test_images < 100
-    assert abs(read(entry).test_acc - first.teacher_test_acc) > 0.01
-    code, printed = run(*partial, "T=4", "hydra.run.dir=second")
+    few = ("+trainer.limit_test_batches=2", "+trainer.limit_val_batches=3", "+trainer.detect_anomaly=true")
+    code, printed = run(*SMALL, "method=logits", *few, "hydra.run.dir=part")
     assert code == 0, printed
-    assert read(tmp_path / "second" / "result.json").teacher_id == first.teacher_id
-    assert read(tmp_path / "second" / "result.json").teacher_test_acc == pytest.approx(first.teacher_test_acc)
+    (entry,) = (read(path) for path in tmp_path.glob("teachers/*/result.json"))
+    part = read(tmp_path / "part" / "result.json")
+    assert (entry.test_images, entry.test_total, entry.trial) == (359, 359, None)
+    assert (part.test_images, part.test_total) == (40, 359)
+    assert part.trial == "tested on 40 of 359 images, validated on 3 of 8 batches"
+    assert part.teacher_test_acc == entry.test_acc
+    code, printed = run(*SMALL, "method=logits", "hydra.run.dir=whole")
+    assert code == 0, printed
+    whole = read(tmp_path / "whole" / "result.json")
+    assert len(list(tmp_path.glob("teachers/*/teacher.safetensors"))) == 1
+    assert (whole.trial, whole.teacher_id) == (None, part.teacher_id)
+    assert whole.fingerprint != part.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("setting", "trial"),
+    [
+        ("+trainer.limit_train_batches=3", "trained on 6 of 88 batches"),
+        ("+trainer.max_steps=10", "trained on 10 of 88 batches"),
+        ("+trainer.limit_test_batches=0.5", "tested on 180 of 359 images"),
+        ("+trainer.limit_val_batches=0", "validated on 0 of 8 batches"),
+        ("+trainer.limit_train_batches=1000", None),
+    ],
+)
+def test_run_that_leaves_something_out_is_a_trial(run, tmp_path, monkeypatch, setting, trial):
+    monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 20)
+    settings = (*SMALL, "method=standard", "logger=none", "data.val_fraction=0.11", "batch_size=29", setting)
+    code, printed = run(*settings, "hydra.run.dir=run")
+    assert code == 0, printed
+    assert read(tmp_path / "run" / "result.json").trial == trial
 
 
 @pytest.mark.parametrize(

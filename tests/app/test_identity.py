@@ -35,6 +35,12 @@ def store_key(command):
         ("speed.fused=false", True, True),
         ("trainer.precision=32-true", True, True),
         ("+trainer.limit_train_batches=2", True, True),
+        ("+trainer.max_steps=2", True, True),
+        ("+trainer.fast_dev_run=true", True, True),
+        ("+trainer.limit_test_batches=2", False, True),
+        ("+trainer.limit_val_batches=2", False, True),
+        ("debug=profiler", False, False),
+        ("+trainer.detect_anomaly=true", False, False),
         ("T=3", False, True),
         ("seed=1", False, True),
         ("student.scale=4", False, True),
@@ -85,7 +91,9 @@ def test_fingerprint_knows_given_weights_by_their_content(tmp_path):
 
 
 def test_decisive_settings_do_not_hold_where_a_run_happens():
-    placed = settings("threads=2", "logger=none", "teacher_store=x", "trainer.devices=2", "data.workers=0")
+    placed = settings(
+        "+trainer.profiler=simple", "threads=2", "logger=none", "teacher_store=x", "trainer.devices=2", "data.workers=0"
+    )
     assert decisive(placed) == decisive(settings())
     assert decisive(settings("trainer.precision=32-true")) != decisive(settings())
 
@@ -129,3 +137,13 @@ def test_variant_names_what_has_no_column_and_takes_part():
     assert variant(overrides, ["teacher", "student"], ["T"]).split() == sorted(
         f"data.val_fraction=0 ensemble=3 {of_student} {of_teacher}".split()
     )
+    assert variant(("+trainer.profiler=simple", "+trainer.limit_test_batches=2"), ["student"], []) == (
+        "+trainer.limit_test_batches=2"
+    )
+
+
+def test_teacher_key_is_that_of_the_teachers_which_are_there():
+    """Another hash would have every teacher of a user's store trained again."""
+    key = store_key(composed("trainer.precision=32-true"))
+    assert key["trainer"] == {"_target_": "lightning.Trainer", "precision": "32-true", "deterministic": False}
+    assert key["format"] == 2

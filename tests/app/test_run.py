@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -60,7 +61,7 @@ class TestRun:
             "predictions.npz",
         ):
             assert (self.directory / name).is_file(), name
-        assert list((self.directory / "tensorboard").glob("events*"))
+        assert list((self.directory / "tensorboard").rglob("events*"))
 
     def test_run_keeps_its_predictions(self):
         kept = predictions.read(self.directory / "predictions.npz")
@@ -92,18 +93,19 @@ class TestRun:
         assert metadata["model"]["scale"] == 2
         assert metadata["num_classes"] == 10
         assert metadata["test_acc"] == self.result.test_acc
+        assert metadata["test_images"] == self.result.test_images == self.result.test_total == 359
         assert names
         assert not any("adapter" in name or "teacher" in name for name in names)
 
     def test_tensorboard_logger_holds_scalars_pictures_and_hparams(self):
-        events = EventAccumulator(str(self.directory / "tensorboard"))
+        events = EventAccumulator(str(self.directory / "tensorboard" / "cnn16 logits T=2 alpha=0.1 seed=0"))
         events.Reload()
         tags = events.Tags()
-        for tag in ("train/hard", "train/soft", "lr", "val/acc", "val/kl_to_teacher", "test/agreement", "hp/test_acc"):
+        for tag in ("train/hard", "train/soft", "lr", "val/acc", "val/kl_to_teacher", "z_final/agreement"):
             assert tag in tags["scalars"], tag
         assert {"samples", "test/confusion"} <= set(tags["images"])
         assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
-        assert events.Scalars("hp/test_acc")[-1].value == pytest.approx(self.result.test_acc)
+        assert events.Scalars("z_final/test_acc")[-1].value == pytest.approx(self.result.test_acc)
 
     def test_run_that_is_done_is_not_repeated(self, run):
         weights = self.directory / "student.safetensors"
@@ -167,6 +169,14 @@ class TestRun:
         assert reason in printed
         assert not list(tmp_path.glob("new/logits/*.logits"))
 
+    def test_student_is_the_same_where_no_logits_can_be_kept(self, run, tmp_path):
+        shutil.rmtree(tmp_path / "teachers" / "logits")
+        (tmp_path / "teachers" / "logits").write_text("in the way")
+        code, printed = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=again")
+        assert code == 0
+        assert "the teacher's logits are not kept" in printed
+        assert same_weights(self.directory / "student.safetensors", tmp_path / "again" / "student.safetensors")
+
     def test_teacher_method_finds_the_same_teacher(self, run, tmp_path):
         assert run(*SMALL, "method=teacher", "hydra.run.dir=alone")[0] == 0
         teacher = read(tmp_path / "alone" / "result.json")
@@ -189,6 +199,74 @@ class TestRun:
         assert code == 1
         assert "is on record with 50.00 % on this test split but reaches" in printed
         assert not (tmp_path / "other" / "student.safetensors").exists()
+
+    def given(self, tmp_path, tensors=None, **changes):
+        """A file of the teacher's weights with other metadata, or other tensors."""
+        (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
+        with safe_open(weights, "pt") as file:
+            metadata = file.metadata()
+        metadata |= {name: json.dumps(value) for name, value in changes.items()}
+        save_file(load_file(weights) if tensors is None else tensors(load_file(weights)), tmp_path / "given", metadata)
+        return (*SMALL, "method=logits", "T=2", f"teacher_weights={tmp_path / 'given'}", "hydra.run.dir=other")
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"classes": list("0124356789")}, "whose class 3 is '4', and here it is '3'"),
+            ({"classes": list("012")}, "with 3 classes instead of 10"),
+            ({"mean": [0.9, 0.9, 0.9]}, "normalised otherwise: the mean of its pixels is (0.900, 0.900, 0.900) and"),
+        ],
+    )
+    def test_teacher_weights_of_other_data_are_refused(self, run, tmp_path, changes, message):
+        code, printed = run(*self.given(tmp_path, data_id="other", **changes))
+        assert code == 1
+        assert message in printed
+        assert not (tmp_path / "other" / "student.safetensors").exists()
+
+    def test_teacher_weights_of_other_images_are_a_warning(self, run, tmp_path):
+        trial = "tested on 1 of 2 images"
+        code, printed = run(*self.given(tmp_path, data_id="other", dataset="numerals", test_acc=0.1, trial=trial))
+        assert code == 0, printed
+        assert read(tmp_path / "other" / "result.json").warnings == [
+            f"{tmp_path / 'given'} was trained on other images of the same classes (numerals)",
+            f"{tmp_path / 'given'} comes from a trial: {trial}",
+        ]
+        assert "(numerals)" in printed
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [(torch.tensor(torch.nan), "is useless: its classifier"), (torch.tensor(1, dtype=torch.int8), "is int8")],
+    )
+    def test_teacher_weights_that_cannot_be_used_are_named(self, run, tmp_path, value, message):
+        def spoilt(tensors):
+            name = next(name for name in sorted(tensors) if name.startswith("classifier"))
+            return {**tensors, name: value.expand(tensors[name].shape).contiguous()}
+
+        code, printed = run(*self.given(tmp_path, spoilt))
+        assert code == 1
+        assert f"error: {tmp_path / 'given'}" in printed
+        assert message in printed
+        assert "lower lr" not in printed
+
+    def test_teacher_weights_of_another_network_of_equal_shapes_are_refused(self, run, tmp_path):
+        """Its activation has no weights, so that the tensors fit; the accuracy in the file's metadata does not."""
+        given = self.given(tmp_path)
+        code, printed = run(*given, "teacher.activation=elu")
+        assert code == 1
+        assert "; give teacher.activation=relu" in printed
+
+    def test_teacher_at_chance_is_a_warning_in_the_record(self, run, tmp_path):
+        def forgetful(tensors):
+            return {name: torch.zeros_like(t) if name.startswith("classifier") else t for name, t in tensors.items()}
+
+        code, printed = run(*self.given(tmp_path, forgetful, data_id="other"))
+        assert code == 0, printed
+        record = read(tmp_path / "other" / "result.json")
+        warning = record.warnings[1]
+        assert warning.startswith(
+            f"the teacher reaches {100 * record.teacher_test_acc:.1f} %, no better than chance (10."
+        )
+        assert warning in printed
 
     def test_weights_reproduce_the_logits_without_the_run(self):
         """Network and normalisation come from the file's metadata alone; the logits are those that the run kept."""
@@ -274,6 +352,54 @@ def test_recipe_variants_train(run, tmp_path, choices):
     assert record.test_acc > 0.12  # chance is 0.1
     assert record.epoch_train_loss[-1] < record.epoch_train_loss[0] or record.epochs == 1
     assert choices[1] in record.variant or choices[1].startswith("trainer")
+
+
+def test_diverged_run_says_so(run, tmp_path, monkeypatch):
+    """Its loss and its weights were finite to the end, and its outputs are not, or are far from every label."""
+    quick = (*SMALL, "method=standard", "recipe.clip_norm=null", "logger=none")
+    assert run(*quick, "lr=1e20", "+trainer.max_steps=1", "hydra.run.dir=nan")[0] == 0
+    assert read(tmp_path / "nan" / "result.json").diverged
+    monkeypatch.setattr("kd.training.fit.DIVERGED", 0.1)
+    code, printed = run(*quick, "epochs=1", "hydra.run.dir=run")
+    record = read(tmp_path / "run" / "result.json")
+    assert code == 0, printed
+    assert (record.status, record.diverged) == ("done", True)
+    assert record.warnings[0].startswith(f"training diverged: test NLL {record.test_nll:.4g}, and guessing has 2.3; ")
+    assert record.warnings[0] in printed
+
+
+def test_training_that_ends_with_broken_weights_is_an_error(run, tmp_path):
+    """Every step's loss was finite."""
+    code, printed = run(*SMALL, "method=standard", "lr=1e3", "recipe.clip_norm=null", "logger=none")
+    assert code == 1
+    assert re.search(r"error: training diverged: \S+ ends with weights that are not finite; try a lower lr", printed)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+LAUNCHED = {
+    "torchrun": {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "1"},
+    "srun": {
+        **{"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_LOCALID": "3"},
+        **{"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "packed", "SLURM_NNODES": "1", "SLURM_NODEID": "0"},
+    },
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHED)
+def test_run_on_one_device_is_whole_whatever_launched_it(tmp_path, finished, launcher):
+    shutil.copytree(finished / "teachers", tmp_path / "teachers")
+    environment = {**os.environ, **LAUNCHED[launcher]}
+    process = start_process(*SMALL, "method=logits", "T=2", "hydra.run.dir=run", cwd=tmp_path, env=environment)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    assert "test accuracy" in printed
+    assert same_weights(tmp_path / "run" / "student.safetensors", finished / "run" / "student.safetensors")
+    for path in (".lock", "checkpoints/last.ckpt", "metrics.csv", "predictions.npz"):
+        assert (tmp_path / "run" / path).exists(), path
+    (events, _) = (tmp_path / "run" / "tensorboard").rglob("events*")
+    assert events.stat().st_size > 1000
+    again = read(tmp_path / "run" / "result.json")
+    assert (again.status, again.test_acc) == ("done", read(finished / "run" / "result.json").test_acc)
 
 
 def test_ddp_trains_the_student_of_one_process(run, tmp_path, finished):

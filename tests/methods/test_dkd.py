@@ -61,7 +61,7 @@ def test_warmup_raises_both_terms_of_the_teacher_and_no_other(labelled):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"T": 0}, r"T must be in \(0, inf\), got 0"),
+        ({"T": 0}, r"T must be in \[0.001, 1e6\], got 0"),
         ({"alpha": -1}, r"alpha must be in \[0, inf\), got -1"),
         ({"beta": math.inf}, r"beta must be in \[0, inf\), got inf"),
         ({"warmup": 1}, r"warmup must be in \[0, 1\), got 1"),

@@ -83,7 +83,7 @@ def test_peer_is_saved_with_its_buffers_and_the_student_is_what_is_kept(mutual):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"T": 0}, r"T must be in \(0, inf\), got 0"),
+        ({"T": 0}, r"T must be in \[0.001, 1e6\], got 0"),
         ({"label_smoothing": -1}, r"label_smoothing must be in \[0, 1\], got -1"),
     ],
 )

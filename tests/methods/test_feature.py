@@ -127,7 +127,7 @@ def test_pool_averages_the_larger_map(larger, labelled):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"T": -1}, r"T must be in \(0, inf\), got -1"),
+        ({"T": -1}, r"T must be in \[0.001, 1e6\], got -1"),
         ({"alpha": 2}, r"alpha must be in \[0, 1\], got 2"),
         ({"beta": -0.5}, r"beta must be in \[0, 1\], got -0.5"),
         ({"beta": math.nan}, r"beta must be in \[0, 1\], got nan"),

@@ -88,5 +88,5 @@ def test_mixture_keeps_precision_and_layout(dtype):
 
 
 def test_knobs_out_of_range_are_refused():
-    with pytest.raises(ValueError, match=r"^T must be in \(0, inf\), got 0$"):
+    with pytest.raises(ValueError, match=r"^T must be in \[0.001, 1e6\], got 0$"):
         FunMatch(0)

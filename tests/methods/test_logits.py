@@ -43,8 +43,8 @@ def test_has_no_weights_of_its_own():
 @pytest.mark.parametrize(
     ("T", "alpha", "message"),
     [
-        (0, 0.5, r"T must be in \(0, inf\), got 0"),
-        (math.nan, 0.5, r"T must be in \(0, inf\), got nan"),
+        (0, 0.5, r"T must be in \[0.001, 1e6\], got 0"),
+        (math.nan, 0.5, r"T must be in \[0.001, 1e6\], got nan"),
         (4, -0.1, r"alpha must be in \[0, 1\], got -0.1"),
         (4, 1.01, r"alpha must be in \[0, 1\], got 1.01"),
     ],

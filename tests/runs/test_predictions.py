@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from kd.errors import UserError
-from kd.runs.predictions import Predictions, read, write
+from kd.runs.predictions import Predictions, near_chance, read, write
 
 
 def example(with_teacher=True):
@@ -41,3 +41,31 @@ def test_predictions_read_refuses_a_damaged_file(tmp_path, damage):
             np.savez(file, labels=np.zeros(3), logits=np.zeros((4, 2)))
     with pytest.raises(UserError, match=r"p\.npz"):
         read(path)
+
+
+def labels(*counts):
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "counts", "verdict"),
+    [
+        # 1.645 sqrt(0.1 * 0.9 / 10,000) is half a point; a twentieth of the way to 1 is 4.5 points
+        (0.05, [1000] * 10, "no better than chance (10.0 % with 10 classes)"),
+        (0.104, [1000] * 10, "no better than chance (10.0 % with 10 classes)"),
+        (0.11, [1000] * 10, "hardly better than chance (10.0 % with 10 classes)"),
+        (0.144, [1000] * 10, "hardly better than chance (10.0 % with 10 classes)"),
+        (0.146, [1000] * 10, None),
+        # of 40 images it is 7.8 points: 7 right are no evidence
+        (7 / 40, [4] * 10, "no better than chance (10.0 % with 10 classes)"),
+        (8 / 40, [4] * 10, None),
+        # nine in ten are of one class
+        (0.9, [900, 50, 50], "no better than chance (90.0 % with 3 classes)"),
+        (0.93, [900, 50, 50], None),
+        (0.5, [500, 500, 0], "no better than chance (50.0 % with 2 classes)"),
+        (0.06, [10] * 100, None),
+        (1.0, [5], "no better than chance (100.0 % with 1 classes)"),
+    ],
+)
+def test_near_chance_tells_ignorance_from_knowledge(accuracy, counts, verdict):
+    assert near_chance(accuracy, labels(*counts)) == verdict

@@ -1,4 +1,5 @@
 import hashlib
+import math
 import os
 import re
 import resource
@@ -7,10 +8,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import kd.runs.weights
 from kd.errors import UserError
-from kd.runs.weights import checksum, content_id, fill, load_weights, save_weights
+from kd.runs.weights import checksum, content_id, fill, load_weights, not_finite, save_weights
 
 METADATA = {
     "model": {"_target_": "kd.models.cnn.CNN", "scale": 16, "conv_dropout": 0.25},
@@ -88,6 +90,57 @@ def test_fill_refuses_another_architecture_and_changes_nothing(tiny_net, file, c
     with pytest.raises(UserError, match=f"{file} holds another architecture or number of classes .*: {difference}$"):
         fill(net, load_weights(file)[0], file)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_fill_converts_floating_point_weights(tiny_net, file, dtype):
+    tensors, _ = load_weights(file)
+    given = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    net = tiny_net(seed=1)
+    fill(net, given, file)
+    assert net.classifier.weight.dtype == torch.float32
+    assert torch.equal(net.classifier.weight, given["classifier.weight"].float())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn, torch.int64, torch.bool])
+def test_fill_refuses_weights_that_are_no_plain_numbers(tiny_net, file, dtype):
+    """Casting them would drop the scale of quantised weights, or the imaginary part."""
+    tensors, _ = load_weights(file)
+    net, kind = tiny_net(seed=1), str(dtype).removeprefix("torch.")
+    before = net.classifier.bias.detach().clone()
+    tensors["classifier.bias"] = tensors["classifier.bias"].to(dtype)
+    with pytest.raises(
+        UserError, match=f"^{file}: classifier.bias is {kind}, and the network has float32; give"
+    ) as error:
+        fill(net, tensors, file)
+    assert "\n" not in str(error.value)
+    assert torch.equal(net.classifier.bias, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("classifier.weight", math.nan),
+        ("classifier.weight", math.inf),
+        ("classifier.weight", -math.inf),
+        ("stage.1.running_var", math.nan),
+        ("stage.1.running_var", math.inf),
+    ],
+)
+def test_fill_refuses_weights_that_are_not_finite(tiny_net, file, name, value):
+    tensors, _ = load_weights(file)
+    tensors[name].flatten()[1] = value
+    with pytest.raises(UserError, match=f"^{file} is useless: its {name} holds NaN or infinity"):
+        fill(tiny_net(), tensors, file)
+
+
+def test_not_finite_allows_a_mask():
+    net = nn.Linear(2, 2)
+    net.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    net.register_buffer("steps", torch.tensor(3))
+    assert not_finite(net) is None
+    net.register_buffer("mean", torch.tensor(math.nan))
+    assert not_finite(net) == "mean"
 
 
 def test_fill_names_missing_and_unknown_tensors(tiny_net, file):

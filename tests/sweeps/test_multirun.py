@@ -84,7 +84,7 @@ def test_multirun_trains_a_method_without_a_teacher_once(sweep):
 def test_multirun_of_refused_jobs_only_is_one_error(sweep):
     code, printed, directory = sweep("T=0,-1")
     assert code == 1
-    assert printed.strip().splitlines()[-1] == "error: T must be in (0, inf), got 0"
+    assert printed.strip().splitlines()[-1] == "error: T must be in [0.001, 1e6], got 0"
     assert not records(directory)
 
 

@@ -9,7 +9,7 @@ from kd.data.batch import Batch
 from kd.errors import UserError
 from kd.models.output import Output
 from kd.runs.weights import content_id, save_weights
-from kd.teachers.frozen import FrozenTeacher, freeze, joined, load, verify
+from kd.teachers.frozen import FrozenTeacher, check_origin, freeze, joined, load, verify
 
 
 class PixelLogits(nn.Module):
@@ -158,3 +158,57 @@ def test_joined_is_an_ensemble_named_by_all_its_weights(tiny_net):
     both = joined([one, two])
     torch.testing.assert_close(both(batch).logits, (one(batch).logits + two(batch).logits) / 2)
     assert both.id == content_id(both.net.state_dict()) != joined([two, one]).id
+
+
+OWN = {
+    "classes": ("cat", "dog", "eel"),
+    "image_size": 32,
+    "mean": (0.5, 0.25, 0.125),
+    "std": (0.2, 0.2, 0.2),
+    "dataset": "animals",
+    "data_id": "a1",
+}
+ELSEWHERE = {**OWN, "classes": list(OWN["classes"]), "mean": [0.5, 0.26, 0.125], "std": [0.2] * 3, "data_id": "b2"}
+
+
+def test_check_origin_takes_a_teacher_of_the_same_data(tmp_path):
+    renamed = {**ELSEWHERE, "classes": ["0", "1", "2"], "data_id": "a1"}
+    assert check_origin(renamed, OWN, tmp_path) == []  # the same pixels and labels, whatever the classes are called
+
+
+@pytest.mark.parametrize(
+    ("metadata", "warning"),
+    [
+        (ELSEWHERE, "was trained on other images of the same classes (animals)"),
+        ({}, "does not say what it was trained on"),
+        ({"format": "pt", "classes": "three"}, "does not say what it was trained on"),
+        ({**ELSEWHERE, "mean": "grey"}, "does not say what it was trained on"),
+    ],
+)
+def test_check_origin_warns_of_a_teacher_of_other_or_unknown_images(tmp_path, metadata, warning):
+    (said,) = check_origin(metadata, OWN, tmp_path / "t")
+    assert said.startswith(f"{tmp_path / 't'} {warning}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"classes": ["cat", "dog"]}, "with 2 classes instead of 3"),
+        ({"classes": ["cat", "eel", "dog"]}, "whose class 1 is 'eel', and here it is 'dog'"),
+        ({"classes": ["Cat", "dog", "eel"]}, "whose class 0 is 'Cat', and here it is 'cat'"),
+        ({"image_size": 28}, "with images of 28 pixels, and here they have 32"),
+        (
+            {"mean": [0.5, 0.5, 0.125]},
+            "normalised otherwise: the mean of its pixels is (0.500, 0.500, 0.125) and here (0.500, 0.250, 0.125)",
+        ),
+        ({"std": [0.2, 0.2, 0.23]}, "normalised otherwise: the std of its pixels is"),
+        ({"mean": [0.5]}, "normalised otherwise: the mean of its pixels is (0.500) and here"),
+    ],
+)
+def test_check_origin_refuses_other_classes_and_normalisation(tmp_path, changes, difference):
+    with pytest.raises(UserError) as error:
+        check_origin({**ELSEWHERE, **changes}, OWN, tmp_path / "t")
+    message = str(error.value)
+    assert message.startswith(f"teacher_weights={tmp_path / 't'} comes from animals, {difference}")
+    assert message.endswith("; give weights of this data, or leave teacher_weights out to have a teacher trained")
+    assert "\n" not in message

@@ -13,7 +13,7 @@ import torch
 
 from kd.data.batch import Batch
 from kd.models.output import Output
-from kd.teachers.logit_cache import HEADER, StoredLogits, prepare_file
+from kd.teachers.logit_cache import HEADER, RoundedLogits, StoredLogits, open_logits, prepare_file
 
 IMAGES, VIEWS, CLASSES = 12, 18, 10
 SHAPE = {"images": IMAGES, "views": VIEWS, "classes": CLASSES}
@@ -157,6 +157,34 @@ def test_too_large_is_said(tmp_path, caplog):
         in caplog.text
     )
     assert not list(tmp_path.iterdir())
+
+
+def everywhere(folder, **changes):
+    options = {"views": VIEWS, "limit_gb": 1.0, **changes}
+    return open_logits(Teacher(), folder, KEY, images=IMAGES, classes=CLASSES, **options)
+
+
+def test_logits_are_the_same_to_the_bit_with_and_without_a_file(tmp_path):
+    (tmp_path / "taken").write_text("")
+    kept, whole = everywhere(tmp_path), everything()
+    too_large, no_folder = everywhere(tmp_path, limit_gb=1e-6), everywhere(tmp_path / "taken")
+    assert [type(one) for one in (kept, too_large, no_folder)] == [StoredLogits, RoundedLogits, RoundedLogits]
+    assert not torch.equal(kept(whole).logits, Teacher()(whole).logits)
+    for batch_ in (whole, batch([IMAGES], [3]), batch([3], [-1])):
+        first, *others = (one(batch_) for one in (kept, too_large, no_folder))
+        assert all(torch.equal(other.logits, first.logits) for other in others)
+        assert all(len(other.features) == len(first.features) for other in others)
+
+
+def test_logits_beyond_float16_are_passed_on_without_a_file(tmp_path):
+    huge, whole = RoundedLogits(Teacher(scale=1e6), IMAGES), everything()
+    assert torch.equal(huge(whole).logits, Teacher(scale=1e6)(whole).logits)
+
+
+def test_views_without_a_number_are_not_kept(tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert everywhere(tmp_path, views=None) is None
+    assert "too many views" in caplog.text
 
 
 def test_no_space_is_said_and_nothing_half_written_stays(tmp_path):

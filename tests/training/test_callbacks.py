@@ -1,4 +1,5 @@
 import csv
+import math
 from functools import partial
 from types import SimpleNamespace
 
@@ -18,11 +19,11 @@ from kd.training.optim import one_cycle
 def fit(tiny_net, noise, trainer):
     """Trains for three steps of ten images an epoch; returns the Trainer."""
 
-    def fit(*callbacks, epochs=2, validate=1.0, ckpt_path=None):
+    def fit(*callbacks, epochs=2, validate=1.0, ckpt_path=None, **settings):
         net = tiny_net()
         sgd = partial(torch.optim.SGD, lr=0.1)
         module = Classifier(net, 10, sgd, partial(one_cycle, warmup=0.0), 0.0)
-        lightning = trainer(max_epochs=epochs, callbacks=list(callbacks), limit_val_batches=validate)
+        lightning = trainer(max_epochs=epochs, callbacks=list(callbacks), limit_val_batches=validate, **settings)
         data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=10, seed=0)
         lightning.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
         return lightning
@@ -49,6 +50,16 @@ class FakeClock(L.Callback):
 def read_csv(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_history_has_no_value_for_an_epoch_without_validation(fit, tmp_path):
+    """The Trainer would give the one of the epoch before."""
+    history = History(tmp_path / "metrics.csv")
+    fit(history, epochs=3, check_val_every_n_epoch=2)
+    assert [row["val/acc"] == "" for row in read_csv(history.path)] == [True, False, True]
+    assert [math.isnan(value) for value in history.curve("val/acc")] == [True, False, True]
+    assert not any(map(math.isnan, history.curve("train/acc")))
+    assert history.curve("val/other") == []
 
 
 def test_history_writes_a_row_for_every_epoch(fit, tmp_path):
@@ -108,10 +119,10 @@ def test_history_has_no_seconds_where_time_is_shared(fit, tmp_path):
 
 def test_history_is_written_by_one_rank(tmp_path):
     history = History(tmp_path / "metrics.csv")
-    metrics = {"val/acc": torch.tensor(0.5)}
+    metrics = {"train/acc": torch.tensor(0.5)}
     history.on_train_epoch_end(SimpleNamespace(callback_metrics=metrics, current_epoch=0, is_global_zero=False), None)
     assert not history.path.exists()
-    assert history.rows == [{"epoch": 0, "val/acc": 0.5}]
+    assert history.rows == [{"epoch": 0, "train/acc": 0.5}]
 
 
 def test_epoch_seed_depends_on_seed_epoch_and_rank_alone():

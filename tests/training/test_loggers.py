@@ -1,6 +1,8 @@
 import io
 import sys
 import threading
+import warnings
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -8,19 +10,35 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from matplotlib.colors import to_rgb
 from PIL import Image
+from tensorboard.backend.event_processing import data_provider
+from tensorboard.backend.event_processing import plugin_event_multiplexer as event_multiplexer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
-from torch import tensor
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import backend_context
 
 from kd.data.augment import Augment
 from kd.data.module import DataModule
 from kd.errors import UserError
-from kd.runs.results import Result
+from kd.runs import predictions
+from kd.runs.predictions import Predictions
+from kd.runs.results import Result, read
+from kd.runs.weights import load_weights
 from kd.training.fit import train
-from kd.training.loggers import Pictures, conclude, confusion_figure, render, sample_grid
+from kd.training.loggers import (
+    TensorBoard,
+    conclude,
+    confusion,
+    confusion_figure,
+    log_confusion,
+    name_run,
+    printable,
+    render,
+    sample_grid,
+)
 from kd.training.modules import Classifier
 from kd.training.optim import one_cycle
 
@@ -34,7 +52,7 @@ def texts(axes):
 
 def test_confusion_figure_labels_few_classes():
     # true a: 8 as a, 2 as b; true b: all 5 right; true c: 1 of 500 right, 499 as a
-    counts = tensor([[8, 2, 0], [0, 5, 0], [499, 0, 1]])
+    counts = np.array([[8, 2, 0], [0, 5, 0], [499, 0, 1]])
     matrix, bars = confusion_figure(counts, ["a", "b", "c"]).axes
     np.testing.assert_allclose(matrix.images[0].get_array(), [[0.8, 0.2, 0], [0, 1, 0], [0.998, 0, 0.002]], rtol=1e-6)
     # at (predicted, true): per cents, and nothing where they round to 0
@@ -49,7 +67,7 @@ def test_confusion_figure_labels_few_classes():
 
 
 def test_confusion_figure_text_contrasts_with_its_background():
-    matrix, _ = confusion_figure(tensor([[9, 1], [4, 6]]), ["a", "b"]).axes
+    matrix, _ = confusion_figure(np.array([[9, 1], [4, 6]]), ["a", "b"]).axes
     picture = matrix.images[0]
     for (column, row), text in texts(matrix).items():
         background = np.mean(picture.to_rgba(picture.get_array())[int(row), int(column), :3])
@@ -57,7 +75,7 @@ def test_confusion_figure_text_contrasts_with_its_background():
 
 
 def test_confusion_figure_of_many_classes_has_no_text():
-    counts = torch.eye(100, dtype=torch.int64) * 3
+    counts = np.eye(100, dtype=np.int64) * 3
     counts[7] = 0
     counts[7, 30] = 4
     counts[50] = 0  # a class without test images
@@ -73,7 +91,7 @@ def test_confusion_figure_of_many_classes_has_no_text():
 
 
 def test_render_returns_pixels():
-    figure = confusion_figure(tensor([[1, 0], [0, 1]]), ["a", "b"])
+    figure = confusion_figure(np.array([[1, 0], [0, 1]]), ["a", "b"])
     picture = render(figure)
     assert picture.dtype == np.uint8
     assert picture.shape == (700, 1225, 3)  # 7 by 12.25 inches at 100 dots
@@ -116,21 +134,31 @@ def test_sample_grid_shows_the_augmented_input(noise):
 # --- TensorBoard
 
 
-@pytest.fixture
-def events(tiny_net, noise, trainer, tmp_path):
-    """The TensorBoard events of a small training and its summary, its data and its module."""
-    logger = TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
-    images = noise()
-    data = DataModule(images, 0.25, 0, Augment(1, True, 0), 10, seed=0)
-    module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
-    lightning = trainer(max_epochs=2, logger=logger, callbacks=[Pictures(images.classes)])
-    lightning.fit(module, data)
-    lightning.test(module, data, verbose=False)
-    conclude(lightning.loggers, {"method": "logits", "T": 4.0, "seed": 3}, {"hp/test_acc": 0.25})
-    logger.finalize("success")
-    written = EventAccumulator(str(tmp_path / "tensorboard"))
+def events_in(folder):
+    written = EventAccumulator(str(folder))
     written.Reload()
-    return written, data, module
+    return written
+
+
+@pytest.fixture
+def fit(tiny_net, noise, trainer, tmp_path):
+    """Trains and tests, as often as it is called, and leaves events in one folder; returns data and test logits."""
+
+    def fit(epochs=2, classes=None, **settings):
+        images = noise() if classes is None else replace(noise(), classes=classes)
+        data = DataModule(images, 0.25, 0, Augment(1, True, 0), 10, seed=0)
+        module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
+        record = Result(method="logits", knobs={"T": 4.0}, seed=3, dataset="noise", epochs=epochs, status="running")
+        make_trainer = partial(L.Trainer, max_epochs=epochs, accelerator="cpu", enable_progress_bar=False)
+        logger = TensorBoard(str(tmp_path))
+        return data, train(module, data, record, tmp_path, "w.safetensors", {}, make_trainer, logger, **settings)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec")
+        yield fit
+
+
+RUN = "tensorboard/logits T=4.0 seed=3"
 
 
 def read_picture(written, tag):
@@ -138,8 +166,9 @@ def read_picture(written, tag):
     return event.step, np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
 
 
-def test_tensorboard_receives_pictures_scalars_and_summary(events):
-    written, data, module = events
+def test_tensorboard_receives_pictures_curves_and_final_figures(fit, tmp_path):
+    data, record = fit()
+    written = events_in(tmp_path / RUN)
     assert set(written.Tags()["images"]) == {"samples", "test/confusion"}
     step, picture = read_picture(written, "samples")
     data.trainer = None
@@ -147,29 +176,109 @@ def test_tensorboard_receives_pictures_scalars_and_summary(events):
     assert np.array_equal(picture, sample_grid(data.train_dataloader()))
     step, picture = read_picture(written, "test/confusion")
     assert step == 2 * 3
-    assert np.array_equal(picture, render(confusion_figure(module.confusion.compute(), data.images.classes)))
+    counts = confusion(predictions.read(tmp_path / "predictions.npz"), 10)
+    assert np.array_equal(picture, render(confusion_figure(counts, data.images.classes)))
 
-    scalars = set(written.Tags()["scalars"])
-    assert {"train/hard", "train/loss", "train/acc", "val/acc", "val/nll", "test/acc", "hp/test_acc"} <= scalars
-    assert len(written.Scalars("val/acc")) == 2
-    assert [event.value for event in written.Scalars("hp/test_acc")] == [0.25]
-    content = written.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
-    shown = parse_session_start_info_plugin_data(content).hparams
-    assert {name: value.string_value or value.number_value for name, value in shown.items()} == {
-        "method": "logits",
-        "T": 4.0,
-        "seed": 3,
-    }
+    scalars = sorted(written.Tags()["scalars"])
+    dots = [tag for tag in scalars if len(written.Scalars(tag)) == 1]
+    assert (
+        dots == scalars[-len(dots) :] == [f"z_final/{name}" for name in ("test_acc", "test_ece", "test_nll", "val_acc")]
+    )
+    assert {"train/hard", "train/loss", "train/acc", "val/acc", "val/nll", "lr"} <= set(scalars)
+    assert "epoch" not in scalars
+    assert written.Scalars("z_final/test_acc")[0].value == pytest.approx(record.test_acc)
+
+
+def test_tensorboard_has_one_picture_of_samples_after_resuming(fit, tmp_path):
+    class Stop(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                raise UserError("stopped")
+
+    with pytest.raises(UserError, match="stopped"):
+        fit(3, callbacks=[Stop()])
+    fit(3)
+    written = events_in(tmp_path / RUN)
+    assert len(written.Images("samples")) == 1
+    assert len(written.Scalars("train/loss")) == 3
+
+
+def test_tensorboard_shows_the_knobs_of_every_run(tmp_path):
+    """The tab of hyperparameters, as TensorBoard's own server computes it, has the columns of both methods."""
+    for name, knobs in (("standard", {}), ("logits", {"T": 4.0, "mode": "cosine"})):
+        logger = TensorBoard(str(tmp_path / name))
+        conclude([logger], {"method": name, **knobs}, {"test_acc": 0.5})
+    files = event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    files.Reload()
+    provider = data_provider.MultiplexerDataProvider(files, str(tmp_path))
+    context = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+    request = RequestContext()
+    runs = context.hparams_metadata(request, "")
+    found = context.experiment_from_metadata(request, "", True, runs, [])
+    assert {info.name for info in found.hparam_infos} == {"method", "T", "mode"}
+    assert {info.name.tag for info in found.metric_infos} == {"z_final/test_acc"}
 
 
 def test_conclude_stops_the_writer_thread(tmp_path):
     """Its thread would fail on a file that is gone once a teacher has moved into the store."""
     before = set(threading.enumerate())
-    logger = TensorBoardLogger(tmp_path, name="", version="", default_hp_metric=False)
+    logger = TensorBoard(str(tmp_path))
     logger.log_metrics({"loss": 1.0}, 0)
     assert set(threading.enumerate()) - before
-    conclude([logger], {"T": 4.0}, {"hp/test_acc": 0.5})
+    conclude([logger], {"T": 4.0}, {"test_acc": 0.5})
     assert not set(threading.enumerate()) - before
+
+
+def test_name_run_makes_a_directory_of_any_knobs(tmp_path):
+    logger = TensorBoard(str(tmp_path))
+    name_run(logger, "takd assistants=[{'scale': 24}] note=a/../b\\x00" + "x" * 200)
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.finalize("success")
+    (folder,) = (tmp_path / "tensorboard").iterdir()
+    assert folder.name.startswith("takd assistants= scale 24 note=a .. b x")
+    assert len(folder.name) <= 100
+
+
+# --- what fails
+
+
+STRANGE = ("$5_$10", "$_$ face", "$", "two\nlines", "\udcff\udcfe.png", "x" * 300, "", "a\x00b", "Hündin", "{0}")
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_confusion_figure_draws_every_name_as_text():
+    figure = confusion_figure(np.eye(10, dtype=np.int64), STRANGE)
+    assert render(figure).std() > 10
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert shown[:3] == ["$5_$10", "$_$ face", "$"]
+    assert shown[3:6] == ["two\\nlines", "\\udcff\\udcfe.png", "x" * 21 + "..."]
+
+
+def test_printable_keeps_letters_of_all_scripts():
+    assert [printable(name) for name in ("Hündin", "犬", "a b")] == ["Hündin", "犬", "a b"]
+
+
+def test_training_survives_pictures_and_summaries_that_fail(fit, tmp_path, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise ValueError("cannot draw")
+
+    for name in ("sample_grid", "render", "hparams"):
+        monkeypatch.setattr(f"kd.training.loggers.{name}", fail)
+    fit(classes=STRANGE)
+    assert caplog.text.count("could not be logged: cannot draw") == 3
+    assert read(tmp_path / "result.json").status == "done"
+    assert load_weights(tmp_path / "w.safetensors")[1]["test_images"] == 20
+    assert len(predictions.read(tmp_path / "predictions.npz").labels) == 20
+
+
+def test_log_confusion_counts_the_labels_as_rows(monkeypatch):
+    shown = []
+    monkeypatch.setattr("kd.training.loggers.log_picture", lambda loggers, name, picture, step: shown.append(name))
+    logits = np.array([[3.0, 1.0, 0.0], [3.0, 1.0, 0.0], [0.0, 1.0, 9.0]], np.float32)
+    made = Predictions(np.array([0, 1, 2]), logits)
+    assert confusion(made, 3).tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
+    log_confusion([CSVLogger("nowhere")], made, "abc", 7)
+    assert shown == ["test/confusion"]
 
 
 def test_abandon_ends_the_wandb_run_of_a_failed_training(tmp_path, noise, tiny_net, monkeypatch):

@@ -1,4 +1,5 @@
 import copy
+import math
 import re
 from functools import partial
 
@@ -20,7 +21,7 @@ from kd.methods.feature import Feature
 from kd.methods.logits import Logits
 from kd.teachers.frozen import FrozenTeacher
 from kd.training.callbacks import DivergenceCheck, EpochSeed, History, KeepPredictions
-from kd.training.modules import Classifier, Distiller, Scores
+from kd.training.modules import Classifier, Distiller, Mean, Scores
 from kd.training.optim import one_cycle
 from tests.common import pair
 
@@ -140,14 +141,28 @@ def test_scores_ece_puts_confidence_1_into_the_last_of_15_bins():
     assert scores.ece.compute().item() == pytest.approx(0.4763, abs=1e-4)
 
 
-def test_classifier_confusion_has_the_labels_as_rows(tiny_net, noise, trainer):
-    data, net = data_module(noise()), tiny_net()
-    module = Classifier(**classifier_arguments(net))
-    trainer().test(module, data, verbose=False)
-    log_p, y = outputs_of(net, data.test_dataloader())
-    expected = np.zeros((10, 10))
-    np.add.at(expected, (y, log_p.argmax(axis=1)), 1)
-    assert np.array_equal(module.confusion.compute().numpy(), expected)
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_scores_are_in_fp32_in_every_precision(tiny_net, noise, trainer, monkeypatch, precision):
+    """The network's own numbers may be coarse, but not the means of what comes of them."""
+    monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 7)
+    data, kept = data_module(noise(test=80)), KeepPredictions()
+    lightning = trainer(precision=precision, callbacks=[kept])
+    lightning.test(distiller(tiny_net(), tiny_net(seed=1)), data, verbose=False)
+    labels, logits, teacher = kept.predictions(lightning)
+    log_p, log_q = (log_softmax(z.astype(np.float64), axis=1) for z in (logits, teacher))
+    logged = {name: value.item() for name, value in lightning.callback_metrics.items()}
+    assert logged["test/nll"] == pytest.approx(-log_p[np.arange(80), labels].mean(), rel=1e-5)
+    expected = (np.exp(log_q) * (log_q - log_p)).sum(axis=1).mean()
+    assert logged["test/kl_to_teacher"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_mean_of_nan_is_nan():
+    mean = Mean()
+    mean.update(torch.tensor(2.0), 3)
+    mean.update(torch.tensor(6.0), 1)
+    assert mean.compute() == 3
+    mean.update(torch.tensor(math.nan), 1)
+    assert mean.compute().isnan()
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])

@@ -224,7 +224,8 @@ def test_choose_device_is_the_gpu_of_the_training(monkeypatch):
     assert choose_device("cpu", 1) == CPU
     assert [choose_device("auto", devices).index for devices in (1, "auto", [3, 2])] == [0, 0, 3]
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert [choose_device("gpu", devices).index for devices in (2, [3, 2])] == [1, 2]
+    assert [choose_device("gpu", devices).index for devices in (2, "auto", [3, 2])] == [1, 1, 2]
+    assert [choose_device("gpu", devices).index for devices in (1, "1", [3])] == [0, 0, 3]
 
 
 def test_configure_process_sets_threads(request):
