@@ -44,6 +44,8 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
     except FileNotFoundError as error:
         raise UserError(f"no weights at {path}") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: permission denied; have it made readable for you") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
     return tensors, {key: _parse(value) for key, value in metadata.items()}

@@ -88,6 +88,8 @@ def copy_from_store(entry: Path, record: Result, directory: Path, data_parallel:
         teacher_test_acc=record.teacher_test_acc,
         data_id=record.data_id,
         command=record.command,
+        cwd=record.cwd,
+        config_dir=record.config_dir,
         variant=record.variant,
         fingerprint=record.fingerprint,
         group=record.group,
@@ -111,6 +113,8 @@ def _check(entry: Path, recipe: dict[str, Any]) -> None:
         facts = json.loads((entry / ENTRY).read_text())
         digest = checksum(entry / WEIGHTS)
         stored_recipe, recorded = facts["recipe"], facts["sha256"]
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: permission denied; have it made readable for you") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"the teacher in {entry} is damaged ({error}); {advice}") from error
     if stored_recipe != recipe:

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import math
 import os
@@ -52,6 +53,26 @@ def test_load_weights_restores_every_bit(used_net, tiny_net, file):
     fill(other, tensors, file)
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(other.eval()(x).logits, used_net.eval()(x).logits, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_save_weights_leaves_a_file_for_those_that_umask_allows(used_net, tmp_path, umask):
+    """safetensors by itself writes files for nobody but their owner, and a store is shared."""
+    before = os.umask(umask)
+    try:
+        save_weights(used_net, tmp_path / "net.safetensors", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_load_weights_tells_a_forbidden_file_from_a_damaged_one(file, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(kd.runs.weights, "safe_open", refuse)
+    with pytest.raises(UserError, match="net.safetensors: permission denied; have it made readable for you"):
+        load_weights(file)
 
 
 def test_load_weights_keeps_foreign_metadata_as_text(tmp_path):

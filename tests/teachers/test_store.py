@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -44,6 +45,18 @@ def test_trained_once_and_found_ever_after(tmp_path):
     assert facts == {"recipe": RECIPE, "sha256": checksum(entry / "teacher.safetensors")}
     assert re.fullmatch("[0-9a-f]{16}", entry.name)
     assert not list(store.glob("*.partial"))
+
+
+def test_teacher_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    entry = find_or_train(tmp_path, RECIPE, Training())
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("kd.teachers.store.checksum", refuse)
+    with pytest.raises(UserError, match="teacher.safetensors: permission denied; have it made readable for you"):
+        find_or_train(tmp_path, RECIPE, Training())
+    assert (entry / "teacher.safetensors").exists()
 
 
 def changed(value):
