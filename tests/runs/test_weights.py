@@ -71,7 +71,7 @@ def test_load_weights_tells_a_forbidden_file_from_a_damaged_one(file, monkeypatc
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(kd.runs.weights, "safe_open", refuse)
-    with pytest.raises(UserError, match="net.safetensors: permission denied; have it made readable for you"):
+    with pytest.raises(UserError, match=r"net\.safetensors: permission denied; have it made readable for you"):
         load_weights(file)
 
 

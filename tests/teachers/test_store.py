@@ -54,7 +54,7 @@ def test_teacher_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatc
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr("kd.teachers.store.checksum", refuse)
-    with pytest.raises(UserError, match="teacher.safetensors: permission denied; have it made readable for you"):
+    with pytest.raises(UserError, match=r"teacher\.safetensors: permission denied; have it made readable for you"):
         find_or_train(tmp_path, RECIPE, Training())
     assert (entry / "teacher.safetensors").exists()
 
