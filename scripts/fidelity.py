@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kd.errors import UserError
-from kd.report.arguments import parser, tolerant_stdout
+from kd.report.arguments import end_with_the_pipe, parser, tolerant_stdout
 from kd.runs.results import REPORT
 
 if TYPE_CHECKING:
@@ -82,4 +82,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    end_with_the_pipe()
     sys.exit(main())

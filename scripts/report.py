@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kd.errors import UserError
-from kd.report.arguments import parser, tolerant_stdout
+from kd.report.arguments import end_with_the_pipe, parser, tolerant_stdout
 from kd.report.comparison import Comparison, by_baseline, compare, comparison_notes
 from kd.report.ranking import best, leaders
 from kd.report.rows import Row, Summary, summarize, titled
@@ -78,4 +78,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    end_with_the_pipe()
     sys.exit(main())

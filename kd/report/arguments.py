@@ -30,11 +30,12 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
 
 
 def tolerant_stdout() -> None:
-    """Let neither the terminal's encoding nor a pipe's end, as in `| head`, end a script with a traceback.
-
-    Characters that the encoding lacks are printed as escapes.
-    """
+    """Print characters that the terminal's encoding lacks as escapes, instead of ending with a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def end_with_the_pipe() -> None:
+    """Let a pipe's end, as in `| head`, end this process quietly: for programs that do nothing but print."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
