@@ -29,7 +29,7 @@ DONE = Result(
 CONTRACT = """
     method knobs seed student teacher teacher_id student_params teacher_params taught dataset data_id
     epochs val_acc test_acc test_images test_total test_nll test_ece teacher_test_acc retention agreement train_seconds
-    images_per_second device precision git versions status command variant fingerprint group date error
+    images_per_second device precision git versions status command cwd config_dir variant fingerprint group date error
     trial diverged warnings
     epoch_train_loss epoch_train_acc epoch_val_loss epoch_val_acc
 """
