@@ -3,32 +3,41 @@
 The same command with the same `hydra.sweep.dir` runs the jobs that are missing there, with any launcher.
 """
 
+import math
+import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from kd.app import cli
 from kd.app.compose import Command, plain
 from kd.app.identity import fingerprint
 from kd.app.run import check_command
 from kd.errors import UserError
-from kd.sweeps.jobs import Job, alone_in, place
-from kd.sweeps.progress import Progress, count, table
+from kd.sweeps.jobs import Job, alone_in, place, settle
+from kd.sweeps.progress import LONG, Progress, count, reasons, table
 
 ATTEMPTS = 3
 """How many times a job is launched, at most, whose launcher fails."""
 QUIET = ("trainer.enable_progress_bar=false", "hydra.job_logging.root.handlers=[file]")
 """For jobs side by side: they write to their log files only."""
+MOST = 10_000
+"""The most jobs of a sweep: one more zero in a range is not to compose configurations for hours."""
 
 
 @dataclass
@@ -45,43 +54,65 @@ class ResumableSweeper(BasicSweeper):
     """The grid of Hydra's own sweeper, without jobs that are done, refused or repeated."""
 
     def sweep(self, arguments: list[str]) -> Any:
+        if self.max_batch_size is not None and self.max_batch_size < 1:
+            raise UserError(f"hydra.sweeper.max_batch_size must be at least 1, got {self.max_batch_size}")
+        jobs = [self._job(number, overrides) for number, overrides in enumerate(self._grid(arguments))]
+        if all(job.reason is not None for job in jobs):
+            raise UserError(str(jobs[0].reason))
+        if not self.config.hydra.sweep.dir:
+            raise UserError("hydra.sweep.dir= names no folder; leave it out, or give one")
         directory = Path(self.config.hydra.sweep.dir)
         with alone_in(directory):
             OmegaConf.save(self.config, directory / "multirun.yaml")
-            jobs = [self._job(number, overrides) for number, overrides in enumerate(self._grid(arguments))]
-            left = place(jobs, directory)
-            if not left and all(job.status == "refused" for job in jobs):
-                raise UserError(jobs[0].why)
+            left = place(jobs, directory.absolute())  # a job may change the working directory
             progress = Progress(jobs, lambda line: print(line, flush=True))
-            progress.update()
+            if left or any(job.status == "refused" for job in jobs):
+                progress.update()
+            else:
+                print(f"{'the run was' if len(jobs) == 1 else f'all {len(jobs)} jobs were'} done before; nothing to do")
             try:
                 returns = self._launch(left, progress)
-            except BaseException:
-                _show(jobs)
+            except BaseException as error:
+                if isinstance(error, UserError) and all(job.status == "waiting" for job in left):
+                    raise
+                settle(left)
+                _show(jobs, directory)
                 print(f"continue with: {_command(directory)}", file=sys.stderr)
                 raise
-            _show(jobs)
+            _show(jobs, directory)
             statuses = {job.status for job in jobs}
             if statuses - {"done", "skipped", "refused"}:
                 raise UserError(f"{count(jobs)}; what is missing is tried again by: {_command(directory)}")
             if "refused" in statuses:
-                raise UserError(count(jobs))
+                raise UserError(f"{count(jobs)} for the reason above; run those by a command of their own")
             return returns
 
     def _grid(self, arguments: list[str]) -> list[list[str]]:
+        """Return the overrides of each job.
+
+        Raises:
+            UserError: if a setting has no value, has no single values, or all have too many.
+        """
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        (grid,) = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        sizes = [_size(override) for override in overrides if override.is_sweep_override()]
+        if math.prod(sizes) > MOST:
+            raise UserError(f"this sweep has more than {MOST:,} jobs; run fewer at a time")
+        (grid,) = self.split_arguments(overrides, None)
         return grid
 
     def _job(self, number: int, overrides: Sequence[str]) -> Job:
-        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        try:
+            cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:  # such as method=standard,logits T=1,4
+            return Job(tuple(overrides), "", "", cli.explain(error, overrides))
         with open_dict(cfg):
             cfg.hydra.job.num = cfg.hydra.job.id = number
             name = str(cfg.hydra.sweep.subdir)
             launcher = self.config.hydra.launcher._target_
             command = Command.of(cfg, cfg.hydra, launcher)
             del cfg["hydra"]
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".."):
             raise UserError(f"hydra.sweep.subdir={name}: jobs lie side by side in hydra.sweep.dir; give a single name")
         job = Job(tuple(overrides), fingerprint(plain(cfg)), name)
         try:
@@ -102,36 +133,89 @@ class ResumableSweeper(BasicSweeper):
     def _launch_with_retries(
         self, jobs: list[Job], extra: Sequence[str], print_line: Callable[[str], None]
     ) -> Sequence[JobReturn]:
-        """Launch jobs, and launch those again that are not finished when the launcher fails."""
+        """Launch jobs, and launch those again that are not finished when the launcher fails.
+
+        Raises:
+            UserError: if the launcher has not even begun a job.
+        """
+        failures: list[str] = []
         for _ in range(ATTEMPTS):
             left = [job for job in jobs if job.status not in ("done", "failed")]
-            commands = [[*job.overrides, f"hydra.sweep.subdir='{job.directory.name}'", *extra] for job in left]
+            commands = [[*job.overrides, f"hydra.sweep.subdir={_quoted(job.directory.name)}", *extra] for job in left]
             try:
                 returns = self.launcher.launch(commands, initial_job_idx=0)
             except Exception as error:
-                reason, _, _ = str(error).partition("\n")
-                print_line(f"the launcher failed: {reason}")
+                failures.append(str(error).partition("\n")[0] or type(error).__name__)
                 for job in left:
                     job.wait()
                 continue
+            for failure in failures:
+                print_line(f"the launcher failed: {failure}; what was not finished was launched again")
             for job, returned in zip(left, returns, strict=True):
                 if returned.status is not JobStatus.COMPLETED:
                     job.reason = cli.explain(returned._return_value, job.overrides)
             return returns
+        if all(job.status == "waiting" for job in jobs):
+            launcher = self.config.hydra.runtime.choices["hydra/launcher"]
+            raise UserError(f"hydra/launcher={launcher} could not start a job: {failures[-1]}")
+        settle(jobs)
         for job in jobs:
             if job.status not in ("done", "failed"):
-                job.reason = "its launcher died"
+                job.reason = f"its launcher failed: {failures[-1]}"
         return []
 
 
-def _show(jobs: Sequence[Job]) -> None:
+def _size(override: Override) -> int:
+    """Return how many values an override stands for, at most one more than a sweep may have jobs."""
+    if not override.is_discrete_sweep():
+        raise UserError(
+            f"{override.input_line}: a sweep needs single values, such as {override.key_or_group}=0,1,2; "
+            "scripts/search.py searches within an interval"
+        )
+    number = sum(1 for _ in islice(override.sweep_string_iterator(), MOST + 1))
+    if number == 0:
+        raise UserError(f"{override.input_line} stands for no value, so that there is nothing to run")
+    return number
+
+
+def _show(jobs: Sequence[Job], directory: Path) -> None:
+    """Print the table of jobs, the reasons of what is missing, and how to go on with the results."""
     from rich.console import Console
 
-    Console().print("", table(jobs), sep="\n")
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # a file has no width
+    Console(width=wide).print("", table(jobs), sep="\n")
+    if len(jobs) > LONG:
+        print(f"The best 10 of {len(jobs)} jobs, and those that are missing.")
+    print(*reasons(jobs), sep="\n")
+    print(f"{count(jobs)} in {_shell([str(directory)])}")
+    if any(job.status in ("done", "skipped") for job in jobs) and cli.program().startswith("python "):
+        print(f"tables and figures: {_shell(['python', 'scripts/report.py', str(directory)])}")
+    sys.stdout.flush()
 
 
 def _command(directory: Path) -> str:
-    arguments = sys.argv[1:]
-    if not any(argument.startswith("hydra.sweep.dir=") for argument in arguments):
-        arguments = [*arguments, f"hydra.sweep.dir={directory}"]
-    return f"{cli.program()} {shlex.join(arguments)}"
+    """Return the command that continues the sweep, to be pasted into a shell."""
+    arguments = [part for part in sys.argv[1:] if part.lstrip("+").partition("=")[0] != "hydra.sweep.dir"]
+    return f"{cli.program()} {_shell([*arguments, f'hydra.sweep.dir={_quoted(str(directory))}'])}"
+
+
+def _quoted(text: str) -> str:
+    """Return text as the value of an override, quoted unless Hydra takes it as it is."""
+    if re.fullmatch(r"[A-Za-z/][A-Za-z0-9/_.-]*", text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
+        return text
+    # A backslash counts in front of a quote, and of what OmegaConf would replace.
+    escaped = re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), text)
+    return "'" + re.sub(r"(\\*)\$\{", r"\1\1\\${", escaped) + "'"
+
+
+def _shell(arguments: Sequence[str]) -> str:
+    """Return a command line for bash, control characters escaped: they would act on the terminal."""
+    return " ".join(
+        shlex.quote(part) if part.isprintable() else f"$'{''.join(map(_escaped, part))}'" for part in arguments
+    )
+
+
+def _escaped(char: str) -> str:
+    if char in "\\'":
+        return f"\\{char}"
+    return char if char.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))

@@ -1,11 +1,16 @@
 """Launchers on one machine, and the jobs that none of them can start."""
 
+import os
+import signal
+import time
 from datetime import datetime
 
+import hydra_plugins
 import joblib
 import pytest
+from hydra.core.singleton import Singleton
 
-from tests.common import SMALL
+from tests.common import ROOT, SMALL
 
 GRID = (*SMALL, "method=feature", "method.stages=[7],[-1]")
 """Two jobs, of which the first fails, as the network has two stages."""
@@ -19,6 +24,38 @@ def test_joblib_launcher_divides_the_cores(sweep, records):
     assert {name: record.status for name, record in found.items()} == {"0": "failed", "1": "done"}, printed
     assert "stages must be in [-2, 1]" in found["0"].error
     assert found["1"].device.endswith(f"({max(1, joblib.cpu_count() // 2)} threads)")
+
+
+def test_joblib_launcher_leaves_no_job_running_after_ctrl_c(sweep, records, tmp_path):
+    """Its workers are killed before they can record that they were interrupted."""
+    grid = (*SMALL, "epochs=5000", "method=standard", "seed=0,1", "threads=1")
+    process = sweep("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *grid)
+    curves = [tmp_path / "sweep" / name / "metrics.csv" for name in "01"]
+    deadline = time.monotonic() + 120
+    while not all(path.exists() for path in curves) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert {name: record.status for name, record in records().items()} == dict.fromkeys("01", "interrupted"), printed
+    assert "\ncontinue with: python train.py -m logger=none hydra/launcher=joblib" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(("launcher", "extra"), [("joblib", "parallel"), ("local", "slurm"), ("slurm", "slurm")])
+def test_launcher_that_is_not_installed_names_the_extra(run, monkeypatch, launcher, extra):
+    """Hydra finds its plugins in the folders of the namespace package `hydra_plugins`: here in this repository only."""
+    monkeypatch.setattr(hydra_plugins, "__path__", [str(ROOT / "hydra_plugins")])
+    monkeypatch.setattr(Singleton, "_instances", {})
+    code, printed = run("-m", f"hydra/launcher={launcher}", "seed=0,1")
+    assert (code, printed) == (1, f"error: this launcher is not installed: pip install -e '.[{extra}]'\n")
+
+
+def test_slurm_launcher_without_slurm_is_one_line(run, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, printed = run("-m", *SMALL, "hydra/launcher=slurm", "method=standard", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert (code, printed.count("\n")) == (1, 1)
+    assert printed.startswith('error: hydra/launcher=slurm could not start a job: Could not detect "srun"')
 
 
 def test_local_launcher_respects_max_batch_size(sweep, records, tmp_path):
