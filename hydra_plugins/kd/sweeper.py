@@ -6,10 +6,10 @@ The same command with the same `hydra.sweep.dir` runs the jobs that are missing 
 import math
 import os
 import re
-import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,17 +25,22 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.app import cli
+from kd.app.arguments import in_shell, quoted
 from kd.app.compose import Command, plain
+from kd.app.explain import explain
 from kd.app.identity import fingerprint
 from kd.app.run import check_command
-from kd.errors import UserError
+from kd.errors import RefusedError, UserError
 from kd.sweeps.jobs import Job, alone_in, place, settle
 from kd.sweeps.progress import LONG, Progress, count, reasons, table
 
+SETTINGS = "multirun.yaml"
 ATTEMPTS = 3
 """How many times a job is launched, at most, whose launcher fails."""
 QUIET = ("trainer.enable_progress_bar=false", "hydra.job_logging.root.handlers=[file]")
 """For jobs side by side: they write to their log files only."""
+NO_TEXT = ("null", "true", "false", "nan", "inf")
+"""What Hydra takes for another value than text."""
 MOST = 10_000
 """The most jobs of a sweep: one more zero in a range is not to compose configurations for hours."""
 
@@ -63,7 +68,7 @@ class ResumableSweeper(BasicSweeper):
             raise UserError("hydra.sweep.dir= names no folder; leave it out, or give one")
         directory = Path(self.config.hydra.sweep.dir)
         with alone_in(directory):
-            OmegaConf.save(self.config, directory / "multirun.yaml")
+            OmegaConf.save(self.config, directory / SETTINGS)
             left = place(jobs, directory.absolute())  # a job may change the working directory
             progress = Progress(jobs, lambda line: print(line, flush=True))
             if left or any(job.status == "refused" for job in jobs):
@@ -74,17 +79,21 @@ class ResumableSweeper(BasicSweeper):
                 returns = self._launch(left, progress)
             except BaseException as error:
                 if isinstance(error, UserError) and all(job.status == "waiting" for job in left):
+                    _remove(directory)
                     raise
                 settle(left)
                 _show(jobs, directory)
                 print(f"continue with: {_command(directory)}", file=sys.stderr)
                 raise
-            _show(jobs, directory)
             statuses = {job.status for job in jobs}
+            if statuses == {"refused"}:
+                _remove(directory)
+                raise UserError(jobs[0].why)
+            _show(jobs, directory)
             if statuses - {"done", "skipped", "refused"}:
                 raise UserError(f"{count(jobs)}; what is missing is tried again by: {_command(directory)}")
             if "refused" in statuses:
-                raise UserError(f"{count(jobs)} for the reason above; run those by a command of their own")
+                raise UserError(f"{count(jobs)}, for the reasons above")
             return returns
 
     def _grid(self, arguments: list[str]) -> list[list[str]]:
@@ -105,7 +114,7 @@ class ResumableSweeper(BasicSweeper):
         try:
             cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:  # such as method=standard,logits T=1,4
-            return Job(tuple(overrides), "", "", cli.explain(error, overrides))
+            return Job(tuple(overrides), "", "", explain(error, overrides))
         with open_dict(cfg):
             cfg.hydra.job.num = cfg.hydra.job.id = number
             name = str(cfg.hydra.sweep.subdir)
@@ -141,7 +150,7 @@ class ResumableSweeper(BasicSweeper):
         failures: list[str] = []
         for _ in range(ATTEMPTS):
             left = [job for job in jobs if job.status not in ("done", "failed")]
-            commands = [[*job.overrides, f"hydra.sweep.subdir={_quoted(job.directory.name)}", *extra] for job in left]
+            commands = [[*job.overrides, quoted("hydra.sweep.subdir", job.directory.name), *extra] for job in left]
             try:
                 returns = self.launcher.launch(commands, initial_job_idx=0)
             except Exception as error:
@@ -153,7 +162,9 @@ class ResumableSweeper(BasicSweeper):
                 print_line(f"the launcher failed: {failure}; what was not finished was launched again")
             for job, returned in zip(left, returns, strict=True):
                 if returned.status is not JobStatus.COMPLETED:
-                    job.reason = cli.explain(returned._return_value, job.overrides)
+                    job.reason = explain(returned._return_value, job.overrides)
+                    if isinstance(returned._return_value, RefusedError):
+                        job.directory = None
             return returns
         if all(job.status == "waiting" for job in jobs):
             launcher = self.config.hydra.runtime.choices["hydra/launcher"]
@@ -178,6 +189,13 @@ def _size(override: Override) -> int:
     return number
 
 
+def _remove(directory: Path) -> None:
+    """Remove the directory of a sweep that ran no job, unless it holds anything else."""
+    with suppress(OSError):
+        if {path.name for path in directory.iterdir()} <= {SETTINGS, ".lock"}:
+            shutil.rmtree(directory)
+
+
 def _show(jobs: Sequence[Job], directory: Path) -> None:
     """Print the table of jobs, the reasons of what is missing, and how to go on with the results."""
     from rich.console import Console
@@ -186,7 +204,7 @@ def _show(jobs: Sequence[Job], directory: Path) -> None:
     Console(width=wide).print("", table(jobs), sep="\n")
     if len(jobs) > LONG:
         print(f"The best 10 of {len(jobs)} jobs, and those that are missing.")
-    print(*reasons(jobs), sep="\n")
+    print("", *reasons(jobs), sep="\n")
     print(f"{count(jobs)} in {_shell([str(directory)])}")
     if any(job.status in ("done", "skipped") for job in jobs) and cli.program().startswith("python "):
         print(f"tables and figures: {_shell(['python', 'scripts/report.py', str(directory)])}")
@@ -196,22 +214,17 @@ def _show(jobs: Sequence[Job], directory: Path) -> None:
 def _command(directory: Path) -> str:
     """Return the command that continues the sweep, to be pasted into a shell."""
     arguments = [part for part in sys.argv[1:] if part.lstrip("+").partition("=")[0] != "hydra.sweep.dir"]
-    return f"{cli.program()} {_shell([*arguments, f'hydra.sweep.dir={_quoted(str(directory))}'])}"
-
-
-def _quoted(text: str) -> str:
-    """Return text as the value of an override, quoted unless Hydra takes it as it is."""
-    if re.fullmatch(r"[A-Za-z/][A-Za-z0-9/_.-]*", text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
-        return text
-    # A backslash counts in front of a quote, and of what OmegaConf would replace.
-    escaped = re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), text)
-    return "'" + re.sub(r"(\\*)\$\{", r"\1\1\\${", escaped) + "'"
+    place = f"hydra.sweep.dir={directory}"
+    # What begins with a digit may be a number, and then has another text.
+    if not re.fullmatch(r"[A-Za-z/][A-Za-z0-9/_.-]*", str(directory)) or str(directory).lower() in NO_TEXT:
+        place = quoted("hydra.sweep.dir", str(directory))
+    return f"{cli.program()} {_shell([*arguments, place])}"
 
 
 def _shell(arguments: Sequence[str]) -> str:
     """Return a command line for bash, control characters escaped: they would act on the terminal."""
     return " ".join(
-        shlex.quote(part) if part.isprintable() else f"$'{''.join(map(_escaped, part))}'" for part in arguments
+        in_shell(part) if part.isprintable() else f"$'{''.join(map(_escaped, part))}'" for part in arguments
     )
 
 

@@ -13,7 +13,8 @@ import torch
 from hydra.core.plugins import Plugins
 from safetensors.torch import load_file
 
-from hydra_plugins.kd.sweeper import _quoted, _shell
+from hydra_plugins.kd.sweeper import _shell
+from kd.app.arguments import quoted
 from kd.app.compose import compose
 from kd.runs.results import Result, read, write
 from tests.common import ROOT, SMALL
@@ -36,15 +37,17 @@ def launcher():
     return Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
 
 
-def test_multirun_continues_past_failed_and_refused_jobs(sweep):
-    grid = ("method=feature", "alpha=0.5,0.8", "beta=0.3", "method.stages=[-1],[7]")
-    code, printed, directory = sweep(*grid)
+def test_multirun_continues_past_refused_jobs(sweep):
+    """Those that their settings rule out, before anything runs, and one that its network does, when it is built."""
+    code, printed, directory = sweep("method=feature", "alpha=0.5,0.8", "beta=0.3", "method.stages=[7],[-1]")
+    sums = "refused alpha=0.8 (2 jobs): alpha + beta must be in [0, 1], got alpha=0.8 and beta=0.3\n"
+    stages = "refused alpha=0.5 method.stages=[7]: stages must be in [-2, 1]"
     assert code == 1
-    assert printed.index("refused alpha=0.8") < printed.index("done    alpha=0.5")  # printed before anything runs
-    assert "alpha + beta must be in [0, 1], got alpha=0.8 and beta=0.3" in printed
-    assert "error: 1 done, 1 failed, 2 refused; what is missing is tried again by: python train.py -m" in printed
-    assert {name: record.status for name, record in records(directory).items()} == {"0": "done", "1": "failed"}
-    assert "stages must be in [-2, 1]" in records(directory)["1"].error
+    assert printed.index(f"[2/4] {sums}") < printed.index(f"[3/4] {stages}") < printed.index("[4/4] done")
+    assert printed.count(sums) == printed.count(stages) == 2  # again at the end
+    assert printed.endswith("error: 1 done, 3 refused, for the reasons above\n")
+    assert {name: record.status for name, record in records(directory).items()} == {"1": "done"}
+    assert not (directory / "0").exists()
 
 
 def test_multirun_resumes_with_the_missing_jobs(sweep):
@@ -154,7 +157,7 @@ def test_multirun_names_jobs_whose_settings_cannot_be_composed(sweep):
     assert code == 1
     assert lines[0].startswith(f"[2/4] refused {reason}")
     assert any(line.startswith(f"refused {reason}") for line in lines[1:])
-    assert lines[-1] == "error: 2 done, 2 refused for the reason above; run those by a command of their own"
+    assert lines[-1] == "error: 2 done, 2 refused, for the reasons above"
     assert [record.knobs["T"] for record in records(directory).values()] == [1, 4]
 
 
@@ -169,14 +172,24 @@ def test_multirun_names_jobs_whose_settings_cannot_be_composed(sweep):
         (("tempreature=1,4",), "there is no setting 'tempreature' with"),
         (("hydra.sweeper.max_batch_size=0",), "hydra.sweeper.max_batch_size must be at least 1, got 0"),
         (("hydra.sweep.subdir=..",), "hydra.sweep.subdir=..: jobs lie side by side in hydra.sweep.dir"),
-        (("hydra.sweep.subdir=",), "hydra.sweep.subdir=: jobs lie side by side"),
-        (("hydra.sweep.dir=",), "hydra.sweep.dir= names no folder"),
+        (("hydra.sweep.subdir=''",), "hydra.sweep.subdir=: jobs lie side by side"),
+        (("hydra.sweep.dir=''",), "hydra.sweep.dir= names no folder"),
+        (("experiment=sed_table",), "there is no experiment=sed_table; did you mean experiment=seed_table?"),
+        (("experiment=seeds,sed_table",), "there is no experiment=sed_table; did you mean experiment=seed_table?"),
     ],
 )
 def test_sweeper_refuses_a_mistake_in_one_line(run, tmp_path, arguments, printed):
     code, lines = run("-m", *QUICK, "method=logits", *arguments)
     assert (code, lines.count("\n")) == (1, 1)
     assert lines.startswith(f"error: {printed}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_multirun_leaves_nothing_if_no_network_can_be_built(sweep, tmp_path):
+    code, printed, _ = sweep("method=feature", "method.stages=[7],[8]")
+    assert code == 1
+    assert printed.startswith("[1/2] refused method.stages=[7]: stages must be in [-2, 1]")
+    assert printed.splitlines()[-1].startswith("error: stages must be in [-2, 1]")
     assert not list(tmp_path.iterdir())
 
 
@@ -194,7 +207,7 @@ def test_multirun_prints_commands_that_continue_it(run, launcher, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(launcher, "launch", interrupt)
-        code, printed = run("-m", *grid, f"hydra.sweep.dir={_quoted(folder)}")
+        code, printed = run("-m", *grid, quoted("hydra.sweep.dir", folder))
     assert code == 130
     assert "[v2] it's, 0  seed=0    done" in printed
     python, program, *arguments = shlex.split(printed.split("continue with: ")[1])
@@ -215,14 +228,14 @@ def test_quoted_values_pass_shell_and_hydra_unchanged():
     characters, generator = "a\\'\"${}[], =v2:é#()~*|\t@%;&!`\x1b\udcff", random.Random(0)
     texts = ["".join(generator.choices(characters, k=generator.randint(1, 9))) for _ in range(50)]
     texts += ["null", "True", "1e3", "007", "sweep", "runs/2026-01-02/[v2]", "$5_$10", "a\\", "${seed}", "\\${seed}"]
-    settings = _shell([f"+spec.text{number}={_quoted(text)}" for number, text in enumerate(texts)])
+    settings = _shell([quoted(f"+spec.text{number}", text) for number, text in enumerate(texts)])
     done = subprocess.run(["bash", "-c", f"printf '%s\\0' {settings}"], capture_output=True, check=True)
     spec = compose(os.fsdecode(done.stdout).split("\0")[:-1])[0].cfg.spec
     assert [spec[f"text{number}"] for number in range(len(texts))] == texts
 
 
 def test_shell_command_has_no_control_characters():
-    assert _shell(["T=4", "a b", "\x1b[31m"]) == r"T=4 'a b' $'\x1b[31m'"
+    assert _shell(["T=4", "a b", "\x1b[31m"]) == "T=4 \"a b\" $'\\x1b[31m'"
 
 
 class TestCohort:
@@ -245,11 +258,11 @@ class TestCohort:
             assert log.count("training the student") == 1
             assert f"method {mine.method}, seed {mine.seed}" in log
 
-    def test_cohort_prints_failed_jobs(self, run, tmp_path):
+    def test_cohort_prints_refused_jobs(self, run, tmp_path):
         grid = ("logger=tensorboard", "method=feature", "method.stages=[-1],[7]", "hydra.sweep.dir=sweep")
         code, printed = run("-m", *QUICK, *grid, "hydra/launcher=cohort")
         assert code == 1
-        assert "failed  method.stages=[7]: stages must be in [-2, 1]" in printed
+        assert "refused method.stages=[7]: stages must be in [-2, 1]" in printed
         assert "done    method.stages=[-1]" in printed
 
     def test_cohort_keeps_to_each_jobs_directory(self, run, tmp_path):
