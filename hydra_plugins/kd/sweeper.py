@@ -4,7 +4,6 @@ The same command with the same `hydra.sweep.dir` runs the jobs that are missing 
 """
 
 import math
-import os
 import re
 import shutil
 import sys
@@ -25,14 +24,15 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.app import cli
-from kd.app.arguments import in_shell, quoted
+from kd.app.arguments import quoted
 from kd.app.compose import Command, plain
 from kd.app.explain import explain
 from kd.app.identity import fingerprint
+from kd.app.programs import command_line
 from kd.app.run import check_command
 from kd.errors import RefusedError, UserError
 from kd.sweeps.jobs import Job, alone_in, place, settle
-from kd.sweeps.progress import LONG, Progress, count, reasons, table
+from kd.sweeps.progress import LONG, Progress, console, count, reasons, table
 
 SETTINGS = "multirun.yaml"
 ATTEMPTS = 3
@@ -198,16 +198,13 @@ def _remove(directory: Path) -> None:
 
 def _show(jobs: Sequence[Job], directory: Path) -> None:
     """Print the table of jobs, the reasons of what is missing, and how to go on with the results."""
-    from rich.console import Console
-
-    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # a file has no width
-    Console(width=wide).print("", table(jobs), sep="\n")
+    console().print("", table(jobs), sep="\n")
     if len(jobs) > LONG:
         print(f"The best 10 of {len(jobs)} jobs, and those that are missing.")
     print("", *reasons(jobs), sep="\n")
-    print(f"{count(jobs)} in {_shell([str(directory)])}")
+    print(f"{count(jobs)} in {command_line([str(directory)])}")
     if any(job.status in ("done", "skipped") for job in jobs) and cli.program().startswith("python "):
-        print(f"tables and figures: {_shell(['python', 'scripts/report.py', str(directory)])}")
+        print(f"tables and figures: {command_line(['python', 'scripts/report.py', str(directory)])}")
     sys.stdout.flush()
 
 
@@ -218,17 +215,4 @@ def _command(directory: Path) -> str:
     # What begins with a digit may be a number, and then has another text.
     if not re.fullmatch(r"[A-Za-z/][A-Za-z0-9/_.-]*", str(directory)) or str(directory).lower() in NO_TEXT:
         place = quoted("hydra.sweep.dir", str(directory))
-    return f"{cli.program()} {_shell([*arguments, place])}"
-
-
-def _shell(arguments: Sequence[str]) -> str:
-    """Return a command line for bash, control characters escaped: they would act on the terminal."""
-    return " ".join(
-        in_shell(part) if part.isprintable() else f"$'{''.join(map(_escaped, part))}'" for part in arguments
-    )
-
-
-def _escaped(char: str) -> str:
-    if char in "\\'":
-        return f"\\{char}"
-    return char if char.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
+    return f"{cli.program()} {command_line([*arguments, place])}"

@@ -1,6 +1,8 @@
 """Output of a sweep: a line for each job that has ended, and a table at the end. No torch import."""
 
 import math
+import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 from kd.sweeps.jobs import Job, by_reason, together
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 POLL_SECONDS = 1.0
@@ -122,6 +125,13 @@ def shown(text: str) -> str:
     visible = "".join(char if char.isprintable() or char.isspace() else repr(char)[1:-1] for char in text)
     line = " ".join(visible.split())
     return line if len(line) <= WIDE else f"{line[: WIDE // 2 - 3]} ... {line[2 - WIDE // 2 :]}"
+
+
+def console() -> "Console":
+    """Return a console that wraps lines at the width of a terminal only: a file or a pipe has none."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
 
 
 def table(jobs: Sequence[Job]) -> "Table":

@@ -1,7 +1,5 @@
 """Sweeps from the command line, `train.py -m`."""
 
-import os
-import random
 import resource
 import shlex
 import subprocess
@@ -13,9 +11,7 @@ import torch
 from hydra.core.plugins import Plugins
 from safetensors.torch import load_file
 
-from hydra_plugins.kd.sweeper import _shell
 from kd.app.arguments import quoted
-from kd.app.compose import compose
 from kd.runs.results import Result, read, write
 from tests.common import ROOT, SMALL
 
@@ -222,20 +218,6 @@ def test_multirun_prints_commands_that_continue_it(run, launcher, tmp_path, monk
     code, printed = run(*arguments)
     assert code == 0
     assert printed.startswith("all 2 jobs were done before; nothing to do\n")
-
-
-def test_quoted_values_pass_shell_and_hydra_unchanged():
-    characters, generator = "a\\'\"${}[], =v2:é#()~*|\t@%;&!`\x1b\udcff", random.Random(0)
-    texts = ["".join(generator.choices(characters, k=generator.randint(1, 9))) for _ in range(50)]
-    texts += ["null", "True", "1e3", "007", "sweep", "runs/2026-01-02/[v2]", "$5_$10", "a\\", "${seed}", "\\${seed}"]
-    settings = _shell([quoted(f"+spec.text{number}", text) for number, text in enumerate(texts)])
-    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {settings}"], capture_output=True, check=True)
-    spec = compose(os.fsdecode(done.stdout).split("\0")[:-1])[0].cfg.spec
-    assert [spec[f"text{number}"] for number in range(len(texts))] == texts
-
-
-def test_shell_command_has_no_control_characters():
-    assert _shell(["T=4", "a b", "\x1b[31m"]) == "T=4 \"a b\" $'\\x1b[31m'"
 
 
 class TestCohort:
