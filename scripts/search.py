@@ -24,12 +24,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.app.arguments import read_arguments, refuse_wrong_choices, sweeps
 from kd.app.check import knobs, leaves, nearest
 from kd.app.compose import Command, compose, plain, run_wide
 from kd.app.explain import OTHER_NAMES, explain
 from kd.app.identity import fingerprint
-from kd.app.programs import Parser, command_line, refuse_setting
+from kd.app.programs import Parser, check_settings, command_line, positive, refuse_setting
 from kd.app.run import check_command, describe, number, run
 from kd.errors import UserError
 from kd.hashing import derive
@@ -94,7 +93,8 @@ def plan(options: argparse.Namespace) -> Search:
     """
     if "?" in str(options.directory):
         raise UserError(f"{options.directory}: the path of a study cannot have a '?'; choose another folder")
-    check_settings(options.overrides)
+    check_settings(options.overrides, "give a single value, or search between two by --range NAME=LOW:HIGH")
+    refuse_settings(options.overrides)
     command, hydra = compose(options.overrides)
     cfg = command.cfg
     if hydra.sweeper.params:
@@ -143,18 +143,14 @@ def plan(options: argparse.Namespace) -> Search:
     return search
 
 
-def check_settings(overrides: Sequence[str]) -> None:
-    """Refuse settings that are wrong for `train.py` as well, and those that a search has no use for."""
-    read_arguments(overrides)
-    refuse_wrong_choices(overrides)
+def refuse_settings(overrides: Sequence[str]) -> None:
+    """Refuse settings that a search has no use for."""
     for override in overrides:
         name = override.lstrip("+~").partition("=")[0]
         if name == "resume":
             raise UserError("a search is continued by its own command again, not by resume=")
         if name.startswith("hydra") and name != "hydra.searchpath":
             raise UserError(f"{override}: a search runs one trial after the other in its folder; leave this out")
-    for override in sweeps(overrides):
-        raise UserError(f"{override}: give a single value, or search between two by --range NAME=LOW:HIGH")
 
 
 def refuse_range(part: Range, own: Mapping[str, Any]) -> None:
@@ -498,7 +494,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("directory", nargs="?", type=Path, metavar="SEARCH_DIR", help="where study and runs are kept")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="settings of every run, as for train.py")
-    parser.add_argument("--trials", type=int, default=30, metavar="N", help="how many to finish (default: 30)")
+    parser.add_argument("--trials", type=positive, default=30, metavar="N", help="how many to finish (default: 30)")
     parser.add_argument(
         "--range",
         nargs="+",
@@ -516,8 +512,6 @@ def arguments() -> argparse.Namespace:
 
 
 def search_with(options: argparse.Namespace) -> None:
-    if options.trials < 1:
-        raise UserError(f"--trials must be at least 1, got {options.trials}")
     try:
         import optuna
     except ModuleNotFoundError as error:

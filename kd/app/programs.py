@@ -3,10 +3,11 @@
 import argparse
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from kd.app.arguments import NAME, in_shell
+from kd.app.arguments import NAME, in_shell, read_arguments, refuse_wrong_choices, sweeps
 from kd.errors import UserError
 
 
@@ -16,6 +17,37 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise a `UserError` instead of printing the usage and leaving with exit code 2."""
         raise UserError(f"{message}; see --help")
+
+
+def positive(text: str) -> int:
+    """Return a number of things, at least 1, as a type for `Parser.add_argument`."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def file(text: str) -> Path:
+    """Return the path of a file that can be written later, as a type for `Parser.add_argument`."""
+    path = Path(text).expanduser()
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: {'is a folder' if path.is_dir() else f'no folder {path.parent}'}")
+    return path
+
+
+def check_settings(overrides: Sequence[str], several: str = "give a single value") -> None:
+    """Refuse settings of one run that `train.py` would refuse by their form alone.
+
+    Args:
+        overrides: the settings, as typed.
+        several: what to do instead of giving several values.
+
+    Raises:
+        UserError: for what is not NAME=VALUE, a file that is not there, or several values.
+    """
+    refuse_wrong_choices(read_arguments(overrides).overrides)
+    for override in sweeps(overrides):
+        raise UserError(f"{override}: {several}")
 
 
 def refuse_setting(argument: str, program: str) -> None:

@@ -284,7 +284,7 @@ def test_search_covers_whole_numbers_and_other_settings(run_search, tmp_path):
         (("experiment=seed_table",), "a grid of runs cannot be searched"),
         (("trainer=ddp",), "training on several devices starts this command again"),
         (("method.stages=[7]", "method=feature"), "stages must be in"),
-        (("--trials", "0"), "--trials must be at least 1"),
+        (("--trials", "0"), "argument --trials: must be at least 1, got 0"),
     ],
 )
 def test_search_refuses_a_mistake_in_one_line_before_any_trial(run_search, tmp_path, arguments, printed):
