@@ -21,7 +21,10 @@ class Parser(argparse.ArgumentParser):
 
 def positive(text: str) -> int:
     """Return a number of things, at least 1, as a type for `Parser.add_argument`."""
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text}") from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number

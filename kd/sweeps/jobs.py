@@ -115,7 +115,7 @@ def place(jobs: Sequence[Job], directory: Path) -> list[Job]:
     """
     found = dict(_records(directory))
     homes = {record.fingerprint: home for home, record in found.items()}
-    taken = {home.name for home in found}
+    taken = {path.parent.name for path in directory.glob(f"*/{FILE}")}  # also by records that cannot be read
     first: dict[str, Job] = {}
     for job in jobs:
         if job.reason is not None:
@@ -180,7 +180,7 @@ def _records(directory: Path) -> Iterator[tuple[Path, Result]]:
     for path in sorted(directory.glob(f"*/{FILE}")):
         try:
             yield path.parent, read(path)
-        except UserError:  # the next run there begins anew
+        except UserError:  # nothing is known of it: it stays as it is
             continue
 
 

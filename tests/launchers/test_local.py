@@ -22,7 +22,7 @@ def test_joblib_launcher_divides_the_cores(sweep, records):
     assert process.returncode == 1, printed
     found = records()
     assert {name: record.status for name, record in found.items()} == {"1": "done"}, printed
-    assert "refused method.stages=[7]: stages must be in [-2, 1]" in printed
+    assert "refused method.stages=[7]: method.stages must be in [-2, 1]" in printed
     assert found["1"].device.endswith(f"({max(1, joblib.cpu_count() // 2)} threads)")
 
 

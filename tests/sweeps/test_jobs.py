@@ -58,12 +58,12 @@ def test_place_gives_no_directory_to_a_refused_job(tmp_path):
     assert (jobs[0].status, jobs[0].why) == ("refused", "T must be positive")
 
 
-def test_place_ignores_a_truncated_record(tmp_path):
+def test_place_leaves_a_truncated_record_alone(tmp_path):
     write_record(tmp_path / "0", "f0")
     text = (tmp_path / "0" / FILE).read_text()
     (tmp_path / "0" / FILE).write_text(text[: len(text) // 2])
     (only,) = place([job(0)], tmp_path)
-    assert (only.directory.name, only.status) == ("0", "waiting")
+    assert (only.directory.name, only.status) == ("1", "waiting")
 
 
 def test_job_status_ignores_an_earlier_failure_until_there_is_a_new_record(tmp_path):

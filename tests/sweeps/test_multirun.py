@@ -37,7 +37,7 @@ def test_multirun_continues_past_refused_jobs(sweep):
     """Those that their settings rule out, before anything runs, and one that its network does, when it is built."""
     code, printed, directory = sweep("method=feature", "alpha=0.5,0.8", "beta=0.3", "method.stages=[7],[-1]")
     sums = "refused alpha=0.8 (2 jobs): alpha + beta must be in [0, 1], got alpha=0.8 and beta=0.3\n"
-    stages = "refused alpha=0.5 method.stages=[7]: stages must be in [-2, 1]"
+    stages = "refused alpha=0.5 method.stages=[7]: method.stages must be in [-2, 1]"
     assert code == 1
     assert printed.index(f"[2/4] {sums}") < printed.index(f"[3/4] {stages}") < printed.index("[4/4] done")
     assert printed.count(sums) == printed.count(stages) == 2  # again at the end
@@ -50,15 +50,17 @@ def test_multirun_resumes_with_the_missing_jobs(sweep):
     code, printed, directory = sweep("method=logits", "T=1,4")
     assert (code, printed.count("done    T=")) == (0, 2)
     before = {name: (directory / name / "result.json").stat().st_mtime_ns for name in "01"}
-    # Cut short, a record is no result; the grid has grown, and has the same run twice.
+    # Cut short, a record is no result, and stays as it is; the grid has grown, and has the same run twice.
     (directory / "1" / "result.json").write_text("{")
     code, printed, _ = sweep("method=logits", "T=4,2,1,1.0")
     assert code == 0
     assert "skipped T=1: done before" in printed
     assert "skipped T=1.0: the same as T=1" in printed
     assert (directory / "0" / "result.json").stat().st_mtime_ns == before["0"]
+    assert (directory / "1" / "result.json").read_text() == "{"
+    (directory / "1" / "result.json").unlink()
     assert {name: (record.knobs["T"], record.status) for name, record in records(directory).items()} == {
-        "0": (1, "done"), "1": (4, "done"), "2": (2, "done")
+        "0": (1, "done"), "2": (4, "done"), "3": (2, "done")
     }  # fmt: skip
 
 
@@ -184,8 +186,8 @@ def test_sweeper_refuses_a_mistake_in_one_line(run, tmp_path, arguments, printed
 def test_multirun_leaves_nothing_if_no_network_can_be_built(sweep, tmp_path):
     code, printed, _ = sweep("method=feature", "method.stages=[7],[8]")
     assert code == 1
-    assert printed.startswith("[1/2] refused method.stages=[7]: stages must be in [-2, 1]")
-    assert printed.splitlines()[-1].startswith("error: stages must be in [-2, 1]")
+    assert printed.startswith("[1/2] refused method.stages=[7]: method.stages must be in [-2, 1]")
+    assert printed.splitlines()[-1].startswith("error: method.stages must be in [-2, 1]")
     assert not list(tmp_path.iterdir())
 
 
@@ -244,7 +246,7 @@ class TestCohort:
         grid = ("logger=tensorboard", "method=feature", "method.stages=[-1],[7]", "hydra.sweep.dir=sweep")
         code, printed = run("-m", *QUICK, *grid, "hydra/launcher=cohort")
         assert code == 1
-        assert "refused method.stages=[7]: stages must be in [-2, 1]" in printed
+        assert "refused method.stages=[7]: method.stages must be in [-2, 1]" in printed
         assert "done    method.stages=[-1]" in printed
 
     def test_cohort_keeps_to_each_jobs_directory(self, run, tmp_path):
