@@ -36,8 +36,10 @@ from rich.console import Console
 from turns import Timed, Turns, TurnsOver, processes, spawn, take_turns
 
 from kd.app.build import Builder
-from kd.app.cli import THREAD_WAITING, explain
+from kd.app.cli import THREAD_WAITING
 from kd.app.compose import Command, compose
+from kd.app.explain import explain
+from kd.app.programs import Parser, check_settings, file, positive
 from kd.app.run import check_command, describe, run
 from kd.data.images import Images
 from kd.errors import UserError
@@ -59,24 +61,31 @@ TEACHER = "teacher.safetensors"
 
 
 def main() -> None:
-    options = arguments()
+    try:
+        benchmark(arguments())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (UserError, HydraException, OmegaConfBaseException, RuntimeError) as error:
+        raise SystemExit(f"benchmark.py: {explain(error, sys.argv[1:])}") from None
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Measure and print what the options select."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         torch.manual_seed(0)
         save_weights(CNN(32, 10, 32, "relu", 0.25, 0.5), folder / TEACHER, {})  # untrained, which costs no speed
-        try:
-            for workload in options.workloads:
-                check_command(command(workload, "changed", options, folder))
-            figures = measure(options, folder)
-        except (UserError, HydraException, OmegaConfBaseException, RuntimeError) as error:
-            raise SystemExit(f"benchmark.py: {explain(error, options.overrides)}") from None
+        check_settings(options.overrides)
+        for workload in options.workloads:
+            check_command(command(workload, "changed", options, folder))
+        figures = measure(options, folder)
     Console(width=110, soft_wrap=True).print(to_rich(figures), *remarks(figures), sep="\n", highlight=False)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python scripts/benchmark.py --quick --json speed.json",
@@ -85,17 +94,17 @@ def arguments() -> argparse.Namespace:
     add("overrides", nargs="*", help="settings of the loop `changed`, as for train.py")
     add("--device", choices=("cpu", "gpu"), help="default: gpu if there is one")
     add("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME")
-    add("--batch", type=int, default=256, help="images a step (default: 256)")
-    add("--rounds", type=int, help="turns of each loop")
-    add("--steps", type=int, help="timed steps of a turn")
+    add("--batch", type=positive, default=256, help="images a step (default: 256)")
+    add("--rounds", type=positive, help="turns of each loop")
+    add("--steps", type=positive, help="timed steps of a turn")
     add("--quick", action="store_true", help="fewer and shorter turns: under two minutes on two cores")
     add("--passive-textbook", action="store_true", help="idle threads of the textbook loop sleep, as those of train.py")
-    add("--json", type=Path, metavar="FILE", help="write all figures")
+    add("--json", type=file, metavar="FILE", help="write all figures")
     options = parser.parse_intermixed_args()
     if options.device is None:
         options.device = "gpu" if torch.cuda.is_available() else "cpu"
     if options.device == "gpu" and not torch.cuda.is_available():
-        parser.exit(1, "benchmark.py: there is no GPU that torch can use; leave out --device\n")
+        raise UserError("there is no GPU that torch can use; leave out --device")
     steps = 100 if options.device == "gpu" else 12
     options.rounds = options.rounds or (2 if options.quick else 7)
     options.steps = options.steps or (steps // 3 if options.quick else steps)
@@ -142,17 +151,21 @@ def serve(options: argparse.Namespace, folder: Path, loop: str, pipe: Connection
     silence()
     turns = Turns(pipe, options.warmup, options.steps, synchronize)
     while True:
-        workload = pipe.recv()
         try:
+            workload = pipe.recv()
             if loop == "textbook":
                 train_textbook(workload, turns, options, folder)
             else:
                 train_ours(workload, loop, turns, options, folder)
         except TurnsOver:
             pipe.send(peak_memory_gb(options))
+        except (KeyboardInterrupt, SystemExit, EOFError, BrokenPipeError):
+            return  # the parent has ended
         except Exception as error:
             pipe.send(f"{loop}, {workload}: {explain(error, options.overrides)}")
-            raise
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            return
 
 
 def train_textbook(workload: str, turns: Turns, options: argparse.Namespace, folder: Path) -> None:

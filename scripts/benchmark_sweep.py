@@ -15,6 +15,8 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+from kd.app.programs import Parser, file, positive
+from kd.errors import UserError
 from kd.runs.status import git_revision, versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,21 +36,34 @@ def sweep_seconds(launcher: str, grid: list[str], directory: Path, store: Path) 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr or done.stdout).strip().splitlines()[-1]
-        raise SystemExit(f"benchmark_sweep.py: {launcher}: {reason.removeprefix('error: ')}")
+        raise UserError(f"{launcher}: {reason.removeprefix('error: ')}")
     return time.perf_counter() - started
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    try:
+        benchmark(arguments())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except UserError as error:
+        raise SystemExit(f"benchmark_sweep.py: {error}") from None
+
+
+def arguments() -> argparse.Namespace:
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python scripts/benchmark_sweep.py --launchers basic cohort joblib",
     )
     parser.add_argument("grid", nargs="*", help=f"the sweep (default: {' '.join(GRID)})")
     parser.add_argument("--launchers", nargs="+", default=["basic", "cohort"], metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=3, help="sweeps under each launcher (default: 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
-    options = parser.parse_intermixed_args()
+    parser.add_argument("--rounds", type=positive, default=3, help="sweeps under each launcher (default: 3)")
+    parser.add_argument("--json", type=file, metavar="FILE", help="write all figures")
+    return parser.parse_intermixed_args()
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Measure and print what the options select."""
     grid = options.grid or list(GRID)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -5,17 +5,17 @@ it can neither prune a run nor continue one. So this script takes values from a 
 """
 
 import argparse
+import io
 import logging
 import math
 import os
-import shlex
+import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from decimal import ROUND_DOWN, Context
 from pathlib import Path
 from typing import Any
 
@@ -24,102 +24,26 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.app import cli
-from kd.app.check import knobs
+from kd.app.check import knobs, leaves, nearest
 from kd.app.compose import Command, compose, plain, run_wide
+from kd.app.explain import OTHER_NAMES, explain
+from kd.app.identity import fingerprint
+from kd.app.programs import Parser, check_settings, command_line, positive, refuse_setting
 from kd.app.run import check_command, describe, number, run
 from kd.errors import UserError
 from kd.hashing import derive
-from kd.ranges import RANGES, require
+from kd.ranges import RANGES
 from kd.runs.results import FILE, Result, read
 from kd.runs.status import tracked, write_once
+from kd.sweeps.progress import console
+from kd.sweeps.spans import Range
 
 STUDY = "study.db"
 LEARNING_RATE = "recipe.optimizer.lr"
 QUIET = ("trainer.enable_progress_bar=false",)
 BEST = 5
-DIGITS = 4
-"""Significant ones, of a value that is tried: enough to tell runs apart, and few enough to type."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """What is searched for one setting, ends included."""
-
-    name: str
-    """In full, as in "recipe.optimizer.lr"."""
-    low: float
-    high: float
-    log: bool = False
-    """Whether the factor between two values counts, and not their difference."""
-
-    @classmethod
-    def parse(cls, text: str, allowed: Mapping[str, str]) -> "Range":
-        """Read "NAME=LOW:HIGH" or "NAME=LOW:HIGH:log".
-
-        Args:
-            text: what to read.
-            allowed: what settings may be, by their full names or the last part of these.
-
-        Raises:
-            UserError: if it is not of that form, is empty, or reaches beyond what the setting may be.
-        """
-        name, _, span = text.partition("=")
-        ends, scale = span.split(":")[:2], span.split(":")[2:]
-        try:
-            low, high = (_number(end) for end in ends)
-            if not name or scale not in ([], ["log"]):
-                raise ValueError
-        except ValueError:
-            raise UserError(f"--range {text}: write NAME=LOW:HIGH or NAME=LOW:HIGH:log") from None
-        if not low < high:
-            raise UserError(f"--range {text}: {low:g} is not below {high:g}")
-        if scale and low <= 0:
-            raise UserError(f"--range {text}: a range with :log begins above 0")
-        span = allowed.get(name, allowed.get(name.rpartition(".")[2]))
-        if span is not None:
-            try:
-                require(name, low, span)
-                require(name, high, span)
-            except ValueError as error:
-                raise UserError(f"--range {text}: {error}") from error
-        return cls(name, low, high, bool(scale))
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.low:g}:{self.high:g}{':log' if self.log else ''}"
-
-    def within(self, limits: Mapping[str, str], known: Mapping[str, float]) -> "Range":
-        """What is left of the range once the other parts of sums are known.
-
-        Args:
-            limits: ranges, those of sums of knobs among them: {"alpha + beta": "[0, 1]"}.
-            known: values of the other settings; of those still to be chosen, the least they can be.
-
-        Raises:
-            UserError: if nothing is left.
-        """
-        high = self.high
-        for names, span in limits.items():
-            parts = names.split(" + ")
-            if len(parts) > 1 and self.name in parts:
-                rest = sum(known[part] for part in parts if part != self.name)
-                high = min(high, round(float(span[1:-1].split(",")[1]) - rest, 9))
-                if high < self.low:
-                    raise UserError(f"--range {self}: {names} must be in {span}, of which {rest:g} is already taken")
-        return replace(self, high=high)
-
-    def short(self, value: float) -> float:
-        """The value with few digits, still in the range; never rounded up, as sums have upper ends."""
-        if isinstance(value, int):
-            return value
-        return max(self.low, float(Context(prec=DIGITS, rounding=ROUND_DOWN).create_decimal_from_float(value)))
-
-
-def _number(text: str) -> float:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+OF_BOTH = {"epochs": "recipe.epochs", "batch_size": "recipe.batch_size", "lr": LEARNING_RATE}
+"""Settings that are the teacher's too, and those of the student alone."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +91,10 @@ def plan(options: argparse.Namespace) -> Search:
     Raises:
         UserError: if there is nothing to search, or no way to judge it.
     """
+    if "?" in str(options.directory):
+        raise UserError(f"{options.directory}: the path of a study cannot have a '?'; choose another folder")
+    check_settings(options.overrides, "give a single value, or search between two by --range NAME=LOW:HIGH")
+    refuse_settings(options.overrides)
     command, hydra = compose(options.overrides)
     cfg = command.cfg
     if hydra.sweeper.params:
@@ -177,6 +105,9 @@ def plan(options: argparse.Namespace) -> Search:
     limits: dict[str, str] = plain(cfg.spec.ranges)
     given = [Range.parse(text, RANGES | limits) for text in options.range]
     names = [part.name for part in given]
+    own = knobs(plain(cfg), run_wide())
+    for part in given:
+        refuse_range(part, own)
     fixed = {override.lstrip("+").partition("=")[0]: override for override in options.overrides}
     for name in names:
         if name in fixed:
@@ -192,7 +123,6 @@ def plan(options: argparse.Namespace) -> Search:
     ranges = tuple(typed(part, cfg, options.overrides) for part in [*usual, *given])
     if not ranges:
         raise UserError("every knob is set, nothing is left to search; leave one out or give --range NAME=LOW:HIGH")
-    own = knobs(plain(cfg), run_wide())
     search = Search(
         options.directory,
         tuple(options.overrides),
@@ -202,10 +132,39 @@ def plan(options: argparse.Namespace) -> Search:
         options.seed,
         options.trials,
     )
+    lowest = search.compose(search.lowest)[0]
+    highs = {part.name: part.within(search.limits, {**search.fixed, **search.lowest}).high for part in ranges}
+    check_command(lowest)
     for part in ranges:
-        part.within(search.limits, {**search.fixed, **search.lowest})
-    check_command(search.compose(search.lowest)[0])
+        highest = search.compose({**search.lowest, part.name: highs[part.name]})[0]
+        check_command(highest)
+        if fingerprint(plain(highest.cfg)) == fingerprint(plain(lowest.cfg)):
+            raise UserError(f"--range {part}: {part.name} does not change the result, so there is nothing to search")
     return search
+
+
+def refuse_settings(overrides: Sequence[str]) -> None:
+    """Refuse settings that a search has no use for."""
+    for override in overrides:
+        name = override.lstrip("+~").partition("=")[0]
+        if name == "resume":
+            raise UserError("a search is continued by its own command again, not by resume=")
+        if name.startswith("hydra") and name != "hydra.searchpath":
+            raise UserError(f"{override}: a search runs one trial after the other in its folder; leave this out")
+
+
+def refuse_range(part: Range, own: Mapping[str, Any]) -> None:
+    """Refuse to search what makes trials incomparable, lets luck decide, or stands behind one of the method's knobs."""
+    knob = part.name.removeprefix("method.")
+    if knob != part.name and knob in own:
+        raise UserError(f"--range {part}: give --range {replace(part, name=knob)}, whose value method.{knob} takes")
+    if part.name in OF_BOTH:
+        own = replace(part, name=OF_BOTH[part.name])
+        raise UserError(f"--range {part}: {part.name} is the teacher's too; give --range {own} for the student's")
+    if part.name.rpartition(".")[2].endswith("seed"):
+        raise UserError(f"--range {part}: the best of several seeds is luck; compare means over seeds instead")
+    if part.name == "data.val_fraction":
+        raise UserError(f"--range {part}: accuracies on other validation images are not comparable; set one value")
 
 
 def usual_spans(cfg: DictConfig, limits: Mapping[str, str]) -> dict[str, str]:
@@ -244,8 +203,13 @@ def typed(part: Range, cfg: DictConfig, overrides: Sequence[str]) -> Range:
     """The range, of whole numbers where the setting is one."""
     value = OmegaConf.select(cfg, part.name)
     if number(value, None) is None:
+        settings = plain(cfg)
         method = next((override for override in overrides if override.startswith("method=")), "the default method")
-        raise UserError(f"there is no number '{part.name}' with {method} that could be searched")
+        numbers = {name for name, value in leaves(settings) if number(value, None) is not None}
+        similar = [name for name in (OTHER_NAMES.get(part.name, ""), *nearest(part.name, settings)) if name in numbers]
+        own = [name for name in knobs(settings, run_wide()) if name in numbers]
+        meant = f"; did you mean {similar[0]}?" if similar else f"; its knobs are {', '.join(own)}" if own else ""
+        raise UserError(f"there is no number '{part.name}' with {method} that could be searched{meant}")
     whole = isinstance(value, int)
     if whole and not (isinstance(part.low, int) and isinstance(part.high, int)):
         raise UserError(f"--range {part}: {part.name} is a whole number")
@@ -254,7 +218,11 @@ def typed(part: Range, cfg: DictConfig, overrides: Sequence[str]) -> Range:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keeps other searches out of a directory, at most until this process ends, however it ends."""
+    """Keep other searches out of a directory, at most until this process ends, however it ends.
+
+    A directory that this makes is removed if the search ends before it has anything in it.
+    """
+    made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / ".lock")
     try:
@@ -265,6 +233,8 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if made and {path.name for path in directory.iterdir()} <= {".lock"}:
+            shutil.rmtree(directory)
 
 
 def open_study(search: Search) -> Any:
@@ -277,8 +247,6 @@ def open_study(search: Search) -> Any:
     from sqlalchemy.exc import DatabaseError
 
     file = search.directory / STUDY
-    if not file.exists() and list(search.directory.glob(f"*/{FILE}")):
-        raise UserError(f"{search.directory} holds runs, but no search; choose another directory")
     command, _ = search.compose(search.lowest)
     wanted = {
         "settings": describe(command).fingerprint,
@@ -340,11 +308,17 @@ def search_on(search: Search) -> Any:
     import optuna
     from optuna.trial import TrialState
 
+    new = not (search.directory / STUDY).exists()
+    if new:
+        if list(search.directory.glob(f"*/{FILE}")):
+            raise UserError(f"{search.directory} holds runs, but no search; choose another directory")
+        prepare(search)  # before there is a study, so that a search that is refused here can be mended
     study = open_study(search)
     done = len(finished(study))
-    if done < search.trials:
-        if study.trials:
-            print(f"{done} of {search.trials} trials are finished, the search goes on", flush=True)
+    if done >= search.trials:
+        print(f"{done} trials were finished before; give a larger --trials for more")
+    elif not new:
+        print(f"{done} of {search.trials} trials are finished, the search goes on", flush=True)
         prepare(search)
     while (done := len(finished(study))) < search.trials:
         left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -402,7 +376,7 @@ def attempt(search: Search, trial: Any, values: dict[str, float]) -> str:
     except Exception as error:
         if isinstance(error, StorageInternalError | OSError) or isinstance(error.__cause__, OSError):
             raise  # a full disk is none of the trial's doing
-        reason = cli.explain(error, search.overrides)
+        reason = explain(error, search.overrides)
         trial.set_user_attr("error", reason)
         trial.study.tell(trial, state=TrialState.FAIL)
         return f"failed, {reason}"
@@ -477,7 +451,6 @@ def conclude(search: Search, study: Any) -> None:
     Raises:
         UserError: if there is none.
     """
-    from rich.console import Console
     from rich.table import Table
 
     trials = ranked(study)
@@ -485,16 +458,19 @@ def conclude(search: Search, study: Any) -> None:
         reason = study.trials[0].user_attrs.get("error", "pruned")
         raise UserError(f"of {len(study.trials)} trials none came to its end; the first: {reason}")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("trial")
-    for heading in (*(part.name for part in search.ranges), "val acc", "test acc"):
+    table.add_column("trial", no_wrap=True)
+    last = [part.name.rpartition(".")[2] for part in search.ranges]  # full names do not fit into 80 columns
+    names = [name if last.count(name) == 1 else part.name for name, part in zip(last, search.ranges, strict=True)]
+    for heading in (*names, "val acc", "test acc"):
         table.add_column(heading, justify="right", no_wrap=True)
     for trial in trials[:BEST]:
         knobs = (f"{value:g}" for value in search.values(trial).values())
         test = read(search.directory / str(number_of(trial)) / FILE).test_acc
         table.add_row(str(number_of(trial)), *knobs, percent(trial.value), percent(test))
-    Console().print("", table, "", sep="\n")
+    console().print("", table, "", sep="\n")
     command = ["python", "train.py", *search.settings(search.values(trials[0]))]
-    print(f"the best again: {shlex.join(command)}")
+    print(f"the best again: {command_line(command)}")
+    print(f"tables and figures: {command_line(['python', 'scripts/report.py', str(search.directory)])}")
 
 
 def as_text(values: dict[str, float]) -> str:
@@ -506,7 +482,7 @@ def percent(accuracy: float | None) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.splitlines()[0],
         epilog="The same command again continues the search. Searched are the method's knobs (all of their range;\n"
         "one without an upper end from half of the set value to ten times that) and the learning rate (from a tenth\n"
@@ -516,9 +492,9 @@ def arguments() -> argparse.Namespace:
         "  python scripts/search.py searches/second method=feature T=4 --range recipe.optimizer.lr=0.01:0.2:log",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", type=Path, metavar="SEARCH_DIR", help="where study and runs are kept")
+    parser.add_argument("directory", nargs="?", type=Path, metavar="SEARCH_DIR", help="where study and runs are kept")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="settings of every run, as for train.py")
-    parser.add_argument("--trials", type=int, default=30, metavar="N", help="how many to finish (default: 30)")
+    parser.add_argument("--trials", type=positive, default=30, metavar="N", help="how many to finish (default: 30)")
     parser.add_argument(
         "--range",
         nargs="+",
@@ -528,12 +504,14 @@ def arguments() -> argparse.Namespace:
         help="search this instead of, or beside, the knobs; after all overrides",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of values (default: 0)")
-    return parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
+    if options.directory is None:
+        raise UserError("give a folder for the study and its runs: python scripts/search.py SEARCH_DIR ...; see --help")
+    refuse_setting(str(options.directory), "scripts/search.py SEARCH_DIR")
+    return options
 
 
 def search_with(options: argparse.Namespace) -> None:
-    if options.trials < 1:
-        raise UserError(f"--trials must be at least 1, got {options.trials}")
     try:
         import optuna
     except ModuleNotFoundError as error:
@@ -552,18 +530,21 @@ def search_with(options: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    options = arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.filterwarnings("ignore", message="The `srun` command is available")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
-        search_with(options)
-    except (KeyboardInterrupt, SystemExit):  # Lightning makes the first into the second
-        print(f"the search goes on with: python {shlex.join(sys.argv)}", file=sys.stderr)
+        search_with(arguments())
+    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning makes the first into the second
+        if isinstance(stop, SystemExit) and not stop.code:  # --help
+            raise
+        print(f"the search goes on with: {command_line(['python', *sys.argv])}", file=sys.stderr)
         return 130
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"search.py: {cli.explain(error, options.overrides)}", file=sys.stderr)
+        print(f"search.py: {explain(error, sys.argv[1:])}", file=sys.stderr)
         return 1
     return 0
 

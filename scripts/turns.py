@@ -14,6 +14,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
+GRACE_SECONDS = 10
+"""How long a process has for its end when nobody waits for its results."""
+
 
 class Timed(NamedTuple):
     """What `take_turns` measured, by process."""
@@ -81,8 +84,11 @@ def processes(target: Callable[..., None], environments: dict[str, dict[str, str
             far_end.close()  # here, so that the end of the process ends the pipe
         yield pipes
     finally:
+        for pipe in pipes.values():
+            pipe.close()  # ends a training that waits for its turn; Lightning takes a SIGTERM for later
         for process in started:
-            process.terminate()
+            process.join(GRACE_SECONDS)
+            process.kill()
             process.join()
 
 

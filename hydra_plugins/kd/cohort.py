@@ -1,6 +1,7 @@
 """Jobs of a multirun side by side in one process: `hydra/launcher=cohort`, see `kd.sweeps.cohort`."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -59,8 +60,11 @@ class CohortLauncher(Launcher):
             lambda: HydraConfig.instance().cfg, lambda cfg: setattr(HydraConfig.instance(), "cfg", cfg)
         )
         handlers = State(lambda: logging.root.handlers, lambda saved: setattr(logging.root, "handlers", saved))
+        working_directory = State(os.getcwd, os.chdir)  # hydra.job.chdir=true
         free = partial(free_memory, str(configs[0].trainer.accelerator))
-        outcomes = Cohort([hydra_config, handlers], free).run([self._training(cfg) for cfg in configs])
+        outcomes = Cohort([hydra_config, handlers, working_directory], free).run(
+            [self._training(cfg) for cfg in configs]
+        )
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome

@@ -3,32 +3,46 @@
 The same command with the same `hydra.sweep.dir` runs the jobs that are missing there, with any launcher.
 """
 
-import shlex
+import math
+import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from kd.app import cli
+from kd.app.arguments import quoted
 from kd.app.compose import Command, plain
+from kd.app.explain import explain
 from kd.app.identity import fingerprint
+from kd.app.programs import command_line
 from kd.app.run import check_command
-from kd.errors import UserError
-from kd.sweeps.jobs import Job, alone_in, place
-from kd.sweeps.progress import Progress, count, table
+from kd.errors import RefusedError, UserError
+from kd.sweeps.jobs import Job, alone_in, place, settle
+from kd.sweeps.progress import LONG, Progress, console, count, reasons, table
 
+SETTINGS = "multirun.yaml"
 ATTEMPTS = 3
 """How many times a job is launched, at most, whose launcher fails."""
 QUIET = ("trainer.enable_progress_bar=false", "hydra.job_logging.root.handlers=[file]")
 """For jobs side by side: they write to their log files only."""
+NO_TEXT = ("null", "true", "false", "nan", "inf")
+"""What Hydra takes for another value than text."""
+MOST = 10_000
+"""The most jobs of a sweep: one more zero in a range is not to compose configurations for hours."""
 
 
 @dataclass
@@ -45,43 +59,69 @@ class ResumableSweeper(BasicSweeper):
     """The grid of Hydra's own sweeper, without jobs that are done, refused or repeated."""
 
     def sweep(self, arguments: list[str]) -> Any:
+        if self.max_batch_size is not None and self.max_batch_size < 1:
+            raise UserError(f"hydra.sweeper.max_batch_size must be at least 1, got {self.max_batch_size}")
+        jobs = [self._job(number, overrides) for number, overrides in enumerate(self._grid(arguments))]
+        if all(job.reason is not None for job in jobs):
+            raise UserError(str(jobs[0].reason))
+        if not self.config.hydra.sweep.dir:
+            raise UserError("hydra.sweep.dir= names no folder; leave it out, or give one")
         directory = Path(self.config.hydra.sweep.dir)
         with alone_in(directory):
-            OmegaConf.save(self.config, directory / "multirun.yaml")
-            jobs = [self._job(number, overrides) for number, overrides in enumerate(self._grid(arguments))]
-            left = place(jobs, directory)
-            if not left and all(job.status == "refused" for job in jobs):
-                raise UserError(jobs[0].why)
+            OmegaConf.save(self.config, directory / SETTINGS)
+            left = place(jobs, directory.absolute())  # a job may change the working directory
             progress = Progress(jobs, lambda line: print(line, flush=True))
-            progress.update()
+            if left or any(job.status == "refused" for job in jobs):
+                progress.update()
+            else:
+                print(f"{'the run was' if len(jobs) == 1 else f'all {len(jobs)} jobs were'} done before; nothing to do")
             try:
                 returns = self._launch(left, progress)
-            except BaseException:
-                _show(jobs)
+            except BaseException as error:
+                if isinstance(error, UserError) and all(job.status == "waiting" for job in left):
+                    _remove(directory)
+                    raise
+                settle(left)
+                _show(jobs, directory)
                 print(f"continue with: {_command(directory)}", file=sys.stderr)
                 raise
-            _show(jobs)
             statuses = {job.status for job in jobs}
+            if statuses == {"refused"}:
+                _remove(directory)
+                raise UserError(jobs[0].why)
+            _show(jobs, directory)
             if statuses - {"done", "skipped", "refused"}:
                 raise UserError(f"{count(jobs)}; what is missing is tried again by: {_command(directory)}")
             if "refused" in statuses:
-                raise UserError(count(jobs))
+                raise UserError(f"{count(jobs)}, for the reasons above")
             return returns
 
     def _grid(self, arguments: list[str]) -> list[list[str]]:
+        """Return the overrides of each job.
+
+        Raises:
+            UserError: if a setting has no value, has no single values, or all have too many.
+        """
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        (grid,) = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        sizes = [_size(override) for override in overrides if override.is_sweep_override()]
+        if math.prod(sizes) > MOST:
+            raise UserError(f"this sweep has more than {MOST:,} jobs; run fewer at a time")
+        (grid,) = self.split_arguments(overrides, None)
         return grid
 
     def _job(self, number: int, overrides: Sequence[str]) -> Job:
-        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        try:
+            cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:  # such as method=standard,logits T=1,4
+            return Job(tuple(overrides), "", "", explain(error, overrides))
         with open_dict(cfg):
             cfg.hydra.job.num = cfg.hydra.job.id = number
             name = str(cfg.hydra.sweep.subdir)
             launcher = self.config.hydra.launcher._target_
             command = Command.of(cfg, cfg.hydra, launcher)
             del cfg["hydra"]
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".."):
             raise UserError(f"hydra.sweep.subdir={name}: jobs lie side by side in hydra.sweep.dir; give a single name")
         job = Job(tuple(overrides), fingerprint(plain(cfg)), name)
         try:
@@ -102,36 +142,77 @@ class ResumableSweeper(BasicSweeper):
     def _launch_with_retries(
         self, jobs: list[Job], extra: Sequence[str], print_line: Callable[[str], None]
     ) -> Sequence[JobReturn]:
-        """Launch jobs, and launch those again that are not finished when the launcher fails."""
+        """Launch jobs, and launch those again that are not finished when the launcher fails.
+
+        Raises:
+            UserError: if the launcher has not even begun a job.
+        """
+        failures: list[str] = []
         for _ in range(ATTEMPTS):
             left = [job for job in jobs if job.status not in ("done", "failed")]
-            commands = [[*job.overrides, f"hydra.sweep.subdir='{job.directory.name}'", *extra] for job in left]
+            commands = [[*job.overrides, quoted("hydra.sweep.subdir", job.directory.name), *extra] for job in left]
             try:
                 returns = self.launcher.launch(commands, initial_job_idx=0)
             except Exception as error:
-                reason, _, _ = str(error).partition("\n")
-                print_line(f"the launcher failed: {reason}")
+                failures.append(str(error).partition("\n")[0] or type(error).__name__)
                 for job in left:
                     job.wait()
                 continue
+            for failure in failures:
+                print_line(f"the launcher failed: {failure}; what was not finished was launched again")
             for job, returned in zip(left, returns, strict=True):
                 if returned.status is not JobStatus.COMPLETED:
-                    job.reason = cli.explain(returned._return_value, job.overrides)
+                    job.reason = explain(returned._return_value, job.overrides)
+                    if isinstance(returned._return_value, RefusedError):
+                        job.directory = None
             return returns
+        if all(job.status == "waiting" for job in jobs):
+            launcher = self.config.hydra.runtime.choices["hydra/launcher"]
+            raise UserError(f"hydra/launcher={launcher} could not start a job: {failures[-1]}")
+        settle(jobs)
         for job in jobs:
             if job.status not in ("done", "failed"):
-                job.reason = "its launcher died"
+                job.reason = f"its launcher failed: {failures[-1]}"
         return []
 
 
-def _show(jobs: Sequence[Job]) -> None:
-    from rich.console import Console
+def _size(override: Override) -> int:
+    """Return how many values an override stands for, at most one more than a sweep may have jobs."""
+    if not override.is_discrete_sweep():
+        raise UserError(
+            f"{override.input_line}: a sweep needs single values, such as {override.key_or_group}=0,1,2; "
+            "scripts/search.py searches within an interval"
+        )
+    number = sum(1 for _ in islice(override.sweep_string_iterator(), MOST + 1))
+    if number == 0:
+        raise UserError(f"{override.input_line} stands for no value, so that there is nothing to run")
+    return number
 
-    Console().print("", table(jobs), sep="\n")
+
+def _remove(directory: Path) -> None:
+    """Remove the directory of a sweep that ran no job, unless it holds anything else."""
+    with suppress(OSError):
+        if {path.name for path in directory.iterdir()} <= {SETTINGS, ".lock"}:
+            shutil.rmtree(directory)
+
+
+def _show(jobs: Sequence[Job], directory: Path) -> None:
+    """Print the table of jobs, the reasons of what is missing, and how to go on with the results."""
+    console().print("", table(jobs), sep="\n")
+    if len(jobs) > LONG:
+        print(f"The best 10 of {len(jobs)} jobs, and those that are missing.")
+    print("", *reasons(jobs), sep="\n")
+    print(f"{count(jobs)} in {command_line([str(directory)])}")
+    if any(job.status in ("done", "skipped") for job in jobs) and cli.program().startswith("python "):
+        print(f"tables and figures: {command_line(['python', 'scripts/report.py', str(directory)])}")
+    sys.stdout.flush()
 
 
 def _command(directory: Path) -> str:
-    arguments = sys.argv[1:]
-    if not any(argument.startswith("hydra.sweep.dir=") for argument in arguments):
-        arguments = [*arguments, f"hydra.sweep.dir={directory}"]
-    return f"{cli.program()} {shlex.join(arguments)}"
+    """Return the command that continues the sweep, to be pasted into a shell."""
+    arguments = [part for part in sys.argv[1:] if part.lstrip("+").partition("=")[0] != "hydra.sweep.dir"]
+    place = f"hydra.sweep.dir={directory}"
+    # What begins with a digit may be a number, and then has another text.
+    if not re.fullmatch(r"[A-Za-z/][A-Za-z0-9/_.-]*", str(directory)) or str(directory).lower() in NO_TEXT:
+        place = quoted("hydra.sweep.dir", str(directory))
+    return f"{cli.program()} {command_line([*arguments, place])}"

@@ -102,7 +102,7 @@ def compose(
 
 def escaped(text: str) -> str:
     """A text as it stands between single quotes in Hydra's grammar, its `${` no interpolation."""
-    inner = re.sub(r"(\\*)'", r"\1\1\'", text.replace("${", "\\${"))
+    inner = re.sub(r"(\\*)'", r"\1\1\'", re.sub(r"(\\*)\$\{", r"\1\1\\${", text))
     return inner + "\\" * (len(inner) - len(inner.rstrip("\\")))
 
 

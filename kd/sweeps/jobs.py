@@ -1,14 +1,18 @@
 """Many runs in one directory: which are requested, which are done, which are left. No torch import."""
 
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from kd.errors import UserError
-from kd.runs.results import FILE, Result, read
+from kd.runs.results import FILE, Result, read, write
+
+CURVES = "metrics.csv"
+"""The file of a run that has one line an epoch below its heading."""
 
 
 @dataclass(eq=False)
@@ -43,6 +47,18 @@ class Job:
             return read(self.directory / FILE)
         except UserError:
             return None
+
+    @property
+    def trained(self) -> float:
+        """The share of its epochs that it has trained, 0 to 1, by whichever attempt."""
+        if self.directory is None:
+            return 0.0
+        try:
+            epochs = read(self.directory / FILE).epochs
+            with open(self.directory / CURVES, "rb") as lines:
+                return min(1.0, max(0, sum(1 for _ in lines) - 1) / epochs)
+        except (UserError, OSError, ZeroDivisionError):
+            return 0.0
 
     def wait(self) -> None:
         """Block until no process is at work in its directory."""
@@ -99,7 +115,7 @@ def place(jobs: Sequence[Job], directory: Path) -> list[Job]:
     """
     found = dict(_records(directory))
     homes = {record.fingerprint: home for home, record in found.items()}
-    taken = {home.name for home in found}
+    taken = {path.parent.name for path in directory.glob(f"*/{FILE}")}  # also by records that cannot be read
     first: dict[str, Job] = {}
     for job in jobs:
         if job.reason is not None:
@@ -119,11 +135,52 @@ def place(jobs: Sequence[Job], directory: Path) -> list[Job]:
     return [job for job in first.values() if job.before is None]
 
 
+def settle(jobs: Sequence[Job], seconds: float = 5.0) -> None:
+    """Record as interrupted those jobs that a killed process left "running", as joblib leaves them after Ctrl-C.
+
+    Args:
+        jobs: some of a sweep, after `place`.
+        seconds: how long to wait, for all of them together, until their processes have ended. A job whose process
+            goes on, as on a cluster, stays as it is.
+    """
+    deadline = time.monotonic() + seconds
+    for job in jobs:
+        if job.directory is None or job.record is None or job.record.status != "running":
+            continue
+        with suppress(Timeout), FileLock(job.directory / ".lock").acquire(timeout=max(0, deadline - time.monotonic())):
+            record = job.record
+            if record is not None and record.status == "running":
+                write(replace(record, status="interrupted"), job.directory / FILE)
+
+
+def together(some: Sequence[Job], jobs: Sequence[Job]) -> str:
+    """Return a name of some of the jobs: the settings that they have in common and no other has, else their labels."""
+    if len(some) == 1:
+        return some[0].label
+    number = f"{len(some)} jobs"
+    if len(some) == len(jobs):
+        return f"all {number}"
+    other = {override for job in jobs if job not in some for override in job.overrides}
+    own = [name for name in some[0].overrides if name not in other and all(name in job.overrides for job in some)]
+    if own:
+        return f"{' '.join(own)} ({number})"
+    more = f" and {len(some) - 3} more" if len(some) > 3 else ""
+    return ", ".join(job.label for job in some[:3]) + more
+
+
+def by_reason(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Group jobs by status and reason, in order of their first."""
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.status, job.why), []).append(job)
+    return list(groups.values())
+
+
 def _records(directory: Path) -> Iterator[tuple[Path, Result]]:
     for path in sorted(directory.glob(f"*/{FILE}")):
         try:
             yield path.parent, read(path)
-        except UserError:  # the next run there begins anew
+        except UserError:  # nothing is known of it: it stays as it is
             continue
 
 

@@ -1,6 +1,8 @@
 """Output of a sweep: a line for each job that has ended, and a table at the end. No torch import."""
 
 import math
+import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -8,15 +10,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kd.sweeps.jobs import Job
+from kd.sweeps.jobs import Job, by_reason, together
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 POLL_SECONDS = 1.0
-ENDED = ("skipped", "refused", "done", "failed")
+SILENT_SECONDS = 60.0
+"""The time after which a sweep whose jobs run side by side prints that it is at work; doubled each time."""
+RUN = ("done", "failed")
+ENDED = ("skipped", "refused", *RUN)
 LONG = 40
 """The most jobs that the table at the end lists one by one; of more it lists the best and the failed."""
+WIDE = 120
+"""The most characters of a job's settings, or of a reason, that are shown."""
 
 
 class Progress:
@@ -34,21 +42,24 @@ class Progress:
         self.jobs, self.print_line, self.clock = jobs, print_line, clock
         self.began = clock()
         self.left = list(jobs)
-        self.printed = self.run = 0
-        """How many jobs have a line, and how many this sweep has run."""
+        self.printed = 0
+        """How many jobs have a line."""
         self.best: tuple[float, str] = (-math.inf, "")
         """Highest validation accuracy of a student, and its job's label."""
+        self._due = SILENT_SECONDS
+        self._before = {job: job.trained for job in jobs}
         self._lock = threading.Lock()
 
     def update(self) -> None:
-        """Print a line for each job that has ended since the last update."""
+        """Print a line for each job that has ended since the last update; those that do not run share theirs."""
         with self._lock:
-            ended = [(job, status) for job in self.left if (status := job.status) in ENDED]
-            for job, status in ended:
-                self.left.remove(job)
-                self.run += status in ("done", "failed")
-            for job, status in ended:
-                self._print(job, status)
+            ended = [job for job in self.left if job.status in ENDED]
+            self.left = [job for job in self.left if job not in ended]
+            for group in by_reason([job for job in ended if job.status not in RUN]):
+                self._print(group)
+            for job in ended:
+                if job.status in RUN:
+                    self._print([job])
 
     @contextmanager
     def polling(self) -> Iterator[None]:
@@ -58,6 +69,7 @@ class Progress:
         def poll() -> None:
             while not over.wait(POLL_SECONDS):
                 self.update()
+                self._print_sign_of_life()
 
         poller = threading.Thread(target=poll, daemon=True)
         poller.start()
@@ -68,51 +80,88 @@ class Progress:
             poller.join()
             self.update()
 
-    def _print(self, job: Job, status: str) -> None:
-        record = job.before or job.record
-        details = [job.why] if job.why else []
-        if record is not None and record.val_acc is not None:
-            details.append(f"val {100 * record.val_acc:.2f} %")
-            if record.student is not None:
+    def _print(self, jobs: Sequence[Job]) -> None:
+        """Print the line of jobs of the same status and reason."""
+        for job in jobs:
+            record = job.before or job.record
+            if record is not None and record.val_acc is not None and record.student is not None:
                 self.best = max(self.best, (record.val_acc, job.label))
-        self.printed += 1
+        status, details = jobs[0].status, [shown(jobs[0].why)] if jobs[0].why else []
+        accuracy = jobs[0].record.val_acc if jobs[0].record is not None and status in RUN else None
+        if accuracy is not None:
+            details.append(f"val {100 * accuracy:.2f} %")
+        self.printed += len(jobs)
         total = str(len(self.jobs))
-        line = f"[{self.printed:{len(total)}}/{total}] {status:<7} {job.label}"
+        line = f"[{self.printed:{len(total)}}/{total}] {status:<7} {shown(together(jobs, self.jobs))}"
         line += f": {', '.join(details)}" if details else ""
-        if status in ("done", "failed"):
-            elapsed = self.clock() - self.began
-            line += f" | {duration(elapsed)} gone"
-            if self.left:
-                running = sum(job.status == "running" for job in self.left)
-                line += f", {len(self.left)} left{f', {running} of them running,' if running else ''}"
-                line += f" in about {duration(elapsed / self.run * len(self.left))}"
+        if status in RUN:
+            line += f" | {self._time()}"
             if self.best[1]:
-                line += f" | best val {100 * self.best[0]:.2f} %: {self.best[1]}"
+                line += f" | best val {100 * self.best[0]:.2f} %: {shown(self.best[1])}"
         self.print_line(line)
+
+    def _print_sign_of_life(self) -> None:
+        if self.clock() - self.began >= self._due:
+            self._due *= 2
+            self.print_line(f"[{self.printed}/{len(self.jobs)}] {self._time()}")
+
+    def _time(self) -> str:
+        """Return the time gone, how many jobs are left, and for how long by the epochs that all have trained so far."""
+        elapsed = self.clock() - self.began
+        if not self.left:
+            return f"{duration(elapsed)} gone"
+        running = sum(job.status == "running" for job in self.left)
+        text = f"{duration(elapsed)} gone, {len(self.left)} left" + (f", {running} of them running" if running else "")
+        trained = {job: 1.0 if job.status == "done" else job.trained for job in self.jobs}
+        work = sum(trained[job] - before for job, before in self._before.items())
+        if work <= 0:
+            return text
+        seconds = elapsed / work * sum(1 - trained[job] for job in self.left)
+        return f"{text}{',' if running else ''} in about {duration(seconds)}"
+
+
+def shown(text: str) -> str:
+    """Return text as it fits into a line of a terminal: no control characters, and of a long one both ends."""
+    visible = "".join(char if char.isprintable() or char.isspace() else repr(char)[1:-1] for char in text)
+    line = " ".join(visible.split())
+    return line if len(line) <= WIDE else f"{line[: WIDE // 2 - 3]} ... {line[2 - WIDE // 2 :]}"
+
+
+def console() -> "Console":
+    """Return a console that wraps lines at the width of a terminal only: a file or a pipe has none."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
 
 
 def table(jobs: Sequence[Job]) -> "Table":
     """Return a table of every job; of more than `LONG`, those that failed and the ten best by validation accuracy."""
     from rich.table import Table
+    from rich.text import Text
 
-    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    shown.add_column("run")
-    shown.add_column("settings", overflow="fold")
-    shown.add_column("status", no_wrap=True)
+    made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    made.add_column("run", overflow="fold")
+    made.add_column("settings", overflow="fold")
+    made.add_column("status", no_wrap=True)
     for heading in ("val acc", "test acc"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    shown.add_column("", overflow="fold")
+        made.add_column(heading, justify="right", no_wrap=True)
     for job in jobs if len(jobs) <= LONG else _best_and_failed(jobs):
         record = job.before or job.record
         accuracies = (None, None) if record is None else (record.val_acc, record.test_acc)
-        shown.add_row(
+        cells = (
             job.directory.name if job.directory else "",
             job.label,
             job.status,
             *("" if accuracy is None else f"{100 * accuracy:.2f}" for accuracy in accuracies),
-            job.why,
         )
-    return shown
+        made.add_row(*(Text(shown(cell)) for cell in cells))  # no markup: "[v2]" may be part of a setting
+    return made
+
+
+def reasons(jobs: Sequence[Job]) -> list[str]:
+    """Return one line for each reason why jobs failed or were refused."""
+    missing = [job for job in jobs if job.status in ("failed", "refused")]
+    return [f"{group[0].status} {shown(together(group, jobs))}: {shown(group[0].why)}" for group in by_reason(missing)]
 
 
 def _best_and_failed(jobs: Sequence[Job]) -> list[Job]:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,11 @@ from tests.common import ROOT
 HERE = Path(__file__).parent
 
 
+def restore_ctrl_c() -> None:
+    """Give a process Python's own handling of Ctrl-C, which a shell takes from what it starts in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def sweep(tmp_path) -> Callable[..., subprocess.Popen]:
     """Starts a multirun in sweep/ of an empty folder, without OMP_NUM_THREADS in its environment."""
@@ -27,7 +33,8 @@ def sweep(tmp_path) -> Callable[..., subprocess.Popen]:
         command = [sys.executable, program, "-m", "hydra.sweep.dir=sweep", "logger=none", *arguments]
         inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, cwd=tmp_path, env={**inherited, **environment}, **output)
+        apart = {"start_new_session": True, "preexec_fn": restore_ctrl_c}
+        return subprocess.Popen(command, cwd=tmp_path, env={**inherited, **environment}, **output, **apart)
 
     return sweep
 

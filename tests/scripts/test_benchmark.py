@@ -48,8 +48,18 @@ def test_benchmark_measures_every_workload_in_every_loop(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["speed.json"]
 
 
-def test_benchmark_reports_a_mistake_in_one_line(tmp_path, one_line):
-    assert "did you mean speed.keep_memory?" in one_line(benchmark(tmp_path, "speed.keep_memoy=false"))
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (("speed.keep_memoy=false",), "did you mean speed.keep_memory?"),
+        (("T=1,2",), "T=1,2: give a single value"),
+        (("--rounds", "0"), "argument --rounds: must be at least 1, got 0; see --help"),
+        (("--workloads", "all"), "argument --workloads: invalid choice: 'all'"),
+        (("--json", "nowhere/speed.json"), "argument --json: nowhere/speed.json: no folder nowhere"),
+    ],
+)
+def test_benchmark_reports_a_mistake_in_one_line(tmp_path, one_line, arguments, printed):
+    assert printed in one_line(benchmark(tmp_path, *arguments))
 
 
 def test_pace_stores_the_logits_of_all_turns_beforehand(tmp_path, monkeypatch, noise):

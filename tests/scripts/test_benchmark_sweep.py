@@ -33,3 +33,4 @@ def test_benchmark_sweep_compares_launchers(tmp_path):
 
 def test_benchmark_sweep_reports_a_mistake_in_one_line(tmp_path, one_line):
     assert "nonsense" in one_line(benchmark_sweep(tmp_path, "method=nonsense"))
+    assert "argument --rounds: must be at least 1" in one_line(benchmark_sweep(tmp_path, "--rounds", "0"))

@@ -3,7 +3,6 @@
 import errno
 import itertools
 import logging
-import random
 import re
 import shlex
 import signal
@@ -19,13 +18,10 @@ from filelock import FileLock
 from kd.app.compose import compose, plain
 from kd.app.identity import fingerprint
 from kd.app.run import check_command
-from kd.errors import UserError
-from kd.ranges import RANGES, require_sum
 from kd.report.rows import summarize
 from kd.runs.results import collect, read
 from kd.training.callbacks import EpochSeed
 from scripts import search
-from scripts.search import Range
 from tests.common import ROOT, SMALL
 
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -79,6 +75,8 @@ def test_search_records_trials_and_prints_the_best_command(run_search, run, tmp_
     first = {name: (tmp_path / "found" / name / "result.json").stat().st_mtime_ns for name in "01"}
     code, printed = run_search("--trials", "3", *arguments)
     assert "2 of 3 trials are finished" in printed
+    again_code, again = run_search("--trials", "3", *arguments)
+    assert (again_code, again.splitlines()[0]) == (0, "3 trials were finished before; give a larger --trials for more")
     results = {path.parent.name: read(path) for path in (tmp_path / "found").glob("*/result.json")}
     assert {name: result.status for name, result in results.items()} == dict.fromkeys("012", "done")
     assert all((tmp_path / "found" / name / "result.json").stat().st_mtime_ns == then for name, then in first.items())
@@ -97,6 +95,7 @@ def test_search_records_trials_and_prints_the_best_command(run_search, run, tmp_
     table = printed.split("test acc\n")[1].splitlines()
     assert table[0].split()[0] == best
     assert f"{100 * results[best].test_acc:.2f} %" in table[0]
+    assert "\ntables and figures: python scripts/report.py found\n" in printed
     command = shlex.split(printed.split("the best again: ")[1].splitlines()[0])
     assert command[:2] == ["python", "train.py"]
     assert run(*command[2:], "trainer.enable_progress_bar=false", "hydra.run.dir=again")[0] == 0
@@ -244,7 +243,6 @@ def test_search_covers_whole_numbers_and_other_settings(run_search, tmp_path):
     ("arguments", "printed"),
     [
         (("--range", "tau=1:4"), "there is no number 'tau' with method=logits"),
-        (("--range", "beta=0:1"), "there is no number 'beta' with method=logits"),
         (("--range", "trainer.accelerator=1:4"), "there is no number 'trainer.accelerator'"),
         (("--range", "trainer.deterministic=0:1"), "there is no number 'trainer.deterministic'"),
         (("--range", "T"), "--range T: write NAME=LOW:HIGH"),
@@ -257,23 +255,57 @@ def test_search_covers_whole_numbers_and_other_settings(run_search, tmp_path):
         (("T=2", "--range", "T=1:4"), "T is searched by --range and set by T=2"),
         (("T=2", "alpha=0", "recipe.optimizer.lr=0.1"), "nothing is left to search"),
         (("data.val_fraction=0",), "nothing may be chosen by the test split"),
-        (("data.val_fraction=0.001",), "nothing may be chosen by the test split"),
+        (("data.val_fraction=0.001",), "data.val_fraction=0.001 holds out none of the"),
         (("method=feature", "alpha=0.9", "--range", "beta=0.2:0.5"), "alpha + beta must be in [0, 1]"),
         (("method=feature", "--range", "alpha=0.5:1", "beta=0.6:1"), "alpha + beta must be in [0, 1]"),
         (("method=teacher",), "no student to search"),
-        (("method=typo",), "Could not find 'method/typo'"),
+        (("method=typo",), "there is no method=typo"),
+        (("experiment=sed_table",), "there is no experiment=sed_table; did you mean experiment=seed_table?"),
+        (("--range", "temperature=1:8"), "with method=logits that could be searched; did you mean T?"),
+        (("--range", "beta=0:1"), "that could be searched; its knobs are T, alpha"),
+        (("--range", "lr=0.01:0.1"), "lr is the teacher's too; give --range recipe.optimizer.lr=0.01:0.1"),
+        (("--range", "method.T=1:4"), "give --range T=1:4, whose value method.T takes"),
+        (("--range", "teacher_seed=0:9"), "the best of several seeds is luck"),
+        (("--range", "data.val_fraction=0.1:0.5"), "accuracies on other validation images are not comparable"),
+        (("--range", "data.workers=1:2"), "data.workers does not change the result"),
+        (("--range", "trainer.devices=1:2"), "training on several devices"),
+        (
+            ("--range", "T=1:2", "data=digits"),
+            "log; settings are given before --range",
+        ),
+        (("T=1,2",), "T=1,2: give a single value, or search between two by --range NAME=LOW:HIGH"),
+        (("T", "=", "4"), "'T' is not a setting; write T=4, without spaces"),
+        (("resume=runs/1",), "a search is continued by its own command again"),
+        (("hydra/launcher=joblib",), "a search runs one trial after the other in its folder; leave this out"),
+        (("--trials", "x"), "argument --trials: must be a whole number, got x; see --help"),
+        (("--tirals", "3"), "unrecognized arguments: --tirals"),
         (("student.scal=2",), "there is no setting 'student.scal'"),
         (("alpha=2",), "alpha must be in [0, 1], got 2"),
         (("experiment=seed_table",), "a grid of runs cannot be searched"),
         (("trainer=ddp",), "training on several devices starts this command again"),
         (("method.stages=[7]", "method=feature"), "stages must be in"),
-        (("--trials", "0"), "--trials must be at least 1"),
+        (("--trials", "0"), "argument --trials: must be at least 1, got 0"),
     ],
 )
 def test_search_refuses_a_mistake_in_one_line_before_any_trial(run_search, tmp_path, arguments, printed):
     assert printed in error_line(run_search(*QUICK, "method=logits", *arguments))
-    assert not list(tmp_path.rglob("*.safetensors"))
-    assert not list(tmp_path.glob("found/0"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("optuna")
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (("--trials", "2", "data=digits"), "give the folder first: python scripts/search.py SEARCH_DIR data=digits"),
+        (("--trials", "2"), "give a folder for the study and its runs: python scripts/search.py SEARCH_DIR"),
+        (("what?", "data=digits"), "what?: the path of a study cannot have a '?'"),
+    ],
+)
+def test_search_refuses_what_is_no_folder(tmp_path, monkeypatch, capsys, arguments, printed):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["search.py", *arguments])
+    assert printed in error_line((search.main(), "".join(capsys.readouterr())))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("optuna")
@@ -301,42 +333,6 @@ def test_search_help_has_an_example():
     command = [sys.executable, ROOT / "scripts" / "search.py", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "python scripts/search.py searches/first --trials 30 method=logits data=digits" in shown
-
-
-class TestRange:
-    def test_range_parses_and_prints(self):
-        assert Range.parse("T=1:16:log", RANGES) == Range("T", 1, 16, log=True)
-        assert Range.parse("recipe.optimizer.lr=1e-3:0.1", RANGES) == Range("recipe.optimizer.lr", 0.001, 0.1)
-        assert str(Range.parse("recipe.optimizer.lr=0.01:0.2:log", RANGES)) == "recipe.optimizer.lr=0.01:0.2:log"
-
-    def test_range_within_respects_a_sum(self):
-        limits = {"alpha + beta": "[0, 1]"}
-        assert Range("beta", 0.0, 1.0).within(limits, {"alpha": 0.3}).high == 0.7
-        assert Range("beta", 0.0, 0.5).within(limits, {"alpha": 0.3}).high == 0.5
-        assert Range("T", 1.0, 20.0).within(limits, {}).high == 20
-        with pytest.raises(UserError, match=r"of which 0\.9 is already taken"):
-            Range("beta", 0.2, 1.0).within(limits, {"alpha": 0.9})
-
-    def test_range_short_values_never_break_a_limit(self):
-        """Including rounding: the methods accept every pair."""
-        generator = random.Random(0)
-        alpha, beta = Range("alpha", 0.05, 1.0), Range("beta", 0.03, 1.0)
-        limits = {"alpha + beta": "[0, 1]"}
-        for _ in range(2000):
-            values = {"alpha": alpha.low, "beta": beta.low}
-            for part in (alpha, beta):
-                left = part.within(limits, values)
-                # Half of the draws at the very end of what is left.
-                drawn = generator.choice([left.high, generator.uniform(left.low, left.high)])
-                values[part.name] = left.short(drawn)
-                assert left.low <= values[part.name] <= left.high
-            require_sum("[0, 1]", **values)
-
-    def test_range_short_keeps_four_digits(self):
-        assert Range("T", 1.0, 20.0).short(3.7454011884736254) == 3.745
-        assert Range("lr", 1e-5, 1.0).short(0.000123456) == 0.0001234
-        assert Range("alpha", 0.00012345, 1.0).short(0.000123456) == 0.00012345
-        assert Range("student.scale", 1, 99999).short(12345) == 12345
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

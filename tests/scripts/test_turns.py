@@ -1,10 +1,13 @@
 """Turns between a parent and a training, with both ends of the pipe in this process."""
 
 import multiprocessing
+import signal
+import time
 
 import pytest
 
-from scripts.turns import Turns, TurnsOver, take_turns
+from scripts import turns
+from scripts.turns import Turns, TurnsOver, processes, take_turns
 
 
 @pytest.fixture
@@ -61,3 +64,21 @@ def test_take_turns_notices_a_process_that_ended(ends):
     child.close()
     with pytest.raises((RuntimeError, BrokenPipeError)):
         take_turns("student", {"textbook": parent}, rounds=2)
+
+
+def wait_for_a_turn(name, pipe):
+    """Wait as a training of Lightning's does, which takes a SIGTERM for later."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pipe.send(name)
+    try:
+        pipe.recv()
+    except EOFError:
+        return
+
+
+def test_processes_ends_those_that_wait_for_a_turn(monkeypatch):
+    monkeypatch.setattr(turns, "GRACE_SECONDS", 60)
+    with processes(wait_for_a_turn, {"train.py": {}}) as pipes:
+        assert pipes["train.py"].recv() == "train.py"
+        before = time.monotonic()
+    assert time.monotonic() - before < 30

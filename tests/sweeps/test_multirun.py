@@ -1,6 +1,7 @@
 """Sweeps from the command line, `train.py -m`."""
 
 import resource
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,8 @@ import torch
 from hydra.core.plugins import Plugins
 from safetensors.torch import load_file
 
-from kd.runs.results import read
+from kd.app.arguments import quoted
+from kd.runs.results import Result, read, write
 from tests.common import ROOT, SMALL
 
 QUICK = (*SMALL, "logger=none")
@@ -25,30 +27,40 @@ def sweep(run, tmp_path):
     return lambda *arguments: (*run("-m", *QUICK, "hydra.sweep.dir=sweep", *arguments), tmp_path / "sweep")
 
 
-def test_multirun_continues_past_failed_and_refused_jobs(sweep):
-    grid = ("method=feature", "alpha=0.5,0.8", "beta=0.3", "method.stages=[-1],[7]")
-    code, printed, directory = sweep(*grid)
+@pytest.fixture
+def launcher():
+    """Hydra's sequential launcher; it loads its plugins itself: what an import here finds is another class."""
+    return Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+
+
+def test_multirun_continues_past_refused_jobs(sweep):
+    """Those that their settings rule out, before anything runs, and one that its network does, when it is built."""
+    code, printed, directory = sweep("method=feature", "alpha=0.5,0.8", "beta=0.3", "method.stages=[7],[-1]")
+    sums = "refused alpha=0.8 (2 jobs): alpha + beta must be in [0, 1], got alpha=0.8 and beta=0.3\n"
+    stages = "refused alpha=0.5 method.stages=[7]: method.stages must be in [-2, 1]"
     assert code == 1
-    assert printed.index("refused alpha=0.8") < printed.index("done    alpha=0.5")  # printed before anything runs
-    assert "alpha + beta must be in [0, 1], got alpha=0.8 and beta=0.3" in printed
-    assert "error: 1 done, 1 failed, 2 refused; what is missing is tried again by: python train.py -m" in printed
-    assert {name: record.status for name, record in records(directory).items()} == {"0": "done", "1": "failed"}
-    assert "stages must be in [-2, 1]" in records(directory)["1"].error
+    assert printed.index(f"[2/4] {sums}") < printed.index(f"[3/4] {stages}") < printed.index("[4/4] done")
+    assert printed.count(sums) == printed.count(stages) == 2  # again at the end
+    assert printed.endswith("error: 1 done, 3 refused, for the reasons above\n")
+    assert {name: record.status for name, record in records(directory).items()} == {"1": "done"}
+    assert not (directory / "0").exists()
 
 
 def test_multirun_resumes_with_the_missing_jobs(sweep):
     code, printed, directory = sweep("method=logits", "T=1,4")
     assert (code, printed.count("done    T=")) == (0, 2)
     before = {name: (directory / name / "result.json").stat().st_mtime_ns for name in "01"}
-    # Cut short, a record is no result; the grid has grown, and has the same run twice.
+    # Cut short, a record is no result, and stays as it is; the grid has grown, and has the same run twice.
     (directory / "1" / "result.json").write_text("{")
     code, printed, _ = sweep("method=logits", "T=4,2,1,1.0")
     assert code == 0
     assert "skipped T=1: done before" in printed
     assert "skipped T=1.0: the same as T=1" in printed
     assert (directory / "0" / "result.json").stat().st_mtime_ns == before["0"]
+    assert (directory / "1" / "result.json").read_text() == "{"
+    (directory / "1" / "result.json").unlink()
     assert {name: (record.knobs["T"], record.status) for name, record in records(directory).items()} == {
-        "0": (1, "done"), "1": (4, "done"), "2": (2, "done")
+        "0": (1, "done"), "2": (4, "done"), "3": (2, "done")
     }  # fmt: skip
 
 
@@ -77,7 +89,7 @@ def test_sweep_subdir_refuses_nesting(sweep):
 def test_multirun_trains_a_method_without_a_teacher_once(sweep):
     code, printed, directory = sweep("method=standard", "teacher.scale=2,3", "ensemble=1,2")
     assert (code, len(records(directory))) == (0, 1)
-    assert "skipped teacher.scale=3 ensemble=2: the same as teacher.scale=2 ensemble=1" in printed
+    assert "teacher.scale=3 ensemble=2: the same as teacher.scale=2 ensemble=1" in printed
     assert records(directory)["0"].variant == "epochs=2 student.scale=2"
 
 
@@ -103,9 +115,7 @@ def test_multirun_on_a_full_disk_fails_jobs_and_resumes(sweep, run, tmp_path):
 
 
 @pytest.mark.parametrize("deaths", [1, 9])
-def test_sweeper_retries_jobs_of_a_failed_launcher(sweep, monkeypatch, deaths):
-    # Hydra loads its plugins itself: what an import here finds is another class.
-    launcher = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+def test_sweeper_retries_jobs_of_a_failed_launcher(sweep, launcher, monkeypatch, deaths):
     launch, left = launcher.launch, [None] * deaths
 
     def die(self, job_overrides, initial_job_idx):
@@ -116,9 +126,100 @@ def test_sweeper_retries_jobs_of_a_failed_launcher(sweep, monkeypatch, deaths):
 
     monkeypatch.setattr(launcher, "launch", die)
     code, printed, _ = sweep("method=standard")
-    assert "the launcher failed: a worker was killed" in printed
     assert ("done    the run" in printed, code) == ((True, 0) if deaths == 1 else (False, 1))
-    assert deaths == 1 or "its launcher died" in printed
+    if deaths == 1:
+        assert "the launcher failed: a worker was killed; what was not finished was launched again" in printed
+    else:
+        assert printed == "error: hydra/launcher=basic could not start a job: a worker was killed\n"
+
+
+def test_sweeper_reports_a_launcher_that_fails_once_a_job_has_begun(sweep, launcher, monkeypatch, tmp_path):
+    def die(self, job_overrides, initial_job_idx):
+        (tmp_path / "sweep" / "0").mkdir(exist_ok=True)
+        begun = Result(method="standard", seed=0, dataset="digits", epochs=2, status="running")
+        write(begun, tmp_path / "sweep" / "0" / "result.json")
+        raise RuntimeError("a worker was killed")
+
+    monkeypatch.setattr(launcher, "launch", die)
+    code, printed, directory = sweep("method=standard")
+    assert code == 1
+    assert "failed the run: its launcher failed: a worker was killed\n1 failed in sweep\n" in printed
+    assert records(directory)["0"].status == "interrupted"
+
+
+def test_multirun_names_jobs_whose_settings_cannot_be_composed(sweep):
+    """What a method lacks is refused, by the choice that all of these jobs have; the others run."""
+    code, printed, directory = sweep("method=standard,logits", "T=1,4", "epochs=1")
+    reason = "method=standard (2 jobs): there is no setting 'T' with method=standard"
+    lines = printed.splitlines()
+    assert code == 1
+    assert lines[0].startswith(f"[2/4] refused {reason}")
+    assert any(line.startswith(f"refused {reason}") for line in lines[1:])
+    assert lines[-1] == "error: 2 done, 2 refused, for the reasons above"
+    assert [record.knobs["T"] for record in records(directory).values()] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (("seed=range(0)",), "seed=range(0) stands for no value, so that there is nothing to run"),
+        (("T=glob(*)",), "T=glob(*) stands for no value, so that there is nothing to run"),
+        (("seed=interval(0,1)",), "seed=interval(0,1): a sweep needs single values, such as seed=0,1,2; "),
+        (("seed=range(1000000000)",), "this sweep has more than 10,000 jobs; run fewer at a time"),
+        (("seed=range(200)", "T=range(1,200)"), "this sweep has more than 10,000 jobs"),
+        (("tempreature=1,4",), "there is no setting 'tempreature' with"),
+        (("hydra.sweeper.max_batch_size=0",), "hydra.sweeper.max_batch_size must be at least 1, got 0"),
+        (("hydra.sweep.subdir=..",), "hydra.sweep.subdir=..: jobs lie side by side in hydra.sweep.dir"),
+        (("hydra.sweep.subdir=''",), "hydra.sweep.subdir=: jobs lie side by side"),
+        (("hydra.sweep.dir=''",), "hydra.sweep.dir= names no folder"),
+        (("experiment=sed_table",), "there is no experiment=sed_table; did you mean experiment=seed_table?"),
+        (("experiment=seeds,sed_table",), "there is no experiment=sed_table; did you mean experiment=seed_table?"),
+    ],
+)
+def test_sweeper_refuses_a_mistake_in_one_line(run, tmp_path, arguments, printed):
+    code, lines = run("-m", *QUICK, "method=logits", *arguments)
+    assert (code, lines.count("\n")) == (1, 1)
+    assert lines.startswith(f"error: {printed}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_multirun_leaves_nothing_if_no_network_can_be_built(sweep, tmp_path):
+    code, printed, _ = sweep("method=feature", "method.stages=[7],[8]")
+    assert code == 1
+    assert printed.startswith("[1/2] refused method.stages=[7]: method.stages must be in [-2, 1]")
+    assert printed.splitlines()[-1].startswith("error: method.stages must be in [-2, 1]")
+    assert not list(tmp_path.iterdir())
+
+
+def test_multirun_prints_commands_that_continue_it(run, launcher, tmp_path, monkeypatch):
+    """Of a folder that the shell, Hydra and rich each have characters for."""
+    folder = "it's [v2], a=$5 ü"
+    grid = (*QUICK, "method=standard", "epochs=1", "seed=0,1", "hydra.sweep.subdir='[v2] it\\'s, ${seed}'")
+    launch, launched = launcher.launch, []
+
+    def interrupt(self, job_overrides, initial_job_idx):
+        if launched:
+            raise KeyboardInterrupt
+        launched.append(job_overrides)
+        return launch(self, job_overrides, initial_job_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "launch", interrupt)
+        code, printed = run("-m", *grid, quoted("hydra.sweep.dir", folder))
+    assert code == 130
+    assert "[v2] it's, 0  seed=0    done" in printed
+    python, program, *arguments = shlex.split(printed.split("continue with: ")[1])
+    assert (python, program) == ("python", "train.py")
+    code, printed = run(*arguments)
+    assert code == 0
+    assert printed.startswith("[1/2] skipped seed=0: done before\n")
+    assert {path.name for path in tmp_path.iterdir()} == {folder}
+    assert {record.status for record in records(tmp_path / folder).values()} == {"done"}
+    assert f"1 done, 1 skipped in {shlex.quote(folder)}\n" in printed
+    assert printed.endswith(f"tables and figures: python scripts/report.py {shlex.quote(folder)}\n")
+    code, printed = run(*arguments)
+    assert code == 0
+    assert printed.startswith("all 2 jobs were done before; nothing to do\n")
 
 
 class TestCohort:
@@ -141,12 +242,18 @@ class TestCohort:
             assert log.count("training the student") == 1
             assert f"method {mine.method}, seed {mine.seed}" in log
 
-    def test_cohort_prints_failed_jobs(self, run, tmp_path):
+    def test_cohort_prints_refused_jobs(self, run, tmp_path):
         grid = ("logger=tensorboard", "method=feature", "method.stages=[-1],[7]", "hydra.sweep.dir=sweep")
         code, printed = run("-m", *QUICK, *grid, "hydra/launcher=cohort")
         assert code == 1
-        assert "failed  method.stages=[7]: stages must be in [-2, 1]" in printed
+        assert "refused method.stages=[7]: method.stages must be in [-2, 1]" in printed
         assert "done    method.stages=[-1]" in printed
+
+    def test_cohort_keeps_to_each_jobs_directory(self, run, tmp_path):
+        grid = ("method=standard", "epochs=1", "seed=0,1", "hydra.job.chdir=true", "hydra.sweep.dir=sweep")
+        assert run("-m", *QUICK, *grid, "hydra/launcher=cohort")[0] == 0
+        assert {name: record.seed for name, record in records(tmp_path / "sweep").items()} == {"0": 0, "1": 1}
+        assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
 
 
 def same_files(folder, run, *names):
