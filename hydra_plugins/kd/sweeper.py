@@ -123,12 +123,11 @@ class ResumableSweeper(BasicSweeper):
             del cfg["hydra"]
         if Path(name).name != name or name in ("", ".."):
             raise UserError(f"hydra.sweep.subdir={name}: jobs lie side by side in hydra.sweep.dir; give a single name")
-        job = Job(tuple(overrides), fingerprint(plain(cfg)), name)
         try:
             check_command(command)
         except UserError as error:
-            job.reason = str(error)
-        return job
+            return Job(tuple(overrides), "", name, str(error))
+        return Job(tuple(overrides), fingerprint(plain(cfg)), name)
 
     def _launch(self, jobs: list[Job], progress: Progress) -> list[Sequence[JobReturn]]:
         sequential = self.config.hydra.launcher._target_.endswith(".BasicLauncher")

@@ -90,6 +90,9 @@ def _message(error: Exception, arguments: Sequence[str]) -> str:
     unknown = re.match(r"Could not override '(.+?)'|Key '(.+?)' is not in struct", message)
     if unknown:
         return _unknown_setting(unknown[1] or unknown[2], arguments)
+    present = re.match(r"Could not append to config\. An item is already at '(.+?)'", message)
+    if present:
+        return f"+{present[1]}: there is such a setting already; write {present[1]}=VALUE, without +"
     missing = re.match(r"Interpolation key '(.+?)' not found\s+full_key: (\S+)", message)
     if missing:
         return f"there is no setting '{missing[1]}', of which {missing[2]} takes its value; do not leave it out"

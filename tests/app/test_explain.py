@@ -61,6 +61,11 @@ def test_explain_names_what_was_meant(name, answer):
     assert answer in explain(Exception(f"Could not override '{name.partition('=')[0]}'."), [name])
 
 
+def test_explain_answers_a_plus_too_many():
+    error = Exception("Could not append to config. An item is already at 'T'.\nEither remove + prefix: 'T=1'")
+    assert explain(error, ["+T=1"]) == "+T: there is such a setting already; write T=VALUE, without +"
+
+
 def test_explain_names_the_methods_of_a_sweep_that_lack_a_knob():
     arguments = ["-m", "method=standard,logits", "T=1,4"]
     assert explain(Exception("Could not override 'T'."), arguments).startswith(
