@@ -357,7 +357,7 @@ def test_recipe_variants_train(run, tmp_path, choices):
 def test_diverged_run_says_so(run, tmp_path, monkeypatch):
     """Its loss and its weights were finite to the end, and its outputs are not, or are far from every label."""
     quick = (*SMALL, "method=standard", "recipe.clip_norm=null", "logger=none")
-    assert run(*quick, "lr=1e20", "+trainer.max_steps=1", "hydra.run.dir=nan")[0] == 0
+    assert run(*quick, "lr=1e20", "epochs=1", "+trainer.limit_train_batches=1", "hydra.run.dir=nan")[0] == 0
     assert read(tmp_path / "nan" / "result.json").diverged
     monkeypatch.setattr("kd.training.fit.DIVERGED", 0.1)
     code, printed = run(*quick, "epochs=1", "hydra.run.dir=run")

@@ -128,7 +128,7 @@ def test_each_dropout_acts_in_training_and_none_in_evaluation(name, stochastic):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": 0}, r"scale must be a whole number in \[1, inf\), got 0"),
+        ({"scale": 0}, r"scale must be a whole number in \[1, 512\], got 0"),
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"image_size": 30}, "image_size must be a multiple of 4, got 30"),
         ({"image_size": 0}, "image_size must be a multiple of 4, got 0"),
