@@ -64,7 +64,6 @@ def test_teacher_of_a_run_on_a_part_is_that_of_a_whole_run(run, tmp_path, monkey
     ("setting", "trial"),
     [
         ("+trainer.limit_train_batches=3", "trained on 6 of 88 batches"),
-        ("+trainer.max_steps=10", "trained on 10 of 88 batches"),
         ("+trainer.limit_test_batches=0.5", "tested on 180 of 359 images"),
         ("+trainer.limit_val_batches=0", "validated on 0 of 8 batches"),
         ("+trainer.limit_train_batches=1000", None),
