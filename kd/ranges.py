@@ -34,7 +34,7 @@ RANGES = {
     "split_seed": "whole [0, inf)",
     "stored_logits_gb": "[0, inf)",
     "teacher_seed": "whole [0, 4294967296)",
-    "threads": "whole [1, 4096]",
+    "threads": "whole [1, 1024]",
     "val_fraction": "[0, 1)",
     "warmup": "[0, 1)",
     "weight_decay": "[0, inf)",
