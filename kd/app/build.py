@@ -1,5 +1,6 @@
 """From a configuration to objects: the one place that instantiates."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -69,6 +70,9 @@ class Builder:
         self.stored: StoredLogits | None = None
         """The teacher's logits in a file, once a network is taught with them."""
         self.speed: Speed = self._new(self.cfg.speed)
+        cores = os.cpu_count() or 1
+        if self.cfg.threads is not None and self.cfg.threads > 4 * cores:
+            raise UserError(f"threads={self.cfg.threads} is far more than the {cores} cores here; leave it out for all")
         self.speed.configure_process(self.cfg.threads, self.device)
 
     # What a builder of several runs in one process overrides

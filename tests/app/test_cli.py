@@ -114,6 +114,7 @@ def test_sweep_refuses_data_parallel_runs(run, devices):
         (("method=logits", "alpha=1.5"), "alpha must be in [0, 1], got 1.5"),
         (("method=feature", "alpha=0.8", "beta=0.5"), "alpha + beta must be in [0, 1], got alpha=0.8 and beta=0.5"),
         (("method=feature", "method.stages=[2]"), "method.stages must be in [-2, 1] for a network of 2 stages, got 2"),
+        (("threads=1000",), "threads=1000 is far more than the"),
         (("student.activation=gelu",), "activation must be one of relu, elu, got gelu"),
         (("teacher.head_dropout=1",), "head_dropout must be in [0, 1), got 1"),
         (("recipe.schedule.warmup=1",), "schedule.warmup must be in [0, 1), got 1"),

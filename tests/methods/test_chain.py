@@ -89,7 +89,7 @@ def test_another_method_makes_another_link(run, tmp_path):
     [
         (("method=ban", "generations=0"), r"generations must be a whole number in \[1, inf\), got 0"),
         (("method=takd", "generations=2"), "generations"),
-        (("method=takd", "assistants=[{scale:0}]"), r"scale must be a whole number in \[1, inf\), got 0"),
+        (("method=takd", "assistants=[{scale:0}]"), r"scale must be a whole number in \[1, 512\], got 0"),
     ],
 )
 def test_chain_that_cannot_be_is_refused_before_anything_is_trained(run, tmp_path, arguments, message):
