@@ -3,6 +3,7 @@
 import difflib
 import re
 import shlex
+import unicodedata
 from argparse import ArgumentError, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
         raise UserError("--resolve goes with --cfg job")
     if known.package and not known.cfg:
         raise UserError("--package goes with --cfg job")
-    if known.config_dir and not Path(known.config_dir).expanduser().is_dir():
+    folder = known.config_dir
+    if folder is not None and not (folder and Path(folder).expanduser().is_dir()):
         raise UserError(f"--config-dir={known.config_dir}: no such folder")
     if known.multirun and (prints or known.run):
         raise UserError("one of --run, --multirun, --cfg and --info at a time")
@@ -102,6 +104,10 @@ def _unknown_flag(argument: str, argv: Sequence[str], flags: Sequence[str]) -> s
 def _refuse_malformed(overrides: Sequence[str], place: int, argument: str) -> None:
     before, after = ([*overrides[:place], ""][place - 1], [*overrides, ""][place + 1])
     name, equals, value = argument.partition("=")
+    if value == "???":
+        raise UserError(f"{argument} is no value; give {name}=VALUE, or leave it out")
+    if name.lstrip("+") == "resume" and name != "resume":
+        raise UserError(f"write {argument.lstrip('+')}, without +")
     if equals and name.strip("+~ ") and (value or place + 1 == len(overrides) or "=" in after):
         if not value:
             raise UserError(f"{argument} has no value; give {argument}VALUE, or leave it out")
@@ -153,6 +159,12 @@ def parse(overrides: Iterable[str]) -> list[Override]:
                 raise HydraException("no name")
         except (HydraException, ValueError, RecursionError) as error:
             name, _, value = override.partition("=")
+            plain = unicodedata.normalize("NFKC", value).replace("\N{MINUS SIGN}", "-").lstrip("=")
+            apart = re.split(rf"[,;]\s*(?={NAME}=)", plain)
+            if len(apart) > 1:
+                raise UserError(f"{override}: settings are apart from each other: {name}={' '.join(apart)}") from error
+            if plain != value and re.fullmatch(r"[\w.+-]+", plain):
+                raise UserError(f"{override}: write {name}={plain}") from error
             if not re.fullmatch(rf"[~+]*{NAME}", name):
                 raise UserError(f"{override}: '{name}' is no name of a setting; see --help") from error
             better = in_shell(quoted(name, value))
@@ -179,8 +191,22 @@ def refuse_wrong_choices(overrides: Iterable[str], config_dir: Path | None = Non
             continue
         if files:
             _check_choice(override, name, files)
-        elif "." in name:
+            continue
+        _refuse_no_setting(override, name, parsed)
+        if "." in name:
             _refuse_dotted_group(override, name, folders)
+
+
+def _refuse_no_setting(override: Override, name: str, parsed: Sequence[Override]) -> None:
+    """Refuse Hydra's own keys of a node, and to leave a setting out where its class is not another one, either."""
+    node, _, last = name.rpartition(".")
+    if last.startswith("_") and last != "_target_":
+        raise UserError(f"{name} is not a setting, it is for Hydra; leave it out")
+    others = [str(other.key_or_group) for other in parsed if not other.is_delete()]
+    if override.is_delete() and node and f"{node}._target_" not in others:
+        raise UserError(f"~{name}: the library's default would take its place; give {name}=VALUE, or leave this out")
+    if override.is_delete() and not node and "/" not in name and name not in OPTIONAL and not override.package:
+        raise UserError(f"~{name}: every run needs it; give {name}=VALUE, or leave this out")
 
 
 def _check_choice(override: Override, name: str, files: list[str]) -> None:

@@ -13,7 +13,6 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import nn
@@ -28,7 +27,8 @@ from kd.errors import UserError
 from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
 from kd.models.output import probe
-from kd.teachers.frozen import FrozenTeacher
+from kd.runs.weights import fill, load_weights
+from kd.teachers.frozen import FrozenTeacher, check_origin
 from kd.teachers.logit_cache import RoundedLogits, StoredLogits, open_logits
 from kd.training.callbacks import EpochBar
 from kd.training.modules import Classifier, Distiller
@@ -200,6 +200,10 @@ class Builder:
         """The plan's method, set up for this student and teacher."""
         images = self.images
         method: Method = self._new(plan.method)
+        if not isinstance(method, Method):
+            raise UserError(
+                f"method._target_={plain(plan.method)['_target_']} makes no kd.Method, see docs/extending.md"
+            )
         labels = images.train_y.clone()
         labels[stratified_split(labels, self.cfg.data.val_fraction, self.cfg.data.split_seed)[1]] = -1
         size = images.train_x.shape[-1]
@@ -303,6 +307,11 @@ class Builder:
         if self.first_teachers:
             nets = [self.net(plan.network) for plan in self.first_teachers]
             self._try(self.first_teachers[0], nets[0], None)
+            if self.cfg.teacher_weights is not None:
+                path = Path(self.cfg.teacher_weights).expanduser()
+                tensors, metadata = load_weights(path)
+                fill(nets[0], tensors, path)
+                check_origin(metadata, self.metadata(self.first_teachers[0]), path)
             taught_by = nets[0] if len(nets) == 1 else Ensemble(nets)
         for plan in [*self.chain, *([self.student] if "student" in self.networks else [])]:
             net = self.net(plan.network)
@@ -319,8 +328,26 @@ class Builder:
                     f"trainer.accelerator={accelerator}: torch {torch.__version__} finds no such device here; leave it "
                     "out, or write trainer=cpu"
                 )
+        trainer = self.settings["trainer"]
+        several_nodes = "num_nodes" in trainer and trainer["num_nodes"] > 1
+        if several_nodes and not {"SLURM_JOB_ID", "MASTER_ADDR"} & os.environ.keys():
+            raise UserError("trainer.num_nodes is for runs that a cluster's launcher has started on every node")
+        count = torch.cuda.device_count() if choose_device(accelerator, 1).type == "cuda" else os.cpu_count() or 1
+        if str(devices).isdecimal() and int(devices) > count:
+            raise UserError(f"trainer.devices={devices}: there are {count} here")
         if self.cfg.trainer.sync_batchnorm and choose_device(accelerator, devices).type == "cpu":
             raise UserError("trainer.sync_batchnorm=true is for GPUs; write trainer.sync_batchnorm=false")
+
+    def _check_limits(self, data: DataModule) -> None:
+        """Refuse a share of the batches that is less than one of them, which Lightning finds out after training."""
+        trainer = self.settings["trainer"]
+        batches = {"train": data.steps_per_epoch, "test": len(data.test_dataloader().sampler)}
+        for split in (split for split in batches if f"limit_{split}_batches" in trainer):
+            limit, count = trainer[f"limit_{split}_batches"], batches[split]
+            if isinstance(limit, float) and limit * count < 1:
+                raise UserError(
+                    f"trainer.limit_{split}_batches={limit} is less than one of the {count} batches; give 1 for one"
+                )
 
     def _try(self, plan: Plan, net: nn.Module, taught_by: nn.Module | None) -> None:
         with user_errors():
@@ -328,7 +355,7 @@ class Builder:
             classifier = Classifier(net, len(self.images.classes), optimizer, schedule, plan.recipe.label_smoothing)
             schedule(optimizer(parameter_groups(classifier)), 100)
         with user_errors():
-            self.data(plan)
+            self._check_limits(self.data(plan))
         with user_errors():
             self.trainer(plan)(logger=False)
         if plan.method is not None:
@@ -348,15 +375,15 @@ def user_errors() -> Iterator[None]:
         located = re.match(r"Error locating target '([\w.]+)'", str(error))
         missing = f"_target_={located[1]}: there is no such class or function" if located else ""
         raise UserError(missing or _reason(error.__cause__ or error)) from error
-    except (ImportError, TypeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # constructors raise anything about their arguments
         raise UserError(_reason(error)) from error
-    except (ValueError, MisconfigurationException) as error:
-        raise UserError(str(error)) from error
 
 
 def _reason(error: BaseException) -> str:
     """What is wrong with the settings that something could not be made from."""
-    text = str(error)
+    text = str(error).partition("\n")[0] or type(error).__name__
     surplus = re.match(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", text)
     if surplus and surplus[2] in ("num_classes", "image_size"):
         return (

@@ -6,15 +6,16 @@ Settings are plain values here, resolved: nested dictionaries as YAML has them.
 import ast
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
-from kd.ranges import KINDS, RANGES, require, require_sum
+from kd.ranges import KINDS, RANGES, SWITCH, TEXT, WHOLE_NUMBERS, require, require_sum
 
-MAY_BE_NULL = {"clip_norm", "teacher_stages", "teacher_weights", "threads"}
+MAY_BE_NULL = {"clip_norm", "name", "teacher_stages", "teacher_weights", "threads"}
 
 SET_ELSEWHERE = {
     **dict.fromkeys(("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"), "epochs"),
@@ -23,6 +24,7 @@ SET_ELSEWHERE = {
     "default_root_dir": "hydra.run.dir",
     **dict.fromkeys(("callbacks", "plugins", "log_every_n_steps", "num_sanity_val_steps", "enable_model_summary"), ""),
     **dict.fromkeys(("barebones", "enable_checkpointing", "model_registry", "use_distributed_sampler"), ""),
+    **dict.fromkeys(("limit_predict_batches", "inference_mode", "enable_autolog_hparams"), ""),
     **dict.fromkeys(("check_val_every_n_epoch", "val_check_interval", "reload_dataloaders_every_n_epochs"), ""),
 }
 """Arguments of the Trainer that a run sets itself, and the setting that decides them, if there is one."""
@@ -35,6 +37,7 @@ NODES = {
 """Settings that hold others, and whether they name the class that takes these, as `_target_`."""
 
 
+NUMBER = r"-?(?:inf|[\d.]+(?:e-?\d+)?)"
 MISSING = "???"
 """What OmegaConf has for a setting without a value: a shorthand that was not given."""
 
@@ -61,6 +64,7 @@ def check(
         UserError: for a number outside its range, a setting that nothing reads, settings that exclude each other.
     """
     _check_nodes(settings)
+    _check_spec(settings)
     _check_trainer(settings["trainer"], launcher)
     _check_knobs(settings, run_wide, read, given)
     _check_read(settings, parts or {}, read)
@@ -160,6 +164,24 @@ def _check_nodes(settings: dict[str, Any]) -> None:
             raise UserError(f"{name}={settings[name]}: choose a file of conf/{name}, or set one of {name}.NAME=VALUE")
 
 
+def _check_spec(settings: dict[str, Any]) -> None:
+    """Refuse what a method's file declares wrongly."""
+    networks, spans = settings["spec"]["networks"], settings["spec"]["ranges"]
+    if not isinstance(networks, list) or not networks or not set(map(str, networks)) <= {"teacher", "student"}:
+        raise UserError(f"spec.networks of this method's file must list teacher, student or both, got {networks}")
+    for names, span in (spans or {}).items():
+        missing = [name for name in names.split(" + ") if name not in settings]
+        if missing and "." not in names:
+            raise UserError(f"spec.ranges of this method's file has {names}, and there is no setting {missing[0]}")
+        known = span in (SWITCH, TEXT, WHOLE_NUMBERS) or str(span).startswith("one of ")
+        interval = rf"(whole )?[\[(]{NUMBER}, {NUMBER}[\])]"
+        if not known and not (isinstance(span, str) and re.fullmatch(interval, span)):
+            raise UserError(
+                f"spec.ranges of this method's file: {names} must be as in '[0, 1]', '(0, inf)' or 'whole [1, inf)', "
+                f"got {span}"
+            )
+
+
 def _check_trainer(trainer: dict[str, Any], launcher: str | None) -> None:
     for name in SET_ELSEWHERE.keys() & trainer.keys():
         setting = SET_ELSEWHERE[name]
@@ -197,10 +219,21 @@ def _check_knobs(settings: dict[str, Any], run_wide: Iterable[str], read: str, g
             raise UserError(f"{name} is not a setting: a method's file declares it for the programs that read it")
     method = settings["method"] or {}
     for name, value in knobs(settings, run_wide).items():
-        if f"${{{name}}}" not in read and name not in settings["spec"]["ranges"]:
-            raise UserError(f"{name}={value}: this method has no such knob, so nothing would come of it")
         if name in method and str(_flat(method[name])) != str(value):
             raise UserError(f"method.{name} takes the value of {name}; give {name}={method[name]} instead")
+        if f"${{{name}}}" not in read:
+            if name in settings["spec"]["ranges"]:
+                raise UserError(f"{name}={value}: what would read it has a value of its own; leave one of them out")
+            raise UserError(f"{name}={value}: this method has no such knob, so nothing would come of it")
+    smoothing = settings["recipe"].get("label_smoothing")
+    if method.get("label_smoothing", smoothing) != smoothing:
+        raise UserError("method.label_smoothing takes the value of recipe.label_smoothing; give that instead")
+    for role in ("student", "teacher"):
+        for name in ("num_classes", "image_size"):
+            if name in settings[role]:
+                raise UserError(f"{role}.{name} comes from the data; leave it out")
+    if "save_dir" in (settings["logger"] or {}):
+        raise UserError("logger.save_dir is the run's own directory; give hydra.run.dir instead")
 
 
 def _check_read(settings: dict[str, Any], parts: Mapping[str, Iterable[str]], read: str) -> None:
@@ -279,6 +312,8 @@ def _check_chain(settings: dict[str, Any], read: str) -> None:
     links = _links(settings["chain"])
     if not links and "chain: ${" in read:
         raise UserError("this method is a chain of networks, and there is none in it; see --help for its knobs")
+    if links and settings["method"] is None:
+        raise UserError("chain is for methods that learn from a teacher; this one does not")
     student = settings["student"]
     for link in links:
         for name in link.keys() - student.keys():

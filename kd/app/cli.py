@@ -4,9 +4,9 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.app.arguments import Arguments, read_arguments, refuse_wrong_choices, sweeps
+from kd.app.arguments import Arguments, in_shell, read_arguments, refuse_wrong_choices, sweeps
 from kd.app.check import several_processes
 from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain
 from kd.app.explain import explain, settings_of
@@ -24,7 +24,7 @@ from kd.app.run import check_command, execute
 from kd.errors import UserError
 from kd.report.arguments import tolerant_stdout
 from kd.runs.results import Result
-from kd.runs.status import first_process, recorded
+from kd.runs.status import check_free, first_process, recorded
 
 if TYPE_CHECKING:
     from kd.app.build import Builder
@@ -153,6 +153,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped is stopped: resumable, exit code 130
     arguments = sys.argv[1:]
     try:
+        Path.cwd()  # an error where the folder is gone
         if {"-h", "--help"} & set(arguments):
             print(help_text(conf_dir()).replace("python train.py", program()))
             return
@@ -160,12 +161,23 @@ def main() -> None:
         _main()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (UserError, HydraException, OmegaConfBaseException, OSError, JobError) as error:
-        cause = cast(Exception, error.__cause__) if isinstance(error, JobError) else error
+    except JobError as error:
+        cause = cast(Exception, error.__cause__)
         if wants_traceback or not isinstance(cause, UserError | HydraException | OmegaConfBaseException | OSError):
             raise cause from cause.__cause__
-        print(f"error: {explain(cause, arguments)}", file=sys.stderr)
-        sys.exit(1)
+        fail(cause, arguments)
+    except Exception as error:  # Hydra's own may be any
+        if wants_traceback:
+            raise
+        fail(error, arguments)
+
+
+def fail(error: Exception, arguments: Sequence[str]) -> NoReturn:
+    """Print what is wrong, in a line, and leave with exit code 1."""
+    expected = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
+    more = "" if expected else f" ({type(error).__name__}; HYDRA_FULL_ERROR=1 shows where)"
+    print(f"error: {explain(error, arguments)}{more}", file=sys.stderr)
+    sys.exit(1)
 
 
 def prepared(argv: list[str]) -> Arguments:
@@ -186,13 +198,15 @@ def prepared(argv: list[str]) -> Arguments:
     if several:
         name, _, values = several[0].partition("=")
         raise UserError(
-            f"{several[0]}: several values are several runs, {program()} -m {several[0]}; "
-            f"a list is written {name}=[{values}], a text \"{name}='{values}'\""
+            f"{several[0]}: several values are several runs, {program()} -m {in_shell(several[0])}; "
+            + ("" if "(" in values else f"a list is written {name}=[{values}], a text \"{name}='{values}'\"")
         )
     for override in single:
         if override.startswith(("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweep")):
             raise UserError(f"{override} is for several runs, and this is one; add -m, or leave it out")
     check_command(command)
+    if first_process(several_processes(plain(command.cfg.trainer))):
+        check_free(Path(node.run.dir))
     recorded(Path(node.run.dir))
     if record is not None:
         refuse_other_settings(record, command, argv, program())
@@ -232,3 +246,7 @@ def _main(cfg: DictConfig) -> float | None:
 
         Console().print(single(result), Text(HydraConfig.get().runtime.output_dir, style="dim"), sep="\n")
     return result.val_acc
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 import kd
+from kd.errors import UserError
 
 VERSION_BASE = "1.3"
 
@@ -88,15 +89,19 @@ def compose(
 
     Raises:
         HydraException, OmegaConfBaseException: for an unknown group, choice or setting.
+        UserError: for a file that cannot be read.
     """
     texts = list(overrides)
     if config_dir is not None and not any(text.lstrip("+").startswith("hydra.searchpath=") for text in texts):
         texts.append(f"hydra.searchpath=['file://{escaped(str(config_dir))}']")
-    if GlobalHydra.instance().is_initialized():
-        cfg = hydra.compose(config_name, texts, return_hydra_config=True)
-    else:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
+    try:
+        if GlobalHydra.instance().is_initialized():
             cfg = hydra.compose(config_name, texts, return_hydra_config=True)
+        else:
+            with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
+                cfg = hydra.compose(config_name, texts, return_hydra_config=True)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"a configuration file cannot be read: {' '.join(str(error).split())}") from error
     return Command.of(without_hydra(cfg), cfg.hydra, launcher), cfg.hydra
 
 

@@ -95,7 +95,7 @@ def _message(error: Exception, arguments: Sequence[str]) -> str:
         return f"+{present[1]}: there is such a setting already; write {present[1]}=VALUE, without +"
     missing = re.match(r"Interpolation key '(.+?)' not found\s+full_key: (\S+)", message)
     if missing:
-        return f"there is no setting '{missing[1]}', of which {missing[2]} takes its value; do not leave it out"
+        return f"there is no setting '{missing[1]}', of which {missing[2]} takes its value"
     lines = [line.strip() for line in message.removeprefix("In 'config': ").splitlines() if line.strip()]
     return re.sub(r"(?<!:) Available options", ". Available options", " ".join(lines))
 

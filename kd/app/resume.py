@@ -33,6 +33,12 @@ def expand_resume(arguments: Arguments, program: str = "python train.py") -> tup
         return arguments, None
     if arguments.multirun:
         raise UserError("resume= continues one run; a multirun is continued by its own command, as it was typed")
+    if len(given) > 1:
+        raise UserError(f"resume= continues one run, and here are {len(given)}; continue them one by one")
+    rest = [override for override in arguments.overrides if not override.startswith("resume=")]
+    for override in rest:
+        if _key(override) in ("hydra.run.dir", "hydra.output_subdir", "hydra.mode"):
+            raise UserError(f"{override}: the run that is continued stays where and what it is; leave this out")
     directory = Path(given[-1]).expanduser().resolve()
     if not (directory / FILE).exists():
         raise UserError(f"resume={given[-1]}: not the directory of a run, which holds a {FILE}")
@@ -48,9 +54,12 @@ def expand_resume(arguments: Arguments, program: str = "python train.py") -> tup
             f"this run uses files of another folder; write {program} {flag} {shlex.join(arguments.overrides)}"
         )
     _go_to(directory, record, given[-1])
-    rest = [override for override in arguments.overrides if not override.startswith("resume=")]
     replaced = {_key(override) for override in rest}
-    own = [override for override in shlex.split(record.command or "") if _key(override) not in replaced]
+    try:
+        typed = shlex.split(record.command or "")
+    except ValueError as error:
+        raise UserError(f"resume={given[-1]}: the command in {FILE} is damaged: {error}") from error
+    own = [override for override in typed if _key(override) not in replaced]
     # An experiment may want a multirun; the one job of it that is resumed is a run. What it was started with stays on
     # record, whatever comes of this attempt.
     again = ("hydra.mode=RUN", quoted("hydra.run.dir", str(directory)), "hydra.output_subdir=null")
@@ -68,11 +77,13 @@ def refuse_other_settings(record: Result, command: Command, argv: Sequence[str],
     """
     if record.fingerprint == identity.fingerprint(plain(command.cfg)):
         return
-    more = " ".join(shlex.quote(argument) for argument in argv if not argument.startswith("resume="))
+    more = [argument for argument in argv if not argument.startswith("resume=")]
     if more:
+        replaced = {_key(argument) for argument in more if "=" in argument and not argument.startswith("-")}
+        own = [override for override in shlex.split(record.command or "") if _key(override) not in replaced]
         raise UserError(
-            f"with {more} this would be another run than the one to be continued; leave that out, or start a run of "
-            f"its own: {program} {shlex.join([*shlex.split(record.command or ''), more])}"
+            f"with {shlex.join(more)} this would be another run than the one to be continued; leave that out, or start "
+            f"a run of its own: {program} {shlex.join([*own, *more])}"
         )
     raise UserError(
         "the settings of this run are no longer what they were: a file of conf/ or the teacher's weights have changed "

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from kd.runs.results import FILE, Result, read, write
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+OF_HYDRA = re.compile(r"[^/]+\.log|[^/]+/(config|hydra|overrides)\.yaml")
+"""What Hydra leaves in a directory, whatever hydra.job.name and hydra.output_subdir."""
 BEFORE_A_RUN = (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", ".lock", FILE, "train.log")
 """What a directory holds of a command that was refused."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -63,6 +66,13 @@ def _locked(directory: Path, data_parallel: bool) -> AbstractContextManager[obje
         return FileLock(directory / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"another process is at work in {directory}") from error
+
+
+def check_free(directory: Path) -> None:
+    """Refuse a directory in which another process is at work, before anything in it is written."""
+    if (directory / ".lock").exists():
+        with _locked(directory, data_parallel=False):
+            pass
 
 
 def _tracked(
@@ -139,7 +149,7 @@ def recorded(directory: Path) -> Result | None:
         files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
     except OSError as error:
         raise UserError(f"{directory} cannot be read: {error.strerror}; choose another hydra.run.dir") from error
-    others = [file for file in files if file not in BEFORE_A_RUN]
+    others = [file for file in files if file not in BEFORE_A_RUN and not OF_HYDRA.fullmatch(file)]
     if others:
         more = f" and {len(others) - 1} other files" if len(others) > 1 else ""
         raise UserError(

@@ -30,6 +30,9 @@ from kd.errors import UserError
         (["lr="], "lr= has no value; give lr=VALUE"),
         (["hydra.run.dir="], "hydra.run.dir= has no value"),
         (["T"], "settings are given as T=VALUE"),
+        (["student.scale=???"], "student.scale=??? is no value; give student.scale=VALUE"),
+        (["+resume=run"], "write resume=run, without +"),
+        (["--config-dir="], "--config-dir=: no such folder"),
         (["="], "'=' is not a setting"),
         (["4"], "'4' is not a setting"),
         (["--cfg"], "--cfg/-c: expected one argument"),
@@ -90,6 +93,14 @@ def test_quoted_texts_come_back_from_hydras_grammar_and_from_interpolation(text)
         ("a b=4", "'a b' is no name of a setting"),
         (f"T={'9' * 5000}", "Hydra cannot read this value"),
         (f"T={'[' * 500}{']' * 500}", "Hydra cannot read this value"),
+        ("T==4", "T==4: write T=4"),
+        ("alpha=\N{MINUS SIGN}0.1", "write alpha=-0.1"),
+        ("T=4;alpha=0.1", "settings are apart from each other: T=4 alpha=0.1"),
+        ("T=4,alpha=0.1", "settings are apart from each other: T=4 alpha=0.1"),
+        ("+student._partial_=true", "student._partial_ is not a setting, it is for Hydra"),
+        ("~recipe.optimizer.lr", "~recipe.optimizer.lr: the library's default would take its place"),
+        ("~trainer.devices", "give trainer.devices=VALUE, or leave this out"),
+        ("~chain", "~chain: every run needs it"),
         ("@x=4", "'@x' is no name of a setting"),
         ("+experiment=seeds", "+experiment: write experiment=seeds, without +"),
     ],
@@ -105,6 +116,7 @@ def test_choices_that_are_there_are_taken(tmp_path):
     (tmp_path / "method" / "mine.yaml").touch()
     refuse_wrong_choices(["method=mine", "student=cnn16", "experiment=seeds", "recipe.optimizer.lr=1"], tmp_path)
     refuse_wrong_choices(["method=logits,mine", f"hydra.searchpath=[file://{tmp_path}]", "student={scale:4}"])
+    refuse_wrong_choices(["student._target_=my.Net", "~student.scale"])
     with pytest.raises(UserError, match="there is no method=mine"):
         refuse_wrong_choices(["method=mine"])
 

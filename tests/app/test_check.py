@@ -134,12 +134,37 @@ def test_nearest_finds_what_was_probably_meant(name, expected):
         (["threads=100000"], r"threads must be a whole number in \[1, 1024\], got 100000"),
         ([f"epochs={10**400}"], "epochs must be a whole number .* got a number of hundreds of digits"),
         (["ensemble=2", "teacher_seed=4294967295"], "2 teachers have the seeds from teacher_seed on"),
+        (["method=standard", "chain=1"], "chain is for methods that learn from a teacher"),
+        (["method=ban", "chain=3"], "generations=1: what would read it has a value of its own"),
+        (["method.label_smoothing=0.5"], "takes the value of recipe.label_smoothing"),
+        (["+student.num_classes=5"], "student.num_classes comes from the data"),
+        (["+logger.save_dir=foo"], "logger.save_dir is the run's own directory"),
+        (["logger.name=3"], "logger.name must be text, got 3"),
+        (["+trainer.detect_anomaly=abc"], "trainer.detect_anomaly must be true or false, got abc"),
+        (["+trainer.limit_predict_batches=3"], "trainer.limit_predict_batches is set by the run itself"),
         (["chain=3", "teacher_seed=4294967294"], "3 teachers have the seeds from teacher_seed on"),
     ],
 )
 def test_check_refuses_what_would_be_taken_for_something_else(overrides, message):
     with pytest.raises(UserError, match=message):
         check_command(compose(["data=digits", *overrides])[0])
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("networks", [], "spec.networks of this method's file must list teacher, student or both, got"),
+        ("networks", ["studnet"], "must list teacher, student or both"),
+        ("ranges", {"T": [0, 5]}, "T must be as in"),
+        ("ranges", {"T": "from 0 to 1"}, "T must be as in"),
+        ("ranges", {"T + beta": "[0, 1]"}, "has T . beta, and there is no setting beta"),
+    ],
+)
+def test_check_names_what_a_methods_file_declares_wrongly(part, value, message):
+    composed = settings("method=logits")
+    composed["spec"][part] = value
+    with pytest.raises(UserError, match=message):
+        check(composed, run_wide(), "${T} ${alpha}")
 
 
 def test_check_takes_settings_that_are_referred_to():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from kd.app.cli import help_text
 from kd.runs.results import read
@@ -114,6 +115,15 @@ def test_sweep_refuses_data_parallel_runs(run, devices):
         (("method=logits", "alpha=1.5"), "alpha must be in [0, 1], got 1.5"),
         (("method=feature", "alpha=0.8", "beta=0.5"), "alpha + beta must be in [0, 1], got alpha=0.8 and beta=0.5"),
         (("method=feature", "method.stages=[2]"), "method.stages must be in [-2, 1] for a network of 2 stages, got 2"),
+        (("+recipe.optimizer.foreach=true",), "`fused` and `foreach` cannot be `True` together"),
+        (("+trainer.limit_test_batches=0.001",), "less than one of the 1 batches; give 1 for one"),
+        (("+trainer.num_nodes=2",), "trainer.num_nodes is for runs that a cluster's launcher has started"),
+        (("trainer.devices=99999",), "trainer.devices=99999: there are"),
+        (
+            ("method._target_=torch.nn.ReLU", "~method.T", "~method.alpha", "~method.label_smoothing"),
+            "T=2.0: what would",
+        ),
+        ((f"teacher_weights={__file__}",), "is not a whole safetensors file"),
         (("threads=1000",), "threads=1000 is far more than the"),
         (("student.activation=gelu",), "activation must be one of relu, elu, got gelu"),
         (("teacher.head_dropout=1",), "head_dropout must be in [0, 1), got 1"),
@@ -142,6 +152,32 @@ def test_cli_reports_mistakes_before_training(run, tmp_path, monkeypatch, argume
     assert message in next(line for line in printed.splitlines() if line.startswith("error: "))
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not list(tmp_path.glob("teachers/*"))
+
+
+def test_run_in_a_busy_directory_leaves_it_alone(run, finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with FileLock(tmp_path / "run" / ".lock"):
+        code, printed = run(*TINY, QUIET, "method=standard", "hydra.run.dir=run")
+    assert (code, printed) == (1, "error: another process is at work in run\n")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("text", ["a: [", "\tT: 4", "T: 1\nT: 2", "- 1", "defaults: logits"])
+def test_files_of_ones_own_that_cannot_be_read_are_one_line(run, tmp_path, text):
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    code, printed = run("--config-dir=conf", *TINY, QUIET, "method=mine")
+    assert code == 1
+    (line,) = printed.splitlines()
+    assert line.startswith("error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["conf"]
+
+
+def test_program_starts_as_a_module(tmp_path):
+    code = [sys.executable, "-m", "kd.app.cli", "T=abc"]
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()) == (1, ["error: T must be a number in [0.001, 1e6], got abc"])
 
 
 @pytest.mark.parametrize("mistake", ["T=0", "student.activation=gelu", "student._target_=nope.Nope"])

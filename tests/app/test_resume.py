@@ -63,6 +63,21 @@ def test_expand_resume_refuses_what_is_no_run(tmp_path):
         resumed("-m", f"resume={tmp_path}")
 
 
+@pytest.mark.parametrize(
+    "more", ["hydra.run.dir=foo", "hydra.output_subdir=foo", "hydra.mode=MULTIRUN", "resume=other"]
+)
+def test_expand_resume_refuses_what_it_would_pass_over(tmp_path, more):
+    write(RECORD, tmp_path / "result.json")
+    with pytest.raises(UserError, match=r"leave this out|continue them one by one"):
+        resumed(f"resume={tmp_path}", more)
+
+
+def test_expand_resume_names_a_damaged_command(tmp_path):
+    write(replace(RECORD, command="a='b"), tmp_path / "result.json")
+    with pytest.raises(UserError, match=r"the command in result\.json is damaged"):
+        resumed(f"resume={tmp_path}")
+
+
 def test_resume_refuses_settings_of_another_run(run, finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     record = read(tmp_path / "run" / "result.json")
@@ -70,6 +85,8 @@ def test_resume_refuses_settings_of_another_run(run, finished, tmp_path):
     code, printed = run("resume=run", "T=8")
     assert (code, len(printed.splitlines())) == (1, 1)
     assert "error: with T=8 this would be another run than the one to be continued; leave that out, or start" in printed
+    own = [part for part in shlex.split(record.command) if not part.startswith("T=")]
+    assert shlex.split(printed.partition("its own: python train.py ")[2]) == [*own, "T=8"]
     assert read(tmp_path / "run" / "result.json").status == "interrupted"
 
 
