@@ -285,8 +285,8 @@ def peak_memory_gb(options: argparse.Namespace) -> float:
 
 
 def silence() -> None:
-    """Leave out what Lightning logs and warns of in every training."""
-    logging.disable(logging.INFO)
+    """Leave out what every training logs and warns of, such as that this teacher, whose weights are random, is bad."""
+    logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", message="The `srun` command is available")
 
 
