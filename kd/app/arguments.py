@@ -206,7 +206,7 @@ def _refuse_no_setting(override: Override, name: str, parsed: Sequence[Override]
     if override.is_delete() and node and f"{node}._target_" not in others:
         raise UserError(f"~{name}: the library's default would take its place; give {name}=VALUE, or leave this out")
     if override.is_delete() and not node and "/" not in name and name not in OPTIONAL and not override.package:
-        raise UserError(f"~{name}: every run needs it; give {name}=VALUE, or leave this out")
+        raise UserError(f"~{name}: no setting can be left out; give {name}=VALUE, or leave this out")
 
 
 def _check_choice(override: Override, name: str, files: list[str]) -> None:

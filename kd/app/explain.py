@@ -93,9 +93,14 @@ def _message(error: Exception, arguments: Sequence[str]) -> str:
     present = re.match(r"Could not append to config\. An item is already at '(.+?)'", message)
     if present:
         return f"+{present[1]}: there is such a setting already; write {present[1]}=VALUE, without +"
-    missing = re.match(r"Interpolation key '(.+?)' not found\s+full_key: (\S+)", message)
+    merged = re.match(r"Error merging override (.+)", message)
+    if merged:
+        return f"{merged[1]}: this is another kind of value than the setting has, such as a list or single settings"
+    missing = re.match(r"Interpolation key '(.+?)' not found(?:\s+full_key: (\S+))?", message)
     if missing:
-        return f"there is no setting '{missing[1]}', of which {missing[2]} takes its value"
+        return f"there is no setting '{missing[1]}', of which {missing[2] or 'another'} takes its value"
+    if message.startswith("Recursive interpolation"):
+        return "a setting takes its own value, by way of ${...}; give it one"
     lines = [line.strip() for line in message.removeprefix("In 'config': ").splitlines() if line.strip()]
     return re.sub(r"(?<!:) Available options", ". Available options", " ".join(lines))
 

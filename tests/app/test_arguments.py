@@ -100,7 +100,7 @@ def test_quoted_texts_come_back_from_hydras_grammar_and_from_interpolation(text)
         ("+student._partial_=true", "student._partial_ is not a setting, it is for Hydra"),
         ("~recipe.optimizer.lr", "~recipe.optimizer.lr: the library's default would take its place"),
         ("~trainer.devices", "give trainer.devices=VALUE, or leave this out"),
-        ("~chain", "~chain: every run needs it"),
+        ("~chain", "~chain: no setting can be left out; give chain=VALUE"),
         ("@x=4", "'@x' is no name of a setting"),
         ("+experiment=seeds", "+experiment: write experiment=seeds, without +"),
     ],

@@ -3,8 +3,12 @@
 import errno
 
 import pytest
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
+from kd.app.compose import compose
 from kd.app.explain import explain, printable
+from kd.app.run import check_command
 from kd.errors import UserError
 
 
@@ -64,6 +68,20 @@ def test_explain_names_what_was_meant(name, answer):
 def test_explain_answers_a_plus_too_many():
     error = Exception("Could not append to config. An item is already at 'T'.\nEither remove + prefix: 'T=1'")
     assert explain(error, ["+T=1"]) == "+T: there is such a setting already; write T=VALUE, without +"
+
+
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        ("T=${nope}", "there is no setting 'nope', of which another takes its value"),
+        ("T=${T}", "a setting takes its own value, by way of ${...}; give it one"),
+        ("chain={scale:2}", "chain={scale:2}: this is another kind of value than the setting has"),
+    ],
+)
+def test_explain_translates_what_cannot_be_composed(override, answer):
+    with pytest.raises((HydraException, OmegaConfBaseException)) as error:
+        check_command(compose(["data=digits", override])[0])
+    assert explain(error.value, [override]).startswith(answer)
 
 
 def test_explain_names_the_methods_of_a_sweep_that_lack_a_knob():
