@@ -70,7 +70,7 @@ def check(
     _check_read(settings, parts or {}, read)
     _check_ranges(settings)
     _check_shorthands(settings, given)
-    _check_teacher(settings)
+    _check_teacher(settings, given)
     _check_chain(settings, read)
     if launcher is not None and launcher.endswith(".CohortLauncher") and "Wandb" in str(settings["logger"]):
         raise UserError("W&B takes one run at a time in a process; take another logger, or leave out the cohort")
@@ -286,7 +286,7 @@ def _check_shorthands(settings: dict[str, Any], given: Iterable[str]) -> None:
                 )
 
 
-def _check_teacher(settings: dict[str, Any]) -> None:
+def _check_teacher(settings: dict[str, Any], given: Iterable[str]) -> None:
     weights = settings["teacher_weights"]
     if weights is None:
         return
@@ -294,7 +294,18 @@ def _check_teacher(settings: dict[str, Any]) -> None:
         raise UserError("teacher_weights is for methods that learn from a teacher; this one does not")
     if settings["ensemble"] != 1:
         raise UserError("teacher_weights is one teacher; ensemble is for those of the store")
-    if not Path(weights).expanduser().is_file():
+    of_training = ("teacher_recipe", "teacher_seed", "recipe@teacher_recipe")
+    for override in given:
+        if override.lstrip("+").startswith(of_training):
+            raise UserError(
+                f"{override} is for a teacher to be trained, and teacher_weights are trained; leave one out"
+            )
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        found = sorted(path.glob("*.safetensors"))
+        instead = f"; write teacher_weights={found[0]}" if found else ", and there are no weights in it"
+        raise UserError(f"teacher_weights={weights} is a folder{instead}")
+    if not path.is_file():
         raise UserError(f"no weights at {weights}")
 
 

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from kd.app import identity
 from kd.app.check import check, knobs, several_processes
 from kd.app.compose import Command, parts, plain, run_wide
-from kd.runs.results import Result
-from kd.runs.status import git_revision, refusals, tracked, versions
+from kd.errors import UserError
+from kd.runs.results import FILE, Result
+from kd.runs.status import git_revision, refusals, tracked, versions, write_once
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -70,7 +71,14 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
     with refusals():
         build.dry_run(directory)
     log.info("%s", build.images.summary)
+    if record.data_id not in ("", build.images.id):
+        raise UserError(
+            f"the images are not those that this run was started with ({build.images.name}, data_id {record.data_id} "
+            f"then and {build.images.id} now); put them back, or start a run of its own"
+        )
+    several = several_processes(build.settings["trainer"])
     record = replace(record, dataset=build.images.name, data_id=build.images.id)
+    write_once(record, directory / FILE, several)
 
     prepared = build.shared("teacher", lambda: prepare_teacher(build, record)) if build.wants_teacher else None
     if prepared is not None:
@@ -83,7 +91,6 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
             warnings=prepared.warnings,
         )
     if "student" not in build.networks:
-        several = several_processes(build.settings["trainer"])
         return copy_from_store(only(prepared).directory, record, directory, several)
 
     teacher = None if prepared is None else prepared.teacher

@@ -111,6 +111,9 @@ def _unsplit(tree: Tree, folders: list[Path]) -> Classes:
             f"{printable(tree.root)}: neither train/ and test/ nor class folders in it; put images into train/<class>/ "
             f"and test/<class>/, or into <class>/{_aside(tree)}"
         )
+    if not any(Tree(tree.root, tree.suffixes).entries(below).files for below in folders):
+        names = _few([f"{printable(below.name)}/" for below in folders])
+        raise UserError(f"{printable(tree.root)}: {names} hold folders and no images; is one of them train/ or test/?")
     classes = _read(tree, tree.root, folders)
     single = [label for label, files in classes.items() if len(files) < 2]
     if single:

@@ -80,6 +80,8 @@ def near_chance(accuracy: float, labels: NDArray[np.int64]) -> str | None:
     significant = chance + 1.645 * math.sqrt(chance * (1 - chance) / len(labels))
     if accuracy > max(significant, chance + 0.05 * (1 - chance)):
         return None
+    if significant >= 1 > chance:
+        return f"which {len(labels)} test images cannot tell from chance ({100 * chance:.1f} %)"
     how = "hardly" if accuracy > significant else "no"
     return f"{how} better than chance ({100 * chance:.1f} % with {(counts > 0).sum()} classes)"
 

@@ -100,6 +100,8 @@ def _tracked(
     if previous is not None and previous.git != record.git and (directory / CHECKPOINTS).exists():
         started, now = (git or "an unknown version" for git in (previous.git, record.git))
         log.warning("this run was started with the code of %s and goes on with that of %s", started, now)
+    if previous is not None and (directory / CHECKPOINTS).exists():
+        record = replace(record, data_id=previous.data_id)  # what a checkpoint has been trained on
     write_once(record, path, data_parallel)
     hint = f"{program} {shlex.quote(f'resume={directory}')}"
     if record.config_dir is not None:
@@ -107,7 +109,7 @@ def _tracked(
     try:
         return execute(record)
     except (KeyboardInterrupt, SystemExit) as error:
-        write_once(replace(record, status="interrupted"), path, data_parallel)
+        write_once(replace(_latest(path, record), status="interrupted"), path, data_parallel)
         if single:
             print(f"interrupted; continue with: {hint}", file=sys.stderr)
         raise SystemExit(130) from error
@@ -117,12 +119,20 @@ def _tracked(
             raise
         # On a full disk this may fail too; the first error is the one to report.
         with suppress(OSError):
-            write_once(replace(record, status="failed", error=str(error)), path, data_parallel)
+            write_once(replace(_latest(path, record), status="failed", error=str(error)), path, data_parallel)
         if isinstance(error, OSError) and error.errno in FULL:
             raise UserError(
                 f"cannot save the run: {error.strerror}; once there is space, continue with: {hint}"
             ) from error
         raise
+
+
+def _latest(path: Path, record: Result) -> Result:
+    """The record as the run has last written it, which knows more than what it began with."""
+    try:
+        return read(path)
+    except UserError:
+        return record
 
 
 @contextmanager

@@ -90,6 +90,17 @@ def test_resume_refuses_settings_of_another_run(run, finished, tmp_path):
     assert read(tmp_path / "run" / "result.json").status == "interrupted"
 
 
+def test_resume_refuses_other_images(run, finished, tmp_path):
+    """The checkpoint would go on with what it was not trained on, and the result be of neither data set."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    record = replace(read(tmp_path / "run" / "result.json"), status="interrupted", cwd=str(tmp_path))
+    write(replace(record, data_id="0123456789abcdef"), tmp_path / "run" / "result.json")
+    code, printed = run("resume=run")
+    assert code == 1
+    assert "error: the images are not those that this run was started with (digits, data_id 0123456789abcdef" in printed
+    assert read(tmp_path / "run" / "result.json").data_id == "0123456789abcdef"
+
+
 def test_resume_of_a_finished_run_says_so(run, finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     record = read(tmp_path / "run" / "result.json")

@@ -469,7 +469,9 @@ def test_resume_gives_the_result_of_an_uninterrupted_run(run, tmp_path, teacher_
     assert process.returncode == 130, printed
     assert "resume=" in printed
     assert "Traceback" not in printed
-    assert read(tmp_path / "broken" / "result.json").status == "interrupted"
+    interrupted = read(tmp_path / "broken" / "result.json")
+    assert interrupted.status == "interrupted"
+    assert interrupted.data_id == digits().id  # so that it is not continued with other images
 
     assert run("resume=broken")[0] == 0
     assert run(*longer, "teacher_store=fresh", "hydra.run.dir=whole")[0] == 0

@@ -162,6 +162,14 @@ def test_folder_splits_what_has_no_split(unsplit):
     assert folder(unsplit).id == folder(unsplit, in_memory=False).id == images.id
 
 
+def test_folder_takes_no_misspelt_splits_for_classes(tmp_path, encode, write_tree):
+    grey = [encode(torch.full((3, 32, 32), level, dtype=torch.uint8)) for level in range(4)]
+    for split in ("trian", "tset"):
+        write_tree(tmp_path / "set" / split, {"cat": grey[:2], "dog": grey[2:]})
+    with pytest.raises(UserError, match=r"trian/, tset/ hold folders and no images; is one of them train/ or test/\?"):
+        folder(tmp_path / "set")
+
+
 def test_folder_refuses_to_split_a_single_image(unsplit):
     for name in ("1.png", "2.png"):
         (unsplit / "dog" / name).unlink()

@@ -220,6 +220,14 @@ def test_leaders_do_not_follow_the_test_split():
 # The finite test split
 
 
+def test_summarize_gives_both_ends_where_the_interval_of_few_images_is_lopsided():
+    (note,) = [note for note in summarize(seeds(ALONE, 1.0, 1.0, test_images=18)).notes if "binomial" in note]
+    low, high = stats.binomtest(18, 18).proportion_ci(method="wilson")
+    assert note.startswith(
+        f"18 test images tell an accuracy of 100.00 % to be {100 * low:.1f} to {100 * high:.1f} % on all images"
+    )
+
+
 def test_summarize_notes_the_precision_of_the_test_split():
     notes = [note for note in summarize(seeds(ALONE, 0.85, 0.85, test_images=10_000)).notes if "binomial" in note]
     low, high = stats.binomtest(8500, 10_000).proportion_ci(method="wilson")

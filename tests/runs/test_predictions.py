@@ -64,6 +64,7 @@ def labels(*counts):
         (0.93, [900, 50, 50], None),
         (0.5, [500, 500, 0], "no better than chance (50.0 % with 2 classes)"),
         (0.06, [10] * 100, None),
+        (1.0, [1, 1], "which 2 test images cannot tell from chance (50.0 %)"),
         (1.0, [5], "no better than chance (100.0 % with 1 classes)"),
     ],
 )
