@@ -197,10 +197,8 @@ def prepared(argv: list[str]) -> Arguments:
         return arguments
     if several:
         name, _, values = several[0].partition("=")
-        raise UserError(
-            f"{several[0]}: several values are several runs, {program()} -m {in_shell(several[0])}; "
-            + ("" if "(" in values else f"a list is written {name}=[{values}], a text \"{name}='{values}'\"")
-        )
+        others = "" if "(" in values else f"; a list is written {name}=[{values}], a text \"{name}='{values}'\""
+        raise UserError(f"{several[0]}: several values are several runs, {program()} -m {in_shell(several[0])}{others}")
     for override in single:
         if override.startswith(("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweep")):
             raise UserError(f"{override} is for several runs, and this is one; add -m, or leave it out")

@@ -103,9 +103,8 @@ def _tracked(
     if previous is not None and (directory / CHECKPOINTS).exists():
         record = replace(record, data_id=previous.data_id)  # what a checkpoint has been trained on
     write_once(record, path, data_parallel)
-    hint = f"{program} {shlex.quote(f'resume={directory}')}"
-    if record.config_dir is not None:
-        hint = f"{program} {shlex.quote(f'--config-dir={record.config_dir}')} {shlex.quote(f'resume={directory}')}"
+    folder = [] if record.config_dir is None else [f"--config-dir={record.config_dir}"]
+    hint = f"{program} {shlex.join([*folder, f'resume={directory}'])}"
     try:
         return execute(record)
     except (KeyboardInterrupt, SystemExit) as error:
