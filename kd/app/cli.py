@@ -205,7 +205,7 @@ def prepared(argv: list[str]) -> Arguments:
     check_command(command)
     if first_process(several_processes(plain(command.cfg.trainer))):
         check_free(Path(node.run.dir))
-    recorded(Path(node.run.dir))
+    recorded(Path(node.run.dir), before_hydra=True)
     if record is not None:
         refuse_other_settings(record, command, argv, program())
     return arguments

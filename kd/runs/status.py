@@ -143,8 +143,12 @@ def refusals() -> Iterator[None]:
         raise RefusedError(str(error)) from error
 
 
-def recorded(directory: Path) -> Result | None:
+def recorded(directory: Path, before_hydra: bool = False) -> Result | None:
     """Return the record of the run in a directory; None if the directory is missing, or empty but for Hydra's files.
+
+    Args:
+        directory: the run directory.
+        before_hydra: whether Hydra has not written into it yet, so that a log without Hydra's folder is another's.
 
     Raises:
         UserError: if it holds anything else, so that nothing is written over or removed that is not this program's.
@@ -159,6 +163,8 @@ def recorded(directory: Path) -> Result | None:
     except OSError as error:
         raise UserError(f"{directory} cannot be read: {error.strerror}; choose another hydra.run.dir") from error
     others = [file for file in files if file not in BEFORE_A_RUN and not OF_HYDRA.fullmatch(file)]
+    if before_hydra and not any(file.endswith("/hydra.yaml") for file in files):
+        others = [file for file in files if file != ".lock"]
     if others:
         more = f" and {len(others) - 1} other files" if len(others) > 1 else ""
         raise UserError(

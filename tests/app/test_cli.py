@@ -197,6 +197,15 @@ def test_refused_command_leaves_what_was_there(run, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+def test_log_of_another_program_is_left_alone(run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.log").write_text("keep")
+    code, printed = run(*TINY, QUIET, "hydra.run.dir=mine", "student.activation=gelu")
+    assert code == 1
+    assert "error: mine holds train.log, and no result.json of a run" in printed
+    assert (tmp_path / "mine" / "train.log").read_text() == "keep"
+
+
 def test_refused_command_leaves_a_run_as_it_is(run, finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
