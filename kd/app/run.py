@@ -78,6 +78,7 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
         )
     several = several_processes(build.settings["trainer"])
     record = replace(record, dataset=build.images.name, data_id=build.images.id)
+    directory.mkdir(parents=True, exist_ok=True)
     write_once(record, directory / FILE, several)
 
     prepared = build.shared("teacher", lambda: prepare_teacher(build, record)) if build.wants_teacher else None
