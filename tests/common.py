@@ -12,8 +12,9 @@ SMALL = (
     "student.scale=2",
     "trainer=cpu",
     "trainer.enable_progress_bar=false",
+    "data.source.image_size=8",
 )
-"""A run of seconds."""
+"""A run of a second."""
 
 
 def pair(student, teacher=None, size=8, labels=None):

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from filelock import FileLock
 
 from kd.app.cli import help_text
 from kd.runs.results import read
+from tests import processes
 from tests.common import ROOT
 
 CONF = ROOT / "conf"
@@ -22,9 +22,7 @@ QUIET = "trainer.enable_progress_bar=false"
 
 
 def run_program(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *arguments], cwd=cwd, capture_output=True, text=True, **options
-    )
+    return processes.run(ROOT / "train.py", *arguments, cwd=cwd, **options)
 
 
 def test_help_lists_every_choice_and_describes_each_method(tmp_path):
@@ -257,14 +255,7 @@ def test_cli_prints_the_traceback_with_hydra_full_error(tmp_path):
 def test_run_on_a_full_disk_leaves_no_partial_files(run, tmp_path):
     """A limit on the size of files stands in for the disk: the student's checkpoint is over it."""
     sizes = ("teacher.scale=1", "student.scale=16", "hydra.run.dir=run")
-    limit = 4 << 20
-    full = run_program(
-        *TINY,
-        QUIET,
-        *sizes,
-        cwd=tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
+    full = run_program(*TINY, QUIET, *sizes, cwd=tmp_path, largest_file=4 << 20)
     assert full.returncode == 1
     assert "error: cannot save the run: File too large; once there is space, continue with" in full.stderr
     assert "Traceback" not in full.stderr

@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +23,8 @@ from kd.runs import predictions
 from kd.runs.results import read, write
 from kd.runs.weights import fill, load_weights
 from kd.training.performance import PackedDropout, choose_precision
+from tests import processes
 from tests.common import ROOT, SMALL
-
-
-def start_process(*arguments: str, cwd: Path, **options) -> subprocess.Popen:
-    """Start `train.py` in a process of its own."""
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    return subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
 
 
 def metric_rows(directory: Path) -> list[dict[str, str]]:
@@ -389,9 +382,11 @@ LAUNCHED = {
 def test_run_on_one_device_is_whole_whatever_launched_it(tmp_path, finished, launcher):
     shutil.copytree(finished / "teachers", tmp_path / "teachers")
     environment = {**os.environ, **LAUNCHED[launcher]}
-    process = start_process(*SMALL, "method=logits", "T=2", "hydra.run.dir=run", cwd=tmp_path, env=environment)
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, printed
+    done = processes.run(
+        ROOT / "train.py", *SMALL, "method=logits", "T=2", "hydra.run.dir=run", cwd=tmp_path, env=environment
+    )
+    printed = done.stdout
+    assert done.returncode == 0, done.stderr
     assert "test accuracy" in printed
     assert same_weights(tmp_path / "run" / "student.safetensors", finished / "run" / "student.safetensors")
     for path in (".lock", "checkpoints/last.ckpt", "metrics.csv", "predictions.npz"):
@@ -408,9 +403,9 @@ def test_ddp_trains_the_student_of_one_process(run, tmp_path, finished):
     student = ("student._target_=tests.launchers.plain.Plain", "student.activation=elu", "method=logits", "T=2")
     ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
     quiet = "trainer.enable_progress_bar=false"
-    process = start_process(*SMALL[:4], *ddp, quiet, *student, "hydra.run.dir=run", cwd=tmp_path)
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, printed
+    done = processes.run(ROOT / "train.py", *SMALL[:4], *ddp, quiet, *student, "hydra.run.dir=run", cwd=tmp_path)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
     record = read(tmp_path / "run" / "result.json")
     assert record.status == "done"
     kept = predictions.read(tmp_path / "run" / "predictions.npz")
@@ -457,9 +452,7 @@ def test_resume_gives_the_result_of_an_uninterrupted_run(run, tmp_path, teacher_
     longer = (*SMALL, "epochs=6", "data.val_fraction=0.7")  # short epochs
     if not teacher_phase:
         assert run(*longer, "method=teacher", "hydra.run.dir=teacher")[0] == 0
-    # Tests that were started in the background may ignore Ctrl-C.
-    default_signals = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    process = start_process(*longer, "hydra.run.dir=broken", cwd=tmp_path, **default_signals)
+    process = processes.start(ROOT / "train.py", *longer, "hydra.run.dir=broken", cwd=tmp_path, merged=True)
     checkpoints = "teachers/*.partial/checkpoints/last.ckpt" if teacher_phase else "broken/checkpoints/last.ckpt"
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(checkpoints)) and time.monotonic() < deadline:

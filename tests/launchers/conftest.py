@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,27 +12,20 @@ import torch
 from safetensors.torch import load_file
 
 from kd.runs.results import Result, read
+from tests import processes
 from tests.common import ROOT
 
 HERE = Path(__file__).parent
 
 
-def restore_ctrl_c() -> None:
-    """Give a process Python's own handling of Ctrl-C, which a shell takes from what it starts in the background."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @pytest.fixture
-def sweep(tmp_path) -> Callable[..., subprocess.Popen]:
+def sweep(tmp_path) -> Callable[..., processes.Process]:
     """Starts a multirun in sweep/ of an empty folder, without OMP_NUM_THREADS in its environment."""
-    program = ROOT / "train.py"
 
-    def sweep(*arguments: str, **environment: str) -> subprocess.Popen:
-        command = [sys.executable, program, "-m", "hydra.sweep.dir=sweep", "logger=none", *arguments]
+    def sweep(*arguments: str, **environment: str) -> processes.Process:
+        command = (ROOT / "train.py", "-m", "hydra.sweep.dir=sweep", "logger=none", *arguments)
         inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        apart = {"start_new_session": True, "preexec_fn": restore_ctrl_c}
-        return subprocess.Popen(command, cwd=tmp_path, env={**inherited, **environment}, **output, **apart)
+        return processes.start(*command, cwd=tmp_path, env={**inherited, **environment}, merged=True)
 
     return sweep
 

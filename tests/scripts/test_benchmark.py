@@ -2,8 +2,6 @@ import argparse
 import json
 import multiprocessing
 import shlex
-import subprocess
-import sys
 
 import pytest
 
@@ -11,6 +9,7 @@ from kd.app.run import run
 from kd.models.cnn import CNN
 from kd.runs.results import Result
 from kd.runs.weights import save_weights
+from tests import processes
 from tests.common import ROOT
 
 WORKLOADS = {"teacher", "student", "logits_live", "logits_stored", "feature_live"}
@@ -18,13 +17,7 @@ WORKLOADS = {"teacher", "student", "logits_live", "logits_stored", "feature_live
 
 def benchmark(folder, *arguments):
     command = shlex.split("scripts/benchmark.py --quick speed.keep_memory=false")  # as in the README
-    return subprocess.run(
-        [sys.executable, ROOT / command[0], *command[1:], "--device", "cpu", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return processes.run(ROOT / command[0], *command[1:], "--device", "cpu", *arguments, cwd=folder)
 
 
 def test_benchmark_measures_every_workload_in_every_loop(tmp_path):

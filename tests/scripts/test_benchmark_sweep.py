@@ -1,20 +1,13 @@
 import json
-import subprocess
-import sys
 
 import pytest
 
+from tests import processes
 from tests.common import ROOT, SMALL
 
 
 def benchmark_sweep(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, ROOT / "scripts" / "benchmark_sweep.py", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return processes.run(ROOT / "scripts" / "benchmark_sweep.py", *arguments, cwd=folder)
 
 
 def test_benchmark_sweep_compares_launchers(tmp_path):

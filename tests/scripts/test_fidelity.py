@@ -2,8 +2,6 @@ import csv
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from safetensors.numpy import save_file
 from kd.runs.predictions import Predictions, write
 from kd.runs.results import Result
 from kd.runs.results import write as write_result
+from tests import processes
 from tests.common import ROOT
 
 SCRIPT = ROOT / "scripts" / "fidelity.py"
@@ -22,8 +21,7 @@ LABELS = np.repeat(np.arange(10), 8)
 
 
 def fidelity(*arguments, cwd, **env):
-    command = [sys.executable, SCRIPT, *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **env})
+    return processes.run(SCRIPT, *arguments, cwd=cwd, env={**os.environ, **env})
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kd.runs.results import write
+from tests import processes
 from tests.common import ROOT
 from tests.report.made import ALONE, changed
 
@@ -15,7 +16,7 @@ SCRIPT = ROOT / "scripts" / "report.py"
 
 
 def report(*arguments, cwd):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True)
+    return processes.run(SCRIPT, *arguments, cwd=cwd)
 
 
 def put(directory, result=ALONE):

@@ -22,6 +22,7 @@ from kd.report.rows import summarize
 from kd.runs.results import collect, read
 from kd.training.callbacks import EpochSeed
 from scripts import search
+from tests import processes
 from tests.common import ROOT, SMALL
 
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -113,13 +114,7 @@ def test_search_records_trials_and_prints_the_best_command(run_search, run, tmp_
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
 def test_search_resumes_the_interrupted_trial(run_search, tmp_path, monkeypatch, stop):
     arguments = (*ALONE, "--trials", "2", "recipe.epochs=6")
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "scripts" / "search.py", "found", *arguments],
-        cwd=tmp_path,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    process = processes.start(ROOT / "scripts" / "search.py", "found", *arguments, cwd=tmp_path)
     checkpoint = tmp_path / "found" / "1" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:

@@ -10,7 +10,6 @@ import argparse
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,10 +17,13 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from kd.errors import UserError
-from kd.runs.results import read
-
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from kd.errors import UserError  # noqa: E402
+from kd.runs.results import read  # noqa: E402
+from tests import processes  # noqa: E402
+
 GRID = (
     "-m", "data=digits", "epochs=2", "teacher.scale=2", "student.scale=2", "trainer=cpu", "threads=1",
     "trainer.enable_progress_bar=false", "logger=none", "trainer.precision=32-true",
@@ -30,17 +32,10 @@ GRID = (
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
-def start(folder: Path, sweep: str, settings: list[str]) -> subprocess.Popen[str]:
-    """Start the sweep in a process group of its own, with Python's own handling of Ctrl-C."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *GRID, *settings, f"hydra.sweep.dir={sweep}"],
-        cwd=folder,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+def start(folder: Path, sweep: str, settings: list[str]) -> processes.Process:
+    """Start the sweep in a process group of its own."""
+    program = ROOT / "train.py"
+    return processes.start(program, *GRID, *settings, f"hydra.sweep.dir={sweep}", cwd=folder, merged=True)
 
 
 def done(sweep: Path) -> dict[Path, int]:
@@ -88,7 +83,7 @@ def main(arguments: list[str]) -> None:
             further = random_times.randrange(2)
             while len(done(folder / "killed")) < len(before) + further and process.poll() is None:
                 time.sleep(0.05)
-            time.sleep(random_times.uniform(0, 2 if further else 8))
+            time.sleep(random_times.uniform(0, 2))
             sent = SIGNALS[kill % len(SIGNALS)]
             if process.poll() is None:
                 os.killpg(process.pid, sent)

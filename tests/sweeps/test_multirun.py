@@ -1,9 +1,6 @@
 """Sweeps from the command line, `train.py -m`."""
 
-import resource
 import shlex
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -13,6 +10,7 @@ from safetensors.torch import load_file
 
 from kd.app.arguments import quoted
 from kd.runs.results import Result, read, write
+from tests import processes
 from tests.common import ROOT, SMALL
 
 QUICK = (*SMALL, "logger=none")
@@ -103,9 +101,7 @@ def test_multirun_of_refused_jobs_only_is_one_error(sweep):
 def test_multirun_on_a_full_disk_fails_jobs_and_resumes(sweep, run, tmp_path):
     assert run(*QUICK, "method=teacher", "hydra.run.dir=teacher")[0] == 0
     grid = (*QUICK, "hydra.sweep.dir=sweep", "method=logits", "T=1,2", "speed.stored_logits=false")
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *grid]
-    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, **limit)
+    done = processes.run(ROOT / "train.py", "-m", *grid, cwd=tmp_path, largest_file=40_000)
     assert done.returncode == 1
     assert done.stdout.count("cannot save the run: File too large; once there is space") >= 2
     assert "error: 2 failed; what is missing is tried again by" in done.stderr
@@ -266,8 +262,6 @@ def same_files(folder, run, *names):
 
 def test_multirun_killed_repeatedly_ends_with_the_right_results():
     """Three kills here; `python tests/sweeps/kill_sweep.py` for twenty."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "sweeps" / "kill_sweep.py", "--kills=3"], capture_output=True, text=True
-    )
+    done = processes.run(ROOT / "tests" / "sweeps" / "kill_sweep.py", "--kills=3", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "exactly the 12 right results"

@@ -1,0 +1,64 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from kd.data.augment import Augment
+from kd.data.module import DataModule
+from kd.training.memory import out_of_memory
+from kd.training.modules import Classifier
+from kd.training.optim import one_cycle
+
+
+class SmallMemory(nn.Module):
+    """A network on a device that has memory for a number of images a step, forward and backward pass alike."""
+
+    def __init__(self, net: nn.Module, forward: int, backward: int) -> None:
+        super().__init__()
+        self.net, self.forward_limit, self.backward_limit = net, forward, backward
+
+    def forward(self, x):
+        self.check(x, self.forward_limit)
+        output = self.net(x)
+        if output.logits.requires_grad:
+            output.logits.register_hook(partial(self.check, limit=self.backward_limit))
+        return output
+
+    def check(self, x, limit):
+        if len(x) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "answer"),
+    [
+        (11, 11, "batch_size=10 fits"),
+        (19, 9, "batch_size=5 fits"),
+        (19, 4, "batch_size=2 fits"),
+        (19, 0, "not even one image a step fits; choose a smaller network"),
+        (0, 0, "not even one image a step fits; choose a smaller network"),
+    ],
+)
+def test_out_of_memory_names_the_batch_size_that_fits(tiny_net, noise, trainer, forward, backward, answer):
+    net = SmallMemory(tiny_net(), forward, backward)
+    module = Classifier(net, 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0))
+    data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=20, seed=0)
+    lightning = trainer(max_epochs=1)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        lightning.fit(module, data)
+    message = str(out_of_memory(raised.value, module, data, lightning))
+    assert message.startswith("the GPU has no memory for steps of 20 images; ")
+    assert answer in message
+
+
+def test_out_of_memory_for_all_images_at_once(tiny_net, noise, trainer, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DataModule, "pixels", full)
+    module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0))
+    data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=20, seed=0)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        trainer(max_epochs=1).fit(module, data)
+    assert "give data.in_memory=false" in str(out_of_memory(raised.value, module, data, trainer()))
