@@ -12,7 +12,14 @@ A run, top to bottom, is `kd.app.run.run`:
 5. Record, weights and test predictions lie in the run directory (`kd.runs`).
 """
 
-from kd.app.cli import main
+import sys
+
+try:
+    from kd.app.cli import main
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; install what is missing: pip install -e .")
+except ImportError as error:
+    sys.exit(f"error: {error}")
 
 if __name__ == "__main__":
     main()

@@ -33,7 +33,11 @@ Importing kd does not import torch: each name is loaded when it is first used.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.version_info < (3, 10):  # noqa: UP036 - pip refuses to install there, but a checkout may be started
+    raise ImportError(f"kd needs Python 3.10 or newer, and this is {sys.version_info[0]}.{sys.version_info[1]}")
 
 if TYPE_CHECKING:
     from kd import losses, methods

@@ -50,7 +50,7 @@ def fitting_batch_size(module: Classifier, trainer: L.Trainer, batch: Batch) -> 
             moments = [torch.empty_like(parameter) for parameter in module.parameters() for _ in range(2)]
             with trainer.precision_plugin.forward_context():
                 terms = module.step(Batch(*(part[:size].to(device) for part in batch))).terms
-            torch.stack(list(terms.values())).sum().backward()
+            torch.autograd.backward(torch.stack(list(terms.values())).sum())
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)
         else:

@@ -172,6 +172,21 @@ def test_files_of_ones_own_that_cannot_be_read_are_one_line(run, tmp_path, text)
     assert [path.name for path in tmp_path.iterdir()] == ["conf"]
 
 
+def test_program_without_its_packages_is_one_line(tmp_path):
+    """Python's -S leaves out all that is installed."""
+    done = subprocess.run([sys.executable, "-S", ROOT / "train.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"error: No module named '\w+'; install what is missing: pip install -e \.\n", done.stderr)
+
+
+def test_program_with_an_old_python_is_one_line(tmp_path):
+    code = "import sys, runpy; sys.version_info = (3, 9, 1); runpy.run_path(sys.argv[1], run_name='__main__')"
+    program = [sys.executable, "-c", code, ROOT / "train.py"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: kd needs Python 3.10 or newer, and this is 3.9\n"
+
+
 def test_program_starts_as_a_module(tmp_path):
     code = [sys.executable, "-m", "kd.app.cli", "T=abc"]
     done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True)
