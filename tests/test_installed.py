@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from kd.runs.results import collect
 from tests.common import ROOT
@@ -61,3 +63,14 @@ def test_kd_train_reports_a_mistake_in_one_line_with_its_own_name(installed, tmp
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: there is no setting 'data.epochs'")
     assert "kd-train resume=RUN_DIR" in kd_train(installed, tmp_path, "--help").stdout
+
+
+def test_lock_holds_a_version_within_the_range_of_every_dependency():
+    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["dev"])]
+    lines = (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
+    locked = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for requirement in wanted:
+        name = canonicalize_name(requirement.name)
+        assert name in locked, f"{name}: see docs/dependencies.md"
+        assert requirement.specifier.contains(locked[name]), name
