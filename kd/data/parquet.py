@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from kd.data.decode import Decoded, cache_path, change_notes, decode, display_name
+from kd.data.decode import Decoded, cache_of, change_notes, decode, display_name
 from kd.data.images import Images
 from kd.data.tree import SPLITS, Tree, check_class_names, in_order, printable
 from kd.errors import UserError
@@ -66,7 +66,8 @@ def parquet(
     train, test = ([_read(file) for file in files] for files in splits)
     names = _class_names(train, test)
     labels = [torch.cat([shard.targets(names) for shard in shards]) for shards in (train, test)]
-    decoded = [_decode(shards, image_size, None if in_memory else root) for shards in (train, test)]
+    cache_root = None if in_memory else root
+    decoded = [_decode(*split, image_size, cache_root) for split in (("train", train), ("test", test))]
     return Images(
         name=display_name(name or printable(root.name), "JPEG" if decoded[0].jpeg else ""),
         classes=names,
@@ -261,8 +262,9 @@ def _class_names(train: list[_Shard], test: list[_Shard]) -> tuple[str, ...]:
     return names
 
 
-def _decode(shards: list[_Shard], image_size: int, cache_root: Path | None) -> Decoded:
-    cache = None if cache_root is None else cache_path(cache_root, [shard.file for shard in shards], image_size)
+def _decode(split: str, shards: list[_Shard], image_size: int, cache_root: Path | None) -> Decoded:
+    files = [shard.file for shard in shards]
+    cache = None if cache_root is None else cache_of(cache_root, f"parquet-{split}", files, image_size)
     encoded = chain.from_iterable(shard.encoded() for shard in shards)
     return decode(encoded, sum(len(shard.labels) for shard in shards), image_size, cache)
 
