@@ -64,7 +64,7 @@ def find_or_train(store: Path, recipe: dict[str, Any], train: Callable[[Path], o
             if not _exists(entry):
                 log.info("training the teacher, to be kept in %s", entry)
                 partial.mkdir(exist_ok=True)
-                if not os.access(partial, os.W_OK | os.X_OK):
+                if not os.access(partial, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
                     raise UserError(_not_writable(store, partial, "another user's training that ended early"))
                 train(partial)
                 facts = {"recipe": recipe, "sha256": checksum(partial / WEIGHTS)}
