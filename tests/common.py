@@ -12,7 +12,7 @@ SMALL = (
     "student.scale=2",
     "trainer=cpu",
     "trainer.enable_progress_bar=false",
-    "data.source.image_size=8",
+    "data.source.image_size=16",
 )
 """A run of a second."""
 
