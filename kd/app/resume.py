@@ -183,12 +183,13 @@ def _go_to(directory: Path, record: Result, given: str) -> None:
 
 
 def _import_nothing_from_here(before: str) -> None:
-    """Keep Python from taking modules from a working directory that a record named, here and in further processes.
+    """Keep processes that are started later from taking modules from a working directory that a record named.
+
+    This process has the folder of the program in their place, or that in which it was started, by its whole path.
 
     Args:
         before: the directory that the program was started in.
     """
-    sys.path[:] = [before if folder in ("", ".") else folder for folder in sys.path]
     sys.argv[0] = os.path.join(before, sys.argv[0])  # data-parallel training starts the program again
     os.environ["PYTHONSAFEPATH"] = "1"
     folders = [str(Path(kd.__file__).resolve().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
