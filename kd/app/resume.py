@@ -124,11 +124,12 @@ def to_be_typed(overrides: Iterable[str]) -> list[str]:
 def _is_plain(override: Override) -> bool:
     names = re.split(r"[./@:]", _name(override))
     reserved = any(name in ("", "hydra", "resume") or name.startswith("_") for name in names)
-    if reserved or (names[0] == "logger" and len(names) > 1) or override.is_sweep_override():
+    value = None if override.is_delete() else override.value()
+    of_logger = names[0] == "logger" and (len(names) > 1 or isinstance(value, dict))
+    if reserved or of_logger or override.is_sweep_override():
         return False
-    return override.is_delete() or all(
-        not re.search(r"\$\{[^}]*:", text) and not (is_key and text.startswith("_"))
-        for text, is_key in _texts(override.value())
+    return not any(
+        re.search(r"\$\{[^}]*:", text) or (is_key and text.startswith("_")) for text, is_key in _texts(value)
     )
 
 
@@ -183,12 +184,13 @@ def _go_to(directory: Path, record: Result, given: str) -> None:
 
 
 def _import_nothing_from_here(before: str) -> None:
-    """Keep Python from taking modules from a working directory that a record named, here and in further processes.
+    """Keep processes that are started later from taking modules from a working directory that a record named.
+
+    This process has the folder of the program in their place, or that in which it was started, by its whole path.
 
     Args:
         before: the directory that the program was started in.
     """
-    sys.path[:] = [before if folder in ("", ".") else folder for folder in sys.path]
     sys.argv[0] = os.path.join(before, sys.argv[0])  # data-parallel training starts the program again
     os.environ["PYTHONSAFEPATH"] = "1"
     folders = [str(Path(kd.__file__).resolve().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]

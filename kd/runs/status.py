@@ -110,15 +110,7 @@ def _tracked(
 ) -> Result:
     path = directory / FILE
     previous = recorded(directory)
-    if (
-        previous is not None
-        and previous.fingerprint != record.fingerprint
-        and (previous.status == "done" or (directory / CHECKPOINTS).exists())
-    ):
-        raise UserError(
-            f"{directory} holds a run of another configuration ({previous.method}, seed {previous.seed}, "
-            f"{previous.date}); choose another hydra.run.dir, or give the settings with which it was started"
-        )
+    refuse_another(previous, record.fingerprint, directory)
     if previous is not None and previous.fingerprint == record.fingerprint and previous.status == "done":
         log.info("this run was done before, on %s; nothing is left to do", previous.date)
         return previous
@@ -181,10 +173,7 @@ def recorded(directory: Path, before_hydra: bool = False) -> Result | None:
             return read(directory / FILE)
         except UserError as error:
             raise UserError(f"{error}; move it away, or choose another hydra.run.dir") from error
-    try:
-        files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
-    except OSError as error:
-        raise UserError(f"{directory} cannot be read: {error.strerror}; choose another hydra.run.dir") from error
+    files = _files(directory)
     others = [file for file in files if file not in BEFORE_A_RUN and not OF_HYDRA.fullmatch(file)]
     if before_hydra and not any(file.endswith("/hydra.yaml") for file in files):
         others = [file for file in files if file != ".lock"]
@@ -195,6 +184,40 @@ def recorded(directory: Path, before_hydra: bool = False) -> Result | None:
             "away"
         )
     return None
+
+
+def refuse_another(previous: Result | None, fingerprint: str, directory: Path) -> None:
+    """Refuse to put a run in the place of another one that is done or has left more than a record and curves.
+
+    Args:
+        previous: the directory's record.
+        fingerprint: of the run that is to be put there.
+        directory: the run directory.
+    """
+    if previous is None or previous.fingerprint == fingerprint:
+        return
+    others = [file for file in _files(directory) if file not in BEFORE_A_RUN and not OF_HYDRA.fullmatch(file)]
+    if previous.status == "done" or not all(file.startswith("tensorboard/") for file in others):
+        raise UserError(
+            f"{directory} holds a run of another configuration ({previous.method}, seed {previous.seed}, "
+            f"{previous.date}); choose another hydra.run.dir, or give the settings with which it was started"
+        )
+
+
+def vacant(directory: Path) -> bool:
+    """Return whether a directory holds nothing but what Hydra leaves of a command, so that a job may have it."""
+    try:
+        refuse_links(directory)
+        return directory.is_dir() and not directory.is_symlink() and recorded(directory) is None
+    except (UserError, OSError):
+        return False
+
+
+def _files(directory: Path) -> list[str]:
+    try:
+        return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror}; choose another hydra.run.dir") from error
 
 
 def _remove(directory: Path) -> None:

@@ -2,12 +2,13 @@
 
 import os
 import shlex
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
 from kd.errors import UserError
-from kd.runs.results import Result, read
+from kd.runs.results import Result, read, write
 from kd.runs.status import refuse_links, tracked, versions
 
 RUN = Result(method="logits", seed=0, dataset="d", epochs=1, status="running", fingerprint="one")
@@ -44,6 +45,19 @@ def test_tracked_refuses_the_directory_of_another_run(interrupted):
     with pytest.raises(UserError, match="holds a run of another configuration"):
         keeps_checkpoint(interrupted, other)
     assert (interrupted / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "refused"), [("notes.txt", True), ("student.safetensors", True), ("tensorboard/events", False)]
+)
+def test_tracked_refuses_to_overwrite_what_another_run_did_not_write(tmp_path, file, refused):
+    """Another run failed there before its first checkpoint."""
+    write(replace(RUN, fingerprint="other", status="failed"), tmp_path / "result.json")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("mine")
+    with pytest.raises(UserError, match="holds a run of another") if refused else nullcontext():
+        tracked(RUN, tmp_path, lambda record: record)
+    assert (tmp_path / file).read_text() == "mine"
 
 
 @pytest.mark.parametrize("single", [True, False])
