@@ -147,7 +147,7 @@ def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence
 
 def linked(drawn: Iterable[Picture]) -> list[str]:
     """Return Markdown that shows the pictures."""
-    return [f"![{escaped(picture.what)}]({picture.name})" for picture in drawn]
+    return [f"![{escaped(picture.what, brackets=True)}]({picture.name})" for picture in drawn]
 
 
 def bullets(notes: Iterable[str]) -> str:
