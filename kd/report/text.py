@@ -59,14 +59,20 @@ def fewer(lines: Sequence[str], most: int, what: str) -> list[str]:
     return [*lines[:most], *([f"{len(lines) - most:,} more {what}."] if len(lines) > most else [])]
 
 
-def escaped(text: str) -> str:
+def escaped(text: str, brackets: bool = False) -> str:
     """Return Markdown that shows the text as it is.
 
-    No cell, emphasis, code, formula, link, tag or entity begins or ends with it; nor a heading, list or quotation, if
-    it begins a line.
+    No cell, emphasis, code, formula, link, tag or entity begins or ends with it; nor a heading, list, quotation or
+    definition of a link, if it begins a line.
+
+    Args:
+        text: on one line, see `visible`.
+        brackets: whether it goes into brackets, as the description of a picture does.
     """
-    text = re.sub(r"[\\|`*$~]|(?<![^\W_])_|_(?![^\W_])|<(?=[\w/!?])|(?<=\])\(|&(?=[#\w])", r"\\\g<0>", text.strip())
-    return re.sub(r"^(?:(?=#{1,6}(?:\s|$)|[-+](?:\s|$)|>|=+$|-+$)|(\d{1,9})(?=[.)](?:\s|$)))", r"\1\\", text)
+    special = r"[\\|`*$~]|(?<![^\W_])_|_(?![^\W_])|<(?=[\w/!?])|&(?=[#\w])|" + (r"[\[\]]" if brackets else r"(?<=\])\(")
+    text = re.sub(special, r"\\\g<0>", text.strip())
+    block = r"^(?:(?=#{1,6}(?:\s|$)|[-+](?:\s|$)|>|=+$|-+$|\[.*\]:)|(\d{1,9})(?=[.)](?:\s|$)))"
+    return re.sub(block, r"\1\\", text)
 
 
 def comma_separated(headers: Sequence[str], lines: Iterable[dict[str, object]]) -> str:
