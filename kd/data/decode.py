@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -149,6 +149,9 @@ def change_notes(*decoded: Decoded) -> tuple[str, ...]:
     return tuple(f"{n:,} {'image' if n == 1 else 'images'} {change}" for change, n in sorted(total.items()))
 
 
+Mapped = np.memmap[Any, np.dtype[np.uint8]]
+
+
 def cache_of(root: Path, name: str, files: Iterable[Path], size: int) -> Cache:
     """Return the place under root for the decoded pixels of some files.
 
@@ -191,9 +194,9 @@ def _cached(file: Path, facts: Path, shape: tuple[int, ...], key: str) -> Decode
     return Decoded(torch.from_numpy(pixels), *known) if whole else None
 
 
-def _new_mapping(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _new_mapping(file: Path, shape: tuple[int, ...]) -> Mapped:
     """Return an array in a new file, memory-mapped, with its space allocated."""
-    pixels: NDArray[np.uint8] = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    pixels: Mapped = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
     with open(file, "r+b") as opened:
         reserve(opened, opened.seek(0, os.SEEK_END))
     return pixels
