@@ -19,12 +19,13 @@ from kd.app.arguments import Arguments, in_shell, read_arguments, refuse_wrong_c
 from kd.app.check import several_processes
 from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain
 from kd.app.explain import explain, settings_of
+from kd.app.identity import fingerprint
 from kd.app.resume import expand_resume, refuse_other_settings
 from kd.app.run import check_command, execute
 from kd.errors import UserError
 from kd.report.arguments import tolerant_stdout
 from kd.runs.results import Result
-from kd.runs.status import check_free, first_process, recorded
+from kd.runs.status import check_free, first_process, recorded, refuse_another
 
 if TYPE_CHECKING:
     from kd.app.build import Builder
@@ -205,9 +206,10 @@ def prepared(argv: list[str]) -> Arguments:
     check_command(command)
     if first_process(several_processes(plain(command.cfg.trainer))):
         check_free(Path(node.run.dir))
-    recorded(Path(node.run.dir), before_hydra=True)
+    previous = recorded(Path(node.run.dir), before_hydra=True)
     if record is not None:
         refuse_other_settings(record, command, argv, program())
+    refuse_another(previous, fingerprint(plain(command.cfg)), Path(node.run.dir))
     return arguments
 
 

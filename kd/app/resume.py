@@ -1,22 +1,31 @@
 """`resume=RUN_DIR`: from the directory of a run to the command that continues it. No torch import."""
 
 import os
+import re
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
 
+import kd
 from kd.app import identity
 from kd.app.arguments import Arguments, parse, quoted
 from kd.app.compose import Command, plain
 from kd.errors import UserError
 from kd.runs.results import FILE, Result, read
+from kd.runs.status import refuse_links
 
 
 def expand_resume(arguments: Arguments, program: str = "python train.py") -> tuple[Arguments, Result | None]:
     """Replace `resume=RUN_DIR` by the overrides that the run was started with, and go to where it was started from.
+
+    The directory may be a stranger's. Its record brings in values and our own files only, see `to_be_typed`.
 
     Args:
         arguments: the command line. What it gives beside `resume=` comes after the run's own overrides.
@@ -42,6 +51,7 @@ def expand_resume(arguments: Arguments, program: str = "python train.py") -> tup
     directory = Path(given[-1]).expanduser().resolve()
     if not (directory / FILE).exists():
         raise UserError(f"resume={given[-1]}: not the directory of a run, which holds a {FILE}")
+    refuse_links(directory)
     try:
         record = read(directory / FILE)
     except UserError as error:
@@ -51,19 +61,26 @@ def expand_resume(arguments: Arguments, program: str = "python train.py") -> tup
     if record.config_dir is not None and arguments.config_dir != Path(record.config_dir):
         flag = shlex.quote(f"--config-dir={record.config_dir}")
         raise UserError(
-            f"this run uses files of another folder; write {program} {flag} {shlex.join(arguments.overrides)}"
+            "this run uses files of another folder, which name the code to run; if the folder is yours, write "
+            f"{program} {flag} {shlex.join(arguments.overrides)}"
         )
-    _go_to(directory, record, given[-1])
     replaced = {_key(override) for override in rest}
     try:
-        typed = shlex.split(record.command or "")
-    except ValueError as error:
+        own = [override for override in shlex.split(record.command or "") if _key(override) not in replaced]
+        untold = to_be_typed(own)
+    except (UserError, ValueError) as error:
         raise UserError(f"resume={given[-1]}: the command in {FILE} is damaged: {error}") from error
-    own = [override for override in typed if _key(override) not in replaced]
+    if untold:
+        raise UserError(
+            f"resume={given[-1]}: by its {FILE} this run has {' '.join(untold)}, which may run code, contact a server "
+            "or read the environment; if that is yours, type it as well: "
+            f"{program} {shlex.join([*arguments.argv, *untold])}"
+        )
+    _go_to(directory, record, given[-1])
     # An experiment may want a multirun; the one job of it that is resumed is a run. What it was started with stays on
     # record, whatever comes of this attempt.
-    again = ("hydra.mode=RUN", quoted("hydra.run.dir", str(directory)), "hydra.output_subdir=null")
-    return replace(arguments, overrides=(*own, *rest, *again)), record
+    fixed = ("hydra.mode=RUN", quoted("hydra.run.dir", str(directory)), "hydra.output_subdir=null")
+    return replace(arguments, overrides=(*own, *rest, *fixed)), record
 
 
 def refuse_other_settings(record: Result, command: Command, argv: Sequence[str], program: str) -> None:
@@ -75,6 +92,7 @@ def refuse_other_settings(record: Result, command: Command, argv: Sequence[str],
         argv: what was typed.
         program: how the program is started, for hints.
     """
+    _refuse_composed_targets(OmegaConf.to_container(command.cfg, resolve=False), plain(command.cfg))
     if record.fingerprint == identity.fingerprint(plain(command.cfg)):
         return
     more = [argument for argument in argv if not argument.startswith("resume=")]
@@ -91,22 +109,98 @@ def refuse_other_settings(record: Result, command: Command, argv: Sequence[str],
     )
 
 
+def to_be_typed(overrides: Iterable[str]) -> list[str]:
+    """Return the overrides that a record alone does not bring into a run: a stranger may have written it.
+
+    These are Hydra's own settings, what names a class or function, what calls a resolver (such as `${oc.env:NAME}`),
+    a group outside of our folders, and the settings of a logger, which may name a server.
+
+    Raises:
+        UserError: for what is no override, such as an option.
+    """
+    return [str(override.input_line) for override in parse(overrides) if not _is_plain(override)]
+
+
+def _is_plain(override: Override) -> bool:
+    names = re.split(r"[./@:]", _name(override))
+    reserved = any(name in ("", "hydra", "resume") or name.startswith("_") for name in names)
+    if reserved or (names[0] == "logger" and len(names) > 1) or override.is_sweep_override():
+        return False
+    return override.is_delete() or all(
+        not re.search(r"\$\{[^}]*:", text) and not (is_key and text.startswith("_"))
+        for text, is_key in _texts(override.value())
+    )
+
+
+def _texts(value: Any) -> Iterator[tuple[str, bool]]:
+    """Yield every key and value in the value of an override as text, and whether it is a key."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield str(getattr(key, "text", key)), True
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    else:
+        yield str(getattr(value, "text", value)), False
+
+
+def _refuse_composed_targets(raw: Any, resolved: Any) -> None:
+    """Refuse the name of a class that settings complete by more than a word, as in `scripts.mistakes.${mistake}`.
+
+    Otherwise such a setting would lead to any function, as in `scripts.mistakes.torch.hub.load`.
+    """
+    if isinstance(raw, dict) and isinstance(resolved, dict):
+        for name, value in raw.items():
+            _refuse_composed_targets(value, resolved[name])
+            if name == "_target_" and isinstance(value, str) and "${" in value:
+                fixed = map(re.escape, re.split(r"\$\{[^{}]*\}", value))
+                if not re.fullmatch(r"[A-Za-z]\w*".join(fixed), str(resolved[name])):
+                    raise UserError(f"this run would call {resolved[name]}, and {value} is to name a class there")
+    elif isinstance(raw, list) and isinstance(resolved, list):
+        for part, whole in zip(raw, resolved, strict=True):
+            _refuse_composed_targets(part, whole)
+
+
 def _go_to(directory: Path, record: Result, given: str) -> None:
     """Change to where the run was started, which is what its paths are relative to."""
     origin = record.cwd
     if not origin:  # a record of an older version
         try:
-            origin = yaml.safe_load((directory / ".hydra" / "hydra.yaml").read_text())["hydra"]["runtime"]["cwd"]
-        except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+            origin = str(yaml.safe_load((directory / ".hydra" / "hydra.yaml").read_text())["hydra"]["runtime"]["cwd"])
+        except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError, RecursionError):
             return
+    here = os.getcwd()
     try:
         os.chdir(origin)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"resume={given}: the run was started in {origin}, which cannot be entered: {error.strerror}"
+            f"resume={given}: the run was started in {origin}, which cannot be entered: {reason}"
         ) from error
+    if not os.path.samefile(here, "."):
+        _import_nothing_from_here(here)
+
+
+def _import_nothing_from_here(before: str) -> None:
+    """Keep processes that are started later from taking modules from a working directory that a record named.
+
+    This process has the folder of the program in their place, or that in which it was started, by its whole path.
+
+    Args:
+        before: the directory that the program was started in.
+    """
+    sys.argv[0] = os.path.join(before, sys.argv[0])  # data-parallel training starts the program again
+    os.environ["PYTHONSAFEPATH"] = "1"
+    folders = [str(Path(kd.__file__).resolve().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(os.path.join(before, folder) for folder in folders if folder)
 
 
 def _key(override: str) -> str:
     (parsed,) = parse([override])
     return str(parsed.get_key_element())
+
+
+def _name(override: Override) -> str:
+    """The group or setting with its package, as in `recipe/optimizer@teacher_recipe.optimizer`."""
+    return str(override.get_key_element()).lstrip("+~")

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from kd.app import identity
 from kd.app.check import check, knobs, several_processes
 from kd.app.compose import Command, parts, plain, run_wide
+from kd.app.resume import to_be_typed
 from kd.errors import UserError
 from kd.runs.results import FILE, Result
 from kd.runs.status import git_revision, refusals, tracked, versions, write_once
@@ -58,6 +59,7 @@ def execute(
         single=command.launcher is None,
         program=program,
         data_parallel=several_processes(plain(command.cfg.trainer)),
+        typed=to_be_typed(command.overrides),
     )
 
 

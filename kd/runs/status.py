@@ -6,9 +6,10 @@ import os
 import platform
 import re
 import shlex
+import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,8 @@ from kd.runs.results import FILE, Result, read, write
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+FOLDERS = (".hydra", CHECKPOINTS, "tensorboard")
+"""Those in a run directory that a run writes into."""
 OF_HYDRA = re.compile(r"[^/]+\.log|[^/]+/(config|hydra|overrides)\.yaml")
 """What Hydra leaves in a directory, whatever hydra.job.name and hydra.output_subdir."""
 BEFORE_A_RUN = (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", ".lock", FILE, "train.log")
@@ -36,6 +39,7 @@ def tracked(
     single: bool = False,
     program: str = "python train.py",
     data_parallel: bool = False,
+    typed: Sequence[str] = (),
 ) -> Result:
     """Execute a run, and keep its status in `result.json`: running, done, failed or interrupted.
 
@@ -49,13 +53,17 @@ def tracked(
         single: whether to print how to continue an interrupted run; a sweep prints it once for all of its runs.
         program: the command that starts the program, for that hint.
         data_parallel: whether the run has several processes, each of which calls this.
+        typed: overrides that a run is not continued with unless they are typed again, for that hint.
 
     Raises:
-        UserError: if the directory holds another run.
+        UserError: if the directory holds another run, or links.
         SystemExit: 130 if interrupted.
     """
+    refuse_links(directory)
+    folder = [] if record.config_dir is None else [f"--config-dir={record.config_dir}"]
+    hint = f"{program} {shlex.join([*folder, f'resume={directory}', *typed])}"
     with _locked(directory, data_parallel):
-        return _tracked(record, directory, execute, single, program, data_parallel)
+        return _tracked(record, directory, execute, hint, single, data_parallel)
 
 
 def _locked(directory: Path, data_parallel: bool) -> AbstractContextManager[object]:
@@ -68,8 +76,25 @@ def _locked(directory: Path, data_parallel: bool) -> AbstractContextManager[obje
         raise UserError(f"another process is at work in {directory}") from error
 
 
+def refuse_links(directory: Path) -> None:
+    """Refuse a run directory that has a link, pipe or device where a run writes: it would write somewhere else.
+
+    Folders of other programs in it, such as that of Weights & Biases, may hold links of their own.
+
+    Raises:
+        UserError: naming it.
+    """
+    for folder in (directory, *(directory / name for name in FOLDERS)):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            mode = path.lstat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                kind = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+                raise UserError(f"{path} is {kind}, which a run does not write through; move it away")
+
+
 def check_free(directory: Path) -> None:
-    """Refuse a directory in which another process is at work, before anything in it is written."""
+    """Refuse a directory with links or in which another process is at work, before anything in it is written."""
+    refuse_links(directory)
     if (directory / ".lock").exists():
         with _locked(directory, data_parallel=False):
             pass
@@ -79,21 +104,13 @@ def _tracked(
     record: Result,
     directory: Path,
     execute: Callable[[Result], Result],
+    hint: str,
     single: bool,
-    program: str,
     data_parallel: bool,
 ) -> Result:
     path = directory / FILE
     previous = recorded(directory)
-    if (
-        previous is not None
-        and previous.fingerprint != record.fingerprint
-        and (previous.status == "done" or (directory / CHECKPOINTS).exists())
-    ):
-        raise UserError(
-            f"{directory} holds a run of another configuration ({previous.method}, seed {previous.seed}, "
-            f"{previous.date}); choose another hydra.run.dir, or give the settings with which it was started"
-        )
+    refuse_another(previous, record.fingerprint, directory)
     if previous is not None and previous.fingerprint == record.fingerprint and previous.status == "done":
         log.info("this run was done before, on %s; nothing is left to do", previous.date)
         return previous
@@ -103,8 +120,6 @@ def _tracked(
     if previous is not None and (directory / CHECKPOINTS).exists():
         record = replace(record, data_id=previous.data_id)  # what a checkpoint has been trained on
     write_once(record, path, data_parallel)
-    folder = [] if record.config_dir is None else [f"--config-dir={record.config_dir}"]
-    hint = f"{program} {shlex.join([*folder, f'resume={directory}'])}"
     try:
         return execute(record)
     except (KeyboardInterrupt, SystemExit) as error:
@@ -158,10 +173,7 @@ def recorded(directory: Path, before_hydra: bool = False) -> Result | None:
             return read(directory / FILE)
         except UserError as error:
             raise UserError(f"{error}; move it away, or choose another hydra.run.dir") from error
-    try:
-        files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
-    except OSError as error:
-        raise UserError(f"{directory} cannot be read: {error.strerror}; choose another hydra.run.dir") from error
+    files = _files(directory)
     others = [file for file in files if file not in BEFORE_A_RUN and not OF_HYDRA.fullmatch(file)]
     if before_hydra and not any(file.endswith("/hydra.yaml") for file in files):
         others = [file for file in files if file != ".lock"]
@@ -172,6 +184,40 @@ def recorded(directory: Path, before_hydra: bool = False) -> Result | None:
             "away"
         )
     return None
+
+
+def refuse_another(previous: Result | None, fingerprint: str, directory: Path) -> None:
+    """Refuse to put a run in the place of another one that is done or has left more than a record and curves.
+
+    Args:
+        previous: the directory's record.
+        fingerprint: of the run that is to be put there.
+        directory: the run directory.
+    """
+    if previous is None or previous.fingerprint == fingerprint:
+        return
+    others = [file for file in _files(directory) if file not in BEFORE_A_RUN and not OF_HYDRA.fullmatch(file)]
+    if previous.status == "done" or not all(file.startswith("tensorboard/") for file in others):
+        raise UserError(
+            f"{directory} holds a run of another configuration ({previous.method}, seed {previous.seed}, "
+            f"{previous.date}); choose another hydra.run.dir, or give the settings with which it was started"
+        )
+
+
+def vacant(directory: Path) -> bool:
+    """Return whether a directory holds nothing but what Hydra leaves of a command, so that a job may have it."""
+    try:
+        refuse_links(directory)
+        return directory.is_dir() and not directory.is_symlink() and recorded(directory) is None
+    except (UserError, OSError):
+        return False
+
+
+def _files(directory: Path) -> list[str]:
+    try:
+        return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror}; choose another hydra.run.dir") from error
 
 
 def _remove(directory: Path) -> None:

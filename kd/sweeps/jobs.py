@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from kd.errors import UserError
 from kd.runs.results import FILE, Result, read, write
+from kd.runs.status import refuse_links, vacant
 
 CURVES = "metrics.csv"
 """The file of a run that has one line an epoch below its heading."""
@@ -115,7 +116,8 @@ def place(jobs: Sequence[Job], directory: Path) -> list[Job]:
     """
     found = dict(_records(directory))
     homes = {record.fingerprint: home for home, record in found.items()}
-    taken = {path.parent.name for path in directory.glob(f"*/{FILE}")}  # also by records that cannot be read
+    # Also by records that cannot be read, and by what is not ours.
+    taken = {path.name for path in directory.iterdir() if (path / FILE).exists() or not vacant(path)}
     first: dict[str, Job] = {}
     for job in jobs:
         if job.reason is not None:
@@ -179,6 +181,7 @@ def by_reason(jobs: Sequence[Job]) -> list[list[Job]]:
 def _records(directory: Path) -> Iterator[tuple[Path, Result]]:
     for path in sorted(directory.glob(f"*/{FILE}")):
         try:
+            refuse_links(path.parent)
             yield path.parent, read(path)
         except UserError:  # nothing is known of it: it stays as it is
             continue

@@ -1,9 +1,8 @@
-"""Callbacks of training: reproducible epochs, curves, predictions, checkpoints, divergence, interruption."""
+"""Callbacks of training: reproducible epochs, curves, predictions, divergence, interruption."""
 
 import csv
 import io
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 
@@ -57,6 +55,8 @@ class History(L.Callback):
         self.seconds: float | None = 0.0 if timed else None
         """Training time without validation; None if other trainings shared it."""
         self.images = 0
+        self.trains = False
+        """Whether a batch has been trained since the start, or since the checkpoint that was restored."""
         self._started = self._paused = 0.0
         self._validated = False
 
@@ -87,6 +87,7 @@ class History(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.images += len(batch.y) * trainer.world_size
+        self.trains = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.seconds is not None:
@@ -205,21 +206,3 @@ class EpochBar(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
-
-
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Replace a checkpoint in one step.
-
-    Lightning's own plugin writes to the system's temporary folder first. If that is on another file system, the only
-    checkpoint is then overwritten in place, and lost if that is interrupted.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()  # torch's own writing to a file raises no OSError on a full disk
-        torch.save(checkpoint, buffer)
-        with replaced(target) as temporary:
-            temporary.write_bytes(buffer.getbuffer())

@@ -4,8 +4,8 @@ import logging
 import math
 import platform
 import warnings
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,13 +20,15 @@ from torch import nn
 
 from kd.data.module import DataModule, Sequential
 from kd.errors import UserError
+from kd.hashing import digest
 from kd.runs.predictions import FILE as PREDICTIONS
 from kd.runs.predictions import Predictions, near_chance
 from kd.runs.predictions import write as write_predictions
 from kd.runs.results import FILE, Result, write
 from kd.runs.status import CHECKPOINTS
 from kd.runs.weights import not_finite, save_weights
-from kd.training.callbacks import ADVICE, AtomicCheckpoints, EpochSeed, History, KeepPredictions
+from kd.training.callbacks import ADVICE, EpochSeed, History, KeepPredictions
+from kd.training.checkpoints import PREVIOUS, AtomicCheckpoints
 from kd.training.loggers import Samples, abandon, conclude, log_confusion, name_run
 from kd.training.modules import Classifier
 
@@ -76,7 +78,7 @@ def train(
         The completed record, status "done".
 
     Raises:
-        UserError: if training ends with weights that are not finite, or the checkpoint is damaged.
+        UserError: if training ends with weights that are not finite, or the checkpoint is damaged or another's.
     """
     history = History(directory / "metrics.csv", timed)
     checkpoint = ModelCheckpoint(
@@ -95,7 +97,10 @@ def train(
         cast(Any, rank_zero_only).rank = 0
     trainer = make_trainer(
         callbacks=all_callbacks,
-        plugins=[AtomicCheckpoints(), *([LightningEnvironment()] if alone else [])],
+        plugins=[
+            AtomicCheckpoints(_identity(record, metadata), record.epochs),
+            *([LightningEnvironment()] if alone else []),
+        ],
         logger=logger or False,
         default_root_dir=directory,
         log_every_n_steps=min(50, data.steps_per_epoch),
@@ -103,9 +108,7 @@ def train(
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
-    last = directory / CHECKPOINT
-    if last.exists() and not zipfile.is_zipfile(last):
-        raise UserError(f"{last} is damaged; remove it to begin this training anew")
+    last = directory / CHECKPOINT if (directory / CHECKPOINT).exists() else None
     with warnings.catch_warnings():
         # From Lightning 2.6 with torch 2.14; a user cannot avoid it.
         warnings.filterwarnings("ignore", message=".*LeafSpec")
@@ -114,7 +117,8 @@ def train(
         # It is not empty when a run is resumed, as intended.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         try:
-            trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+            with _restoring(last, history):
+                trainer.fit(module, data, ckpt_path=last, weights_only=True)
             broken = not_finite(module.inference_net)
             if broken is not None:
                 raise UserError(f"training diverged: {broken} ends with weights that are not finite; {ADVICE}")
@@ -154,12 +158,37 @@ def train(
         write_predictions(predictions, directory / PREDICTIONS)
         facts = {"test_acc": record.test_acc, "test_images": record.test_images, "trial": record.trial}
         save_weights(module.inference_net, directory / weights, {**metadata, **facts})
+        (directory / CHECKPOINT).with_name(PREVIOUS).unlink(missing_ok=True)
         write(record, directory / FILE)
         if record.trial:
             log.warning("this is a trial: %s", record.trial)
         log_confusion(trainer.loggers, predictions, data.images.classes, trainer.global_step)
         conclude(trainer.loggers, *_summary(record))
     return record
+
+
+def _identity(record: Result, metadata: dict[str, Any]) -> str:
+    """Name a training by what decides its result: settings, images and teacher."""
+    # A name of the images is none of that, and figures that are computed from them vary with the machine.
+    described = {name: value for name, value in metadata.items() if name not in ("dataset", "mean", "std")}
+    return digest([described, record.fingerprint, record.teacher_id])
+
+
+@contextmanager
+def _restoring(checkpoint: Path | None, history: History) -> Iterator[None]:
+    """Answer an error between reading a checkpoint and the first batch in one line: the checkpoint does not fit."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if checkpoint is None or history.trains:
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"this training cannot be continued from {checkpoint} ({type(error).__name__}: {reason}); remove it to "
+            "begin anew"
+        ) from error
 
 
 def _trial(trainer: L.Trainer, data: DataModule, epochs: int, trained: int, tested: int) -> str | None:

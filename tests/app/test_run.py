@@ -117,10 +117,14 @@ class TestRun:
         assert f"{100 * self.result.test_acc:.2f} %" in printed
 
     def test_run_directory_refuses_another_configuration(self, run):
+        def files():
+            return {path: path.read_bytes() for path in self.directory.rglob("*") if path.is_file()}
+
+        before = files()
         code, printed = run(*SMALL, "method=logits", "T=3", "hydra.run.dir=run")
         assert code == 1
         assert "another configuration" in printed
-        assert read(self.directory / "result.json") == self.result
+        assert files() == before
 
     def test_resume_still_works_after_a_refused_resume(self, run):
         assert run("resume=run", "T=3")[0] == 1
@@ -130,14 +134,48 @@ class TestRun:
     def test_fingerprint_ignores_how_a_number_is_written(self, run):
         assert run(*SMALL, "method=logits", "T=2.0", "hydra.run.dir=run")[0] == 0
 
-    def test_resume_names_a_damaged_checkpoint(self, run):
+    def interrupted(self):
+        """The run as if it had been interrupted after its last epoch; returns its checkpoint."""
         record = self.directory / "result.json"
         record.write_text(record.read_text().replace('"done"', '"interrupted"'))
-        checkpoint = self.directory / "checkpoints" / "last.ckpt"
+        return self.directory / "checkpoints" / "last.ckpt"
+
+    def test_resume_names_a_damaged_checkpoint(self, run):
+        checkpoint = self.interrupted()
         checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
         code, printed = run("resume=run")
         assert code == 1
-        assert f"{checkpoint} is damaged" in printed
+        assert f"error: {checkpoint} is damaged (its end is missing or changed); remove it to begin" in printed
+
+    def test_resume_names_a_checkpoint_that_cannot_be_restored(self, run):
+        """Its layout is right; its weights are another network's."""
+        checkpoint = self.interrupted()
+        content = torch.load(checkpoint, weights_only=True)
+        del content["state_dict"][min(content["state_dict"])]
+        torch.save(content, checkpoint)
+        code, printed = run("resume=run")
+        assert code == 1
+        assert f"error: this training cannot be continued from {checkpoint} (RuntimeError: Error(s) in" in printed
+        assert read(self.directory / "result.json").status == "failed"
+
+    def test_resume_from_the_checkpoint_before_gives_the_same_weights(self, run, tmp_path, monkeypatch):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("kd.training.fit.write_predictions", interrupt)
+            assert run(*SMALL, "method=logits", "T=2", "hydra.run.dir=again")[0] == 130
+        checkpoint = tmp_path / "again" / "checkpoints" / "last.ckpt"
+        checkpoint.write_bytes(b"damaged")
+        code, printed = run("resume=again")
+        assert code == 1
+        assert "of epoch 1 of 2, type mv" in printed
+        offered = re.search(r", type (mv .*) and then the same command again$", printed.strip())[1]
+        subprocess.run(offered, shell=True, check=True)
+        assert run("resume=again")[0] == 0
+        assert same_weights(self.directory / "student.safetensors", tmp_path / "again" / "student.safetensors")
+        assert metric_rows(self.directory) == metric_rows(tmp_path / "again")
+        assert [path.name for path in checkpoint.parent.iterdir()] == ["last.ckpt"]
 
     def test_teacher_store_gives_the_same_student_warm_or_cold(self, run, tmp_path):
         assert run(*SMALL, "method=logits", "T=2", "hydra.run.dir=warm")[0] == 0

@@ -1,13 +1,15 @@
 """A run's directory, and which checkpoints in it a run continues from."""
 
+import os
 import shlex
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
 from kd.errors import UserError
-from kd.runs.results import Result, read
-from kd.runs.status import tracked, versions
+from kd.runs.results import Result, read, write
+from kd.runs.status import refuse_links, tracked, versions
 
 RUN = Result(method="logits", seed=0, dataset="d", epochs=1, status="running", fingerprint="one")
 
@@ -45,6 +47,19 @@ def test_tracked_refuses_the_directory_of_another_run(interrupted):
     assert (interrupted / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "refused"), [("notes.txt", True), ("student.safetensors", True), ("tensorboard/events", False)]
+)
+def test_tracked_refuses_to_overwrite_what_another_run_did_not_write(tmp_path, file, refused):
+    """Another run failed there before its first checkpoint."""
+    write(replace(RUN, fingerprint="other", status="failed"), tmp_path / "result.json")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("mine")
+    with pytest.raises(UserError, match="holds a run of another") if refused else nullcontext():
+        tracked(RUN, tmp_path, lambda record: record)
+    assert (tmp_path / file).read_text() == "mine"
+
+
 @pytest.mark.parametrize("single", [True, False])
 def test_tracked_prints_how_to_continue_a_single_run(tmp_path, capsys, single):
     def interrupt(record):
@@ -73,6 +88,26 @@ def test_tracked_refuses_a_directory_with_other_files(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "a.txt", "b.txt", "train.log"]
 
 
+def test_tracked_refuses_links_before_it_writes(tmp_path):
+    """A lock file that is a link would be emptied."""
+    (tmp_path / "mine").write_text("mine")
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"\.lock is a symbolic link"):
+        tracked(RUN, directory, lambda record: record)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_refuse_links_refuses_pipes_and_leaves_folders_of_other_programs_alone(tmp_path):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "latest-run").symlink_to("run-1")
+    refuse_links(tmp_path)
+    os.mkfifo(tmp_path / "result.json")
+    with pytest.raises(UserError, match=r"result\.json is neither a file nor a folder"):
+        refuse_links(tmp_path)
+
+
 def test_tracked_says_that_the_code_has_changed(interrupted, caplog):
     tracked(replace(RUN, git="abc"), interrupted, lambda record: record)
     assert "was started with the code of an unknown version and goes on with that of abc" in caplog.text
@@ -85,9 +120,9 @@ def test_tracked_prints_a_hint_that_a_shell_reads(tmp_path, capsys):
     directory = tmp_path / "it's [v2] $x"
     directory.mkdir()
     with pytest.raises(SystemExit):
-        tracked(replace(RUN, config_dir="my conf"), directory, interrupt, True)
+        tracked(replace(RUN, config_dir="my conf"), directory, interrupt, True, typed=["data.root='a b'"])
     words = shlex.split(capsys.readouterr().err)
-    assert words[-4:] == ["python", "train.py", "--config-dir=my conf", f"resume={directory}"]
+    assert words[-5:] == ["python", "train.py", "--config-dir=my conf", f"resume={directory}", "data.root='a b'"]
 
 
 def test_versions_accepts_a_package_that_is_not_installed(monkeypatch):

@@ -66,6 +66,19 @@ def test_place_leaves_a_truncated_record_alone(tmp_path):
     assert (only.directory.name, only.status) == ("1", "waiting")
 
 
+def test_place_leaves_what_is_not_of_a_job_alone(tmp_path):
+    """A folder of other files, one with a link in it and a link to one; what a killed job left is taken again."""
+    (tmp_path / "0" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "0" / "checkpoints" / "last.ckpt").write_text("mine")
+    write_record(tmp_path / "1", "f0")
+    (tmp_path / "1" / "train.log").symlink_to(tmp_path / "0" / "checkpoints" / "last.ckpt")
+    (tmp_path / "2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "3" / ".hydra").mkdir(parents=True)
+    (tmp_path / "3" / ".hydra" / "hydra.yaml").write_text("")
+    (only,) = place([job(0)], tmp_path)
+    assert only.directory.name == "3"
+
+
 def test_job_status_ignores_an_earlier_failure_until_there_is_a_new_record(tmp_path):
     write_record(tmp_path / "0", "f0", status="failed", error="first time")
     (only,) = place([job(0)], tmp_path)
