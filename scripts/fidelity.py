@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kd.errors import UserError
-from kd.report.arguments import end_with_the_pipe, parser, tolerant_stdout
-from kd.runs.results import REPORT
+from kd.report.arguments import end_with_the_pipe, out_dir, parser, tolerant_stdout
+from kd.report.text import visible
 
 if TYPE_CHECKING:
     from kd.data.images import Images
@@ -28,11 +28,11 @@ def main() -> int:
     try:
         found = study(collect(args.dirs), args.baseline)
         pixels = _pixels(args.images, found) if args.images else named(found)
-        written = write_page(found, pixels, args.out or args.dirs[0] / REPORT)
+        written = write_page(found, pixels, out_dir(args))
     except UserError as error:
-        print(f"fidelity.py: {error}", file=sys.stderr)
+        print(f"fidelity.py: {visible(str(error))}", file=sys.stderr)
         return 1
-    print(*written, sep="\n")
+    print(*(visible(str(path)) for path in written), sep="\n")
     return 0
 
 
@@ -40,11 +40,11 @@ def _pixels(root: Path, study: "Study") -> "Pixels":
     """Read the test images and check that their labels and classes are those of the runs."""
     if not root.is_dir():  # a missing directory would start a download
         raise UserError(f"{root}: no such directory; give the one that the images are in, data.root of the runs")
+    from kd.report.fidelity.metadata import class_names
     from kd.report.fidelity.page import Pixels
-    from kd.report.text import visible
 
     images = _images(root, study)
-    classes = tuple(map(visible, images.classes))
+    classes = class_names(images.classes)
     differ = "labels" if not np.array_equal(images.test_y.numpy(), study.labels) else ""
     if study.data and not differ:
         differ = "classes" if study.data.classes != classes else ""

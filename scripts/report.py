@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.text import Text
 
 from kd.errors import UserError
-from kd.report.arguments import end_with_the_pipe, parser, tolerant_stdout
+from kd.report.arguments import end_with_the_pipe, out_dir, parser, tolerant_stdout
 from kd.report.comparison import Comparison, by_baseline, compare, comparison_notes
 from kd.report.ranking import best, leaders
 from kd.report.rows import Row, Summary, summarize, titled
 from kd.report.tables import differences_to_rich, to_rich
-from kd.report.text import encodable
-from kd.runs.results import REPORT, collect
+from kd.report.text import encodable, visible
+from kd.runs.results import collect
 
 MANY = 40
 """With more rows than MANY, the terminal shows FEW of them; the files have all."""
@@ -30,12 +30,12 @@ def main() -> int:
         comparisons = compare(summary.rows, args.baseline)
         from kd.report.page import report  # matplotlib takes a second, too long for help and mistakes
 
-        written = report(summary, comparisons).write(args.out or args.dirs[0] / REPORT)
+        written = report(summary, comparisons).write(out_dir(args))
     except UserError as error:
-        print(f"report.py: {error}", file=sys.stderr)
+        print(f"report.py: {visible(str(error))}", file=sys.stderr)
         return 1
     show(summary, comparisons)
-    print("", *written, sep="\n")
+    print("", *(visible(str(path)) for path in written), sep="\n")
     return 0
 
 

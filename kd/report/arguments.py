@@ -6,6 +6,9 @@ import signal
 import sys
 from pathlib import Path
 
+from kd.errors import UserError
+from kd.runs.results import REPORT
+
 
 def parser(description: str, examples: str) -> argparse.ArgumentParser:
     """Make a parser of directories of runs, `--out` and `--baseline`.
@@ -27,6 +30,20 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
         help="label or method of the row to compare with (default: the only student trained on labels alone)",
     )
     return made
+
+
+def out_dir(args: argparse.Namespace) -> Path:
+    """Return where the result goes.
+
+    Raises:
+        UserError: if nobody named the place, and a link there leads to another.
+    """
+    if args.out is not None:
+        return Path(args.out)
+    default: Path = args.dirs[0] / REPORT
+    if default.is_symlink():
+        raise UserError(f"{default} is a link; name the place of the report by --out")
+    return default
 
 
 def tolerant_stdout() -> None:

@@ -1,14 +1,14 @@
 """Knobs in tables, labels and on axes: those of the records, without any list of methods."""
 
+import math
 import re
 from collections.abc import Iterable
 
+from kd.report.text import NUMBER, shortened
 from kd.runs.results import Knob, Result
 
 COMMON = ("T", "alpha", "beta")
 """Knobs of the form that methods share. Their columns come first, and a CSV has them even where they are empty."""
-
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 
 def knob_names(runs: Iterable[Result]) -> list[str]:
@@ -26,23 +26,27 @@ def knob_columns(runs: Iterable[Result], taken: Iterable[str]) -> dict[str, str]
 
 def knob_value(value: Knob | None) -> object:
     """Return what a CSV holds for a knob: numbers in full precision, all else as text."""
-    return knob_text(value) if isinstance(value, bool | list) else value
+    return _typed(value) if isinstance(value, bool | list) else value
 
 
 def knob_text(value: Knob) -> str:
-    """Write a knob as on the command line, floats with six digits."""
+    """Write a knob as on the command line, floats with six digits, a long text or list shortened."""
+    return shortened(_typed(value))
+
+
+def _typed(value: Knob) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return f"[{','.join(map(knob_text, value))}]"
+        return f"[{','.join(map(_typed, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def number(value: Knob) -> float | None:
-    """Return a knob as a number, also one written as text; None for anything else, booleans included."""
-    if isinstance(value, str):
-        return float(value) if _NUMBER.fullmatch(value) else None
-    return float(value) if isinstance(value, float | int) and not isinstance(value, bool) else None
+    """Return a knob as a number, also one written as text; None for anything else, booleans and infinity included."""
+    if isinstance(value, bool | list) or (isinstance(value, str) and not NUMBER.fullmatch(value)):
+        return None
+    return float(value) if math.isfinite(float(value)) else None
 
 
 def natural(text: str) -> list[str | float]:

@@ -1,11 +1,14 @@
 """The report on disk: tables for people and for programs, and pictures."""
 
+import os
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from kd.errors import UserError
+from kd.files import replaced
 from kd.report import figures
 from kd.report.comparison import Comparison, by_baseline, comparison_notes
 from kd.report.ranking import best
@@ -17,6 +20,8 @@ from kd.report.text import escaped, slug
 ACCURACY = "accuracy_comparison.png"
 CURVES = "distillation_comparison.png"
 DPI = 150
+MOST_DATASETS = 20
+"""Data sets with pictures, which take half a second each."""
 
 
 class Report(NamedTuple):
@@ -33,26 +38,19 @@ class Report(NamedTuple):
         Raises:
             UserError: if they cannot be written.
         """
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            for name, text in self.texts.items():
-                (out / name).write_text(text, encoding="utf-8")
-            save(self.pictures, out)
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"the report cannot be written to {out}: {reason}; choose another") from error
-        return [out / name for name in (*self.texts, *(picture.name for picture in self.pictures))]
+        return write(self.texts, self.pictures, out)
 
 
 def report(summary: Summary, comparisons: Sequence[Comparison] = ()) -> Report:
     """Make tables and pictures of rows and of the comparisons among them; pictures of each data set by itself."""
     drawn: list[Picture] = []
     parts = summary.by_dataset()
-    for part in parts:
+    for part in parts[:MOST_DATASETS]:
         here = {id(row) for row in part.rows}
         compared = [comparison for comparison in comparisons if id(comparison.row) in here]
         pictures = _pictures(part, compared)
-        drawn += [_of_dataset(picture, part, drawn) for picture in pictures] if len(parts) > 1 else pictures
+        drawn += [_of_dataset(picture, part) for picture in pictures] if len(parts) > 1 else pictures
+    drawn = distinct(drawn)
     page = to_page(summary, comparisons, drawn)
     return Report({"results.csv": to_csv(summary.rows, comparisons), "results.md": page}, drawn)
 
@@ -71,24 +69,63 @@ def _pictures(part: Summary, comparisons: Sequence[Comparison]) -> list[Picture]
     return [*drawn, *pictures(part)]
 
 
-def _of_dataset(picture: Picture, part: Summary, taken: Sequence[Picture]) -> Picture:
-    """Put the data set into a picture's file name, which differs from the names that are taken, and description."""
+def _of_dataset(picture: Picture, part: Summary) -> Picture:
+    """Put the data set into a picture's file name and description."""
     dataset, (stem, suffix) = part.rows[0].first.dataset, picture.name.rsplit(".", 1)
-    name = f"{stem}_{slug(dataset)}.{suffix}"
-    number = 2
-    while name in {other.name for other in taken}:  # "a b" and "a_b" are one name
-        name, number = f"{stem}_{slug(dataset)}_{number}.{suffix}", number + 1
     what = picture.what if picture.what.endswith(dataset) else f"{picture.what}, {dataset}"
-    return Picture(name, picture.figure, what)
+    return Picture(f"{stem}_{slug(dataset)}.{suffix}", picture.figure, what)
 
 
-def save(pictures: Iterable[Picture], out: Path) -> None:
-    """Write the pictures into a directory."""
+def distinct(drawn: Iterable[Picture]) -> list[Picture]:
+    """Return the pictures under names that differ: "a b" and "a_b" are one as parts of a file name."""
+    named: dict[str, Picture] = {}
+    for picture in drawn:
+        stem, suffix = picture.name.rsplit(".", 1)
+        name, number = picture.name, 2
+        while name in named:
+            name, number = f"{stem}_{number}.{suffix}", number + 1
+        named[name] = picture._replace(name=name)
+    return list(named.values())
+
+
+def write(texts: dict[str, str], drawn: Sequence[Picture], out: Path) -> list[Path]:
+    """Write texts and pictures into a directory, over earlier ones of these names, and return their paths.
+
+    All are complete before the first earlier one is replaced: if that fails, or the process is killed, those stay.
+
+    Args:
+        texts: contents by file name.
+        drawn: pictures of different names.
+        out: the directory, which is made if there is none.
+
+    Raises:
+        UserError: if they cannot be written, or something else than a file is in their place.
+    """
+    paths = [out / name for name in (*texts, *(picture.name for picture in drawn))]
+    for path in paths:
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise UserError(f"{path} is no file but a link, folder or the like; move it away, or choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:  # which replaces the last first, so that the pictures of a page are there before it
+            temporary = [stack.enter_context(replaced(path)) for path in paths]
+            for path, text in zip(temporary, texts.values(), strict=False):
+                path.write_text(text, encoding="utf-8")
+            _save(drawn, temporary[len(texts) :])
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"the report cannot be written to {out}: {reason}; choose another --out") from error
+    return paths
+
+
+def _save(drawn: Iterable[Picture], paths: Iterable[Path]) -> None:
     with warnings.catch_warnings():
-        # A script that the font lacks is drawn as boxes; the tables have the name.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        for picture in pictures:
-            picture.figure.savefig(out / picture.name, dpi=DPI)
+        # A script that the font lacks is drawn as boxes, or letter by letter; the tables have the name.
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from font|Matplotlib .* does not support .* natively"
+        )
+        for picture, path in zip(drawn, paths, strict=True):
+            picture.figure.savefig(path, dpi=DPI, format="png")
 
 
 def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence[Picture]) -> str:
@@ -110,7 +147,7 @@ def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence
 
 def linked(drawn: Iterable[Picture]) -> list[str]:
     """Return Markdown that shows the pictures."""
-    return [f"![{escaped(picture.what)}]({picture.name})" for picture in drawn]
+    return [f"![{escaped(picture.what, brackets=True)}]({picture.name})" for picture in drawn]
 
 
 def bullets(notes: Iterable[str]) -> str:

@@ -12,8 +12,15 @@ from typing import Any, NamedTuple
 from kd.errors import UserError
 from kd.report.knobs import knob_names, knob_text, natural, sort_key
 from kd.report.statistics import FEWEST, LEVEL, Interval, binomial_interval, t_interval
-from kd.report.text import visible
+from kd.report.text import fewer, shortened, visible
 from kd.runs.results import Knob, Result
+
+MOST_NOTES = 5
+"""Notes of one kind, such as on records that cannot be read."""
+MOST_WARNINGS = 20
+MOST_OVERRIDES = 100
+MOST_PIECES = 12
+"""Pieces of a row's name."""
 
 
 class Role(IntEnum):
@@ -155,7 +162,7 @@ class Summary(NamedTuple):
 
     @property
     def datasets(self) -> str:
-        return ", ".join(dict.fromkeys(row.first.dataset for row in self.rows))
+        return _joined(dict.fromkeys(row.first.dataset for row in self.rows), ", ")
 
     def by_dataset(self) -> "list[Summary]":
         """Return a summary of the rows of each data set, with the notes on all of them."""
@@ -197,19 +204,26 @@ def summarize(results: Iterable[Result], skipped: Sequence[str] = ()) -> Summary
     rows = _rows(groups)
     kinds = Counter(run.trial for run in trials)
     if chosen is trials:
-        left_out = [f"Trial runs only, whose figures are not those of whole runs: {'; '.join(map(str, kinds))}."]
+        left_out = [f"Trial runs only, whose figures are not those of whole runs: {_joined(map(str, kinds), '; ')}."]
     else:
         left_out = [f"{_count(number, 'trial run')} left out: {why}." for why, number in kinds.items()]
+        left_out = fewer(left_out, MOST_NOTES, "kinds of trial left out")
     left_out += _left_out(unfinished.total(), listed, len(sound) - sum(map(len, groups)))
     diverged = [run for run in chosen if run.diverged]
     if diverged:
         left_out.append(f"{_count(len(diverged), 'diverged run')} left out, in no mean: {_named(diverged)}.")
-    left_out += [f"Skipped {visible(reason)}" for reason in skipped]
+    left_out += skipped_notes(skipped)
     return Summary(rows, _explanations(rows), left_out, _warnings(rows, diverged))
 
 
+def skipped_notes(reasons: Sequence[str]) -> list[str]:
+    """Return a note for each of the first records that cannot be read, and one on how many more there are."""
+    notes = [f"Skipped {shortened(visible(reason), 300)}" for reason in reasons]
+    return fewer(notes, MOST_NOTES, "records or directories skipped")
+
+
 def prepared(results: Iterable[Result]) -> list[Result]:
-    """Return the records, in order, as a report shows them: texts without control characters, trials marked as such.
+    """Return the records, in order, as a report shows them: texts visible, names shortened, trials marked as such.
 
     In records of older versions, a trial is a run that was tested on fewer images than another on the same data. A
     record that needs no change is returned as it is.
@@ -223,14 +237,19 @@ def prepared(results: Iterable[Result]) -> list[Result]:
 
 def _prepared(run: Result, total: int) -> Result:
     texts = {name: visible(value) for name, value in vars(run).items() if isinstance(value, str)}
+    texts |= {name: shortened(texts[name]) for name in _NAMES if name in texts}
+    texts["variant"] = " ".join(map(shortened, texts["variant"].split(" ")[:MOST_OVERRIDES]))
     changes: dict[str, Any] = {name: text for name, text in texts.items() if text != getattr(run, name)}
-    knobs = {visible(name): _visible(value) for name, value in run.knobs.items()}
+    knobs = {shortened(visible(name)): _visible(value) for name, value in run.knobs.items()}
     changes |= {"knobs": knobs} if knobs != run.knobs else {}
-    warnings = [visible(warning) for warning in run.warnings]
+    warnings = [shortened(visible(warning), 500) for warning in run.warnings]
     changes |= {"warnings": warnings} if warnings != run.warnings else {}
     if run.trial is None and run.test_images is not None and run.test_images < total:
         changes["trial"] = f"tested on {run.test_images:,} of {total:,} images"
     return replace(run, **changes) if changes else run
+
+
+_NAMES = ("method", "student", "teacher", "dataset", "trial")
 
 
 def _visible(value: Knob) -> Knob:
@@ -283,7 +302,8 @@ def _pieces(firsts: Sequence[Result]) -> list[tuple[str, ...]]:
         apart = [tuple(piece for piece in pieces if piece not in common) for pieces in described]
         if len(set(apart)) == len(apart):
             break
-    return apart
+    # The last may be the hash, which no other row has.
+    return [p if len(p) <= MOST_PIECES else (*p[: MOST_PIECES - 2], "...", p[-1]) for p in apart]
 
 
 def _knobs(run: Result) -> list[str]:
@@ -353,11 +373,12 @@ def _explanations(rows: Sequence[Row]) -> list[str]:
         notes.append(f"Too few seeds for intervals of the means, which need at least {FEWEST}.")
     if any(row.n == 1 for row in rows):
         notes.append("n = 1 is one seed: no ranking can be read from this.")
-    datasets = list(dict.fromkeys(row.first.dataset for row in rows))
+    datasets, precisions = list(dict.fromkeys(row.first.dataset for row in rows)), []
     for dataset in datasets:
         precision = _precision_note([row for row in rows if row.first.dataset == dataset])
         if precision:
-            notes.append(f"{dataset}: {precision}" if len(datasets) > 1 else precision)
+            precisions.append(f"{dataset}: {precision}" if len(datasets) > 1 else precision)
+    notes += fewer(precisions, MOST_NOTES, "data sets")
     if any(row.retention for row in rows):
         notes.append(
             "Retention is the test accuracy divided by the teacher's; a student without a teacher of its own "
@@ -408,7 +429,8 @@ def _warnings(rows: Sequence[Row], diverged: Sequence[Result]) -> list[str]:
         label = f"{name} on {run.dataset}" if several else name
         for warning in run.warnings:
             concerned.setdefault(warning, {}).setdefault(label, []).append(run.seed)
-    return [f"Warning ({_listed(runs)}): {warning.rstrip('.')}." for warning, runs in concerned.items()]
+    notes = [f"Warning ({_listed(runs)}): {warning.rstrip('.')}." for warning, runs in concerned.items()]
+    return fewer(notes, MOST_WARNINGS, "warnings")
 
 
 def _named(runs: Sequence[Result]) -> str:
@@ -424,6 +446,11 @@ def _listed(seeds: dict[str, list[int]], limit: int = 6) -> str:
     listed = [f"{label} seed={','.join(map(str, sorted({*each})))}" for label, each in seeds.items()]
     more = [f"{len(listed) - limit} more"] if len(listed) > limit else []
     return "; ".join(listed[:limit] + more)
+
+
+def _joined(names: Iterable[str], separator: str, limit: int = 12) -> str:
+    every = list(names)
+    return separator.join([*every[:limit], *([f"{len(every) - limit} more"] if len(every) > limit else [])])
 
 
 def _count(number: int, what: str) -> str:

@@ -89,8 +89,11 @@ def message(figure: Figure, text: str) -> Figure:
 
 
 def literal(text: str) -> str:
-    """Escape "$", which an override may hold, so that matplotlib starts no formula with it."""
-    return text.replace("$", r"\$")
+    """Escape "$", which an override may hold, so that matplotlib starts no formula with it.
+
+    A legend leaves out what begins with "_", so that gets a blank before it.
+    """
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def wrapped(name: str, width: int = 24) -> str:

@@ -1,7 +1,5 @@
 """Tables of rows as CSV, as Markdown and for a terminal; a table of one run for a terminal."""
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -15,7 +13,7 @@ from kd.report.comparison import Comparison, by_baseline
 from kd.report.knobs import knob_columns, knob_names, knob_text, knob_value, number
 from kd.report.rows import Role, Row, Spread, role
 from kd.report.statistics import FEWEST, Interval
-from kd.report.text import encodable, escaped, visible
+from kd.report.text import comma_separated, encodable, escaped, visible
 from kd.runs.results import Result
 
 
@@ -35,11 +33,7 @@ def to_csv(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> str:
     for row, record in zip(rows, records, strict=True):
         record |= {header: knob_value(row.first.knobs.get(name)) for header, name in knobs.items()}
     first, *rest = (header for header in records[0] if header not in knobs)
-    file = io.StringIO()
-    writer = csv.DictWriter(file, [first, *knobs, *rest], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return file.getvalue()
+    return comma_separated([first, *knobs, *rest], records)
 
 
 def _record(row: Row, difference: dict[str, object]) -> dict[str, object]:

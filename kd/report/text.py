@@ -1,13 +1,25 @@
-"""Names and sentences as plain text, wherever a report puts them: terminal, Markdown, file names.
+"""Names and sentences as plain text, wherever a report puts them: terminal, Markdown, CSV, file names.
 
-matplotlib's own escape is `kd.report.style.literal`.
+Records may be a stranger's. For every medium there is one function, called where the text is written: `visible` for a
+terminal, and for all others first; `escaped` for Markdown, `comma_separated` for CSV, `slug` for file names, and
+for matplotlib `kd.report.style.literal`.
 """
 
+import csv
+import io
 import re
+from collections.abc import Iterable, Sequence
+
+from kd.hashing import digest
 
 _LOOKALIKES = str.maketrans({"±": "+/-", "‖": "||", "×": "x", "≥": ">=", "“": '"', "”": '"', "…": "...", "²": "^2"})
 _LONGEST = 100
-"""Of a file name's stem; file systems take 255 bytes."""
+"""Bytes of a file name's stem; file systems take 255."""
+_SHOWN = 120
+"""Characters of a name."""
+_FORMULA = re.compile(r"[=+\-@]")
+"""What a cell begins with that spreadsheets compute."""
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 
 def visible(text: str) -> str:
@@ -16,6 +28,8 @@ def visible(text: str) -> str:
     A name can then neither break a table nor control a terminal, and can be encoded: surrogates, which stand for bytes
     that are not UTF-8, are among them.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -28,11 +42,58 @@ def encodable(text: str, encoding: str) -> str:
         return text.translate(_LOOKALIKES).encode(encoding, "backslashreplace").decode(encoding)
 
 
-def escaped(text: str) -> str:
-    """Return Markdown that shows the text as it is: no cell's end, emphasis, code, formula, link or tag."""
-    return re.sub(r"[\\|`*$~]|(?<![^\W_])_|_(?![^\W_])|<(?=[\w/!?])|(?<=\])\(", r"\\\g<0>", text)
+def shortened(text: str, most: int = _SHOWN) -> str:
+    """Return both ends of a text that is longer than `most` characters, and between them a hash of all of it.
+
+    Texts that differ remain different.
+    """
+    if len(text) <= most:
+        return text
+    middle = f"...{digest(text)[:6]}..."
+    tail = (most - len(middle)) // 3
+    return text[: most - len(middle) - tail] + middle + text[-tail:]
+
+
+def fewer(lines: Sequence[str], most: int, what: str) -> list[str]:
+    """Return the first lines, and how many more of what there are."""
+    return [*lines[:most], *([f"{len(lines) - most:,} more {what}."] if len(lines) > most else [])]
+
+
+def escaped(text: str, brackets: bool = False) -> str:
+    """Return Markdown that shows the text as it is.
+
+    No cell, emphasis, code, formula, link, tag or entity begins or ends with it; nor a heading, list, quotation or
+    definition of a link, if it begins a line.
+
+    Args:
+        text: on one line, see `visible`.
+        brackets: whether it goes into brackets, as the description of a picture does.
+    """
+    special = r"[\\|`*$~]|(?<![^\W_])_|_(?![^\W_])|<(?=[\w/!?])|&(?=[#\w])|" + (r"[\[\]]" if brackets else r"(?<=\])\(")
+    text = re.sub(special, r"\\\g<0>", text.strip())
+    block = r"^(?:(?=#{1,6}(?:\s|$)|[-+](?:\s|$)|>|=+$|-+$|\[.*\]:)|(\d{1,9})(?=[.)](?:\s|$)))"
+    return re.sub(block, r"\1\\", text)
+
+
+def comma_separated(headers: Sequence[str], lines: Iterable[dict[str, object]]) -> str:
+    """Return a CSV; cells without a value are empty.
+
+    A text that a spreadsheet would compute, as it begins with = + - or @, gets an apostrophe before it; a number does
+    not.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(_cell, headers))
+    writer.writerows([_cell(line.get(header)) for header in headers] for line in lines)
+    return file.getvalue()
+
+
+def _cell(value: object) -> object:
+    formula = isinstance(value, str) and _FORMULA.match(value) and not NUMBER.fullmatch(value)
+    return f"'{value}" if formula else value
 
 
 def slug(text: str) -> str:
     """Return a name as part of a file name."""
-    return re.sub(r"[^\w.=-]+", "_", text)[:_LONGEST].strip("_") or "_"
+    short = re.sub(r"[^\w.=-]+", "_", text).encode()[:_LONGEST].decode(errors="ignore")
+    return short.strip("_") or "_"

@@ -10,12 +10,24 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
+from kd import ranges
 from kd.errors import UserError
-from kd.files import replaced
+from kd.files import open_regular, replaced
 
 FILE = "result.json"
 REPORT = "report"
 """Name of the directory that a report goes to by default; `collect` does not look into one."""
+MOST_BYTES = 16 << 20
+"""Size of the largest file that is read as a record; curves of 100,000 epochs fit."""
+MOST_CHARACTERS = 1000
+"""Of a name. Where a name is shown, it may be shortened."""
+MOST_IN_TEXT = 1 << 20
+"""Characters of a text that is no name, such as the command."""
+MOST_KNOBS = 100
+MOST_ITEMS = 1000
+"""Items of a list other than a curve."""
+MOST_DIGITS = 1000
+STATUSES = ("running", "done", "failed", "interrupted", "pruned")
 
 
 Scalar = float | int | str | bool
@@ -118,6 +130,21 @@ class Collected(NamedTuple):
 
 _KINDS = get_type_hints(Result)
 _REQUIRED = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
+_FIGURE = "[-3.5e38, 3.5e38]"  # what fp32 holds
+_SPANS = {
+    **dict.fromkeys(("val_acc", "test_acc", "teacher_test_acc", "agreement", "test_ece"), "[0, 1]"),
+    **dict.fromkeys(("epoch_train_acc", "epoch_val_acc"), "[0, 1]"),
+    **dict.fromkeys(("test_nll", "epoch_train_loss", "epoch_val_loss"), _FIGURE),
+    **dict.fromkeys(("student_params", "teacher_params", "test_images", "test_total"), "whole [0, 1e15]"),
+    # Of a run that has begun, as typed: what is wrong with them is found after the first record.
+    **dict.fromkeys(("seed", "epochs"), "whole [-1e15, 1e15]"),
+    **dict.fromkeys(("retention", "train_seconds", "images_per_second"), "[0, 1e12]"),
+}
+"""Ranges of all numbers, each item of a curve among them, but for knobs, which are finite."""
+_LONG = ("command", "cwd", "config_dir", "variant", "error", "warnings")
+"""Texts that are no names."""
+_PLAIN = ("teacher_id", "data_id", "device", "precision", "git", "versions", "fingerprint", "group", "date")
+"""Texts that no user chooses. They have neither control characters nor line ends."""
 _TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
 _FORMER_KNOBS = ("T", "alpha", "beta")
 """Fields of their own in records of older versions: numbers, or null for a knob that the method lacks."""
@@ -132,6 +159,8 @@ def write(result: Result, path: Path) -> None:
     Raises:
         OSError: if `path` cannot be written.
     """
+    if result.error is not None and len(result.error) > MOST_IN_TEXT:
+        result = replace(result, error=f"{result.error[: MOST_IN_TEXT - 3]}...")
     record = {name: _without_nan(value) for name, value in asdict(result).items()}
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     with replaced(path) as temporary:
@@ -144,47 +173,74 @@ def read(path: Path) -> Result:
     Keys that `Result` does not know are ignored: a newer version may have added them. T, alpha and beta, which records
     of older versions have as fields of their own, become knobs.
 
+    Nothing in the file is trusted: its size is limited, and every field is checked for its type and range.
+
     Raises:
-        UserError: naming the file and its fault, if it cannot be read, is cut short or no JSON, lacks a field, or has
-            one of the wrong type.
+        UserError: naming the file and its fault in one line, if it cannot be read, is no regular file or too large, is
+            cut short or no JSON, lacks a field, or has one of the wrong type or out of its range.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        with open_regular(path) as file:
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: cut short or not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: not a result record, which is one JSON object")
-    missing = [name for name in _REQUIRED if name not in record]
-    if missing:
-        raise UserError(f"{path}: not a whole result record, it lacks {', '.join(missing)}")
-    known = [name for name in _KINDS if name in record]
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path}: not a result record: larger than {MOST_BYTES >> 20} MB")
     try:
-        values = {name: _typed(name, record[name]) for name in known}
-        values["knobs"] = _former_knobs(record) | values.get("knobs", {})
-        return Result(**values)
-    except (TypeError, OverflowError) as error:
+        return _from_json(content)
+    except RecursionError as error:
+        raise UserError(f"{path}: not a result record: nested too deeply") from error
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def collect(dirs: Iterable[Path]) -> Collected:
-    """Read every `result.json` below `dirs`, at any depth, links followed.
+def _from_json(content: bytes) -> Result:
+    try:
+        record = json.loads(
+            content.decode("utf-8"), parse_constant=_refuse, parse_int=_whole, object_pairs_hook=_distinct
+        )
+    except ValueError as error:
+        raise ValueError(f"cut short or not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise TypeError("not a result record, which is one JSON object")
+    missing = [name for name in _REQUIRED if name not in record]
+    if missing:
+        raise ValueError(f"not a whole result record, it lacks {', '.join(missing)}")
+    values = {name: _typed(name, record[name]) for name in _KINDS if name in record}
+    values["knobs"] = _former_knobs(record) | values.get("knobs", {})
+    for name, value in values.items():
+        _require(name, value)
+    return Result(**values)
 
-    A file reached twice counts once. Directories called "report" below `dirs` are not searched. Different data sets of
-    the same name get a piece of their hash behind it.
+
+class Found(NamedTuple):
+    """Files below some directories."""
+
+    paths: list[Path]
+    """Path of every `result.json`, each file once, sorted."""
+    left_out: list[str]
+    """One "PATH: reason" for each directory that is not searched, as it cannot be read or is a link that leads out."""
+
+
+def collect(dirs: Iterable[Path]) -> Collected:
+    """Read every `result.json` below `dirs`, at any depth.
+
+    A file reached twice counts once. Directories called "report" below `dirs` are not searched, nor is a link to a
+    directory followed: one that leads out of `dirs` is among the skipped. Different data sets of the same name get a
+    piece of their hash behind it.
 
     Raises:
         UserError: if a directory does not exist or holds no record, or if none of the records can be read.
     """
-    results, skipped = [], []
-    for path in records(dirs):
+    results = []
+    paths, skipped = records(dirs)
+    for path in paths:
         try:
             results.append(read(path))
         except UserError as error:
             skipped.append(str(error))
     if not results:
-        raise UserError(f"none of {len(skipped)} result records can be read, the first: {skipped[0]}")
+        raise UserError(f"none of {len(paths)} result records can be read, the first: {skipped[-len(paths)]}")
     return Collected(_with_distinct_datasets(results), skipped)
 
 
@@ -197,28 +253,54 @@ def _with_distinct_datasets(results: Sequence[Result]) -> list[Result]:
     ]
 
 
-def records(dirs: Iterable[Path]) -> list[Path]:
-    """Return the path of every `result.json` below `dirs`, each once, sorted; see `collect`."""
-    return sorted({path.resolve(): path for root in dirs for path in _below(root)}.values())
+def records(dirs: Iterable[Path]) -> Found:
+    """Find every `result.json` below `dirs`, without opening any; see `collect`.
+
+    Raises:
+        UserError: if a directory does not exist or holds no such file.
+    """
+    roots = list(dirs)
+    inside = [os.path.join(os.path.realpath(root), "") for root in roots]
+    paths: dict[str, Path] = {}
+    left_out: list[str] = []
+    for root in roots:
+        here, unread, links = _below(root)
+        out = [path for path in links if not os.path.join(os.path.realpath(path), "").startswith(tuple(inside))]
+        reasons = unread + [f"{path}: a link that leads out; give the directory itself" for path in out]
+        if not here:
+            why = f" ({reasons[0]})" if reasons else ""
+            raise UserError(
+                f"{root}: no {FILE} in it or below it{why}; give a directory that training runs were written to"
+            )
+        paths |= {os.path.realpath(path): Path(path) for path in here}
+        left_out += reasons
+    return Found(sorted(paths.values()), list(dict.fromkeys(left_out)))
 
 
-def _below(root: Path) -> list[Path]:
-    if not root.is_dir():
+def _below(root: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return what is below a directory: paths of records, directories that cannot be read and why, links to others."""
+    if not os.path.isdir(root):
         raise UserError(f"{root}: no such directory; give one that training runs were written to")
-    paths: list[Path] = []
-    seen: set[str] = set()
-    for here, names, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:  # a link back up, or a second one to the same place
-            names.clear()
-            continue
-        seen.add(real)
-        names[:] = sorted(name for name in names if name != REPORT)
-        if FILE in files:
-            paths.append(Path(here, FILE))
-    if not paths:
-        raise UserError(f"{root}: no {FILE} in it or below it; give a directory that training runs were written to")
-    return paths
+    found: list[str] = []
+    unread: list[str] = []
+    links: list[str] = []
+    waiting = [str(root)]
+    while waiting:  # no recursion, and no link followed: a tree may be deep, and links may go in circles
+        here = waiting.pop()
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if entry.name == FILE:
+                        found.append(entry.path)
+                    elif entry.name == REPORT:
+                        continue
+                    elif entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    elif entry.is_symlink() and os.path.isdir(entry.path):
+                        links.append(entry.path)
+        except OSError as error:
+            unread.append(f"{here}: cannot be read: {error.strerror or error}")
+    return sorted(found), sorted(unread), sorted(links)
 
 
 def _without_nan(value: Any) -> Any:
@@ -231,6 +313,21 @@ def _without_nan(value: Any) -> Any:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:  # the time to read a number grows with the square of its length
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON whose keys differ: of two values, programs would choose differently."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{twice!r:.40} is there twice")
+    return made
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -254,6 +351,55 @@ def _typed(name: str, value: Any) -> Any:
     return value
 
 
+def _require(name: str, value: Any) -> None:
+    """Check that a value of the right type is in its range, or that a text is one of its kind; or ValueError."""
+    if value is None:
+        return
+    if name == "knobs":
+        _require_knobs(value)
+    elif name == "status":
+        if value not in STATUSES:
+            raise ValueError(f"status is {value!r:.40}, not one of {', '.join(STATUSES)}")
+    elif name in _SPANS:
+        known = [item for item in value if not math.isnan(item)] if isinstance(value, list) else [value]
+        for end in (min(known), max(known)) if known else ():
+            ranges.require(name, end, _SPANS[name])
+    elif isinstance(value, list):
+        if len(value) > MOST_ITEMS:
+            raise ValueError(f"{name} has {len(value):,} items")
+        for item in value:
+            _require_text(name, item)
+    elif isinstance(value, str):
+        _require_text(name, value)
+
+
+def _require_text(name: str, text: str) -> None:
+    most = MOST_IN_TEXT if name in _LONG else MOST_CHARACTERS
+    if len(text) > most:
+        raise ValueError(f"{name:.40} has {len(text):,} characters, more than {most:,}")
+    if name in _PLAIN and not text.isprintable():
+        raise ValueError(f"{name} is {text!r:.40}, with control characters in it")
+    try:
+        text.encode("utf-8", "surrogateescape")  # a path may have bytes that are no UTF-8
+    except UnicodeEncodeError:
+        raise ValueError(f"{name:.40} is no text: it holds half of a character") from None
+
+
+def _require_knobs(knobs: dict[str, Knob]) -> None:
+    if len(knobs) > MOST_KNOBS:
+        raise ValueError(f"knobs are {len(knobs):,}, more than {MOST_KNOBS}")
+    for name, value in knobs.items():
+        _require_text("the name of a knob", name)
+        items = value if isinstance(value, list) else [value]
+        if len(items) > MOST_ITEMS:
+            raise ValueError(f"knob {name!r:.40} has {len(items):,} items")
+        for item in items:
+            if isinstance(item, str):
+                _require_text(f"knob {name!r}", item)
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"knob {name!r:.40} is {item}")
+
+
 def _knobs(name: str, value: Any) -> dict[str, Knob]:
     """Return the knobs in `value`, without those that are null; or TypeError."""
     if not isinstance(value, dict):
@@ -261,7 +407,7 @@ def _knobs(name: str, value: Any) -> dict[str, Knob]:
     for knob, setting in value.items():
         for item in setting if isinstance(setting, list) else [setting]:
             if type(item) not in get_args(Scalar) and setting is not None:
-                raise TypeError(f"knob {knob} is {setting!r:.40}, not a number, text, a boolean or a list of these")
+                raise TypeError(f"knob {knob:.40} is {setting!r:.40}, not a number, text, a boolean or a list of these")
             if type(item) is int:
                 float(item)  # OverflowError for a number that no table or picture could hold
     return {knob: setting for knob, setting in value.items() if setting is not None}

@@ -1,21 +1,26 @@
 """What the weights beside a run's predictions tell of its data. No torch: only the file's header is read."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from kd.report.text import visible
+from kd.files import open_regular
+from kd.report.text import shortened, visible
 
 WEIGHTS = "student.safetensors"
+MOST_HEADER = 16 << 20
+"""Bytes of the largest header that is read, which describes all tensors."""
+MOST_PIXELS = 4096
 
 
 class Data(NamedTuple):
     """Classes and image size of a run's data set."""
 
     classes: tuple[str, ...]
-    """Names by label, without control characters."""
+    """Names by label, see `class_names`."""
     image_size: int
     """Height and width in pixels."""
 
@@ -23,11 +28,19 @@ class Data(NamedTuple):
 def read(path: Path) -> Data | None:
     """Return what the metadata of a file say; None without a whole file, or in a file of another program."""
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
+        with open_regular(path) as file:
+            if int.from_bytes(file.read(8), "little") > MOST_HEADER:
+                return None
+        with safe_open(path, framework="np") as weights:
+            metadata = weights.metadata() or {}
         classes, size = json.loads(metadata["classes"]), json.loads(metadata["image_size"])
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError):
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError):
         return None
-    if not isinstance(classes, list) or not isinstance(size, int):
+    if not isinstance(classes, list) or not all(type(name) is str for name in classes):
         return None
-    return Data(tuple(visible(str(name)) for name in classes), size)
+    return Data(class_names(classes), size) if type(size) is int and 0 < size <= MOST_PIXELS else None
+
+
+def class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names of classes as a page shows them."""
+    return tuple(shortened(visible(name)) for name in names)

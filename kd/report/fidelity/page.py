@@ -7,11 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kd.errors import UserError
 from kd.report.fidelity import figures, tables
 from kd.report.fidelity.measures import BINS, FEWEST_ERRORS
 from kd.report.fidelity.study import Study
-from kd.report.page import bullets, linked, save
+from kd.report.page import bullets, distinct, linked, write
 from kd.report.statistics import LEVEL, VERDICT_NOTE
 from kd.report.sweeps import Picture
 from kd.report.text import escaped, slug
@@ -33,7 +32,7 @@ def named(study: Study) -> Pixels:
 
 
 def write_page(study: Study, pixels: Pixels, out: Path) -> list[Path]:
-    """Write `fidelity.md`, `fidelity.csv` and the pictures into `out`, over what an earlier page left there.
+    """Write `fidelity.md`, `fidelity.csv` and the pictures into `out`; see `kd.report.page.write`.
 
     Returns:
         Paths of all files.
@@ -41,16 +40,9 @@ def write_page(study: Study, pixels: Pixels, out: Path) -> list[Path]:
     Raises:
         UserError: if `out` cannot be written.
     """
-    page, table = out / "fidelity.md", out / "fidelity.csv"
     drawn = pictures(study, pixels)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        page.write_text(to_page(study, pixels, drawn), encoding="utf-8")
-        table.write_text(tables.to_csv(study, pixels.classes), encoding="utf-8")
-        save(drawn, out)
-    except OSError as error:
-        raise UserError(f"the page cannot be written to {out}: {error.strerror or error}; choose another") from error
-    return [page, table, *(out / picture.name for picture in drawn)]
+    texts = {"fidelity.md": to_page(study, pixels, drawn), "fidelity.csv": tables.to_csv(study, pixels.classes)}
+    return write(texts, drawn, out)
 
 
 BARS, CALIBRATION, CLASSES, IMAGES = "bars", "calibration", "classes", "images"
@@ -70,7 +62,7 @@ def pictures(study: Study, pixels: Pixels) -> list[Picture]:
             drawn.append(
                 Picture(f"fidelity_{IMAGES}_{slug(label)}.png", figure, f"Images that {label} fixed and broke")
             )
-    return drawn
+    return distinct(drawn)
 
 
 def to_page(study: Study, pixels: Pixels, drawn: Sequence[Picture]) -> str:

@@ -35,15 +35,16 @@ from kd.report.fidelity.measures import (
     spread,
     too_few,
 )
-from kd.report.rows import Role, Row, Spread, prepared, role, summarize, teacher_name, titled
+from kd.report.rows import Role, Row, Spread, prepared, role, skipped_notes, summarize, teacher_name, titled
 from kd.report.statistics import Difference, corrected, difference, holm, mcnemar
-from kd.report.text import visible
 from kd.runs import predictions, results
 from kd.runs.predictions import Predictions
 from kd.runs.results import Result
 
 MOST = 8
 """Students on a page, which is for the final few, not for a sweep."""
+MOST_BYTES = 2 << 30
+"""Size of all predictions together."""
 TIES = 3
 """Number of images whose predicted class rounding may change, besides one in a thousand."""
 FAMILIES = (
@@ -77,19 +78,19 @@ class Runs(NamedTuple):
 
 
 def collect(dirs: Iterable[Path]) -> Runs:
-    """Read every finished run of a student with its predictions below the directories, at any depth, links followed.
-
-    As in `kd.runs.results.collect`, each file counts once, and directories called "report" are not searched.
+    """Read every finished run of a student with its predictions below the directories; see `kd.runs.results.collect`.
 
     Raises:
-        UserError: if a directory does not exist, or if no such run is found.
+        UserError: if a directory does not exist, if no such run is found, or if the predictions of all are larger than
+            `MOST_BYTES`.
     """
     done: list[Result] = []
     found: list[Predictions] = []
     described: list[metadata.Data | None] = []
-    skipped: list[str] = []
     left_out: Counter[str] = Counter()
-    for path in results.records(dirs):
+    paths, skipped = results.records(dirs)
+    size = 0
+    for path in paths:
         directory = path.parent
         try:
             result = results.read(path)
@@ -100,20 +101,25 @@ def collect(dirs: Iterable[Path]) -> Runs:
             elif not (directory / predictions.FILE).exists():
                 left_out[f"without {predictions.FILE}"] += 1
             else:
-                read = predictions.read(directory / predictions.FILE)
+                read = predictions.read(directory / predictions.FILE, result.test_images)
                 _require_same(read, result)
+                size += sum(array.nbytes for array in read if array is not None)
                 done.append(result)
                 found.append(read)
                 described.append(metadata.read(directory / metadata.WEIGHTS))
         except UserError as error:
             skipped.append(f"{directory}: {error}" if str(directory) not in str(error) else str(error))
+        if size > MOST_BYTES:
+            raise UserError(
+                f"the predictions take more than {MOST_BYTES >> 30} GB of memory: give the directories of fewer runs"
+            )
     listed = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
     if not done:
         raise UserError(
             f"no finished run with its {predictions.FILE}: {'; '.join([listed or 'no runs', *skipped[:1]])}"
         )
     notes = [f"Runs left out: {listed}."] if listed else []
-    notes += [f"Skipped {visible(reason)}." for reason in skipped]
+    notes += skipped_notes(skipped)
     done = prepared(done)
     data = {id(run): told for run, told in zip(done, described, strict=True) if told}
     return Runs(done, {id(run): read for run, read in zip(done, found, strict=True)}, data, notes)

@@ -1,7 +1,5 @@
 """Tables of a fidelity study, for people and for programs."""
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -11,7 +9,7 @@ from kd.report.fidelity.study import COMPARED, Study
 from kd.report.knobs import knob_columns, knob_value
 from kd.report.statistics import FEWEST, LEVEL, UNSEEN, Difference, images_interval
 from kd.report.tables import TOO_FEW, markdown, p_value
-from kd.report.text import escaped
+from kd.report.text import comma_separated, escaped
 
 
 class Quantity(NamedTuple):
@@ -173,11 +171,7 @@ def change_table(study: Study) -> str:
 def to_csv(study: Study, classes: Sequence[str]) -> str:
     """Return a CSV with a line for each figure of each network: fractions of 1 and nats in full precision."""
     knobs = knob_columns((student.row.first for student in study.students), (*_ABOUT, *_FIGURES))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, (*_ABOUT, *knobs, *_FIGURES), lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(_records(study, classes, knobs))
-    return file.getvalue()
+    return comma_separated((*_ABOUT, *knobs, *_FIGURES), _records(study, classes, knobs))
 
 
 _ABOUT = ("run", "method")
