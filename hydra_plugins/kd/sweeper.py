@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -164,6 +165,8 @@ class ResumableSweeper(BasicSweeper):
                     job.reason = explain(returned._return_value, job.overrides)
                     if isinstance(returned._return_value, RefusedError):
                         job.directory = None
+                returned.cfg = returned.hydra_cfg = None  # of many jobs, and none is read again
+                _forget_frames(returned._return_value)
             return returns
         if all(job.status == "waiting" for job in jobs):
             launcher = self.config.hydra.runtime.choices["hydra/launcher"]
@@ -173,6 +176,13 @@ class ResumableSweeper(BasicSweeper):
             if job.status not in ("done", "failed"):
                 job.reason = f"its launcher failed: {failures[-1]}"
         return []
+
+
+def _forget_frames(error: object) -> None:
+    """Drop an error's tracebacks, whose frames hold the images and networks of its run."""
+    while isinstance(error, BaseException):
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _size(override: Override) -> int:

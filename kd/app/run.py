@@ -1,5 +1,6 @@
 """One run, top to bottom: data, teacher, student, test, record."""
 
+import gc
 import logging
 import shlex
 from collections.abc import Callable, Sequence
@@ -52,15 +53,18 @@ def execute(
             build = (make_builder or Builder)(command)
         return run(build, record, directory)
 
-    return tracked(
-        describe(command),
-        directory,
-        work,
-        single=command.launcher is None,
-        program=program,
-        data_parallel=several_processes(plain(command.cfg.trainer)),
-        typed=to_be_typed(command.overrides),
-    )
+    try:
+        return tracked(
+            describe(command),
+            directory,
+            work,
+            single=command.launcher is None,
+            program=program,
+            data_parallel=several_processes(plain(command.cfg.trainer)),
+            typed=to_be_typed(command.overrides),
+        )
+    finally:
+        gc.collect()  # a Trainer refers to itself, and would hold its images for some ten more runs of a process
 
 
 def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[Callback]" = ()) -> Result:

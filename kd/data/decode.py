@@ -1,7 +1,10 @@
 """Decoding of image files to tensors, for all sources that read files."""
 
+import hashlib
 import io
 import json
+import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from kd.data.tree import CACHE, printable
 from kd.errors import UserError
-from kd.files import replaced
+from kd.files import clear_leftovers, open_regular, replaced, reserve
 from kd.hashing import digest
 from kd.ranges import require
 
@@ -27,6 +30,15 @@ MAX_PIXELS = 64_000_000
 """Of one image, as its header has it: what decoding takes memory for."""
 
 BACKGROUND = "white"
+
+FORMAT = 2
+"""Of decoded pixels on disk; another one when `decode` makes other pixels of the same files."""
+
+MAX_FACTS = 2**24
+"""Bytes that are read of what is known of decoded images."""
+
+OF_EARLIER_VERSIONS = re.compile(r"[0-9a-f]{16}\.(npy|json)")
+"""Files of decoded pixels, named by their key."""
 
 ORIENTATION = 0x0112
 TURNED = {
@@ -56,7 +68,16 @@ class Decoded(NamedTuple):
     """How many images were changed otherwise, by what was done."""
 
 
-def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, cache: Path | None = None) -> Decoded:
+class Cache(NamedTuple):
+    """A place on disk for the decoded pixels of one split: one for each size, so that new ones replace old ones."""
+
+    path: Path
+    """Without suffix: `.npy` holds the pixels, `.json` what is known of them."""
+    key: str
+    """Changes when any of the files does."""
+
+
+def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, cache: Cache | None = None) -> Decoded:
     """Decode N image files.
 
     Images become upright (EXIF), RGB, 8 bits, and opaque:
@@ -70,8 +91,8 @@ def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, cache: Path 
         encoded: the name of each image for errors, and its file's content, in one of `FORMATS`; N pairs.
         n: N.
         size: height and width in pixels, at least 1.
-        cache: a path without suffix, see `cache_path`, for the decoded pixels: read if they were decoded before, else
-            written, and memory-mapped. By default the pixels are in memory.
+        cache: see `cache_of`: pixels that were decoded there before are used, if key, shape and checksum agree; else
+            they are written there. They are memory-mapped. By default the pixels are in memory.
 
     Raises:
         UserError: for an image that cannot be decoded, has more than `MAX_PIXELS`, or pixels of 32 bits; for pixels
@@ -88,26 +109,31 @@ def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, cache: Path 
                 f"{n:,} images of {size}x{size} pixels do not fit into memory; give a smaller data.source.image_size"
             ) from error
         return Decoded(torch.from_numpy(pixels), *_fill(pixels, encoded))
-    file, facts = cache.with_suffix(".npy"), cache.with_suffix(".json")
+    file, facts = cache.path.with_suffix(".npy"), cache.path.with_suffix(".json")
+    folder = cache.path.parent
     try:
-        if _mapped(file, shape) is None or _known(facts) is None:
-            cache.parent.mkdir(parents=True, exist_ok=True)
+        decoded = _cached(file, facts, shape, cache.key)
+        if decoded is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            _clear(folder)
             with replaced(file) as temporary:
-                pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+                pixels = _new_mapping(temporary, shape)
                 jpeg, sizes, changes = _fill(pixels, encoded)
                 pixels.flush()
                 with replaced(facts) as written:
-                    written.write_text(json.dumps([jpeg, sorted(sizes), changes]))
-        known = _known(facts)
-        if known is None:
-            raise OSError(0, "what is known of the images is gone", str(facts))
-        return Decoded(torch.from_numpy(_mapped(file, shape)), *known)
+                    known = [jpeg, sorted(sizes), changes]
+                    written.write_text(json.dumps({"key": cache.key, "sha256": _checksum(pixels), "known": known}))
+            decoded = _cached(file, facts, shape, cache.key)
+        if decoded is None:
+            raise OSError(0, "was changed while it was read; is another run decoding other images there?", str(file))
+        return decoded
     except OSError as error:
         where = Path(error.filename or file)
-        if cache.parent not in (where, *where.parents):
+        if folder not in (where, *where.parents):
             raise  # an image that cannot be read
         raise UserError(
-            f"{file}: {error.strerror or error}; data.in_memory=false keeps decoded pixels there"
+            f"{printable(where)}: {error.strerror or error}; data.in_memory=false keeps decoded pixels there: have it "
+            "made readable and writable for you, or leave that out"
         ) from error
 
 
@@ -123,37 +149,73 @@ def change_notes(*decoded: Decoded) -> tuple[str, ...]:
     return tuple(f"{n:,} {'image' if n == 1 else 'images'} {change}" for change, n in sorted(total.items()))
 
 
-def cache_path(root: Path, files: Iterable[Path], size: int) -> Path:
-    """Return the path under root for the decoded pixels of some files; it changes when any of the files does.
+def cache_of(root: Path, name: str, files: Iterable[Path], size: int) -> Cache:
+    """Return the place under root for the decoded pixels of some files.
+
+    The key has what the file system knows of each file, and not its content, which would have to be read in every run:
+    10 to 20 microseconds a file. Size and time of change can be set at will; inode and the time of the last change of
+    the inode cannot.
+
+    Args:
+        root: the data set's folder.
+        name: of the source and split.
+        files: in order.
+        size: of the decoded images, in pixels.
 
     Raises:
         OSError: for a file that is missing.
     """
-    known = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return root / CACHE / digest([known, size])
+    known = []
+    for file in files:
+        of = file.stat()  # as text: numbers of 64 bits are more than `digest` tells apart
+        identity = f"{of.st_size} {of.st_mtime_ns} {of.st_ctime_ns} {of.st_ino}"
+        known.append((str(file.relative_to(root)), identity))
+    return Cache(root / CACHE / f"{name}-{size}", digest([FORMAT, known]))
 
 
-def _mapped(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """Return the array in a file, memory-mapped; None if it is missing or not whole."""
+def _cached(file: Path, facts: Path, shape: tuple[int, ...], key: str) -> Decoded | None:
+    """Return decoded images from their files; None if these are missing, not whole or of other images."""
     try:
-        # Copy on write: torch has no read-only tensors, and these are never written to.
-        pixels: NDArray[np.uint8] = np.load(file, mmap_mode="c")
-    except (FileNotFoundError, ValueError, EOFError):
+        with open_regular(facts) as text:
+            found = json.loads(text.read(MAX_FACTS))
+        jpeg, sizes, changes = found["known"]
+        known = bool(jpeg), frozenset((int(width), int(height)) for width, height in sizes), Counter[str](changes)
+        if found["key"] != key:
+            return None
+        with open_regular(file):  # no FIFO
+            # Copy on write: torch has no read-only tensors, and these are never written to.
+            pixels: NDArray[np.uint8] = np.lib.format.open_memmap(file, "c")
+        whole = pixels.shape == shape and pixels.dtype == np.uint8 and _checksum(pixels) == found["sha256"]
+    except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError, RecursionError, MemoryError):
         return None
-    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
+    return Decoded(torch.from_numpy(pixels), *known) if whole else None
+
+
+def _new_mapping(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return an array in a new file, memory-mapped, with its space allocated."""
+    pixels: NDArray[np.uint8] = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    with open(file, "r+b") as opened:
+        reserve(opened, opened.seek(0, os.SEEK_END))
+    return pixels
+
+
+def _checksum(pixels: NDArray[np.uint8]) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(pixels), 1000):
+        digest.update(np.ascontiguousarray(pixels[start : start + 1000]).data)
+    return digest.hexdigest()
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a kill left in a folder of decoded pixels, and the files of earlier versions."""
+    clear_leftovers(folder)
+    for file in folder.iterdir():
+        if OF_EARLIER_VERSIONS.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 Facts = tuple[bool, frozenset[tuple[int, int]], Counter[str]]
 """`Decoded` without the pixels."""
-
-
-def _known(file: Path) -> Facts | None:
-    """Return what is known of decoded images; None if the file is missing or damaged."""
-    try:
-        jpeg, sizes, changes = json.loads(file.read_text())
-        return bool(jpeg), frozenset((int(width), int(height)) for width, height in sizes), Counter(changes)
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):
-        return None
 
 
 def _fill(pixels: NDArray[np.uint8], encoded: Iterable[tuple[str, bytes]]) -> Facts:

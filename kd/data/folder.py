@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd.data.decode import Decoded, cache_path, change_notes, decode, display_name
+from kd.data.decode import Decoded, cache_of, change_notes, decode, display_name
 from kd.data.images import Images, draw_test_split
 from kd.data.tree import SPLITS, Tree, check_class_names, in_order, printable, split_folders
 from kd.errors import UserError
@@ -44,7 +44,10 @@ def folder(
     try:
         tree = Tree(root, SUFFIXES)
         splits, notes = _splits(tree)
-        train, test = (_load(classes, image_size, None if in_memory else root) for classes in splits)
+        train, test = (
+            _load(split, classes, image_size, None if in_memory else root)
+            for split, classes in zip(("train", "test"), splits, strict=True)
+        )
     except OSError as error:
         raise UserError(
             f"{printable(error.filename)}: {error.strerror}; data.root must be a readable folder with "
@@ -166,9 +169,9 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
-def _load(classes: Classes, image_size: int, cache_root: Path | None) -> Decoded:
+def _load(split: str, classes: Classes, image_size: int, cache_root: Path | None) -> Decoded:
     paths = [path for files in classes.values() for path in files]
-    cache = None if cache_root is None else cache_path(cache_root, paths, image_size)
+    cache = None if cache_root is None else cache_of(cache_root, f"folder-{split}", paths, image_size)
     encoded = ((str(path), _content(path)) for path in paths)
     return decode(encoded, len(paths), image_size, cache)
 

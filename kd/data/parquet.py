@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from kd.data.decode import Decoded, cache_path, change_notes, decode, display_name
+from kd.data.decode import Decoded, cache_of, change_notes, decode, display_name
 from kd.data.images import Images
-from kd.data.tree import SPLITS, Tree, check_class_names, in_order, printable
+from kd.data.tree import LONGEST_NAME, SPLITS, Tree, check_class_names, in_order, printable
 from kd.errors import UserError
 
 IMAGE = ("img", "image", "bytes")
@@ -27,6 +27,12 @@ LABEL = ("label", "labels", "fine_label", "fine_labels")
 
 ROWS = 1000
 """Of images to be in memory, encoded, at a time."""
+
+AT_A_TIME = 2**29
+"""Bytes of values to be in memory at a time, at most, but for a single one."""
+
+PACKED = 100
+"""How many times its own size a column may unpack to; images and names of classes are hardly compressed further."""
 
 
 def parquet(
@@ -66,7 +72,8 @@ def parquet(
     train, test = ([_read(file) for file in files] for files in splits)
     names = _class_names(train, test)
     labels = [torch.cat([shard.targets(names) for shard in shards]) for shards in (train, test)]
-    decoded = [_decode(shards, image_size, None if in_memory else root) for shards in (train, test)]
+    cache_root = None if in_memory else root
+    decoded = [_decode(*split, image_size, cache_root) for split in (("train", train), ("test", test))]
     return Images(
         name=display_name(name or printable(root.name), "JPEG" if decoded[0].jpeg else ""),
         classes=names,
@@ -211,8 +218,7 @@ class _Shard(NamedTuple):
         """Yield the name of each image for errors, and its file's content."""
         row = 0
         with _readable(self.file) as source:
-            for batch in source.iter_batches(ROWS, columns=[self.image]):
-                column = batch[0]
+            for column in _values(source, self.image, AT_A_TIME):
                 column = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
                 binary = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
                 for data in column.to_pylist() if binary else map(_bytes, column):
@@ -261,8 +267,9 @@ def _class_names(train: list[_Shard], test: list[_Shard]) -> tuple[str, ...]:
     return names
 
 
-def _decode(shards: list[_Shard], image_size: int, cache_root: Path | None) -> Decoded:
-    cache = None if cache_root is None else cache_path(cache_root, [shard.file for shard in shards], image_size)
+def _decode(split: str, shards: list[_Shard], image_size: int, cache_root: Path | None) -> Decoded:
+    files = [shard.file for shard in shards]
+    cache = None if cache_root is None else cache_of(cache_root, f"parquet-{split}", files, image_size)
     encoded = chain.from_iterable(shard.encoded() for shard in shards)
     return decode(encoded, sum(len(shard.labels) for shard in shards), image_size, cache)
 
@@ -288,12 +295,60 @@ def _read(file: Path) -> _Shard:
         image = _column(file, schema, IMAGE, "of encoded images", _is_image)
         label = _column(file, schema, LABEL, "of integers or names", _is_label)
         names = _names(file, schema, label)
-        labels = source.read(columns=[label])[label].to_pylist()
+        _check_sizes(file, source, (image, label))
+        labels = list(_labels(file, source, label))
     if not labels:
         raise UserError(f"{printable(file)}: no rows in it; delete it or download it again")
     if None in labels:
         raise _missing(f"{file}, row {labels.index(None)}", label)
     return _Shard(file, image, labels, names)
+
+
+def _check_sizes(file: Path, source: pq.ParquetFile, columns: tuple[str, ...]) -> None:
+    """Refuse a file that would unpack to far more than it is, by what its footer says."""
+    size, rows = file.stat().st_size, source.metadata.num_rows
+    if rows > size:
+        raise UserError(f"{printable(file)}: {rows:,} rows in {size:,} bytes, which no images are; download it again")
+    for column in columns:
+        packed, unpacked = (sum(sizes) for sizes in zip((0, 0), *_sizes(source, column), strict=False))
+        if unpacked > max(AT_A_TIME, PACKED * packed):
+            raise UserError(
+                f"{printable(file)}: {column} unpacks from {packed:,} bytes to {unpacked:,}; if you trust it, write it "
+                "anew without compression"
+            )
+
+
+def _sizes(source: pq.ParquetFile, column: str) -> list[tuple[int, int]]:
+    """Return a column's size in bytes in each row group, on disk and unpacked."""
+    metadata = source.metadata
+    if not metadata.num_row_groups:
+        return []
+    first = metadata.row_group(0)
+    parts = [i for i in range(first.num_columns) if first.column(i).path_in_schema.partition(".")[0] == column]
+    chunks = ([metadata.row_group(group).column(i) for i in parts] for group in range(metadata.num_row_groups))
+    return [
+        (sum(c.total_compressed_size for c in group), sum(c.total_uncompressed_size for c in group)) for group in chunks
+    ]
+
+
+def _values(source: pq.ParquetFile, column: str, at_a_time: int) -> Iterator[pa.Array]:
+    """Yield a column's values, so many rows at a time that they take no more than that many bytes."""
+    # Each value may be as long as all that is stored of its group: a dictionary stores equal ones once.
+    longest = max((unpacked for _, unpacked in _sizes(source, column)), default=0)
+    rows = max(1, min(ROWS, at_a_time // max(1, longest)))
+    for batch in source.iter_batches(rows, columns=[column]):
+        yield batch[0]
+
+
+def _labels(file: Path, source: pq.ParquetFile, column: str) -> Iterator[int | str | None]:
+    """Yield the labels; equal names are one object."""
+    same: dict[int | str | None, int | str | None] = {}
+    for values in _values(source, column, AT_A_TIME // 2):  # which strings of Python take once more
+        part = values.to_pylist()
+        new = set(part) - same.keys()
+        check_class_names((y for y in new if isinstance(y, str) and len(y) > LONGEST_NAME), file)  # before all are read
+        same.update(zip(new, new, strict=True))
+        yield from (same[label] for label in part)
 
 
 def _missing(row: str, column: str) -> UserError:

@@ -24,6 +24,10 @@ CACHE = ".decoded"
 """Our own folder for decoded pixels, under data.root."""
 
 
+LONGEST_NAME = 500
+"""Characters of a class name."""
+
+
 class Entries(NamedTuple):
     files: list[Path]
     folders: list[Path]
@@ -140,9 +144,14 @@ def check_class_names(names: Iterable[str], where: object) -> None:
     """Check that class names can be stored, printed and drawn: any text in one line.
 
     Raises:
-        UserError: for a name that is not valid UTF-8, has a control character or a line break, or is empty.
+        UserError: for a name that is not valid UTF-8, has a control character or a line break, is empty, or longer
+            than `LONGEST_NAME`.
     """
     for name in names:
+        if len(name) > LONGEST_NAME:
+            raise UserError(
+                f"{printable(where)}: a class name of {len(name):,} characters, '{printable(name[:40])}...'; shorten it"
+            )
         if not name or not all(map(_plain, name)):
             utf8 = not any(unicodedata.category(character) == "Cs" for character in name)
             wrong = "is not UTF-8" if not utf8 else "has control characters or line breaks" if name else "is empty"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd.errors import UserError
-from kd.files import replaced
+from kd.files import open_regular, replaced
+
+MAX_HEADER = 2**22
+"""Bytes of a file's header: names, shapes and metadata, of which a network with thousands of layers has a tenth."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Numbers that are converted to one another on loading."""
@@ -35,10 +39,16 @@ def save_weights(net: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and metadata of a file.
 
+    The tensors are mapped: one takes memory when it is used, so that a file of any size can be compared with a network.
+
     Raises:
-        UserError: if the file is missing or not whole.
+        UserError: if the file is missing, no regular file, not whole, or its header is longer than `MAX_HEADER`.
     """
     try:
+        with open_regular(path) as opened:
+            header = int.from_bytes(opened.read(8), "little")
+            if MAX_HEADER < header < os.fstat(opened.fileno()).st_size:
+                raise UserError(f"{path} has a header of {header:,} bytes, which is too long for weights of a network")
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             metadata = file.metadata() or {}
@@ -46,6 +56,8 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"no weights at {path}") from error
     except PermissionError as error:
         raise UserError(f"{path}: permission denied; have it made readable for you") from error
+    except RuntimeError as error:  # torch's, of a file that cannot be mapped
+        raise UserError(f"there is no memory for {path}, of {path.stat().st_size:,} bytes") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
     return tensors, {key: _parse(value) for key, value in metadata.items()}
@@ -105,8 +117,8 @@ def content_id(tensors: dict[str, Tensor]) -> str:
 
 
 def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
+    """Return the SHA-256 of a regular file, in hex."""
+    with open_regular(path) as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
@@ -120,5 +132,5 @@ def _name(dtype: torch.dtype) -> str:
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text  # written by another program

@@ -10,24 +10,27 @@ The checksum covers the logits, the entry's place, and the file's key: the hashe
 data, and the meaning of the views. An entry with a wrong checksum counts as missing: not yet computed, half-written by
 a process that was killed, damaged, or of another teacher. So processes read and write the same file without waiting for
 each other; at worst two compute the same logits.
+
+Entries are read and written by system calls, not through a mapping: a file that somebody cuts or a disk that fails is
+then a missing entry, and through a mapping the end of the process (SIGBUS).
 """
 
 import hashlib
 import json
 import logging
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.files import replaced
+from kd.files import clear_leftovers, open_regular, replaced, reserve, shared_lock
 from kd.hashing import digest
 from kd.models.output import Output
 
@@ -81,7 +84,13 @@ class StoredLogits(RoundedLogits):
         super().__init__(teacher, images)
         self.path, self.views, self.classes = path, views, classes
         self.requested = self.found = self.damaged = 0
-        self._entries: Words = np.memmap(path, np.uint16, "r+", HEADER, (images * views, classes + 2))
+        self.writable = True
+        """Whether logits are added; another user's file may be for reading only."""
+        try:
+            self._file = os.open(path, os.O_RDWR)
+        except OSError:
+            self._file, self.writable = os.open(path, os.O_RDONLY), False
+        weakref.finalize(self, os.close, self._file)
         # As many odd numbers as there are words: a random linear hash, another one for every key.
         noise = hashlib.shake_256(_canonical(key)).digest(8 * (classes + 1))
         self._factors = np.frombuffer(noise, np.uint64) | np.uint64(1)
@@ -91,7 +100,7 @@ class StoredLogits(RoundedLogits):
         if not bool(((index < self.images) & (view >= 0)).all()):  # test images, and views without a number
             return self.teacher(batch)
         rows = (index * self.views + view).numpy()
-        entries = self._entries[rows]
+        entries = self._read(rows)
         words, sums = entries[:, :-2], np.ascontiguousarray(entries[:, -2:]).view(np.uint32)[:, 0]
         present = sums == self._checksums(words, rows)
         logits = torch.from_numpy(words.view(np.float16).astype(np.float32)).to(batch.x.device)
@@ -119,8 +128,32 @@ class StoredLogits(RoundedLogits):
         keep = halves.isfinite().all(dim=1).numpy()
         words = halves.numpy().view(np.uint16)[keep]
         sums = self._checksums(words, rows[keep])
-        self._entries[rows[keep]] = np.concatenate([words, sums[:, None].view(np.uint16)], axis=1)
+        self._write(rows[keep], np.concatenate([words, sums[:, None].view(np.uint16)], axis=1))
         return _rounded(exact)
+
+    def _read(self, rows: NDArray[np.int64]) -> Words:
+        """Return the entries (B, C + 2); zeros, as of missing ones, where the file has none."""
+        width = 2 * (self.classes + 2)
+        places = (HEADER + width * rows).tolist()
+        try:
+            content = [os.pread(self._file, width, place) for place in places]
+        except OSError:  # of a failing disk
+            content = [b""] * len(places)
+        joined = b"".join(content)
+        if len(joined) < width * len(rows):  # the file was cut
+            joined = b"".join(entry.ljust(width, b"\0") for entry in content)
+        return np.frombuffer(joined, np.uint16).reshape(len(rows), self.classes + 2)
+
+    def _write(self, rows: NDArray[np.int64], entries: Words) -> None:
+        if not self.writable:
+            return
+        width = 2 * (self.classes + 2)
+        try:
+            for place, entry in zip((HEADER + width * rows).tolist(), entries, strict=True):
+                os.pwrite(self._file, entry, place)
+        except OSError as error:
+            self.writable = False
+            log.warning("%s: %s; the teacher's logits are no longer added to it", self.path, error.strerror)
 
     def _checksums(self, words: Words, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
         # Modulo 2^64; the high half of such a sum depends on every bit.
@@ -190,38 +223,34 @@ def prepare_file(
         return None
     header = _canonical(key).ljust(HEADER)
     try:
+        if _is_whole(path, size, header):  # for those who may not take the lock
+            return path
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with shared_lock(path.with_suffix(".lock")):
             if not path.exists():
                 log.info("the teacher's logits are kept in %s (%.0f MB)", path, size / 1e6)
             elif path.stat().st_size != size:
                 log.warning("%s is cut short or not whole; it is made again", path)
-            elif _header(path) != header:
+            elif not _is_whole(path, size, header):
                 log.warning("%s is of another teacher or data set than its name says; it is made again", path)
             else:
                 return path
+            clear_leftovers(folder)
             with replaced(path) as temporary, open(temporary, "wb") as file:
                 file.write(header)
-                _reserve(file, size)
+                reserve(file, size)
     except OSError as error:
-        log.warning("the teacher's logits are not kept: %s: %s", path, error.strerror or error)
+        log.warning("the teacher's logits are not kept: %s: %s", error.filename or path, error.strerror or error)
         return None
     return path
 
 
-def _reserve(file: BinaryIO, size: int) -> None:
-    """Allocate the space now: a full disk is an error here, but kills the process on a write to a mapped file."""
-    file.flush()
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, size)
-    else:
-        for start in range(file.tell(), size, 2**20):
-            file.write(bytes(min(2**20, size - start)))
-
-
-def _header(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(HEADER)
+def _is_whole(path: Path, size: int, header: bytes) -> bool:
+    try:
+        with open_regular(path) as file:
+            return os.fstat(file.fileno()).st_size == size and file.read(HEADER) == header
+    except FileNotFoundError:
+        return False
 
 
 def _canonical(key: dict[str, Any]) -> bytes:

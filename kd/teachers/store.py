@@ -20,9 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kd.errors import UserError
+from kd.files import open_regular, replaced, shared_lock
 from kd.hashing import digest
 from kd.runs.results import FILE, Result, read
 from kd.runs.status import first_process, write_once
@@ -30,6 +31,8 @@ from kd.runs.weights import checksum
 
 WEIGHTS = "teacher.safetensors"
 ENTRY = "entry.json"
+MAX_ENTRY = 2**24
+"""Bytes of `entry.json` that are read; a chain of many teachers has some thousands."""
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +54,22 @@ def find_or_train(store: Path, recipe: dict[str, Any], train: Callable[[Path], o
     """
     name = digest(recipe)
     entry, partial = store / name, store / f"{name}.partial"
-    if not entry.exists():
+    if not _exists(entry):
         try:
             store.mkdir(parents=True, exist_ok=True)
             lock = _locked(store / f"{name}.lock")
         except OSError as error:
-            raise UserError(f"teacher_store={store} cannot be written: {error.strerror}") from error
+            raise UserError(_not_writable(store, error.filename or store, error.strerror)) from error
         with lock:
-            if not entry.exists():
+            if not _exists(entry):
                 log.info("training the teacher, to be kept in %s", entry)
                 partial.mkdir(exist_ok=True)
+                if not os.access(partial, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+                    raise UserError(_not_writable(store, partial, "another user's training that ended early"))
                 train(partial)
                 facts = {"recipe": recipe, "sha256": checksum(partial / WEIGHTS)}
-                (partial / ENTRY).write_text(json.dumps(facts, indent=2, sort_keys=True))
+                with replaced(partial / ENTRY) as temporary:
+                    temporary.write_text(json.dumps(facts, indent=2, sort_keys=True))
                 os.rename(partial, entry)
     _check(entry, recipe)
     return entry
@@ -98,8 +104,15 @@ def copy_from_store(entry: Path, record: Result, directory: Path, data_parallel:
     return result
 
 
+def _exists(entry: Path) -> bool:
+    try:
+        return entry.exists()
+    except OSError as error:
+        raise UserError(_forbidden(entry)) from error
+
+
 def _locked(path: Path) -> AbstractContextManager[object]:
-    lock = FileLock(path)
+    lock = shared_lock(path)
     try:
         return lock.acquire(timeout=0)
     except Timeout:
@@ -110,14 +123,26 @@ def _locked(path: Path) -> AbstractContextManager[object]:
 def _check(entry: Path, recipe: dict[str, Any]) -> None:
     advice = f"remove {entry} to have it trained again"
     try:
-        facts = json.loads((entry / ENTRY).read_text())
+        with open_regular(entry / ENTRY) as file:
+            facts = json.loads(file.read(MAX_ENTRY))
         digest = checksum(entry / WEIGHTS)
         stored_recipe, recorded = facts["recipe"], facts["sha256"]
     except PermissionError as error:
-        raise UserError(f"{error.filename}: permission denied; have it made readable for you") from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(_forbidden(error.filename)) from error
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"the teacher in {entry} is damaged ({error}); {advice}") from error
     if stored_recipe != recipe:
         raise UserError(f"the teacher in {entry} was made by another recipe than its name says; {advice}")
     if recorded != digest:
         raise UserError(f"the teacher in {entry} is damaged (its weights do not match their checksum); {advice}")
+
+
+def _forbidden(path: object) -> str:
+    return f"{path}: permission denied; have it made readable for you, or set teacher_store=DIR to a folder of your own"
+
+
+def _not_writable(store: Path, path: object, reason: str | None) -> str:
+    return (
+        f"teacher_store={store} cannot be written: {path}: {reason}; have it made writable for you, or set "
+        "teacher_store=DIR to a folder of your own"
+    )

@@ -28,6 +28,8 @@ GRID = 8
 ZOOM = 3
 NAME_LENGTH = 24
 """Letters of a class name in a picture."""
+MOST_CLASSES = 2000
+"""Of a confusion matrix."""
 FINAL = "z_final/"
 """Group of the figures of the finished run: dots, whose name puts them behind the curves."""
 
@@ -103,8 +105,11 @@ def optional(what: str) -> Iterator[None]:
 
 
 def log_confusion(loggers: Sequence[Logger], predictions: Predictions, classes: Sequence[str], step: int) -> None:
-    """Log the confusion matrix and the accuracy of every class as the picture `test/confusion`."""
-    if loggers:
+    """Log the confusion matrix and the accuracy of every class as the picture `test/confusion`.
+
+    Nothing for more than `MOST_CLASSES`: nobody could read it, and the matrix takes memory by their square.
+    """
+    if loggers and len(classes) <= MOST_CLASSES:
         with optional("the confusion matrix"):
             figure = confusion_figure(confusion(predictions, len(classes)), classes)
             log_picture(loggers, "test/confusion", render(figure), step)

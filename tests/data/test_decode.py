@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import zlib
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kd.data.decode import cache_path, change_notes, decode
+from kd.data.decode import Cache, cache_of, change_notes, decode
 from kd.data.folder import folder
 from kd.data.parquet import parquet
 from kd.errors import UserError
@@ -66,54 +67,145 @@ def test_source_on_disk_keeps_the_summary(roots, pixels, encode):
     assert first == f"tree: 8 training and 6 test images, 2 classes, {changes}"
 
 
-@pytest.mark.parametrize("left", [None, "", "[]", "[true, 3, {}]", "[" * 100_000])
-def test_decode_decodes_again_if_what_is_known_is_damaged(tmp_path, pixels, encode, left):
-    encoded, cache = [("first", encode(pixels[0], "JPEG"))], tmp_path / "some"
-    first = decode(encoded, 1, 16, cache)
-    if left is None:
-        (tmp_path / "some.json").unlink()
+@pytest.mark.parametrize("source", [folder, parquet])
+def test_source_on_disk_notices_a_file_of_the_same_size_and_time(roots, source, pixels, encode, write_parquet):
+    root = roots[source]
+    source(root, in_memory=False)
+    if source is folder:
+        file = root / "train" / "dog" / "2.png"
+        other = encode(pixels[0], "BMP"), encode(pixels[5], "BMP")
+        file.write_bytes(other[1])
     else:
-        (tmp_path / "some.json").write_text(left)
+        file = root / "train.parquet"
+        other = [file.read_bytes()] * 2
+    source(root, in_memory=False)
+    before = file.stat()
+    changed = bytearray(other[0])
+    if source is parquet:
+        place = changed.index(b"\x89PNG", changed.index(b"\x89PNG") + 4)
+        changed[place : place + 4] = b"NoNo"
+    file.write_bytes(changed)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    if source is folder:
+        assert torch.equal(source(root, in_memory=False).train_x[5], pixels[0])
+    else:
+        with pytest.raises(UserError, match="row 1: damaged"):
+            source(root, in_memory=False)
+
+
+def test_folder_on_disk_notices_files_that_changed_places(roots):
+    """Neither file was written to; a rename of their folders leaves even their times as they are."""
+    root = roots[folder]
+    before = folder(root, in_memory=False).train_x
+    for path in root.rglob("*.png"):
+        os.utime(path, ns=(1, 1))
+    for old, new in (("cat", "x"), ("dog", "cat"), ("x", "dog")):
+        (root / "train" / old).rename(root / "train" / new)
+    assert torch.equal(folder(root, in_memory=False).train_x, before[[3, 4, 5, 0, 1, 2]])
+
+
+def test_source_on_disk_keeps_one_version_of_each_size(roots, pixels, encode):
+    root, kept = roots[folder], roots[folder] / ".decoded"
+    kept.mkdir()
+    for name in ("0123456789abcdef.npy", "0123456789abcdef.json", "mine.npy"):
+        (kept / name).touch()
+    (kept / f".folder-test-8.npy.{'0' * 32}").touch()
+    os.utime(kept / f".folder-test-8.npy.{'0' * 32}", (0, 0))  # from a killed process
+    for image in (pixels[0], pixels[1]):
+        (root / "train" / "dog" / "2.png").write_bytes(encode(image))
+        folder(root, in_memory=False)
+    folder(root, 16, in_memory=False)
+    stems = [f"folder-{split}-{size}" for split in ("test", "train") for size in (16, 32)]
+    assert sorted(path.name for path in kept.iterdir()) == [
+        *(stem + suffix for stem in stems for suffix in (".json", ".npy")),
+        "mine.npy",
+    ]
+
+
+def cut(file, facts):
+    os.truncate(file, 1000)
+
+
+def flip(file, facts):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def other_type(file, facts):
+    np.save(file, np.load(file).astype(np.int8))
+
+
+def as_archive(file, facts):
+    pixels = np.load(file)
+    with open(file, "wb") as opened:
+        np.savez(opened, pixels)
+
+
+def known(text):
+    return lambda file, facts: facts.write_text(text)
+
+
+def no_facts(file, facts):
+    facts.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(cut, flip, other_type, as_archive, no_facts),
+        *map(known, ("", "[]", "[true, 3, {}]", "[" * 100_000, '{"key": "k", "known": 3}', "{}")),
+    ],
+)
+def test_decode_decodes_again_what_is_damaged(tmp_path, pixels, encode, damage):
+    encoded, cache = [("first", encode(pixels[0], "JPEG"))], Cache(tmp_path / "some", "k")
+    first = decode(encoded, 1, 16, cache)
+    wanted = first.x.clone()
+    damage(tmp_path / "some.npy", tmp_path / "some.json")
     again = decode(encoded, 1, 16, cache)
-    assert torch.equal(again.x, first.x)
+    assert torch.equal(again.x, wanted)
     assert again[1:] == first[1:] == (True, {(32, 32)}, {})
 
 
 def test_decode_leaves_no_file_when_it_fails(tmp_path, pixels, encode):
-    cache = tmp_path / ".decoded" / "some"
+    cache = Cache(tmp_path / ".decoded" / "some", "k")
     with pytest.raises(UserError, match="third: damaged"):
         decode([("first", encode(pixels[0])), ("second", encode(pixels[1])), ("third", b"?")], 3, 32, cache)
-    assert not list(cache.parent.iterdir())
+    assert not list(cache.path.parent.iterdir())
 
 
-def test_kept_path_depends_on_files_and_size(tmp_path):
+def test_cache_of_depends_on_files_and_size(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(b"12")
-    before = cache_path(tmp_path, [file], 32)
-    assert cache_path(tmp_path, [file], 32) == before
-    assert cache_path(tmp_path, [file], 16) != before
+    before = cache_of(tmp_path, "a", [file], 32)
+    assert cache_of(tmp_path, "a", [file], 32) == before
+    assert cache_of(tmp_path, "a", [file], 16).path != before.path
+    assert cache_of(tmp_path, "b", [file], 32).path != before.path
     file.write_bytes(b"1")
-    assert cache_path(tmp_path, [file], 32) != before
+    assert cache_of(tmp_path, "a", [file], 32).key != before.key
 
 
 def test_decode_names_the_file_it_cannot_write(tmp_path, pixels, encode):
     (tmp_path / ".decoded").write_text("a file where a folder should be")
-    with pytest.raises(UserError, match=r"\.decoded/some.npy.*data.in_memory=false"):
-        decode([("first", encode(pixels[0]))], 1, 32, tmp_path / ".decoded" / "some")
+    with pytest.raises(UserError, match=r"\.decoded/some\..*data.in_memory=false"):
+        decode([("first", encode(pixels[0]))], 1, 32, Cache(tmp_path / ".decoded" / "some", "k"))
+
+
+def test_decode_on_a_full_disk_is_an_error_and_no_crash(tmp_path, pixels, encode, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"some\.npy: No space left on device; data.in_memory=false"):
+        decode([("first", encode(pixels[0]))], 1, 32, Cache(tmp_path / "some", "k"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_decode_names_an_image_that_cannot_be_read(tmp_path):
     images = ((str(path), path.read_bytes()) for path in [tmp_path / "gone.png"])
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
-        decode(images, 1, 32, tmp_path / ".decoded" / "some")
-
-
-def test_decode_replaces_truncated_pixels(tmp_path, pixels, encode):
-    encoded = [(str(i), encode(x)) for i, x in enumerate(pixels)]
-    cache = tmp_path / "some"
-    decode(encoded, 12, 32, cache)
-    os.truncate(tmp_path / "some.npy", 9000)
-    assert torch.equal(decode(encoded, 12, 32, cache).x, pixels)
+        decode(images, 1, 32, Cache(tmp_path / ".decoded" / "some", "k"))
 
 
 # --- pixels

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from kd.data.parquet import parquet
+from kd.data.parquet import _values, parquet
 from kd.errors import UserError
 
 NAMES = ("cat", "dog", "eel")
@@ -419,6 +419,52 @@ def test_parquet_names_the_file_with_damaged_metadata(root, pixels, encode, meta
 def test_parquet_numbers_classes_of_metadata_without_names(root, pixels, encode, metadata):
     write_columns(root, [encode(x) for x in pixels[:3]], [0, 1, 2], metadata)
     assert parquet(root).classes == ("0", "1", "2")
+
+
+def test_parquet_refuses_a_column_that_unpacks_to_far_more(root, pixels, encode, monkeypatch):
+    monkeypatch.setattr("kd.data.parquet.AT_A_TIME", 10_000)
+    table = pa.table({"img": [encode(pixels[0]), bytes(1_000_000)], "label": [0, 1]})
+    pq.write_table(table, root / "train.parquet", compression="zstd")
+    assert_refused(root, f"{root / 'train.parquet'}: img unpacks from ", "; if you trust it, write it anew without")
+
+
+def test_parquet_refuses_more_rows_than_bytes(root):
+    """Equal values are stored once, and so many rows in a few bytes."""
+    rows = 300_000
+    table = pa.table({"img": pa.nulls(rows, pa.binary()), "label": pa.array(bytes(rows), pa.int8())})
+    pq.write_table(table, root / "train.parquet")
+    assert_refused(root, f"{root / 'train.parquet'}: 300,000 rows in ", " bytes, which no images are")
+
+
+def test_parquet_unpacks_few_of_many_equal_values_at_a_time(root, pixels, encode, monkeypatch):
+    monkeypatch.setattr("kd.data.parquet.AT_A_TIME", 2**16)
+    images, labels = [encode(pixels[0])] * 300, [0, 1] * 150
+    pq.write_table(pa.table({"img": images, "label": labels}), root / "train.parquet")  # 300 of 3 kB, stored as one
+    with pq.ParquetFile(root / "train.parquet") as source:
+        sizes = [column.nbytes for column in _values(source, "img", 2**16)]
+    assert max(sizes) <= 2**16 < sum(sizes)
+    assert torch.equal(parquet(root).train_x, pixels[0].expand(300, 3, 32, 32))
+
+
+@pytest.mark.parametrize("names", [("img", "img", "label"), ("img", "label", "label"), ("0", "img", "1"), ("", "", "")])
+def test_parquet_refuses_columns_that_are_not_told_apart(root, pixels, encode, names):
+    values = {"img": [encode(pixels[0])] * 2, "label": [0, 1]}
+    table = pa.table([pa.array(values.get(name, [0, 1])) for name in names], names=list(names))
+    pq.write_table(table, root / "train.parquet")
+    assert_refused(root, root / "train.parquet", "column")
+
+
+def test_parquet_takes_other_columns_of_any_name(root, pixels, encode):
+    columns = {"img": [encode(pixels[0])] * 2, "0": [0, 1], "": [0, 1], "img.bytes": [0, 1], "label": [1, 0]}
+    table = pa.table([*map(pa.array, columns.values()), pa.array([0, 1])], names=[*columns, "0"])
+    pq.write_table(table, root / "train.parquet")
+    pq.write_table(table, root / "test.parquet")
+    assert parquet(root).train_y.tolist() == [1, 0]
+
+
+def test_parquet_refuses_a_class_name_of_thousands_of_characters(root, pixels, encode):
+    pq.write_table(pa.table({"img": [encode(pixels[0])], "label": ["x" * 2000]}), root / "train.parquet")
+    assert_refused(root, f"{root / 'train.parquet'}: a class name of 2,000 characters, 'xxx", "...'; shorten it")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", ""])

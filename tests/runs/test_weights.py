@@ -1,10 +1,12 @@
 import errno
 import hashlib
+import json
 import math
 import os
 import re
 import resource
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +89,64 @@ def test_load_weights_names_a_truncated_file(file, length):
     file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(UserError, match=f"{file} is not a whole safetensors file"):
         load_weights(file)
+
+
+def safetensors_bytes(header, data=b""):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def tensor(shape, start, end):
+    return {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ((2**63).to_bytes(8, "little") + b"{}", "not a whole safetensors file"),
+        (safetensors_bytes({"a": tensor([2], 0, 8), "b": tensor([2], 4, 12)}, bytes(12)), "not a whole"),
+        (safetensors_bytes({"a": tensor([2], 0, 8), "b": tensor([2], 16, 24)}, bytes(24)), "not a whole"),
+        (safetensors_bytes({"a": tensor([2], 0, 8)}, bytes(3)), "not a whole"),
+        (safetensors_bytes({"a": tensor([2**62, 4], 0, 0)}), "not a whole"),
+        (safetensors_bytes({"__metadata__": {"model": 3}}), "not a whole"),
+        (safetensors_bytes({"__metadata__": {"model": "x" * 5_000_000}}), "a header of 5,000,0"),
+    ],
+    ids=["length", "overlap", "hole", "short", "overflow", "metadata", "long"],
+)
+def test_load_weights_names_a_file_made_to_mislead(tmp_path, content, why):
+    (tmp_path / "w").write_bytes(content)
+    with pytest.raises(UserError, match=f"{tmp_path / 'w'} .*{why}"):
+        load_weights(tmp_path / "w")
+
+
+def test_load_weights_keeps_metadata_that_is_too_deep_as_text(tmp_path):
+    (tmp_path / "w").write_bytes(safetensors_bytes({"__metadata__": {"model": "[" * 100_000}}))
+    assert load_weights(tmp_path / "w")[1] == {"model": "[" * 100_000}
+
+
+def test_load_weights_refuses_what_is_no_regular_file(tmp_path):
+    """Each in no time: opening a FIFO waits for a writer, and reading a device may never end."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "fifo", tmp_path / "folder", Path("/dev/zero")):
+        with pytest.raises(UserError, match=f"{path} .*not a regular file"):
+            load_weights(path)
+
+
+def test_load_weights_takes_no_memory_for_a_sparse_file(tmp_path, tiny_net):
+    size = 60 * 10**9
+    with open(tmp_path / "w", "wb") as file:
+        file.write(safetensors_bytes({"a": tensor([size // 4], 0, size)}))
+        file.truncate(file.tell() + size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=f"there is no memory for {tmp_path / 'w'}|{tmp_path / 'w'} holds another"):
+        fill(tiny_net(), load_weights(tmp_path / "w")[0], tmp_path / "w")
+    (tmp_path / "w").unlink()
+    (tmp_path / "w").touch()
+    os.truncate(tmp_path / "w", size)
+    with pytest.raises(UserError, match="not a whole"):
+        load_weights(tmp_path / "w")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
 def test_load_weights_names_files_of_another_format(tmp_path):

@@ -216,7 +216,9 @@ def fill_for_ever(folder):
     generator = torch.Generator().manual_seed(os.getpid())
     while True:
         rows = torch.randint(IMAGES * VIEWS, (40,), generator=generator)
-        stored._entries[rows.numpy()] = 0  # so that there is always something to write
+        stored._write(
+            rows.numpy(), np.zeros((40, CLASSES + 2), np.uint16)
+        )  # so that there is always something to write
         stored(batch((rows // VIEWS).tolist(), (rows % VIEWS).tolist()))
 
 
