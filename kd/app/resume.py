@@ -124,11 +124,12 @@ def to_be_typed(overrides: Iterable[str]) -> list[str]:
 def _is_plain(override: Override) -> bool:
     names = re.split(r"[./@:]", _name(override))
     reserved = any(name in ("", "hydra", "resume") or name.startswith("_") for name in names)
-    if reserved or (names[0] == "logger" and len(names) > 1) or override.is_sweep_override():
+    value = None if override.is_delete() else override.value()
+    of_logger = names[0] == "logger" and (len(names) > 1 or isinstance(value, dict))
+    if reserved or of_logger or override.is_sweep_override():
         return False
-    return override.is_delete() or all(
-        not re.search(r"\$\{[^}]*:", text) and not (is_key and text.startswith("_"))
-        for text, is_key in _texts(override.value())
+    return not any(
+        re.search(r"\$\{[^}]*:", text) or (is_key and text.startswith("_")) for text, is_key in _texts(value)
     )
 
 

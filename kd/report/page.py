@@ -120,10 +120,14 @@ def write(texts: dict[str, str], drawn: Sequence[Picture], out: Path) -> list[Pa
 
 def _save(drawn: Iterable[Picture], paths: Iterable[Path]) -> None:
     with warnings.catch_warnings():
-        # A script that the font lacks is drawn as boxes, or letter by letter; the tables have the name.
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from font|Matplotlib .* does not support .* natively"
-        )
+        # A script that the font lacks is drawn as boxes, or letter by letter; the tables have the name. And a name may
+        # be too long for its picture.
+        for message in (
+            "Glyph .* missing",
+            "Matplotlib .* does not support .* natively",
+            "constrained_layout not applied",
+        ):
+            warnings.filterwarnings("ignore", message=message)
         for picture, path in zip(drawn, paths, strict=True):
             picture.figure.savefig(path, dpi=DPI, format="png")
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kd.report.rows import Role, Row
+from kd.report.text import shortened
 
 Colour = tuple[float, float, float]
 
@@ -18,6 +19,8 @@ HUES = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8822
 TEACHER = "#595959"
 INK = "#262626"
 FAINT = "#E3E3E3"
+LINE = 160
+"""Characters of a line of text, for which the widest pictures have room."""
 DASHES = ("-", "--", ":")
 
 
@@ -89,11 +92,12 @@ def message(figure: Figure, text: str) -> Figure:
 
 
 def literal(text: str) -> str:
-    """Escape "$", which an override may hold, so that matplotlib starts no formula with it.
+    """Escape "$", which an override may hold, so that matplotlib starts no formula with it, and shorten long lines.
 
     A legend leaves out what begins with "_", so that gets a blank before it.
     """
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+    lines = "\n".join(shortened(line, LINE) for line in text.split("\n"))
+    return (" " if lines.startswith("_") else "") + lines.replace("$", r"\$")
 
 
 def wrapped(name: str, width: int = 24) -> str:

@@ -23,6 +23,7 @@ MOST_MAPS = 12
 MOST_CELLS = 16
 """Cells on a side of a heat map. A larger grid, or one less than a quarter full, is drawn as dots."""
 MOST_REFERENCES = 3
+MOST_SWEEPS = 20
 MARK = "#D55E00"
 
 
@@ -63,7 +64,7 @@ def pictures(summary: Summary) -> list[Picture]:
     and is labelled so.
     """
     drawn = []
-    for sweep in [*sweeps(summary.rows), *sizes(summary.rows)]:
+    for sweep in [*sweeps(summary.rows)[:MOST_SWEEPS], *sizes(summary.rows)]:
         metric, complete = _measured(sweep)
         if complete.lines:
             draw = _curves if len(sweep.axes) == 1 else _maps

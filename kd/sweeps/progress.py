@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from kd.report.text import visible
 from kd.sweeps.jobs import Job, by_reason, together
 
 if TYPE_CHECKING:
@@ -122,8 +123,7 @@ class Progress:
 
 def shown(text: str) -> str:
     """Return text as it fits into a line of a terminal: no control characters, and of a long one both ends."""
-    visible = "".join(char if char.isprintable() or char.isspace() else repr(char)[1:-1] for char in text)
-    line = " ".join(visible.split())
+    line = visible(" ".join(text.split()))
     return line if len(line) <= WIDE else f"{line[: WIDE // 2 - 3]} ... {line[2 - WIDE // 2 :]}"
 
 

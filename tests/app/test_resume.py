@@ -206,6 +206,7 @@ ATTACKS = [
     ("teacher_store=$\\{{oc.env:HOME\\}}",),
     ("teacher_store='a${{oc.decode:x}}'",),
     ("logger=mlflow", "logger.tracking_uri=http://127.0.0.1:9"),
+    ("logger={{name:elsewhere}}",),
     ("--config-dir={folder}", "method=mine"),
     ("--multirun",),
     ("resume=other",),

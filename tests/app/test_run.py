@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -158,24 +159,45 @@ class TestRun:
         assert f"error: this training cannot be continued from {checkpoint} (RuntimeError: Error(s) in" in printed
         assert read(self.directory / "result.json").status == "failed"
 
-    def test_resume_from_the_checkpoint_before_gives_the_same_weights(self, run, tmp_path, monkeypatch):
+    @pytest.fixture
+    def halfway(self, run, tmp_path, monkeypatch):
+        """The last checkpoint of a run that was interrupted after two epochs, and the arguments that continue it."""
+
         def interrupt(*_):
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
             patch.setattr("kd.training.fit.write_predictions", interrupt)
-            assert run(*SMALL, "method=logits", "T=2", "hydra.run.dir=again")[0] == 130
-        checkpoint = tmp_path / "again" / "checkpoints" / "last.ckpt"
+            code, printed = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=again", "logger.name=curves")
+        assert code == 130
+        hint = shlex.split(printed.partition("interrupted; continue with: python train.py ")[2])
+        assert hint == [f"resume={tmp_path / 'again'}", "logger.name=curves"]  # a record alone does not bring that in
+        return tmp_path / "again" / "checkpoints" / "last.ckpt", hint
+
+    def test_resume_from_the_checkpoint_before_gives_the_same_weights(self, run, tmp_path, halfway):
+        checkpoint, hint = halfway
         checkpoint.write_bytes(b"damaged")
-        code, printed = run("resume=again")
+        code, printed = run(*hint)
         assert code == 1
         assert "of epoch 1 of 2, type mv" in printed
         offered = re.search(r", type (mv .*) and then the same command again$", printed.strip())[1]
         subprocess.run(offered, shell=True, check=True)
-        assert run("resume=again")[0] == 0
+        assert run(*hint)[0] == 0
         assert same_weights(self.directory / "student.safetensors", tmp_path / "again" / "student.safetensors")
         assert metric_rows(self.directory) == metric_rows(tmp_path / "again")
         assert [path.name for path in checkpoint.parent.iterdir()] == ["last.ckpt"]
+
+    def test_resume_removes_no_files_that_a_checkpoint_names(self, run, tmp_path, halfway):
+        """Lightning removes the best checkpoint so far where it saves a better one, by the name in the file."""
+        checkpoint, hint = halfway
+        content = torch.load(checkpoint.with_name("previous.ckpt"), weights_only=True)
+        (name,) = (name for name in content["callbacks"] if name.startswith("ModelCheckpoint"))
+        content["callbacks"][name]["best_model_path"] = str(checkpoint.parent / ".." / ".." / "mine")
+        torch.save(content, checkpoint)
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis.tex").write_text("all of it")
+        assert run(*hint)[0] == 0
+        assert (tmp_path / "mine" / "thesis.tex").read_text() == "all of it"
 
     def test_teacher_store_gives_the_same_student_warm_or_cold(self, run, tmp_path):
         assert run(*SMALL, "method=logits", "T=2", "hydra.run.dir=warm")[0] == 0

@@ -1,3 +1,9 @@
+import io
+import os
+import tracemalloc
+import warnings
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +47,140 @@ def test_predictions_read_refuses_a_damaged_file(tmp_path, damage):
             np.savez(file, labels=np.zeros(3), logits=np.zeros((4, 2)))
     with pytest.raises(UserError, match=r"p\.npz"):
         read(path)
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def header(dtype, shape):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+LABELS = np.arange(6, dtype=np.int16) % 3
+LOGITS = np.eye(3, dtype=np.float16)[LABELS]
+
+
+def archive(path, labels=LABELS, logits=LOGITS, compression=zipfile.ZIP_DEFLATED, **more):
+    """Write a file of arrays, or of bytes in their place."""
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, array in {"labels": labels, "logits": logits, **more}.items():
+            file.writestr(f"{name}.npy", array if isinstance(array, bytes) else npy(array))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"logits": header("<f2", (10**11, 3))}, "said to have the shape (100000000000, 3)"),
+        ({"labels": header("<i2", (10**11,))}, "said to have the shape (100000000000,)"),
+        ({"logits": npy(LOGITS) + b"more"}, "its size is another"),
+        ({"logits": np.array([[print] * 3] * 6, dtype=object)}, "logits is no array of numbers"),
+        ({"logits": np.zeros((6, 3), dtype=[("a", "f4")])}, "logits is no array of numbers"),
+        ({"logits": b"\x93NUMPY\x01\x00" + (9000).to_bytes(2, "little") + b"-" * 9000}, "no array of numbers"),
+        ({"logits": LOGITS.astype("c8")}, "no array of numbers"),
+        ({"logits": LABELS.astype("f2")}, "float16 of shape (6,), not floating-point numbers in 2 dimensions"),
+        ({"labels": LABELS.astype("f4")}, "labels is float32 of shape (6,), not whole numbers in 1 dimensions"),
+        ({"labels": LABELS + 1}, "labels from 1 to 3, but 3 classes"),
+        ({"labels": LABELS - 1}, "labels from -1 to 1, but 3 classes"),
+        ({"labels": LABELS[:4]}, "4 labels, logits of 6 images"),
+        ({"labels": LABELS[:0], "logits": LOGITS[:0]}, "0 labels"),
+        ({"logits": LOGITS * np.float16("nan")}, "NaN or infinite: the network diverged"),
+        ({"logits": np.where(LOGITS > 0, np.float32("inf"), 0)}, "NaN or infinite"),
+        ({"logits": LOGITS.astype("f8") * 1e300}, "beyond ±65504"),
+        ({"teacher_logits": LOGITS[:, :2]}, "the teacher's logits are (6, 2), the student's (6, 3)"),
+        ({f"more{i}": b"" for i in range(20)}, "not an archive of a few arrays"),
+        ({"compression": zipfile.ZIP_LZMA}, "compressed in another way"),
+    ],
+)
+def test_predictions_read_refuses_what_predictions_cannot_be(tmp_path, arrays, message):
+    with pytest.raises(UserError) as error:
+        read(archive(tmp_path / "p.npz", **arrays))
+    assert str(tmp_path / "p.npz") in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_predictions_read_takes_no_memory_for_a_bomb(tmp_path):
+    """A file of 1.9 MB used to take 6.2 GB. This one of 0.1 MB holds 70 MB, as its headers say."""
+    images = 10_000_000
+    with zipfile.ZipFile(tmp_path / "p.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        file.writestr("labels.npy", header("|i1", (images,)) + bytes(images))
+        with file.open("logits.npy", "w", force_zip64=True) as member:
+            member.write(header("<f2", (images, 3)))
+            for _ in range(60):
+                member.write(bytes(1_000_000))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="its arrays are larger than a file of"):
+        read(tmp_path / "p.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_predictions_read_refuses_encrypted_and_double_members(tmp_path):
+    path = archive(tmp_path / "p.npz")
+    content = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(mark) + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="labels is encrypted"):
+        read(path)
+    archive(path)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as file:
+        warnings.simplefilter("ignore")
+        file.writestr("labels.npy", npy(LABELS))
+    with pytest.raises(UserError, match="an array is there twice"):
+        read(path)
+
+
+def test_predictions_read_refuses_other_than_the_recorded_number_of_images(tmp_path):
+    assert read(archive(tmp_path / "p.npz"), 6).logits.shape == (6, 3)
+    with pytest.raises(UserError, match="logits of 6 images, the record tells of 7"):
+        read(tmp_path / "p.npz", 7)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "loop", "directory", "gigabytes"])
+def test_predictions_read_refuses_what_is_no_file(tmp_path, kind):
+    path = tmp_path / "p.npz"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "gigabytes":
+        with open(path, "wb") as file:
+            file.truncate(60 << 30)  # sparse: it takes no room
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else "p.npz")
+    with pytest.raises(UserError, match=r"p\.npz"):
+        read(path)
+
+
+def test_predictions_read_takes_other_layouts_of_numpy(tmp_path):
+    path = archive(tmp_path / "p.npz", LABELS.astype(">i8"), np.asfortranarray(LOGITS.astype("<f8")), later=b"new")
+    assert np.array_equal(read(path).logits, LOGITS)
+    assert np.array_equal(read(path).labels, LABELS)
+
+
+def test_predictions_read_survives_random_damage(tmp_path):
+    """Whatever is changed, it is refused, or what is read is what was written."""
+    whole, path = archive(tmp_path / "p.npz").read_bytes(), tmp_path / "q.npz"
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(200):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(content), 3):
+            content[place] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(1, 2 * len(content))])
+        try:
+            assert np.array_equal(read(path).logits, LOGITS)
+        except UserError:
+            refused += 1
+    assert refused > 100
 
 
 def labels(*counts):

@@ -191,6 +191,94 @@ def test_read_refuses_what_is_no_record(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_acc": 5.0}, "test_acc must be in [0, 1], got 5"),
+        ({"val_acc": -0.1}, "val_acc must be in [0, 1], got -0.1"),
+        ({"epoch_val_acc": [0.5, 2, None]}, "epoch_val_acc must be in [0, 1], got 2"),
+        ({"epoch_val_loss": [1e39]}, "epoch_val_loss must be in"),
+        ({"test_images": -7}, "test_images must be a whole number in [0, 1e15], got -7"),
+        ({"student_params": 10**300}, "student_params must be a whole number"),
+        ({"epochs": 10**400}, "epochs must be a whole number"),
+        ({"train_seconds": -5.0}, "train_seconds must be in"),
+        ({"status": "\x1b[31m"}, r"status is '\x1b[31m', not one of running, done"),
+        ({"git": "a\x1b[2J"}, r"git is 'a\x1b[2J', with control characters"),
+        ({"method": "\ud800"}, "method is no text: it holds half of a character"),
+        ({"student": "n" * 200_000}, "student has 200,000 characters, more than 1,000"),
+        ({"warnings": ["w" * 2_000_000]}, "warnings has 2,000,000 characters"),
+        ({"warnings": ["w"] * 1001}, "warnings has 1,001 items"),
+        ({"knobs": {f"k{i}": i for i in range(101)}}, "knobs are 101, more than 100"),
+        ({"knobs": {"k" * 1001: 1}}, "the name of a knob has 1,001 characters"),
+        ({"knobs": {"layers": [1] * 1001}}, "knob 'layers' has 1,001 items"),
+        ({"knobs": {"mode": "m" * 1001}}, "knob 'mode' has 1,001 characters"),
+        ({"knobs": {"\udbff": 1}}, "no text"),
+    ],
+)
+def test_read_refuses_a_field_out_of_its_range(tmp_path, changes, message):
+    with pytest.raises(UserError) as error:
+        read(put(tmp_path, **changes))
+    assert str(error.value).startswith(f"{tmp_path / 'result.json'}: ")
+    assert message in str(error.value)
+    assert len(str(error.value)) < len(str(tmp_path)) + 160
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ('{"seed": ' + "9" * 100_000 + "}", "a number of 100000 digits"),
+        ('{"method": "a", "method": "b"}', "'method' is there twice"),
+        ('{"knobs": {"T": 1, "T": 2}}', "'T' is there twice"),
+        (
+            json.dumps(asdict(DONE) | {"test_acc": 0.125}).replace("0.125", "1e999"),
+            "test_acc must be in [0, 1], got inf",
+        ),
+        (json.dumps(asdict(DONE) | {"knobs": {"T": 0.125}}).replace("0.125", "-1e999"), "knob 'T' is -inf"),
+    ],
+)
+def test_read_refuses_hostile_json(tmp_path, text, message):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "result.json")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory", "loop", "dangling", "gigabytes"])
+def test_read_refuses_what_is_no_file_of_a_record(tmp_path, kind):
+    """A FIFO used to block for ever, a device to fill the memory."""
+    path = tmp_path / "run" / "result.json"
+    put(tmp_path / "good")
+    path.parent.mkdir()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "gigabytes":
+        with open(path, "wb") as file:
+            file.truncate(60 << 30)  # sparse: it takes no room
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": "result.json", "dangling": "nowhere"}[kind])
+    message = "larger than 16 MB" if kind == "gigabytes" else "cannot be read: "
+    with pytest.raises(UserError, match=message):
+        read(path)
+    results, (skipped,) = collect([tmp_path])
+    assert results == [DONE]
+    assert skipped.startswith(f"{path}: ")
+
+
+def test_read_keeps_names_of_bytes_that_are_no_utf8(tmp_path):
+    """A run in such a folder must be readable, to be resumed."""
+    write(replace(DONE, dataset="caf\udce9", cwd="/home/caf\udce9"), tmp_path / "result.json")
+    assert read(tmp_path / "result.json").cwd == "/home/caf\udce9"
+
+
+def test_write_shortens_an_error_that_read_would_refuse(tmp_path):
+    write(replace(DONE, error="e" * 2_000_000), tmp_path / "result.json")
+    assert read(tmp_path / "result.json").error.endswith("eee...")
+
+
 @pytest.mark.parametrize("bad", ["a file that is none", "bytes"])
 def test_read_names_a_file_that_cannot_be_read(tmp_path, bad):
     path = tmp_path / "result.json"
@@ -225,6 +313,30 @@ def test_collect_counts_a_file_once(tmp_path):
     (tmp_path / "linked").symlink_to(tmp_path / "runs")
     dirs = [tmp_path / "runs", tmp_path / "runs" / "1", tmp_path / "linked"]
     assert sorted(result.seed for result in collect(dirs).results) == [0, 1]
+
+
+def test_collect_names_links_that_lead_out(tmp_path):
+    """A link to / in an archive would have the whole machine searched."""
+    put(tmp_path / "elsewhere", seed=5)
+    put(tmp_path / "runs" / "0", seed=0)
+    (tmp_path / "runs" / "out").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "runs" / "circle").symlink_to("circle")
+    results, skipped = collect([tmp_path / "runs"])
+    assert [result.seed for result in results] == [0]
+    assert skipped == [f"{tmp_path / 'runs' / 'out'}: a link that leads out; give the directory itself"]
+    both = collect([tmp_path / "runs", tmp_path / "elsewhere"])
+    assert ([result.seed for result in both.results], both.skipped) == ([5, 0], [])
+
+
+def test_collect_searches_a_tree_deeper_than_the_stack(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1100):
+        os.mkdir("d")
+        os.chdir("d")
+    with open("result.json", "w") as file:
+        json.dump(asdict(DONE), file)
+    monkeypatch.chdir(tmp_path)
+    assert collect([tmp_path]).results == [DONE]
 
 
 def test_collect_distinguishes_data_sets_of_one_name(tmp_path):

@@ -243,6 +243,11 @@ def test_load_checkpoint_refuses_what_is_no_mapping(plugin, last, value):
     assert "is not laid out as a checkpoint" in refusal(plugin, last)
 
 
+def test_load_checkpoint_refuses_an_empty_file(plugin, last):
+    last.write_bytes(b"")
+    assert "is damaged (its end is missing or changed)" in refusal(plugin, last)
+
+
 class Payload:
     """Creates a file when it is unpickled."""
 
