@@ -72,12 +72,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "recipe/optimizer": ("sgd", "adamw"),
     "recipe/schedule": ("cosine", "one_cycle"),
     "logger": ("none", "tensorboard", "wandb"),
-    "experiment": ("seeds", "temperature_alpha"),
+    "experiment": ("best_1m",),
     "hydra/launcher": ("basic", "none_such"),
 }
 FLAGS = ("-m", "--cfg=job", "--cfg", "--info", "--help", "-h", "--epochs=2", "--resolve", "--config-dir=nowhere",
          "--config-name=other", "--version", "-x", "--", "-", "--multirun", "--experimental-rerun=x", "--hydra-help",
          "--config-path=/", "--package=x", "--run", "--shell-completion")  # fmt: skip
+PRINTING = ("-h", "--help", "--cfg", "--info", "--hydra-help", "--version", "--shell-completion")
+"""Flags with which nothing is run."""
 ODD = (
     "nan", "inf", "-inf", "1e400", "-1", "0x10", "1_000", "1e1000000", "1" * 400, "true", "null", "???", "[]", "{}",
     "[1,2]", "{a:1}", "{a:{b:[1,{c:2}]}}", "[" * 300, "{a:" * 100, "'quoted'", '"x"', "'", '"', "\\", "\\'", "a b",
@@ -176,7 +178,7 @@ def command(rng: random.Random, originals: Path, here: Path) -> None:
     """Try a command line with the whole program, up to and with the dry run of everything."""
     typed = line(rng, [*settings(originals), f"teacher_store={originals / 'teachers'}"])
     out = started(typed.argv)
-    if any(flag in typed.argv for flag in ("-h", "--help", "--cfg", "--info", "--hydra-help", "--cfg=job")):
+    if any(argument.startswith(PRINTING) for argument in typed.argv):
         if not out.strip():
             raise Nonsense("nothing printed")
         return
@@ -265,7 +267,7 @@ FILES: dict[str, tuple[str, str]] = {
     "recipe/optimizer": ("recipe.optimizer", "sgd adamw"),
     "recipe/schedule": ("recipe.schedule", "one_cycle cosine multistep"),
     "speed": ("speed", "fast reference"),
-    "experiment": ("", "seeds temperature_alpha best_1m"),
+    "experiment": ("", "best_1m"),
 }
 """By group, where its settings go and the files of ours that are taken."""
 
@@ -289,7 +291,7 @@ def configuration(rng: random.Random, originals: Path, here: Path) -> None:
     if package == "" and not at:
         return  # its settings went elsewhere, which the checks of knobs refuse or not
     given = {setting.partition("=")[0] for setting in fixed}
-    for name, value in (OmegaConf.load(file) or {}).items():
+    for name, value in OmegaConf.to_container(OmegaConf.load(file), resolve=False).items():
         place = f"{package}.{name}".lstrip(".")
         if place in given or name == "defaults" or not isinstance(value, int | float):
             continue

@@ -25,7 +25,7 @@ from kd.errors import UserError
 
 SECONDS = 10.0
 """Of processor time; a case that takes more hangs. One that waits for something hangs after `PATIENCE` times that."""
-PATIENCE = 3
+PATIENCE = 6
 MEGABYTES = 2000
 """Resident, the 800 of the loaded libraries included."""
 
@@ -156,7 +156,8 @@ def _tried(case: Case, name: str, seed: int, originals: Path) -> Outcome:
     except Nonsense as error:
         verdict, note = "nonsense", str(error)
     except BaseException as error:
-        verdict, note = "traceback", "".join(traceback.format_exception(error))[-1500:]
+        text = "".join(traceback.format_exception(error))
+        verdict, note = "traceback", text if len(text) < 2500 else f"{text[:1500]}\n...\n{text[-900:]}"
     seconds = time.process_time() - before
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.setitimer(signal.ITIMER_PROF, 0)
