@@ -31,7 +31,7 @@ TEACHER = "teachers"
 
 def prepare(originals: Path) -> None:
     """Make all originals below a folder, in a process of its own: nothing of the runs stays in this one."""
-    _images(originals)
+    make_images(originals)
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -74,7 +74,8 @@ def picture(rng: np.random.Generator, label: int, size: int = SIZE) -> Image.Ima
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def _images(originals: Path) -> None:
+def make_images(originals: Path) -> None:
+    """Write the data set, as folders and as parquet files."""
     rng = np.random.default_rng(0)
     for split, count in SPLITS.items():
         rows: dict[str, list[Any]] = {"img": [], "label": []}
