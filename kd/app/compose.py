@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ import kd
 from kd.errors import UserError
 
 VERSION_BASE = "1.3"
+
+MOST_VALUES = 100_000
+"""Of one file of settings, which has some tens."""
+MOST_FILES = 1000
+"""Of a folder that are looked at before they are composed."""
 
 
 @cache
@@ -92,6 +98,8 @@ def compose(
         UserError: for a file that cannot be read.
     """
     texts = list(overrides)
+    if config_dir is not None:
+        _refuse_bombs(config_dir)
     if config_dir is not None and not any(text.lstrip("+").startswith("hydra.searchpath=") for text in texts):
         texts.append(f"hydra.searchpath=['file://{escaped(str(config_dir))}']")
     try:
@@ -103,6 +111,31 @@ def compose(
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"a configuration file cannot be read: {' '.join(str(error).split())}") from error
     return Command.of(without_hydra(cfg), cfg.hydra, launcher), cfg.hydra
+
+
+def _refuse_bombs(folder: Path) -> None:
+    """Refuse files of some lines that stand for millions of values: aliases of aliases, which are copied when merged."""
+    files = chain.from_iterable(folder.glob(f"{'*/' * depth}*.yaml") for depth in range(4))
+    for file in islice(files, MOST_FILES):
+        try:
+            if file.stat().st_size > MOST_VALUES:
+                raise UserError(f"{file} is too large for a file of settings; remove it")
+            tree = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
+            count = _values(tree, {})
+        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+            continue  # told by whatever reads it, if it is chosen
+        if count > MOST_VALUES:
+            raise UserError(f"{file}: its aliases stand for {count:,} values, far more than settings have; remove them")
+
+
+def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Return how many values a node of YAML stands for, each alias with all that it refers to."""
+    if id(node) not in known:
+        known[id(node)] = 0  # until it is known: an alias of a node that it is in
+        parts = node.value if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else []
+        inner = chain.from_iterable(part if isinstance(part, tuple) else (part,) for part in parts)
+        known[id(node)] = 1 + sum(_values(part, known) for part in inner)
+    return known[id(node)]
 
 
 def escaped(text: str) -> str:

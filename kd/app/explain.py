@@ -110,7 +110,9 @@ def _message(error: Exception, arguments: Sequence[str]) -> str:
 def missing_package(error: ImportError) -> str:
     """Name the package that is missing, and the extra that brings it if one does."""
     package = re.search(r"(?:module named|Requirement) '?([\w.-]+)", str(error))
-    name = package[1] if package else str(error)
+    if package is None:  # such as a _target_ that is no name of a module
+        return " ".join(str(error).split())
+    name = package[1]
     extra = next((extra for known, extra in LOGGERS.items() if known in name), None)
     return f"{name} is not installed: pip install " + (f"-e '.[{extra}]'" if extra else name)
 

@@ -280,7 +280,8 @@ def to_rgb(image: Image.Image, name: str, changes: Counter[str]) -> Image.Image:
     """Return an image upright, RGB, of 8 bits, opaque, and count in `changes` what was done; see `decode`."""
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a photo with its preview
         changes["of several frames, the first taken"] += 1
-    stored = _orientation(image)
+    # PIL turns a TIFF when it is loaded. For a PNG this would load it, and take no notice of damage.
+    stored = _orientation(image) if image.format == "TIFF" else 1
     image.load()
     orientation = _orientation(image)  # PIL has turned a TIFF by now; the entry of a PNG may lie behind its pixels
     if (stored if orientation == 1 else orientation) in TURNED:

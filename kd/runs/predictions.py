@@ -116,6 +116,8 @@ def _read(file: BinaryIO, images: int | None) -> Predictions:
         labels = _member(archive, "labels", "iu", 1)
         logits = _member(archive, "logits", "f", 2)
         teacher = _member(archive, "teacher_logits", "f", 2) if "teacher_logits.npy" in names else None
+        for entry in archive.infolist():
+            archive.open(entry).close()  # an error where its name is damaged: the teacher's would else be left out
         M, C = logits.shape
         if labels.shape != (M,) or M * C == 0:
             raise ValueError(f"{labels.shape[0]:,} labels, logits of {M:,} images and {C:,} classes")
