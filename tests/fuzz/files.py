@@ -185,7 +185,7 @@ def predictions(rng: random.Random, originals: Path, here: Path) -> None:
     shape = read.logits.shape
     if read.labels.shape != shape[:1] or (read.teacher_logits is not None and read.teacher_logits.shape != shape):
         raise Nonsense(f"shapes {read.labels.shape} and {shape}")
-    if len(read.labels) and not (0 <= read.labels.min() and read.labels.max() < shape[1]):
+    if len(read.labels) and not (read.labels.min() >= 0 and read.labels.max() < shape[1]):
         raise Nonsense(f"labels from {read.labels.min()} to {read.labels.max()} of {shape[1]} classes")
     if not np.isfinite(read.logits).all():
         raise Nonsense("logits that are not finite")
@@ -233,7 +233,9 @@ def _arrays(rng: random.Random, arrays: dict[str, np.ndarray[Any, Any]]) -> byte
 def _header(rng: random.Random) -> bytes:
     """Return the header of an .npy file that mostly is a lie."""
     kind = rng.choice(("'<f4'", "'|O'", "'<i8'", "[('a', '<i4')]", "'|V1000000000'", "'nothing'", "3", "'<f2'"))
-    shape = rng.choice(("(6, 2)", "(6,)", "(10**10,)", "(100000000000, 2)", "(-1, 2)", "(0, 2)", "(6, 2.5)", "()", "'a'"))
+    shape = rng.choice(
+        ("(6, 2)", "(6,)", "(10**10,)", "(100000000000, 2)", "(-1, 2)", "(0, 2)", "(6, 2.5)", "()", "'a'")
+    )
     text = f"{{'descr': {kind}, 'fortran_order': {rng.choice(('False', 'True', '1'))}, 'shape': {shape}, }}"
     if rng.random() < 0.1:
         text = rng.choice(("(" * 5000, "__import__('os')", "{" * 200, text * 300))
@@ -313,7 +315,9 @@ def _image(rng: random.Random) -> tuple[bytes, str]:
     if kind == "GIF" and rng.random() < 0.3:
         more = {"save_all": True, "append_images": [image.rotate(90)]}
     image.save(buffer, kind, **more)
-    return buffer.getvalue(), {"JPEG": ".jpg", "GIF": ".gif", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp"}.get(kind, ".png")
+    return buffer.getvalue(), {"JPEG": ".jpg", "GIF": ".gif", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp"}.get(
+        kind, ".png"
+    )
 
 
 def _headers(rng: random.Random, data: bytes) -> bytes:
@@ -392,7 +396,9 @@ def _table(rng: random.Random, file: Path) -> None:
         table = pa.table({"img": [b""], "label": [0]})
     if metadata is not None:
         table = table.replace_schema_metadata({b"huggingface": metadata})
-    pq.write_table(table, file, compression=rng.choice(("none", "snappy", "zstd")), row_group_size=rng.choice((1, 5, 100)))
+    pq.write_table(
+        table, file, compression=rng.choice(("none", "snappy", "zstd")), row_group_size=rng.choice((1, 5, 100))
+    )
 
 
 # --- checkpoints and the teacher store, whose runs have to end with the weights of the undamaged ones
@@ -425,7 +431,9 @@ def _checkpoint(rng: random.Random, last: Path) -> None:
         tensors = changed["state_dict"]
         name = rng.choice(sorted(tensors))
         value = tensors[name]
-        tensors[name] = rng.choice((value * math.nan, value[None], value.double(), value + 1, value.to(torch.int8), torch.ones(5)))
+        tensors[name] = rng.choice(
+            (value * math.nan, value[None], value.double(), value + 1, value.to(torch.int8), torch.ones(5))
+        )
     elif how == 3:
         name = rng.choice(("epoch", "global_step"))
         changed[name] = rng.choice((-1, 0, 2, 5, 10**9, 10**30, 0.5, "1", None))
