@@ -53,7 +53,7 @@ def write(predictions: Predictions, path: Path) -> None:
     optional = {} if teacher is None else {"teacher_logits": _to_float16(teacher)}
     with replaced(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
-            file, allow_pickle=False, labels=labels.astype(np.int16), logits=_to_float16(logits), **optional
+            file, allow_pickle=False, labels=labels.astype(np.int32), logits=_to_float16(logits), **optional
         )
 
 

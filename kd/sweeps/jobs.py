@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kd.errors import UserError
+from kd.files import open_regular
 from kd.runs.results import FILE, Result, read, write
 from kd.runs.status import refuse_links, vacant
 
@@ -56,7 +57,7 @@ class Job:
             return 0.0
         try:
             epochs = read(self.directory / FILE).epochs
-            with open(self.directory / CURVES, "rb") as lines:
+            with open_regular(self.directory / CURVES) as lines:
                 return min(1.0, max(0, sum(1 for _ in lines) - 1) / epochs)
         except (UserError, OSError, ZeroDivisionError):
             return 0.0
