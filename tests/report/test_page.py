@@ -4,8 +4,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from kd.errors import UserError
-from kd.report.page import distinct, write
+from kd.report.page import distinct, to_page, write
+from kd.report.rows import summarize
 from kd.report.sweeps import Picture
+from tests.report.made import ALONE, changed
 
 
 def picture(name="a.png"):
@@ -79,3 +81,9 @@ def test_write_refuses_what_is_no_file_in_its_place(tmp_path, kind, name):
 def test_distinct_renames_what_would_be_overwritten():
     names = [drawn.name for drawn in distinct([picture(), picture("a_2.png"), picture(), picture()])]
     assert names == ["a.png", "a_2.png", "a_3.png", "a_4.png"]
+
+
+def test_to_page_tells_that_not_all_data_sets_are_drawn():
+    many = [changed(ALONE, dataset=f"d{i}") for i in range(21)]
+    assert "Pictures show the first 20 of the 21 data sets." in to_page(summarize(many), [], [])
+    assert "Pictures show" not in to_page(summarize(many[1:]), [], [])
