@@ -101,7 +101,9 @@ def test_open_regular_refuses_what_may_never_end(tmp_path):
         assert file.read() == b"abc"
 
 
-@pytest.mark.parametrize(("folder", "file"), [(0o700, 0o600), (0o755, 0o644), (0o2775, 0o664), (0o777, 0o666)])
+@pytest.mark.parametrize(
+    ("folder", "file"), [(0o700, 0o600), (0o755, 0o644), (0o2775, 0o664), (0o777, 0o666), (0o555, 0o644)]
+)
 def test_shared_lock_is_for_all_who_may_write_the_folder(tmp_path, folder, file):
     shared = tmp_path / "store"
     shared.mkdir()

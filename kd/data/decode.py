@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kd.data.tree import CACHE, printable
 from kd.errors import UserError
-from kd.files import clear_leftovers, open_regular, replaced, reserve
+from kd.files import TEMPORARY, clear_leftovers, open_regular, replaced, reserve
 from kd.hashing import digest
 from kd.ranges import require
 
@@ -131,8 +131,9 @@ def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, cache: Cache
         where = Path(error.filename or file)
         if folder not in (where, *where.parents):
             raise  # an image that cannot be read
+        shown = file if TEMPORARY.fullmatch(where.name) else where
         raise UserError(
-            f"{printable(where)}: {error.strerror or error}; data.in_memory=false keeps decoded pixels there: have it "
+            f"{printable(shown)}: {error.strerror or error}; data.in_memory=false keeps decoded pixels there: have it "
             "made readable and writable for you, or leave that out"
         ) from error
 

@@ -68,9 +68,14 @@ class EventFile:
     def add_event(self, event: Event) -> None:
         record = io.BytesIO()
         RecordWriter(record).write(event.SerializeToString())
-        left = record.getbuffer()
-        while left:
-            left = left[self._file.write(left) :]
+        left, start = record.getbuffer(), self._file.tell()
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(start)  # half an event would hide all that come once there is space
+            self._file.seek(start)
+            raise
 
     def flush(self) -> None:
         """Do nothing: every event is in the file."""

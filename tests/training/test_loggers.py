@@ -233,7 +233,7 @@ def test_tensorboard_writes_at_once_and_without_a_thread(tmp_path):
     assert len(events_in(tmp_path / "tensorboard").Scalars("z_final/test_acc")) == 1
 
 
-def test_tensorboard_on_a_full_disk_raises_and_prints_nothing(tmp_path, capfd):
+def test_tensorboard_on_a_full_disk_raises_and_leaves_no_half_event(tmp_path, capfd):
     def fill():
         for step in range(20):
             logger.log_metrics({"loss": 1.0}, step)
@@ -242,13 +242,15 @@ def test_tensorboard_on_a_full_disk_raises_and_prints_nothing(tmp_path, capfd):
     logger.log_metrics({"loss": 1.0}, 0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     (file,) = (tmp_path / "tensorboard").iterdir()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 100, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
             fill()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        abandon([logger])
+    logger.log_metrics({"loss": 2.0}, 99)
+    abandon([logger])
+    assert events_in(tmp_path / "tensorboard").Scalars("loss")[-1].value == 2.0
     assert capfd.readouterr() == ("", "")
 
 
