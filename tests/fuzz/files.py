@@ -91,6 +91,14 @@ def records(rng: random.Random, originals: Path, here: Path) -> None:
         raise Refused(str(refused))
 
 
+def record_alone(rng: random.Random, originals: Path, here: Path) -> None:
+    """Try a damaged result.json with its reader."""
+    record = json.loads((originals / "finished" / results.FILE).read_text())
+    content = _record(rng, record)
+    _put(here / "odd", content)
+    _like_json(results.read(here / "odd" / results.FILE), content)
+
+
 def _put(directory: Path, content: bytes) -> None:
     directory.mkdir(parents=True)
     (directory / results.FILE).write_bytes(content)
@@ -159,6 +167,37 @@ def _like_json(read: results.Result, content: bytes) -> None:
 
 def predictions(rng: random.Random, originals: Path, here: Path) -> None:
     """Try a damaged predictions.npz with its reader, and some with the page on fidelity."""
+    if rng.random() > 0.03:
+        predictions_alone(rng, originals, here)
+        return
+    file = _odd_predictions(rng, originals, here)[0]
+    shutil.copy(originals / "finished" / results.FILE, file.parent)
+    shutil.copytree(originals / "finished", here / "runs" / "whole")
+    out, _ = _script("fidelity", ["runs"])
+    if not out.strip():
+        raise Nonsense("nothing written")
+
+
+def predictions_alone(rng: random.Random, originals: Path, here: Path) -> None:
+    """Try a damaged predictions.npz with its reader."""
+    file, damaged = _odd_predictions(rng, originals, here)
+    if rng.random() < 0.03:
+        _replace(rng, file, here)
+    labels, logits, teacher = predictions_file.read(originals / "finished" / predictions_file.FILE)
+    read = predictions_file.read(file)
+    if damaged and not all(np.array_equal(a, b) for a, b in zip(read, (labels, logits, teacher), strict=True)):
+        raise Nonsense("a damaged file was read as other numbers")
+    shape = read.logits.shape
+    if read.labels.shape != shape[:1] or (read.teacher_logits is not None and read.teacher_logits.shape != shape):
+        raise Nonsense(f"shapes {read.labels.shape} and {shape}")
+    if len(read.labels) and not (0 <= read.labels.min() and read.labels.max() < shape[1]):
+        raise Nonsense(f"labels from {read.labels.min()} to {read.labels.max()} of {shape[1]} classes")
+    if not np.isfinite(read.logits).all():
+        raise Nonsense("logits that are not finite")
+
+
+def _odd_predictions(rng: random.Random, originals: Path, here: Path) -> tuple[Path, bool]:
+    """Write the file; return its path, and whether its bytes are damaged and not its arrays other ones."""
     original = originals / "finished" / predictions_file.FILE
     labels, logits, teacher = predictions_file.read(original)
     arrays: dict[str, Any] = {"labels": labels, "logits": logits, "teacher_logits": teacher}
@@ -170,25 +209,7 @@ def predictions(rng: random.Random, originals: Path, here: Path) -> None:
     file = here / "runs" / "odd" / predictions_file.FILE
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
-    if rng.random() < 0.03:
-        _replace(rng, file, here)
-    if rng.random() < 0.03:
-        shutil.copy(originals / "finished" / results.FILE, file.parent)
-        shutil.copytree(originals / "finished", here / "runs" / "whole")
-        out, _ = _script("fidelity", ["runs"])
-        if not out.strip():
-            raise Nonsense("nothing written")
-        return
-    read = predictions_file.read(file)
-    if damaged and not all(np.array_equal(a, b) for a, b in zip(read, (labels, logits, teacher), strict=True)):
-        raise Nonsense("a damaged file was read as other numbers")
-    shape = read.logits.shape
-    if read.labels.shape != shape[:1] or (read.teacher_logits is not None and read.teacher_logits.shape != shape):
-        raise Nonsense(f"shapes {read.labels.shape} and {shape}")
-    if len(read.labels) and not (0 <= read.labels.min() and read.labels.max() < shape[1]):
-        raise Nonsense(f"labels from {read.labels.min()} to {read.labels.max()} of {shape[1]} classes")
-    if not np.isfinite(read.logits).all():
-        raise Nonsense("logits that are not finite")
+    return file, damaged
 
 
 def _arrays(rng: random.Random, arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
