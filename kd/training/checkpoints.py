@@ -116,13 +116,16 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 def _keep(target: Path) -> None:
     """Give a checkpoint that is about to be replaced a second name, as the one before."""
-    if target.is_file() and not target.is_symlink():
-        with replaced(target.with_name(PREVIOUS)) as temporary:
+    if not target.is_file() or target.is_symlink():
+        return
+    previous = target.with_name(PREVIOUS)
+    try:
+        with replaced(previous) as temporary:
             temporary.unlink()
-            try:
-                os.link(target, temporary)
-            except OSError:  # a file system without links
-                shutil.copyfile(target, temporary)
+            os.link(target, temporary)
+    except OSError:  # a file system without links, or another user's file
+        with replaced(previous) as temporary:
+            shutil.copyfile(target, temporary)
 
 
 def _damage(path: Path) -> str | None:
