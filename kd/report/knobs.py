@@ -1,6 +1,5 @@
 """Knobs in tables, labels and on axes: those of the records, without any list of methods."""
 
-import math
 import re
 from collections.abc import Iterable
 
@@ -43,10 +42,10 @@ def _typed(value: Knob) -> str:
 
 
 def number(value: Knob) -> float | None:
-    """Return a knob as a number, also one written as text; None for anything else, booleans and infinity included."""
+    """Return a knob as a number, also one written as text; None for all else, such as booleans and what no axis has."""
     if isinstance(value, bool | list) or (isinstance(value, str) and not NUMBER.fullmatch(value)):
         return None
-    return float(value) if math.isfinite(float(value)) else None
+    return float(value) if abs(float(value)) < 1e100 else None
 
 
 def natural(text: str) -> list[str | float]:

@@ -145,6 +145,8 @@ def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence
     for baseline, compared in by_baseline(comparisons):
         parts += [f"## Compared with {escaped(baseline)}", differences_to_markdown(compared)]
     parts.append(bullets(comparison_notes(summary.rows, comparisons)))
+    if len(by_dataset) > MOST_DATASETS:
+        parts.append(f"Pictures show the first {MOST_DATASETS} of the {len(by_dataset)} data sets.")
     parts += linked(drawn)
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 

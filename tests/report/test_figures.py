@@ -11,6 +11,7 @@ from kd.report.comparison import compare
 from kd.report.figures import accuracy, curves, differences, looks
 from kd.report.page import report
 from kd.report.rows import summarize
+from kd.report.style import literal
 from kd.runs.results import Result
 from tests.report.made import changed
 
@@ -328,6 +329,20 @@ def test_accuracy_and_curves_escape_dollar_signs():
     summary = summarize([run for variant in variants for run in runs("logits", 0.8, variant=variant)])
     drawn(accuracy(summary))
     drawn(curves(summary))
+
+
+def test_literal_is_text_that_fits_and_has_a_place_in_the_legend():
+    assert literal("$a$\n_b") == "\\$a\\$\n_b"
+    assert literal("_b") == " _b"
+    assert [len(line) for line in literal("a" * 1000 + "\nb").split("\n")] == [160, 1]
+
+
+def test_report_draws_names_of_any_length_and_script(tmp_path):
+    """Names of 1,000 characters once filled the memory, Arabic ones ended in a warning."""
+    names = {"method": "_m" * 500, "dataset": "بيانات $x^{", "student": "s " * 500, "variant": "a.b=1 " * 200}
+    hostile = [replace(run, **names, knobs={"k" * 1000: T}) for T in (1e308, -1e308) for run in runs("x", 0.8)]
+    written = report(summarize(hostile)).write(tmp_path)
+    assert sum(path.stat().st_size for path in written) < 3_000_000
 
 
 def test_report_writes_page_table_and_pictures(tmp_path):

@@ -3,13 +3,45 @@ from dataclasses import replace
 import pytest
 
 from kd.errors import UserError
+from kd.report.ranking import best
 from kd.report.rows import Role, Spread, prepared, role, summarize, titled
-from kd.report.tables import to_markdown
+from kd.report.tables import to_csv, to_markdown
 from tests.report.made import ALONE, DISTILLED, MUTUAL, TEACHER, changed, seeds
 
 
 def labels(results):
     return [row.label for row in summarize(results).rows]
+
+
+HOSTILE = "\x1b]0;t\x07\r\n<script>|a|`b`[x](javascript:1)$x^2$\u202e"
+
+
+def test_summarize_shows_no_control_characters_wherever_they_are():
+    """Nor does any name reach a table with its 1,000 characters."""
+    for changes in (
+        *({name: HOSTILE} for name in ("method", "student", "teacher", "dataset", "variant", "trial")),
+        {"knobs": {HOSTILE: HOSTILE, "a": [HOSTILE]}},
+        {"warnings": [HOSTILE]},
+        {"method": "m" * 1000, "dataset": "d" * 1000, "variant": "v" * 1000, "knobs": {"k" * 1000: "x" * 1000}},
+    ):
+        hostile = replace(DISTILLED, group="b", seed=1, **changes)
+        summary = summarize([replace(DISTILLED, group="a"), hostile], ["\x1b[2J/result.json: cut"])
+        everything = [*summary.notes, titled(summary.rows), *labels([DISTILLED, hostile]), to_csv(summary.rows)]
+        everything += to_markdown(summary.rows).splitlines() + best(summary.rows)
+        assert all(line.isprintable() for text in everything for line in text.splitlines())
+        assert max(len(label) for label in labels([DISTILLED, hostile])) < 500
+
+
+def test_summarize_names_few_of_many_skipped_records():
+    notes = summarize([ALONE], [f"{i}/result.json: {'x' * 1000}" for i in range(1000)]).left_out
+    assert len(notes) == 6
+    assert notes[-1] == "995 more records or directories skipped."
+    assert max(map(len, notes)) < 320
+
+
+def test_summarize_does_not_merge_long_names_that_differ():
+    long = [replace(ALONE, method="m" * 400 + middle + "m" * 400) for middle in "ab"]
+    assert [row.n for row in summarize(long).rows] == [1, 1]
 
 
 # Figures over seeds

@@ -1,6 +1,8 @@
+import inspect
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import asdict, fields, replace
 
@@ -329,14 +331,15 @@ def test_collect_names_links_that_lead_out(tmp_path):
 
 
 def test_collect_searches_a_tree_deeper_than_the_stack(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for _ in range(1100):
-        os.mkdir("d")
-        os.chdir("d")
-    with open("result.json", "w") as file:
-        json.dump(asdict(DONE), file)
-    monkeypatch.chdir(tmp_path)
-    assert collect([tmp_path]).results == [DONE]
+    put(tmp_path / "a" / "b" / "c" / "d" / "e")
+    limit = sys.getrecursionlimit()
+    deep = tmp_path.joinpath(*["d"] * 150)
+    put(deep)
+    try:
+        sys.setrecursionlimit(len(inspect.stack(0)) + 60)
+        assert collect([tmp_path]).results == [DONE, DONE]
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_collect_distinguishes_data_sets_of_one_name(tmp_path):

@@ -1,9 +1,11 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 
 import matplotlib
@@ -14,6 +16,7 @@ from safetensors.numpy import save_file
 from kd.errors import UserError
 from kd.report.fidelity import figures
 from kd.report.fidelity.measures import flipped
+from kd.report.fidelity.metadata import read as read_metadata
 from kd.report.fidelity.page import named, to_page
 from kd.report.fidelity.study import COMPARED, FAMILIES, collect, study
 from kd.report.fidelity.tables import images_table, to_csv
@@ -271,6 +274,63 @@ def test_collect_lists_what_is_left_out(runs):
     assert found.notes[0] == "Runs left out: 1 failed, 1 without predictions.npz."
     assert "does not hold whole predictions" in found.notes[1]
     assert "the record says 20.00 %" in found.notes[2]
+
+
+def test_collect_leaves_out_hostile_files_and_reads_the_others(runs):
+    """Each of them used to end or to block the whole report."""
+    put(runs / "x0", "logits", 20, noisy(1), TEACHER, test_images=7)
+    for name in ("x1", "x2", "x3"):
+        put(runs / name, "logits", 21, noisy(1), TEACHER)
+        (runs / name / "predictions.npz").unlink()
+    os.mkfifo(runs / "x1" / "predictions.npz")
+    with zipfile.ZipFile(runs / "x2" / "predictions.npz", "w") as file:
+        file.writestr("labels.npy", b"-" * 100_000)
+        file.writestr("logits.npy", b"")
+    (runs / "x3" / "predictions.npz").mkdir()
+    (runs / "x4").mkdir()
+    os.mkfifo(runs / "x4" / "result.json")
+    found = collect([runs])
+    assert len(found.results) == 12
+    assert [note.removeprefix(f"Skipped {runs}")[:20] for note in found.notes] == [
+        "/x0/predictions.npz ",
+        "/x1/predictions.npz ",
+        "/x2/predictions.npz ",
+        "/x3/predictions.npz ",
+        "/x4/result.json: can",
+    ]
+
+
+def test_collect_refuses_more_than_fits_into_memory(runs, monkeypatch):
+    monkeypatch.setattr("kd.report.fidelity.study.MOST_BYTES", 500_000)
+    with pytest.raises(UserError, match="give the directories of fewer runs"):
+        collect([runs])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "known"),
+    [
+        ({"classes": '["a"]', "image_size": "8"}, (("a",), 8)),
+        ({"classes": '["a\\u001b[31m"]', "image_size": "8"}, ((r"a\x1b[31m",), 8)),
+        ({"classes": "[" * 100_000, "image_size": "8"}, None),
+        ({"classes": "[[]]", "image_size": "8"}, None),
+        ({"classes": '["a"]', "image_size": "1e999"}, None),
+        ({"classes": '["a"]', "image_size": "-1"}, None),
+        ({"classes": '["a"]', "image_size": "true"}, None),
+        ({"classes": '["a"]', "image_size": "9" * 5000}, None),
+    ],
+)
+def test_metadata_read_takes_nothing_hostile(tmp_path, metadata, known):
+    save_file({"w": np.zeros(1, np.float32)}, tmp_path / "w", metadata)
+    assert read_metadata(tmp_path / "w") == known
+
+
+@pytest.mark.parametrize("kind", ["fifo", "header of gigabytes"])
+def test_metadata_read_takes_no_other_file(tmp_path, kind):
+    if kind == "fifo":
+        os.mkfifo(tmp_path / "w")
+    else:
+        (tmp_path / "w").write_bytes(b"\xff" * 7 + b"\0" + b"x" * 100)
+    assert read_metadata(tmp_path / "w") is None
 
 
 @pytest.mark.parametrize(
