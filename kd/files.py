@@ -86,7 +86,7 @@ def open_regular(path: Path) -> BinaryIO:
 def shared_lock(path: Path) -> BaseFileLock:
     """Return a lock that everybody can take who may write to its folder."""
     # Else the file is its first user's alone, and only that user can lock it.
-    return FileLock(path, mode=path.parent.stat().st_mode & 0o666)
+    return FileLock(path, mode=path.parent.stat().st_mode & 0o666 | 0o600)
 
 
 def reserve(file: BinaryIO, size: int) -> None:

@@ -7,7 +7,6 @@ import math
 import re
 import shutil
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -181,7 +180,7 @@ class ResumableSweeper(BasicSweeper):
 def _forget_frames(error: object) -> None:
     """Drop an error's tracebacks, whose frames hold the images and networks of its run."""
     while isinstance(error, BaseException):
-        traceback.clear_frames(error.__traceback__)
+        error = error.with_traceback(None)
         error = error.__cause__ or error.__context__
 
 

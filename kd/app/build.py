@@ -303,6 +303,9 @@ class Builder:
     def dry_run(self, directory: Path) -> None:
         """Build everything once and throw it away: a mistake in the last knob shows before a teacher is trained."""
         self._check_devices()
+        student = [self.student] if "student" in self.networks else []
+        for plan in [*self.first_teachers, *self.chain, *student]:
+            self._check_memory(plan)
         taught_by: nn.Module | None = None
         if self.first_teachers:
             nets = [self.net(plan.network) for plan in self.first_teachers]
@@ -313,7 +316,7 @@ class Builder:
                 fill(nets[0], tensors, path)
                 check_origin(metadata, self.metadata(self.first_teachers[0]), path)
             taught_by = nets[0] if len(nets) == 1 else Ensemble(nets)
-        for plan in [*self.chain, *([self.student] if "student" in self.networks else [])]:
+        for plan in [*self.chain, *student]:
             net = self.net(plan.network)
             self._try(plan, net, taught_by)
             taught_by = net
@@ -337,6 +340,23 @@ class Builder:
             raise UserError(f"trainer.devices={devices}: there are {count} here")
         if self.cfg.trainer.sync_batchnorm and choose_device(accelerator, devices).type == "cpu":
             raise UserError("trainer.sync_batchnorm=true is for GPUs; write trainer.sync_batchnorm=false")
+
+    def _check_memory(self, plan: Plan) -> None:
+        """Refuse a network that would take more memory than is free, before any of it is taken."""
+        free = free_memory()
+        if free is None or not str(plan.network["_target_"]).startswith("kd.models."):
+            return  # others may not be built without memory
+        _ = self.images  # loaded outside
+        with torch.device("meta"):
+            count = sum(p.numel() for p in self.net(plan.network).parameters())
+        # Weights, gradients, two moments of an optimiser; where it is trained on a GPU, the weights until it is there.
+        needed = count * (16 if self.device.type == "cpu" else 4)
+        if needed > free:
+            name = "student" if plan.weights == STUDENT_WEIGHTS else "teacher"
+            raise UserError(
+                f"a {name} of {count:,} parameters takes {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are "
+                f"free; choose a smaller network, such as by {name}.scale or {name}.widen"
+            )
 
     def _check_limits(self, data: DataModule) -> None:
         """Refuse a share of the batches that is less than one of them, which Lightning finds out after training."""
@@ -364,6 +384,15 @@ class Builder:
     def _new(self, node: Any, **more: Any) -> Any:
         with user_errors():
             return instantiate(node, **more)
+
+
+def free_memory() -> int | None:
+    """Return how many bytes of memory could be taken without swapping; None where the system does not say."""
+    try:
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 @contextmanager

@@ -176,6 +176,7 @@ def main() -> None:
 def fail(error: Exception, arguments: Sequence[str]) -> NoReturn:
     """Print what is wrong, in a line, and leave with exit code 1."""
     expected = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
+    expected |= isinstance(error.__cause__, OSError)
     more = "" if expected else f" ({type(error).__name__}; HYDRA_FULL_ERROR=1 shows where)"
     print(f"error: {explain(error, arguments)}{more}", file=sys.stderr)
     sys.exit(1)

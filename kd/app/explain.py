@@ -81,6 +81,8 @@ def _message(error: Exception, arguments: Sequence[str]) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else None
         return f"cannot use {name}: {error.strerror}" if name else error.strerror
+    if isinstance(error.__cause__, OSError):  # such as that of a log file, behind the logging module's ValueError
+        return _message(error.__cause__, arguments)
     message = str(error).split("Config search path")[0]
     launchers = re.findall(r"not (?:find|load) 'hydra/launcher/([a-z]+)", message)
     if launchers and launchers[0] in LAUNCHERS:

@@ -2,8 +2,8 @@
 
 import os
 import re
+import shutil
 import stat
-import tempfile
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
@@ -18,6 +18,7 @@ from kd.data.images import Images
 from kd.data.parquet import has_parquet, parquet
 from kd.data.tree import Tree, in_order, printable, split_folders
 from kd.errors import UserError
+from kd.files import clear_leftovers, temporary_path
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
@@ -62,7 +63,8 @@ def cifar10(root: str | os.PathLike[str]) -> Images:
 
     Raises:
         UserError: for a missing folder, damaged or unreadable files, another data set than CIFAR-10, a download that
-            fails. Nothing of a failed download or an interrupted extraction is left.
+            fails. Nothing of a failed download or an interrupted extraction is left; what a kill leaves of one, the
+            next one removes.
     """
     from torchvision.datasets import CIFAR10
 
@@ -164,7 +166,10 @@ def _extract(source: "type[CIFAR10]", name: str, root: Path) -> None:
     from torchvision.datasets.utils import check_integrity, extract_archive
 
     archive, extracted = root / source.filename, root / source.base_folder
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as scratch:
+    clear_leftovers(root, source.base_folder)
+    scratch = str(temporary_path(extracted))
+    os.mkdir(scratch)
+    try:
         if not archive.exists():
             _download(source, name, root, scratch)
             archive = Path(scratch, source.filename)
@@ -176,6 +181,8 @@ def _extract(source: "type[CIFAR10]", name: str, root: Path) -> None:
         except OSError:
             if not extracted.exists():  # else another run was first
                 raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _download(source: "type[CIFAR10]", name: str, root: Path, target: str) -> None:

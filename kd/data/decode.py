@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kd.data.tree import CACHE, printable
 from kd.errors import UserError
-from kd.files import clear_leftovers, open_regular, replaced, reserve
+from kd.files import TEMPORARY, clear_leftovers, open_regular, replaced, reserve
 from kd.hashing import digest
 from kd.ranges import require
 
@@ -131,8 +131,9 @@ def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, cache: Cache
         where = Path(error.filename or file)
         if folder not in (where, *where.parents):
             raise  # an image that cannot be read
+        shown = file if TEMPORARY.fullmatch(where.name) else where
         raise UserError(
-            f"{printable(where)}: {error.strerror or error}; data.in_memory=false keeps decoded pixels there: have it "
+            f"{printable(shown)}: {error.strerror or error}; data.in_memory=false keeps decoded pixels there: have it "
             "made readable and writable for you, or leave that out"
         ) from error
 
@@ -147,6 +148,9 @@ def change_notes(*decoded: Decoded) -> tuple[str, ...]:
     """Return what was done to the images of all splits, for `Images.notes`."""
     total: Counter[str] = sum((part.changes for part in decoded), Counter())
     return tuple(f"{n:,} {'image' if n == 1 else 'images'} {change}" for change, n in sorted(total.items()))
+
+
+Mapped = np.memmap[Any, np.dtype[np.uint8]]
 
 
 def cache_of(root: Path, name: str, files: Iterable[Path], size: int) -> Cache:
@@ -191,9 +195,9 @@ def _cached(file: Path, facts: Path, shape: tuple[int, ...], key: str) -> Decode
     return Decoded(torch.from_numpy(pixels), *known) if whole else None
 
 
-def _new_mapping(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _new_mapping(file: Path, shape: tuple[int, ...]) -> Mapped:
     """Return an array in a new file, memory-mapped, with its space allocated."""
-    pixels: NDArray[np.uint8] = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    pixels: Mapped = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
     with open(file, "r+b") as opened:
         reserve(opened, opened.seek(0, os.SEEK_END))
     return pixels

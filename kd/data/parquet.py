@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -301,7 +301,7 @@ def _read(file: Path) -> _Shard:
         raise UserError(f"{printable(file)}: no rows in it; delete it or download it again")
     if None in labels:
         raise _missing(f"{file}, row {labels.index(None)}", label)
-    return _Shard(file, image, labels, names)
+    return _Shard(file, image, cast(list[int | str], labels), names)
 
 
 def _check_sizes(file: Path, source: pq.ParquetFile, columns: tuple[str, ...]) -> None:

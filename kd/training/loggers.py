@@ -3,9 +3,12 @@
 Nothing here ends a run: what cannot be drawn or logged is a warning.
 """
 
+import io
 import logging
 import os
 import re
+import socket
+import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,12 +17,17 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.writer import FileWriter
 
 from kd.data.module import Loader
 from kd.runs.predictions import Predictions
@@ -34,6 +42,59 @@ FINAL = "z_final/"
 """Group of the figures of the finished run: dots, whose name puts them behind the curves."""
 
 log = logging.getLogger(__name__)
+
+
+class EventFile:
+    """A file of events for TensorBoard, in the place of its own writer's `EventFileWriter`.
+
+    That one writes in a thread, which prints a traceback where the disk is full, and stays if a run fails. Here the
+    caller gets the error. There are few events: curves have one an epoch.
+
+    Args:
+        log_dir: the directory, which is made.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        self.log_dir = log_dir
+        os.makedirs(log_dir, exist_ok=True)
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds:010}.{socket.gethostname()}.{os.getpid()}.{nanoseconds:09}"
+        self._file = open(os.path.join(log_dir, name), "xb", buffering=0)  # noqa: SIM115 - closed by `close`
+        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def get_logdir(self) -> str:
+        return self.log_dir
+
+    def add_event(self, event: Event) -> None:
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        left = record.getbuffer()
+        while left:
+            left = left[self._file.write(left) :]
+
+    def flush(self) -> None:
+        """Do nothing: every event is in the file."""
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class DirectFileWriter(FileWriter):
+    """Torch's writer of summaries, without a thread."""
+
+    def __init__(self, log_dir: str) -> None:
+        self.event_writer = EventFile(log_dir)
+
+
+class DirectSummaryWriter(SummaryWriter):
+    """Torch's `SummaryWriter`, without a thread."""
+
+    def _get_file_writer(self) -> DirectFileWriter:
+        own = cast(DirectFileWriter | None, self.file_writer)
+        if own is None:
+            own = DirectFileWriter(str(self.log_dir))
+            vars(self).update(file_writer=own, all_writers={str(self.log_dir): own})
+        return own
 
 
 class TensorBoard(TensorBoardLogger):
@@ -58,10 +119,17 @@ class TensorBoard(TensorBoardLogger):
     def log_dir(self) -> str:
         return os.path.join(self.root_dir, self.title) if self.title else str(self.root_dir)
 
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        if self._experiment is None:
+            self._experiment = DirectSummaryWriter(self.log_dir)
+        return self._experiment
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         curves = {name: value for name, value in metrics.items() if name != "epoch" and not name.startswith("test/")}
-        super().log_metrics(curves, step)
+        self._log_scalars(curves, step)
 
     @rank_zero_only
     def log_hyperparams(
@@ -69,11 +137,15 @@ class TensorBoard(TensorBoardLogger):
     ) -> None:
         super().log_hyperparams(params)
         final = metrics or {}
-        super().log_metrics(final, step)
+        self._log_scalars(final, step)
         _, start, end = hparams(self._sanitize_params(dict(self.hparams)), final)  # type: ignore[no-untyped-call]
         writer = self.experiment._get_file_writer()
         writer.add_summary(start, step)
         writer.add_summary(end, step)
+
+    def _log_scalars(self, values: Mapping[str, float], step: int | None) -> None:
+        for name, value in values.items():  # Lightning's turns a full disk into a value that cannot be logged
+            self.experiment.add_scalar(name, value, step)
 
 
 def name_run(logger: Logger | None, title: str) -> None:
@@ -205,13 +277,16 @@ def conclude(loggers: Sequence[Logger], params: dict[str, Any], metrics: dict[st
                 logger.log_metrics(final)
         with optional("the end of the run"):
             if isinstance(logger, TensorBoardLogger):
-                logger.finalize("success")  # else its thread looks for a file that has moved to the teacher store
+                logger.finalize("success")
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # else the next training in this process continues this run
 
 
 def abandon(loggers: Sequence[Logger]) -> None:
-    """End a failed training's W&B run, which the next training in this process would otherwise continue."""
+    """Close a failed training's files, and end its W&B run, which this process's next training would continue."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoard):
+            logger.experiment.close()
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 

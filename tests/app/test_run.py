@@ -540,3 +540,14 @@ def test_resume_gives_the_result_of_an_uninterrupted_run(run, tmp_path, teacher_
     timing = {"train_seconds": None, "images_per_second": None, "date": ""}
     broken, whole = (replace(read(tmp_path / name / "result.json"), **timing) for name in ("broken", "whole"))
     assert broken == replace(whole, command=broken.command, variant=broken.variant)
+
+
+@pytest.mark.parametrize("name", ["student", "teacher"])
+def test_run_refuses_a_network_that_memory_does_not_hold(run, tmp_path, monkeypatch, name):
+    """Before any of it is taken: the largest `scale` has a thousand million parameters."""
+    monkeypatch.setattr("kd.app.build.free_memory", lambda: 10**10)
+    code, printed = run(*SMALL, f"{name}.scale=512", "hydra.run.dir=run")
+    assert code == 1
+    assert f"error: a {name} of 1,090," in printed
+    assert f"takes 17 GB of memory, and 10 GB are free; choose a smaller network, such as by {name}.scale" in printed
+    assert not (tmp_path / "run").exists()

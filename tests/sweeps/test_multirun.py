@@ -1,18 +1,29 @@
 """Sweeps from the command line, `train.py -m`."""
 
+import gc
+import os
 import resource
 import shlex
 import subprocess
 import sys
+import threading
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hydra.core.plugins import Plugins
+from lightning import LightningModule, Trainer
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
 from safetensors.torch import load_file
 
+from kd.app import cli
 from kd.app.arguments import quoted
+from kd.data.images import Images
 from kd.runs.results import Result, read, write
+from kd.training.loggers import TensorBoard
 from tests.common import ROOT, SMALL
 
 QUICK = (*SMALL, "logger=none")
@@ -31,6 +42,34 @@ def sweep(run, tmp_path):
 def launcher():
     """Hydra's sequential launcher; it loads its plugins itself: what an import here finds is another class."""
     return Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+
+
+def test_multirun_holds_nothing_of_the_jobs_before(run, tmp_path, monkeypatch):
+    """Neither of one that failed, whose traceback held its images, nor of one that is done, whose Trainer did."""
+    found, job = [], cli.job
+
+    def counting(*arguments):
+        alive = Counter(map(type, gc.get_objects()))
+        kinds = Counter()
+        for kind in (Trainer, LightningModule, Images, TensorBoard, DictConfig, Figure):
+            kinds[kind.__name__] = sum(count for of, count in alive.items() if issubclass(of, kind))
+        links = [Path("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
+        opened = {os.readlink(link) for link in links if link.exists()}
+        found.append((kinds, {Path(file).name for file in opened if str(tmp_path) in file}, threading.active_count()))
+        return job(*arguments)
+
+    monkeypatch.setattr(cli, "job", counting)
+    gc.collect()
+    gc.disable()
+    try:
+        code, printed = run("-m", *SMALL, "epochs=1", "method=standard", "lr=1e30,0.1,0.05")
+    finally:
+        gc.enable()
+    assert (code, "1 failed" in printed) == (1, True)
+    before, _, after = found  # what a failed job leaves is collected at the end of the next one
+    assert not any(after[0][name] for name in ("Trainer", "LightningModule", "Images", "TensorBoard", "Figure"))
+    assert after[0]["DictConfig"] - before[0]["DictConfig"] < 50  # a job has hundreds
+    assert before[1:] == after[1:] == ({".lock", "train.log"}, 1)
 
 
 def test_multirun_continues_past_refused_jobs(sweep):

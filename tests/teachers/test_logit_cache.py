@@ -1,5 +1,6 @@
 """The teacher's logits on disk: the same as live, and never wrong ones."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -121,6 +122,67 @@ def test_a_truncated_file_is_said_and_made_again(tmp_path, caplog, length):
     assert "is cut short or not whole; it is made again" in caplog.text
     torch.testing.assert_close(again(everything()).logits, Teacher()(everything()).logits, rtol=2**-11, atol=1e-6)
     assert again.found == 0
+
+
+@pytest.mark.parametrize("length", [0, HEADER, HEADER + 1000])
+def test_file_that_is_cut_during_a_run_is_no_crash(tmp_path, length):
+    """Through a mapping, reading behind the end is SIGBUS, the end of the process."""
+    stored, whole = opened(tmp_path), everything()
+    wanted = stored(whole).logits
+    os.truncate(stored.path, length)
+    assert torch.equal(stored(whole).logits, wanted)
+    assert stored.damaged <= 1  # an entry that was cut in two
+    assert stored.teacher.asked == 2 * IMAGES * VIEWS - (length - HEADER) // (2 * (CLASSES + 2)) * (length > HEADER)
+    found = stored.found
+    assert torch.equal(stored(whole).logits, wanted)
+    assert stored.found == found + IMAGES * VIEWS  # all are there again
+
+
+def test_file_that_cannot_be_written_is_read(as_nobody, public_path):
+    folder = public_path / "logits"
+    first, half = opened(folder), batch(list(range(IMAGES)), [0] * IMAGES)
+    wanted = first(half).logits
+    first.path.chmod(0o444)
+    with as_nobody():
+        stored = opened(folder)
+        assert torch.equal(stored(half).logits, wanted)
+        stored(everything())
+    assert not stored.writable
+    assert (stored.found, stored.teacher.asked) == (2 * IMAGES, IMAGES * (VIEWS - 1))
+
+
+def test_file_that_cannot_be_read_is_said(as_nobody, public_path, caplog):
+    opened(public_path / "logits").path.chmod(0)
+    with as_nobody():
+        assert prepare_file(public_path / "logits", KEY, **SHAPE, limit_gb=1) is None
+    assert ".logits: Permission denied" in caplog.text
+
+
+def test_full_disk_while_logits_are_added_is_a_warning(tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stored, whole = opened(tmp_path), everything()
+    monkeypatch.setattr(os, "pwrite", full)
+    for _ in range(2):
+        torch.testing.assert_close(stored(whole).logits, Teacher()(whole).logits, rtol=2**-11, atol=1e-6)
+    assert caplog.text.count("No space left on device; the teacher's logits are no longer added to it") == 1
+
+
+def test_what_a_kill_left_of_other_files_is_removed(tmp_path):
+    left = tmp_path / f".0123456789abcdef.logits.{'0' * 32}"
+    left.touch()
+    os.utime(left, (0, 0))
+    opened(tmp_path)
+    assert not left.exists()
+
+
+def test_stored_logits_close_their_file(tmp_path):
+    files = os.listdir("/proc/self/fd")
+    stored = opened(tmp_path)
+    stored(everything())
+    del stored
+    assert os.listdir("/proc/self/fd") == files
 
 
 def test_every_damaged_bit_is_noticed(tmp_path, caplog):

@@ -1,4 +1,3 @@
-import errno
 import json
 import multiprocessing
 import os
@@ -47,16 +46,58 @@ def test_trained_once_and_found_ever_after(tmp_path):
     assert not list(store.glob("*.partial"))
 
 
-def test_teacher_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
-    entry = find_or_train(tmp_path, RECIPE, Training())
-
-    def refuse(path):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr("kd.teachers.store.checksum", refuse)
-    with pytest.raises(UserError, match=r"teacher\.safetensors: permission denied; have it made readable for you"):
-        find_or_train(tmp_path, RECIPE, Training())
+@pytest.mark.parametrize("name", ["entry.json", "teacher.safetensors", ""])
+def test_teacher_that_may_not_be_read_is_not_called_damaged(public_path, as_nobody, name):
+    entry = find_or_train(public_path / "store", RECIPE, Training())
+    (entry / name).chmod(0)
+    with as_nobody(), pytest.raises(UserError, match=rf"{name}: permission denied; have it made readable for you"):
+        find_or_train(public_path / "store", RECIPE, Training())
+    (entry / name).chmod(0o755)
     assert (entry / "teacher.safetensors").exists()
+
+
+def test_store_that_may_not_be_entered_is_named(public_path, as_nobody):
+    find_or_train(public_path / "store", RECIPE, Training())
+    (public_path / "store").chmod(0)
+    with as_nobody(), pytest.raises(UserError, match=f"{digest(RECIPE)}: permission denied; .* set teacher_store=DIR"):
+        find_or_train(public_path / "store", RECIPE, Training())
+    (public_path / "store").chmod(0o755)
+
+
+def test_store_for_reading_only_gives_the_teachers_it_has(public_path, as_nobody):
+    entry = find_or_train(public_path / "store", RECIPE, Training())
+    (public_path / "store").chmod(0o555)
+    with as_nobody():
+        assert find_or_train(public_path / "store", RECIPE, Training()) == entry
+        with pytest.raises(
+            UserError, match=r"store cannot be written: .*\.lock: Permission denied; .* a folder of your"
+        ):
+            find_or_train(public_path / "store", {**RECIPE, "seed": 1}, Training())
+    (public_path / "store").chmod(0o755)
+
+
+def test_training_that_another_user_left_is_named(public_path, as_nobody):
+    (public_path / "store").mkdir()
+    (public_path / "store").chmod(0o777)
+    (public_path / "store" / f"{digest(RECIPE)}.partial").mkdir(mode=0o555)
+    with (
+        as_nobody(),
+        pytest.raises(UserError, match=r"\.partial: another user's training that ended early; .* your own"),
+    ):
+        find_or_train(public_path / "store", RECIPE, Training())
+
+
+def test_lock_of_a_shared_store_serves_every_user(public_path, as_nobody):
+    """The first user's lock is left there; one that only its owner may write would end all others' trainings."""
+    (public_path / "store").mkdir()
+    (public_path / "store").chmod(0o777)
+    train = Training(RuntimeError("broken"))
+    with pytest.raises(RuntimeError):
+        find_or_train(public_path / "store", RECIPE, train)
+    (public_path / "store" / f"{digest(RECIPE)}.partial").chmod(0o777)
+    (public_path / "store" / f"{digest(RECIPE)}.partial" / "last.ckpt").unlink()
+    with as_nobody():
+        find_or_train(public_path / "store", RECIPE, Training())
 
 
 def changed(value):
@@ -148,6 +189,15 @@ def test_killed_training_neither_blocks_nor_counts(tmp_path):
     assert len(train.found) == 1
 
 
+def replace_by(path, make):
+    path.unlink()
+    make(path)
+
+
+def to_device(path):
+    path.symlink_to("/dev/zero")
+
+
 def edit_recipe(entry):
     facts = json.loads((entry / "entry.json").read_text())
     facts["recipe"]["model"]["scale"] = 16
@@ -162,9 +212,17 @@ def edit_recipe(entry):
         (lambda entry: (entry / "entry.json").unlink(), "is damaged"),
         (lambda entry: (entry / "entry.json").write_text('{"recipe":'), "is damaged"),
         (lambda entry: (entry / "entry.json").write_text("[]"), "is damaged"),
+        (lambda entry: (entry / "entry.json").write_text('"text"'), "is damaged"),
+        (lambda entry: (entry / "entry.json").write_text("[" * 100_000), "is damaged"),
+        (lambda entry: (entry / "entry.json").write_text('{"recipe": 3, "sha256": []}'), "another recipe"),
+        (lambda entry: (entry / "entry.json").write_bytes(b"\xff\xfe"), "is damaged"),
+        (lambda entry: os.truncate(entry / "entry.json", 10**10), "is damaged"),
+        (lambda entry: replace_by(entry / "entry.json", os.mkfifo), "not a regular file"),
+        (lambda entry: replace_by(entry / "teacher.safetensors", os.mkfifo), "not a regular file"),
+        (lambda entry: replace_by(entry / "entry.json", os.mkdir), "not a regular file"),
+        (lambda entry: replace_by(entry / "entry.json", to_device), "not a regular file"),
         (edit_recipe, "was made by another recipe than its name says"),
     ],
-    ids=["other weights", "no weights", "no entry.json", "half an entry.json", "no entry", "other recipe"],
 )
 def test_entry_that_is_not_what_it_was_is_refused(tmp_path, damage, message):
     entry = find_or_train(tmp_path, RECIPE, Training())

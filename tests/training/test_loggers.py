@@ -1,4 +1,6 @@
 import io
+import os
+import resource
 import sys
 import threading
 import warnings
@@ -30,6 +32,7 @@ from kd.runs.weights import load_weights
 from kd.training.fit import train
 from kd.training.loggers import (
     TensorBoard,
+    abandon,
     conclude,
     confusion,
     confusion_figure,
@@ -219,14 +222,45 @@ def test_tensorboard_shows_the_knobs_of_every_run(tmp_path):
     assert {info.name.tag for info in found.metric_infos} == {"z_final/test_acc"}
 
 
-def test_conclude_stops_the_writer_thread(tmp_path):
-    """Its thread would fail on a file that is gone once a teacher has moved into the store."""
-    before = set(threading.enumerate())
+def test_tensorboard_writes_at_once_and_without_a_thread(tmp_path):
+    threads, files = threading.enumerate(), os.listdir("/proc/self/fd")
     logger = TensorBoard(str(tmp_path))
     logger.log_metrics({"loss": 1.0}, 0)
-    assert set(threading.enumerate()) - before
+    assert threading.enumerate() == threads
+    assert [event.value for event in events_in(tmp_path / "tensorboard").Scalars("loss")] == [1.0]
     conclude([logger], {"T": 4.0}, {"test_acc": 0.5})
-    assert not set(threading.enumerate()) - before
+    assert os.listdir("/proc/self/fd") == files
+    assert len(events_in(tmp_path / "tensorboard").Scalars("z_final/test_acc")) == 1
+
+
+def test_tensorboard_on_a_full_disk_raises_and_prints_nothing(tmp_path, capfd):
+    def fill():
+        for step in range(20):
+            logger.log_metrics({"loss": 1.0}, step)
+
+    logger = TensorBoard(str(tmp_path))
+    logger.log_metrics({"loss": 1.0}, 0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        abandon([logger])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_failed_training_closes_its_files(fit):
+    class Stop(L.Callback):
+        def on_train_epoch_end(self, *_):
+            raise UserError("stopped")
+
+    files = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(UserError, match="stopped"):
+        fit(3, callbacks=[Stop()])
+    assert len(os.listdir("/proc/self/fd")) == files
 
 
 def test_name_run_makes_a_directory_of_any_knobs(tmp_path):
