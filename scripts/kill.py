@@ -15,19 +15,10 @@ sys.path.insert(0, str(ROOT))
 
 from kd.runs.predictions import read as read_predictions
 from kd.runs.results import read as read_record
+from kd.runs.weights import load_weights
 from tests.fuzz.originals import TEACHER, call, make_images, settings
 
-EVENTS = (
-    "open",
-    "os.rename",
-    "os.remove",
-    "os.mkdir",
-    "os.rmdir",
-    "os.chmod",
-    "os.truncate",
-    "os.link",
-    "shutil.rmtree",
-)
+EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "shutil.rmtree")
 """What Python announces to `sys.addaudithook` before it is done; of `open` those that write count."""
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -46,26 +37,31 @@ def main() -> int:
         if expected:
             raise SystemExit(f"the undisturbed run ended with exit code {expected}")
         outcome = _outcome(folder / "undisturbed")
-        chosen = range(1, len(operations) + 1)[:: args.every or 1]
+        chosen = range(1, len(operations) + 1)[:: args.every]
+        failures = 0
         for place in chosen:
             here = folder / "killed"
             shutil.rmtree(here, ignore_errors=True)
-            code = _start(folder, here.name, kill_at=place)
-            if code != -signal.SIGKILL:
-                raise SystemExit(f"operation {place} was not reached: exit code {code}")
-            code = _start(folder, here.name)
-            if code:
-                log = (here / "log").read_text()[-2000:]
-                raise SystemExit(f"killed at {operations[place - 1]}, it does not go on, exit code {code}:\n{log}")
-            differing = [name for name, part in _outcome(here).items() if part != outcome[name]]
-            if differing:
-                raise SystemExit(f"killed at {operations[place - 1]}, it ends with other {', '.join(differing)}")
-            left = [str(path.relative_to(here)) for path in here.rglob(".*") if path.is_file() and path.name != ".lock"]
-            if left:
-                raise SystemExit(f"killed at {operations[place - 1]}, it leaves {', '.join(left)}")
-            print(f"{place:4} of {len(operations)}: {operations[place - 1]}", flush=True)
-        print(f"{len(chosen)} kills at {len(operations)} file operations, each with the same end")
-    return 0
+            fault = _fault(here, place, outcome)
+            failures += fault is not None
+            print(f"{place:4} of {len(operations)}: {operations[place - 1]}{f': {fault}' if fault else ''}", flush=True)
+        print(f"{len(chosen)} kills at {len(operations)} file operations, {failures} with another end")
+    return 1 if failures else 0
+
+
+def _fault(here: Path, place: int, expected: dict[str, Any]) -> str | None:
+    """Kill the run and continue it; return what is wrong with its end, None if nothing is."""
+    code = _start(here.parent, here.name, kill_at=place)
+    if code != -signal.SIGKILL:
+        return f"not reached, exit code {code}"
+    code = _start(here.parent, here.name)
+    if code:
+        return f"it does not go on, exit code {code}: {(here / 'log').read_text()[-1000:]}"
+    differing = [name for name, part in _outcome(here).items() if part != expected[name]]
+    if differing:
+        return f"it ends with other {', '.join(differing)}"
+    left = [str(path.relative_to(here)) for path in here.rglob(".*") if path.is_file() and path.name != ".lock"]
+    return f"it leaves {', '.join(left)}" if left else None
 
 
 def _start(folder: Path, name: str, kill_at: int | None = None) -> int:
@@ -83,9 +79,7 @@ def _start(folder: Path, name: str, kill_at: int | None = None) -> int:
             _listen(here, kill_at)
             run = settings(folder)
             run[run.index("logger=none")] = "logger=tensorboard"
-            code = call(
-                [*run, "method=logits", f"teacher_store={TEACHER}", "hydra.run.dir=run", "data.val_fraction=0.2"]
-            )
+            code = call([*run, "method=logits", f"teacher_store={TEACHER}", "hydra.run.dir=run", "data.val_fraction=0.2"])
             sys.stdout.flush()
             sys.stderr.flush()
         finally:
@@ -138,14 +132,17 @@ def _outcome(here: Path) -> dict[str, Any]:
     (teacher,) = (here / TEACHER).glob("*/teacher.safetensors")
     record = read_record(here / "run" / "result.json")
     return {
-        "student": (here / "run" / "student.safetensors").read_bytes(),
-        "teacher": teacher.read_bytes(),
-        "predictions": [
-            part.tobytes() for part in read_predictions(here / "run" / "predictions.npz") if part is not None
-        ],
+        "student": _weights(here / "run" / "student.safetensors"),
+        "teacher": _weights(teacher),
+        "predictions": [part.tobytes() for part in read_predictions(here / "run" / "predictions.npz") if part is not None],
         "metrics.csv": [line.split(",")[:1] for line in (here / "run" / "metrics.csv").read_text().splitlines()],
         "record": (record.status, record.test_acc, record.test_nll, record.epoch_train_loss, record.epoch_val_acc),
     }
+
+
+def _weights(path: Path) -> Any:
+    tensors, metadata = load_weights(path)  # metadata have no order in a file
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, metadata
 
 
 def _arguments() -> argparse.Namespace:

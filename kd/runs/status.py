@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kd.errors import RefusedError, UserError
+from kd.files import TEMPORARY
 from kd.runs.results import FILE, Result, read, write
 
 log = logging.getLogger(__name__)
@@ -215,7 +216,8 @@ def vacant(directory: Path) -> bool:
 
 def _files(directory: Path) -> list[str]:
     try:
-        return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
+        files = [path for path in directory.rglob("*") if not path.is_dir() and not TEMPORARY.fullmatch(path.name)]
+        return sorted(str(path.relative_to(directory)) for path in files)
     except OSError as error:
         raise UserError(f"{directory} cannot be read: {error.strerror}; choose another hydra.run.dir") from error
 

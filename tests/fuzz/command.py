@@ -323,9 +323,7 @@ def _text(rng: random.Random, text: str) -> bytes:
         lambda: rows.insert(place, "deep: " + "{a: " * rng.choice((20, 500)) + "1" + "}" * 20 + "\n"),
         lambda: rows.insert(place, rng.choice(("<<: *x\n", "x: &x [*x]\n", "? [a]\n: 1\n", "1: 2\n", "null: 1\n"))),
         lambda: rows.insert(place, f"{rng.choice(('T', 'lr', 'x', '_target_'))}: {rng.choice(ODD)}\n"),
-        lambda: rows.insert(
-            place, rng.choice(("--- \n", "...\n", "%YAML 9.9\n", "!!binary x\n", "\ufeff", "x:\x01\n"))
-        ),
+        lambda: rows.insert(place, rng.choice(("--- \n", "...\n", "%YAML 9.9\n", "!!binary x\n", "\ufeff", "x:\x01\n"))),
     ]
     if how < len(changes):
         changes[how]()
@@ -339,3 +337,5 @@ def bomb(rng: random.Random) -> str:
     rows = ["b0: &b0 [1,1,1,1,1,1,1,1,1,1]"]
     rows += [f"b{i}: &b{i} [{','.join([f'*b{i - 1}'] * 10)}]" for i in range(1, depth)]
     return "\n".join(rows) + "\n"
+
+

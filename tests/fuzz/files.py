@@ -91,6 +91,14 @@ def records(rng: random.Random, originals: Path, here: Path) -> None:
         raise Refused(str(refused))
 
 
+def record_alone(rng: random.Random, originals: Path, here: Path) -> None:
+    """Try a damaged result.json with its reader."""
+    record = json.loads((originals / "finished" / results.FILE).read_text())
+    content = _record(rng, record)
+    _put(here / "odd", content)
+    _like_json(results.read(here / "odd" / results.FILE), content)
+
+
 def _put(directory: Path, content: bytes) -> None:
     directory.mkdir(parents=True)
     (directory / results.FILE).write_bytes(content)
@@ -159,6 +167,37 @@ def _like_json(read: results.Result, content: bytes) -> None:
 
 def predictions(rng: random.Random, originals: Path, here: Path) -> None:
     """Try a damaged predictions.npz with its reader, and some with the page on fidelity."""
+    if rng.random() > 0.03:
+        predictions_alone(rng, originals, here)
+        return
+    file = _odd_predictions(rng, originals, here)[0]
+    shutil.copy(originals / "finished" / results.FILE, file.parent)
+    shutil.copytree(originals / "finished", here / "runs" / "whole")
+    out, _ = _script("fidelity", ["runs"])
+    if not out.strip():
+        raise Nonsense("nothing written")
+
+
+def predictions_alone(rng: random.Random, originals: Path, here: Path) -> None:
+    """Try a damaged predictions.npz with its reader."""
+    file, damaged = _odd_predictions(rng, originals, here)
+    if rng.random() < 0.03:
+        _replace(rng, file, here)
+    labels, logits, teacher = predictions_file.read(originals / "finished" / predictions_file.FILE)
+    read = predictions_file.read(file)
+    if damaged and not all(np.array_equal(a, b) for a, b in zip(read, (labels, logits, teacher), strict=True)):
+        raise Nonsense("a damaged file was read as other numbers")
+    shape = read.logits.shape
+    if read.labels.shape != shape[:1] or (read.teacher_logits is not None and read.teacher_logits.shape != shape):
+        raise Nonsense(f"shapes {read.labels.shape} and {shape}")
+    if len(read.labels) and not (0 <= read.labels.min() and read.labels.max() < shape[1]):
+        raise Nonsense(f"labels from {read.labels.min()} to {read.labels.max()} of {shape[1]} classes")
+    if not np.isfinite(read.logits).all():
+        raise Nonsense("logits that are not finite")
+
+
+def _odd_predictions(rng: random.Random, originals: Path, here: Path) -> tuple[Path, bool]:
+    """Write the file; return its path, and whether its bytes are damaged and not its arrays other ones."""
     original = originals / "finished" / predictions_file.FILE
     labels, logits, teacher = predictions_file.read(original)
     arrays: dict[str, Any] = {"labels": labels, "logits": logits, "teacher_logits": teacher}
@@ -170,25 +209,7 @@ def predictions(rng: random.Random, originals: Path, here: Path) -> None:
     file = here / "runs" / "odd" / predictions_file.FILE
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
-    if rng.random() < 0.03:
-        _replace(rng, file, here)
-    if rng.random() < 0.03:
-        shutil.copy(originals / "finished" / results.FILE, file.parent)
-        shutil.copytree(originals / "finished", here / "runs" / "whole")
-        out, _ = _script("fidelity", ["runs"])
-        if not out.strip():
-            raise Nonsense("nothing written")
-        return
-    read = predictions_file.read(file)
-    if damaged and not all(np.array_equal(a, b) for a, b in zip(read, (labels, logits, teacher), strict=True)):
-        raise Nonsense("a damaged file was read as other numbers")
-    shape = read.logits.shape
-    if read.labels.shape != shape[:1] or (read.teacher_logits is not None and read.teacher_logits.shape != shape):
-        raise Nonsense(f"shapes {read.labels.shape} and {shape}")
-    if len(read.labels) and not (read.labels.min() >= 0 and read.labels.max() < shape[1]):
-        raise Nonsense(f"labels from {read.labels.min()} to {read.labels.max()} of {shape[1]} classes")
-    if not np.isfinite(read.logits).all():
-        raise Nonsense("logits that are not finite")
+    return file, damaged
 
 
 def _arrays(rng: random.Random, arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
@@ -233,9 +254,7 @@ def _arrays(rng: random.Random, arrays: dict[str, np.ndarray[Any, Any]]) -> byte
 def _header(rng: random.Random) -> bytes:
     """Return the header of an .npy file that mostly is a lie."""
     kind = rng.choice(("'<f4'", "'|O'", "'<i8'", "[('a', '<i4')]", "'|V1000000000'", "'nothing'", "3", "'<f2'"))
-    shape = rng.choice(
-        ("(6, 2)", "(6,)", "(10**10,)", "(100000000000, 2)", "(-1, 2)", "(0, 2)", "(6, 2.5)", "()", "'a'")
-    )
+    shape = rng.choice(("(6, 2)", "(6,)", "(10**10,)", "(100000000000, 2)", "(-1, 2)", "(0, 2)", "(6, 2.5)", "()", "'a'"))
     text = f"{{'descr': {kind}, 'fortran_order': {rng.choice(('False', 'True', '1'))}, 'shape': {shape}, }}"
     if rng.random() < 0.1:
         text = rng.choice(("(" * 5000, "__import__('os')", "{" * 200, text * 300))
@@ -315,9 +334,7 @@ def _image(rng: random.Random) -> tuple[bytes, str]:
     if kind == "GIF" and rng.random() < 0.3:
         more = {"save_all": True, "append_images": [image.rotate(90)]}
     image.save(buffer, kind, **more)
-    return buffer.getvalue(), {"JPEG": ".jpg", "GIF": ".gif", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp"}.get(
-        kind, ".png"
-    )
+    return buffer.getvalue(), {"JPEG": ".jpg", "GIF": ".gif", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp"}.get(kind, ".png")
 
 
 def _headers(rng: random.Random, data: bytes) -> bytes:
@@ -396,9 +413,7 @@ def _table(rng: random.Random, file: Path) -> None:
         table = pa.table({"img": [b""], "label": [0]})
     if metadata is not None:
         table = table.replace_schema_metadata({b"huggingface": metadata})
-    pq.write_table(
-        table, file, compression=rng.choice(("none", "snappy", "zstd")), row_group_size=rng.choice((1, 5, 100))
-    )
+    pq.write_table(table, file, compression=rng.choice(("none", "snappy", "zstd")), row_group_size=rng.choice((1, 5, 100)))
 
 
 # --- checkpoints and the teacher store, whose runs have to end with the weights of the undamaged ones
@@ -431,9 +446,7 @@ def _checkpoint(rng: random.Random, last: Path) -> None:
         tensors = changed["state_dict"]
         name = rng.choice(sorted(tensors))
         value = tensors[name]
-        tensors[name] = rng.choice(
-            (value * math.nan, value[None], value.double(), value + 1, value.to(torch.int8), torch.ones(5))
-        )
+        tensors[name] = rng.choice((value * math.nan, value[None], value.double(), value + 1, value.to(torch.int8), torch.ones(5)))
     elif how == 3:
         name = rng.choice(("epoch", "global_step"))
         changed[name] = rng.choice((-1, 0, 2, 5, 10**9, 10**30, 0.5, "1", None))
