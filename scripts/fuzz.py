@@ -13,11 +13,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
 
-from tests.fuzz import command, files, workers
-from tests.fuzz.originals import prepare
+from tests.fuzz import command, files, workers  # noqa: E402
+from tests.fuzz.originals import make_images, prepare  # noqa: E402
 
 
 class Kind(NamedTuple):
@@ -41,19 +41,19 @@ KINDS = {
 
 def main() -> int:
     args = _arguments()
-    # Loaded once, before the workers are forked from this process.
-    import kd.app.build
-    import kd.app.teacher
-    import kd.app.train
-    import kd.report.page
-    import kd.training.loggers  # noqa: F401
-
     kinds = args.kinds or list(KINDS)
+    trains = not {"images", "parquet"}.issuperset(kinds)
+    if trains:  # loaded once, before the workers are forked from this process
+        import kd.app.build
+        import kd.app.teacher
+        import kd.app.train
+        import kd.report.page
+        import kd.training.loggers  # noqa: F401
     total = sum(KINDS[kind].share for kind in kinds)
     started = time.time()
     with tempfile.TemporaryDirectory(prefix="originals") as temporary:
         originals = Path(temporary)
-        prepare(originals)
+        prepare(originals) if trains else make_images(originals)
         tried: dict[str, list[workers.Outcome]] = {kind: [] for kind in kinds}
         # Forked, so that they have what is loaded; each forks the workers of its cases in turn.
         with ProcessPoolExecutor(args.jobs, get_context("fork")) as pool:

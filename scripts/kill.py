@@ -13,12 +13,22 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kd.runs.predictions import read as read_predictions
-from kd.runs.results import read as read_record
-from kd.runs.weights import load_weights
-from tests.fuzz.originals import TEACHER, call, make_images, settings
+from kd.runs.predictions import read as read_predictions  # noqa: E402
+from kd.runs.results import read as read_record  # noqa: E402
+from kd.runs.weights import load_weights  # noqa: E402
+from tests.fuzz.originals import TEACHER, call, make_images, settings  # noqa: E402
 
-EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "shutil.rmtree")
+EVENTS = (
+    "open",
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.chmod",
+    "os.truncate",
+    "os.link",
+    "shutil.rmtree",
+)
 """What Python announces to `sys.addaudithook` before it is done; of `open` those that write count."""
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -79,7 +89,9 @@ def _start(folder: Path, name: str, kill_at: int | None = None) -> int:
             _listen(here, kill_at)
             run = settings(folder)
             run[run.index("logger=none")] = "logger=tensorboard"
-            code = call([*run, "method=logits", f"teacher_store={TEACHER}", "hydra.run.dir=run", "data.val_fraction=0.2"])
+            code = call(
+                [*run, "method=logits", f"teacher_store={TEACHER}", "hydra.run.dir=run", "data.val_fraction=0.2"]
+            )
             sys.stdout.flush()
             sys.stderr.flush()
         finally:
@@ -134,7 +146,9 @@ def _outcome(here: Path) -> dict[str, Any]:
     return {
         "student": _weights(here / "run" / "student.safetensors"),
         "teacher": _weights(teacher),
-        "predictions": [part.tobytes() for part in read_predictions(here / "run" / "predictions.npz") if part is not None],
+        "predictions": [
+            part.tobytes() for part in read_predictions(here / "run" / "predictions.npz") if part is not None
+        ],
         "metrics.csv": [line.split(",")[:1] for line in (here / "run" / "metrics.csv").read_text().splitlines()],
         "record": (record.status, record.test_acc, record.test_nll, record.epoch_train_loss, record.epoch_val_acc),
     }

@@ -114,7 +114,7 @@ def compose(
 
 
 def _refuse_bombs(folder: Path) -> None:
-    """Refuse files of some lines that stand for millions of values: aliases of aliases, which are copied when merged."""
+    """Refuse files of some lines that stand for millions of values: aliases of aliases, copied when merged."""
     files = chain.from_iterable(folder.glob(f"{'*/' * depth}*.yaml") for depth in range(4))
     for file in islice(files, MOST_FILES):
         try:

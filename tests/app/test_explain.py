@@ -97,3 +97,8 @@ def test_printable_shortens_what_nobody_reads():
     assert shown.startswith("T must be a number, got 9999")
     assert shown.endswith("write T=4")
     assert len(printable("a b " * 10_000)) < 2100
+
+
+def test_explain_tells_an_import_error_without_a_package_in_one_line():
+    error = ImportError("Error loading 'x':\nModuleNotFoundError()\nAre you sure?")
+    assert explain(error, []) == "Error loading 'x': ModuleNotFoundError() Are you sure?"

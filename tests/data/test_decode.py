@@ -2,13 +2,14 @@ import errno
 import io
 import os
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from kd.data.decode import Cache, cache_of, change_notes, decode
+from kd.data.decode import Cache, cache_of, change_notes, decode, read_rgb
 from kd.data.folder import folder
 from kd.data.parquet import parquet
 from kd.errors import UserError
@@ -384,3 +385,12 @@ def test_decode_refuses_a_size_that_memory_does_not_hold():
 def test_decode_names_a_file_in_one_line_of_printable_text():
     with pytest.raises(UserError, match=r"^a\\n\\x1b\[31m\\udce9: damaged"):
         decode([("a\n\x1b[31m\udce9", b"")], 1, 8)
+
+
+def test_read_rgb_refuses_damaged_pixels_of_a_png_with_transparency():
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 4), np.uint8), "RGBA").save(buffer, "PNG")
+    data = bytearray(buffer.getvalue())
+    data[60] ^= 255  # in the compressed pixels
+    with pytest.raises(UserError, match="damaged"):
+        read_rgb("a.png", bytes(data), Counter())

@@ -15,7 +15,7 @@ from kd.app.compose import conf_dir
 from kd.runs.results import FILE, Result, write
 from tests.fuzz import mutate
 from tests.fuzz.originals import call, patched, settings
-from tests.fuzz.workers import Nonsense, Refused, printed
+from tests.fuzz.workers import NonsenseError, RefusedError, printed
 
 KNOBS: dict[str, tuple[str, ...]] = {
     "T": ("1", "2.5", "4", "1e3"),
@@ -180,19 +180,19 @@ def command(rng: random.Random, originals: Path, here: Path) -> None:
     out = started(typed.argv)
     if any(argument.startswith(PRINTING) for argument in typed.argv):
         if not out.strip():
-            raise Nonsense("nothing printed")
+            raise NonsenseError("nothing printed")
         return
     records = [path for path in here.rglob(FILE) if path.parent.name != "mine"]
     if typed.jobs is not None and "-m" in typed.argv and len(records) != typed.jobs:
-        raise Nonsense(f"{len(records)} runs of {typed.jobs}: {typed.argv}")
+        raise NonsenseError(f"{len(records)} runs of {typed.jobs}: {typed.argv}")
     if not records:
-        raise Nonsense(f"no record of the run: {typed.argv}")
+        raise NonsenseError(f"no record of the run: {typed.argv}")
     if "-m" not in typed.argv:
         compare(records[0].parent, typed.expected)
 
 
 def started(argv: list[str]) -> str:
-    """Call the program with a run that ends after its dry run; return what it printed, or raise Refused."""
+    """Call the program with a run that ends after its dry run; return what it printed, or raise RefusedError."""
     with patched(__import__("kd.app.run", fromlist=["run"]), "run", _dry):
         code = call(argv)
     out, err = printed()
@@ -201,10 +201,10 @@ def started(argv: list[str]) -> str:
     if code == 0:
         return out
     if code != 1:
-        raise Nonsense(f"exit code {code}: {argv!r:.500} {err[-300:]}")
+        raise NonsenseError(f"exit code {code}: {argv!r:.500} {err[-300:]}")
     if "error: " not in err:
-        raise Nonsense(f"no line of an error: {argv!r:.500} {err[-300:]!r}")
-    raise Refused(err[err.rindex("error: ") :])
+        raise NonsenseError(f"no line of an error: {argv!r:.500} {err[-300:]!r}")
+    raise RefusedError(err[err.rindex("error: ") :])
 
 
 def _dry(build: Any, record: Result, directory: Path, callbacks: Any = ()) -> Result:
@@ -219,7 +219,7 @@ def _dry(build: Any, record: Result, directory: Path, callbacks: Any = ()) -> Re
 
 
 def compare(directory: Path, expected: dict[str, str]) -> None:
-    """Raise Nonsense if the composed configuration has other values than typed."""
+    """Raise NonsenseError if the composed configuration has other values than typed."""
     files = sorted(directory.glob("*/config.yaml"))
     if not files:  # hydra.output_subdir
         return
@@ -231,13 +231,13 @@ def compare(directory: Path, expected: dict[str, str]) -> None:
         if name in GROUPS:
             got = chosen.get(name)
             if got != value.strip("'\" "):
-                raise Nonsense(f"{name}={value} became {got}")
+                raise NonsenseError(f"{name}={value} became {got}")
         elif "@" in name or "/" in name:
             continue
         else:
             got = OmegaConf.select(config, name, throw_on_missing=False)
             if not same(got, value):
-                raise Nonsense(f"{name}={value} became {got!r}")
+                raise NonsenseError(f"{name}={value} became {got!r}")
 
 
 def same(got: Any, typed: str) -> bool:
@@ -285,7 +285,7 @@ def configuration(rng: random.Random, originals: Path, here: Path) -> None:
     started([f"--config-dir={here / 'mine'}", *fixed, f"{group}=own"])
     records = list((here / "run").glob(FILE)) or list((here / "multirun").rglob(FILE))
     if not records:
-        raise Nonsense("no record of the run")
+        raise NonsenseError("no record of the run")
     config = OmegaConf.load(next(records[0].parent.glob("*/config.yaml")))
     at = content.decode("utf-8", "replace").splitlines()[:1] == ["# @package _global_"]
     if package == "" and not at:
@@ -297,7 +297,7 @@ def configuration(rng: random.Random, originals: Path, here: Path) -> None:
             continue
         got = OmegaConf.select(config, place)
         if got != value:
-            raise Nonsense(f"{place}: {value!r} became {got!r}")
+            raise NonsenseError(f"{place}: {value!r} became {got!r}")
 
 
 def _values(rng: random.Random, text: str) -> bytes:
@@ -323,7 +323,9 @@ def _text(rng: random.Random, text: str) -> bytes:
         lambda: rows.insert(place, "deep: " + "{a: " * rng.choice((20, 500)) + "1" + "}" * 20 + "\n"),
         lambda: rows.insert(place, rng.choice(("<<: *x\n", "x: &x [*x]\n", "? [a]\n: 1\n", "1: 2\n", "null: 1\n"))),
         lambda: rows.insert(place, f"{rng.choice(('T', 'lr', 'x', '_target_'))}: {rng.choice(ODD)}\n"),
-        lambda: rows.insert(place, rng.choice(("--- \n", "...\n", "%YAML 9.9\n", "!!binary x\n", "\ufeff", "x:\x01\n"))),
+        lambda: rows.insert(
+            place, rng.choice(("--- \n", "...\n", "%YAML 9.9\n", "!!binary x\n", "\ufeff", "x:\x01\n"))
+        ),
     ]
     if how < len(changes):
         changes[how]()
@@ -337,5 +339,3 @@ def bomb(rng: random.Random) -> str:
     rows = ["b0: &b0 [1,1,1,1,1,1,1,1,1,1]"]
     rows += [f"b{i}: &b{i} [{','.join([f'*b{i - 1}'] * 10)}]" for i in range(1, depth)]
     return "\n".join(rows) + "\n"
-
-

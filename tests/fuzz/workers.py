@@ -30,18 +30,18 @@ MEGABYTES = 2000
 """Resident, the 800 of the loaded libraries included."""
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The program refused the case: its message."""
 
 
-class Nonsense(Exception):
+class NonsenseError(Exception):
     """The program accepted the case, and did not do what it says."""
 
 
 Case = Callable[[random.Random, Path, Path], None]
 """Makes a case from random numbers in an empty folder, the current one, and tries it; the first path is that of the
-originals. Returns if the program accepted it; raises Refused or a UserError if it refused it, Nonsense if what it did
-is wrong. Any other exception is a traceback at the user."""
+originals. Returns if the program accepted it; raises RefusedError or a UserError if it refused it, NonsenseError if
+what it did is wrong. Any other exception is a traceback at the user."""
 
 
 class Outcome(NamedTuple):
@@ -128,7 +128,7 @@ def _isolate(temporary: Path) -> None:
     for number, stream in ((1, "stdout"), (2, "stderr")):
         file = os.open(temporary / stream, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(file, number)
-        setattr(sys, stream, io.TextIOWrapper(open(number, "wb", closefd=False), encoding="utf-8"))
+        setattr(sys, stream, io.TextIOWrapper(open(number, "wb", closefd=False), encoding="utf-8"))  # noqa: SIM115
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + 2 * MEGABYTES * 10**6,) * 2)
@@ -148,12 +148,12 @@ def _tried(case: Case, name: str, seed: int, originals: Path) -> Outcome:
     try:
         case(random.Random(f"{name} {seed}"), originals, Path.cwd())
         verdict, note = "accepted", ""
-    except (UserError, Refused) as error:
+    except (UserError, RefusedError) as error:
         verdict, note = "refused", str(error)
         wrong = wrong_line(note)
         if wrong:
             verdict, note = "nonsense", f"{wrong}: {note[:300]!r}"
-    except Nonsense as error:
+    except NonsenseError as error:
         verdict, note = "nonsense", str(error)
     except BaseException as error:
         text = "".join(traceback.format_exception(error))

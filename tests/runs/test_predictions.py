@@ -210,3 +210,13 @@ def labels(*counts):
 )
 def test_near_chance_tells_ignorance_from_knowledge(accuracy, counts, verdict):
     assert near_chance(accuracy, labels(*counts)) == verdict
+
+
+def test_predictions_read_refuses_a_damaged_name_which_would_leave_the_teacher_out(tmp_path):
+    path = tmp_path / "p.npz"
+    logits = np.zeros((2, 2), np.float32)
+    write(Predictions(np.array([0, 1]), logits, logits), path)
+    first, _, last = path.read_bytes().rpartition(b"teacher_logits")
+    path.write_bytes(first + b"teacher_loGits" + last)
+    with pytest.raises(UserError, match="does not hold whole predictions"):
+        read(path)

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from kd.errors import UserError
-from kd.runs.results import Result, read, write
-from kd.runs.status import refuse_links, tracked, versions
+from kd.files import temporary_path
+from kd.runs.results import FILE, Result, read, write
+from kd.runs.status import recorded, refuse_links, tracked, versions
 
 RUN = Result(method="logits", seed=0, dataset="d", epochs=1, status="running", fingerprint="one")
 
@@ -134,3 +135,8 @@ def raise_not_found(name):
     from importlib.metadata import PackageNotFoundError
 
     raise PackageNotFoundError(name)
+
+
+def test_recorded_takes_what_a_kill_left_of_the_first_record_for_nothing(tmp_path):
+    temporary_path(tmp_path / FILE).write_text("{")
+    assert recorded(tmp_path) is None

@@ -1,6 +1,5 @@
 """Places and circumstances that a run has to bear: other users, full disks, limits, clocks that jump."""
 
-import errno
 import os
 import resource
 import stat
@@ -140,12 +139,9 @@ def test_a_full_disk_leaves_the_old_file_and_is_told(tmp_path, tiny_net):
     try:
         net = tiny_net()
         save_weights(net, disk / "w.safetensors", {})
-        (disk / "fill").write_bytes(b"")
-        with open(disk / "fill", "wb", buffering=0) as fill, pytest.raises(OSError, match="No space") as full:
-            while True:
-                fill.write(bytes(4096))
-        assert full.value.errno == errno.ENOSPC
-        with pytest.raises((UserError, OSError), match="No space|full"):
+        space = os.statvfs(disk)
+        (disk / "fill").write_bytes(bytes((space.f_bavail - 1) * space.f_bsize))
+        with pytest.raises((UserError, OSError), match=r"No space|full"):
             save_weights(tiny_net(width=400), disk / "w.safetensors", {})
         tensors, _ = load_weights(disk / "w.safetensors")
         assert all(tensor.equal(net.state_dict()[name]) for name, tensor in tensors.items())
