@@ -30,7 +30,7 @@ from kd.runs.weights import not_finite, save_weights
 from kd.training.callbacks import ADVICE, EpochSeed, History, KeepPredictions
 from kd.training.checkpoints import PREVIOUS, AtomicCheckpoints
 from kd.training.loggers import Samples, abandon, conclude, log_confusion, name_run
-from kd.training.memory import out_of_memory
+from kd.training.memory import lacks_memory, out_of_memory
 from kd.training.modules import Classifier
 
 CHECKPOINT = Path(CHECKPOINTS, "last.ckpt")
@@ -124,11 +124,10 @@ def train(
             if broken is not None:
                 raise UserError(f"training diverged: {broken} ends with weights that are not finite; {ADVICE}")
             trainer.test(module, data, verbose=False)
-        except torch.OutOfMemoryError as error:
+        except BaseException as error:
             abandon(trainer.loggers)
-            raise out_of_memory(error, module, data, trainer) from error
-        except BaseException:
-            abandon(trainer.loggers)
+            if lacks_memory(error):
+                raise out_of_memory(error, module, data, trainer) from error
             raise
 
     predictions = keep_predictions.predictions(trainer)

@@ -1,4 +1,4 @@
-"""What to do about a GPU that is out of memory: the batch size that fits, found by trying."""
+"""What to do about a device that is out of memory: the batch size that fits, found by trying."""
 
 import traceback
 
@@ -11,8 +11,13 @@ from kd.errors import UserError
 from kd.training.modules import Classifier
 
 
-def out_of_memory(error: torch.OutOfMemoryError, module: Classifier, data: DataModule, trainer: L.Trainer) -> UserError:
-    """Return the message for a training that ran out of a GPU's memory, with the batch size that fits.
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an error is that of a GPU, or of a processor, that has no more memory to give."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def out_of_memory(error: BaseException, module: Classifier, data: DataModule, trainer: L.Trainer) -> UserError:
+    """Return the message for a training that ran out of memory, with the batch size that fits.
 
     Args:
         error: what ended the training.
@@ -21,16 +26,19 @@ def out_of_memory(error: torch.OutOfMemoryError, module: Classifier, data: DataM
         trainer: after its failure.
     """
     traceback.clear_frames(error.__traceback__)  # they hold the activations of the failed step
+    device = f"the device, {trainer.strategy.root_device},"
     try:
         batch = next(iter(data.train_dataloader()))
-    except torch.OutOfMemoryError:
-        return UserError("the GPU has no memory for all images; give data.in_memory=false")
+    except (RuntimeError, MemoryError) as second:
+        if not lacks_memory(second):
+            raise
+        return UserError(f"{device} has no memory for all images; give data.in_memory=false")
     fitting = fitting_batch_size(module, trainer, batch)
     if fitting is None:
         way_out = "not even one image a step fits; choose a smaller network"
     else:
         way_out = f"batch_size={fitting * trainer.world_size} fits, as does a smaller network"
-    return UserError(f"the GPU has no memory for steps of {data.batch_size} images; {way_out}")
+    return UserError(f"{device} has no memory for steps of {data.batch_size} images; {way_out}")
 
 
 def fitting_batch_size(module: Classifier, trainer: L.Trainer, batch: Batch) -> int | None:
@@ -51,7 +59,9 @@ def fitting_batch_size(module: Classifier, trainer: L.Trainer, batch: Batch) -> 
             with trainer.precision_plugin.forward_context():
                 terms = module.step(Batch(*(part[:size].to(device) for part in batch))).terms
             torch.autograd.backward(torch.stack(list(terms.values())).sum())
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
             traceback.clear_frames(error.__traceback__)
         else:
             return size

@@ -6,7 +6,7 @@ from torch import nn
 
 from kd.data.augment import Augment
 from kd.data.module import DataModule
-from kd.training.memory import out_of_memory
+from kd.training.memory import lacks_memory, out_of_memory
 from kd.training.modules import Classifier
 from kd.training.optim import one_cycle
 
@@ -14,9 +14,9 @@ from kd.training.optim import one_cycle
 class SmallMemory(nn.Module):
     """A network on a device that has memory for a number of images a step, forward and backward pass alike."""
 
-    def __init__(self, net: nn.Module, forward: int, backward: int) -> None:
+    def __init__(self, net: nn.Module, forward: int, backward: int, error: Exception) -> None:
         super().__init__()
-        self.net, self.forward_limit, self.backward_limit = net, forward, backward
+        self.net, self.forward_limit, self.backward_limit, self.error = net, forward, backward, error
 
     def forward(self, x):
         self.check(x, self.forward_limit)
@@ -27,9 +27,14 @@ class SmallMemory(nn.Module):
 
     def check(self, x, limit):
         if len(x) > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            raise self.error
 
 
+ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20971520 bytes.")
+
+
+@pytest.mark.parametrize("error", [ON_GPU, ON_CPU], ids=["gpu", "cpu"])
 @pytest.mark.parametrize(
     ("forward", "backward", "answer"),
     [
@@ -40,15 +45,16 @@ class SmallMemory(nn.Module):
         (0, 0, "not even one image a step fits; choose a smaller network"),
     ],
 )
-def test_out_of_memory_names_the_batch_size_that_fits(tiny_net, noise, trainer, forward, backward, answer):
-    net = SmallMemory(tiny_net(), forward, backward)
+def test_out_of_memory_names_the_batch_size_that_fits(tiny_net, noise, trainer, forward, backward, answer, error):
+    net = SmallMemory(tiny_net(), forward, backward, error)
     module = Classifier(net, 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0))
     data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=20, seed=0)
     lightning = trainer(max_epochs=1)
-    with pytest.raises(torch.OutOfMemoryError) as raised:
+    with pytest.raises(type(error)) as raised:
         lightning.fit(module, data)
+    assert lacks_memory(raised.value)
     message = str(out_of_memory(raised.value, module, data, lightning))
-    assert message.startswith("the GPU has no memory for steps of 20 images; ")
+    assert message.startswith("the device, cpu, has no memory for steps of 20 images; ")
     assert answer in message
 
 
