@@ -5,5 +5,5 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    root = str(Path(__file__).resolve().parents[1])
-    os.execve(sys.executable, [sys.executable, "-m", "tests.fuzz", *sys.argv[1:]], {**os.environ, "PYTHONPATH": root})
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    os.execve(sys.executable, [sys.executable, "-m", "tests.fuzz", *sys.argv[1:]], environment)
