@@ -131,13 +131,14 @@ class Collected(NamedTuple):
 _KINDS = get_type_hints(Result)
 _REQUIRED = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
 _FIGURE = "[-3.5e38, 3.5e38]"  # what fp32 holds
+_CHECKED_LATER = ("seed", "epochs")
+"""Settings that the first record of a run has as they were typed: what is wrong with them is found after it."""
 _SPANS = {
     **dict.fromkeys(("val_acc", "test_acc", "teacher_test_acc", "agreement", "test_ece"), "[0, 1]"),
     **dict.fromkeys(("epoch_train_acc", "epoch_val_acc"), "[0, 1]"),
     **dict.fromkeys(("test_nll", "epoch_train_loss", "epoch_val_loss"), _FIGURE),
     **dict.fromkeys(("student_params", "teacher_params", "test_images", "test_total"), "whole [0, 1e15]"),
-    # Of a run that has begun, as typed: what is wrong with them is found after the first record.
-    **dict.fromkeys(("seed", "epochs"), "whole [-1e15, 1e15]"),
+    **dict.fromkeys(_CHECKED_LATER, "whole [-1e15, 1e15]"),
     **dict.fromkeys(("retention", "train_seconds", "images_per_second"), "[0, 1e12]"),
 }
 """Ranges of all numbers, each item of a curve among them, but for knobs, which are finite."""
@@ -210,7 +211,11 @@ def _from_json(content: bytes) -> Result:
     values["knobs"] = _former_knobs(record) | values.get("knobs", {})
     for name, value in values.items():
         _require(name, value)
-    return Result(**values)
+    result = Result(**values)
+    if result.status == "done":
+        for name in _CHECKED_LATER:
+            ranges.require(name, getattr(result, name))
+    return result
 
 
 class Found(NamedTuple):

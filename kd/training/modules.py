@@ -115,6 +115,17 @@ class Classifier(L.LightningModule):
         """The network that is validated, tested and kept."""
         return self.net
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse tensors of another kind, such as int8, which torch would round to without a word.
+
+        Raises:
+            TypeError: naming the first.
+        """
+        saved = checkpoint["state_dict"]
+        for name, tensor in self.state_dict().items():
+            if name in saved and saved[name].is_floating_point() != tensor.is_floating_point():
+                raise TypeError(f"{name} is {saved[name].dtype} there and {tensor.dtype} here")
+
     def step(self, batch: Batch) -> Step:
         """One forward pass over a training batch: the output, and the weighted, named terms of the loss."""
         output = checked(self.net(batch.x), self.net)

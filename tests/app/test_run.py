@@ -142,15 +142,21 @@ class TestRun:
         assert code == 1
         assert f"error: {checkpoint} is damaged (its end is missing or changed); remove it to begin" in printed
 
-    def test_resume_names_a_checkpoint_that_cannot_be_restored(self, run):
-        """Its layout is right; its weights are another network's."""
+    @pytest.mark.parametrize(
+        ("change", "reason"), [("missing", "RuntimeError: Error(s) in"), ("rounded", "TypeError: ")]
+    )
+    def test_resume_names_a_checkpoint_that_cannot_be_restored(self, run, change, reason):
+        """Its layout is right; its weights are another network's, or rounded to whole numbers."""
         checkpoint = self.interrupted()
         content = torch.load(checkpoint, weights_only=True)
-        del content["state_dict"][min(content["state_dict"])]
+        first = next(name for name, tensor in content["state_dict"].items() if tensor.is_floating_point())
+        weight = content["state_dict"].pop(first)
+        if change == "rounded":
+            content["state_dict"][first] = weight.to(torch.int8)
         torch.save(content, checkpoint)
         code, printed = run("resume=run")
         assert code == 1
-        assert f"error: this training cannot be continued from {checkpoint} (RuntimeError: Error(s) in" in printed
+        assert f"error: this training cannot be continued from {checkpoint} ({reason}" in printed
         assert read(self.directory / "result.json").status == "failed"
 
     @pytest.fixture

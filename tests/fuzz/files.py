@@ -159,7 +159,7 @@ def _like_json(read: results.Result, content: bytes) -> None:
             raise NonsenseError(f"{name} of {share}")
     for name in ("epochs", "test_images", "test_total", "student_params"):
         number = getattr(read, name)
-        if number is not None and number < 0:
+        if number is not None and number < 0 and not (name == "epochs" and read.status != "done"):
             raise NonsenseError(f"{name} of {number}")
 
 
@@ -428,20 +428,21 @@ def checkpoints(rng: random.Random, originals: Path, here: Path) -> None:
     """Try a damaged last.ckpt of an interrupted run with resume=: refused, or the undisturbed run's weights."""
     shutil.copytree(originals / "interrupted", here / "run")
     last = here / "run" / "checkpoints" / "last.ckpt"
-    how = rng.random()
+    how, edited = rng.random(), False
     if how < 0.5:
         last.write_bytes(mutate.damage(rng, last.read_bytes()))
     elif how < 0.95:
-        _checkpoint(rng, last)
+        edited = _checkpoint(rng, last)
     else:
         _replace(rng, last, here)
-    _finish([f"resume={here / 'run'}"], originals, here / "run")
+    _finish([f"resume={here / 'run'}"], originals, here / "run", edited)
 
 
-def _checkpoint(rng: random.Random, last: Path) -> None:
+def _checkpoint(rng: random.Random, last: Path) -> bool:
+    """Write other content; return whether nothing tells it from another training's, as one finite weight differs."""
     content = torch.load(last, weights_only=True)
     key = rng.choice([name for name in content if name in _DECISIVE or rng.random() < 0.3] or list(content))
-    how = rng.randrange(5)
+    how, edited = rng.randrange(5), False
     changed: Any = content
     if how == 0:
         changed.pop(key)
@@ -454,12 +455,14 @@ def _checkpoint(rng: random.Random, last: Path) -> None:
         tensors[name] = rng.choice(
             (value * math.nan, value[None], value.double(), value + 1, value.to(torch.int8), torch.ones(5))
         )
+        edited = torch.equal(tensors[name], value + 1)
     elif how == 3:
         name = rng.choice(("epoch", "global_step"))
         changed[name] = rng.choice((-1, 0, 2, 5, 10**9, 10**30, 0.5, "1", None))
     else:
         changed = rng.choice(({}, [], [content], None, 5, {"state_dict": {}}, torch.ones(3)))
     _write(rng, changed, last)
+    return edited
 
 
 _DECISIVE = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "loops", "callbacks")
