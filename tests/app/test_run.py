@@ -72,8 +72,8 @@ class TestRun:
         assert (result.method, result.knobs, result.taught) == ("logits", {"T": 2, "alpha": 0.1}, True)
         assert (result.status, result.dataset, result.epochs, result.seed) == ("done", "digits", 2, 0)
         assert (result.student, result.teacher) == ("cnn16", "cnn32")
-        assert result.data_id == digits().id
-        assert result.variant == "epochs=2 student.scale=2 teacher.scale=2"
+        assert result.data_id == digits(16).id
+        assert result.variant == "data.source.image_size=16 epochs=2 student.scale=2 teacher.scale=2"
         assert result.retention == pytest.approx(result.test_acc / result.teacher_test_acc)
         assert 0 <= result.agreement <= 1
         assert len(result.epoch_val_acc) == len(result.epoch_train_loss) == 2
@@ -333,7 +333,7 @@ class TestRun:
         tensors, metadata = load_weights(self.directory / "student.safetensors")
         net = instantiate(metadata["model"], num_classes=metadata["num_classes"], image_size=metadata["image_size"])
         fill(net, tensors, self.directory)
-        images = digits()
+        images = digits(metadata["image_size"])
         mean, std = (torch.tensor(metadata[name])[:, None, None] for name in ("mean", "std"))
         with torch.no_grad():
             logits = net.eval()((images.test_x / 255 - mean) / std).logits
@@ -531,7 +531,7 @@ def test_resume_gives_the_result_of_an_uninterrupted_run(run, tmp_path, teacher_
     assert "Traceback" not in printed
     interrupted = read(tmp_path / "broken" / "result.json")
     assert interrupted.status == "interrupted"
-    assert interrupted.data_id == digits().id  # so that it is not continued with other images
+    assert interrupted.data_id == digits(16).id  # so that it is not continued with other images
 
     assert run("resume=broken")[0] == 0
     assert run(*longer, "teacher_store=fresh", "hydra.run.dir=whole")[0] == 0

@@ -127,7 +127,7 @@ def test_multirun_trains_a_method_without_a_teacher_once(sweep):
     code, printed, directory = sweep("method=standard", "teacher.scale=2,3", "ensemble=1,2")
     assert (code, len(records(directory))) == (0, 1)
     assert "teacher.scale=3 ensemble=2: the same as teacher.scale=2 ensemble=1" in printed
-    assert records(directory)["0"].variant == "epochs=2 student.scale=2"
+    assert records(directory)["0"].variant == "data.source.image_size=16 epochs=2 student.scale=2"
 
 
 def test_multirun_of_refused_jobs_only_is_one_error(sweep):
