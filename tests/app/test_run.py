@@ -401,7 +401,7 @@ def test_standard_and_feature_record_their_terms(run, tmp_path):
         ("method=standard", "recipe/schedule=cosine", "recipe.label_smoothing=0.1", "student.activation=elu"),
         ("method=standard", "data.augment.cutout=8", "trainer.precision=bf16-mixed"),
         ("method=logits", "speed=reference", "trainer.precision=32-true"),
-        ("method=teacher", "recipe/optimizer@teacher_recipe.optimizer=adamw", "teacher_recipe.epochs=1"),
+        ("method=teacher", "recipe/optimizer@teacher_recipe.optimizer=adamw"),
     ],
     ids=lambda choices: choices[1],
 )
@@ -467,10 +467,11 @@ def test_run_on_one_device_is_whole_whatever_launched_it(tmp_path, finished, lau
 def test_ddp_trains_the_student_of_one_process(run, tmp_path, finished):
     shutil.copytree(finished / "teachers", tmp_path / "teachers")
     # Neither BatchNorm nor dropout: they treat half a batch otherwise than a whole one.
-    student = ("student._target_=tests.launchers.plain.Plain", "student.activation=elu", "method=logits", "T=2")
+    plain = ("student._target_=tests.launchers.plain.Plain", "student.activation=elu", "method=logits", "T=2")
+    student = (*plain, "recipe.epochs=8", "recipe.optimizer.lr=0.1")
     ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
-    quiet = "trainer.enable_progress_bar=false"
-    done = processes.run(ROOT / "train.py", *SMALL[:4], *ddp, quiet, *student, "hydra.run.dir=run", cwd=tmp_path)
+    small = [setting for setting in SMALL if setting != "trainer=cpu"]
+    done = processes.run(ROOT / "train.py", *small, *ddp, *student, "hydra.run.dir=run", cwd=tmp_path)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
     record = read(tmp_path / "run" / "result.json")
@@ -488,8 +489,8 @@ def test_ddp_trains_the_student_of_one_process(run, tmp_path, finished):
     together, alone, otherwise = (
         load_file(tmp_path / name / "student.safetensors") for name in ("run", "alone", "otherwise")
     )
-    assert distance(together, alone) < 0.1  # rounded to half precision in other places
-    assert distance(together, otherwise) > 0.4  # as another order of the images comes to
+    assert distance(together, alone) < 0.02  # rounded to half precision in other places
+    assert distance(together, otherwise) > 0.06  # as another order of the images comes to
 
 
 def distance(left, right):
@@ -546,7 +547,7 @@ def test_resume_gives_the_result_of_an_uninterrupted_run(run, tmp_path, teacher_
 def test_run_refuses_a_network_that_memory_does_not_hold(run, tmp_path, monkeypatch, name):
     """Before any of it is taken: the largest `scale` has a thousand million parameters."""
     monkeypatch.setattr("kd.app.build.free_memory", lambda: 10**10)
-    code, printed = run(*SMALL, f"{name}.scale=512", "hydra.run.dir=run")
+    code, printed = run(*SMALL, "data.source.image_size=32", f"{name}.scale=512", "hydra.run.dir=run")
     assert code == 1
     assert f"error: a {name} of 1,090," in printed
     assert f"takes 17 GB of memory, and 10 GB are free; choose a smaller network, such as by {name}.scale" in printed

@@ -102,6 +102,7 @@ def _table(tried: dict[str, list[workers.Outcome]]) -> Table:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        prog="fuzz.py",
         description="Try damaged files and wrong commands: each is to be refused in a line, or done right.\n"
         "A case fails with a traceback, with exit code 0 and a wrong result, after 10 s of processor time, or above\n"
         "2 GB of memory. Each failure is printed with the command that repeats it.",

@@ -158,6 +158,7 @@ def _weights(path: Path) -> Any:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        prog="kill.py",
         description="Kill a run at each of its file operations (open for writing, rename, remove, mkdir, fsync, ...),\n"
         "continue it by the same command, and check that it ends with the same weights, predictions and curves.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
