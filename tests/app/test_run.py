@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from kd.data.digits import digits
+from kd.models.cnn import CNN
 from kd.runs import predictions
 from kd.runs.results import read, write
 from kd.runs.weights import fill, load_weights
@@ -552,3 +553,20 @@ def test_run_refuses_a_network_that_memory_does_not_hold(run, tmp_path, monkeypa
     assert f"error: a {name} of 1,090," in printed
     assert f"takes 17 GB of memory, and 10 GB are free; choose a smaller network, such as by {name}.scale" in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_run_out_of_memory_names_the_batch_size_that_fits(run, tmp_path, monkeypatch):
+    """A GPU with memory for forty images, simulated."""
+    forward = CNN.forward
+
+    def limited(net, x):
+        if net.training and len(x) > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return forward(net, x)
+
+    monkeypatch.setattr(CNN, "forward", limited)
+    code, printed = run(*SMALL, "method=standard", "batch_size=64", "hydra.run.dir=run")
+    assert code == 1
+    assert "has no memory for steps of 64 images; batch_size=32 fits, as does a smaller network\n" in printed
+    assert "Traceback" not in printed
+    assert read(tmp_path / "run" / "result.json").status == "failed"
