@@ -64,7 +64,8 @@ def execute(
             typed=to_be_typed(command.overrides),
         )
     finally:
-        gc.collect()  # a Trainer refers to itself, and would hold its images for some ten more runs of a process
+        if command.launcher is not None:
+            gc.collect()  # a Trainer refers to itself, and would hold its images for some ten more jobs of a process
 
 
 def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[Callback]" = ()) -> Result:

@@ -25,7 +25,8 @@ from kd.runs.results import read  # noqa: E402
 from tests import processes  # noqa: E402
 
 GRID = (
-    "-m", "data=digits", "epochs=2", "teacher.scale=2", "student.scale=2", "trainer=cpu", "threads=1",
+    "-m", "data=digits", "data.source.image_size=16", "epochs=2", "teacher.scale=2", "student.scale=2",
+    "trainer=cpu", "threads=1",
     "trainer.enable_progress_bar=false", "logger=none", "trainer.precision=32-true",
     "method=logits,feature", "T=1,4", "seed=0,1,2",
 )  # fmt: skip

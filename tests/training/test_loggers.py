@@ -250,8 +250,8 @@ def test_tensorboard_on_a_full_disk_raises_and_leaves_no_half_event(tmp_path, ca
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     logger.log_metrics({"loss": 2.0}, 99)
     abandon([logger])
-    assert events_in(tmp_path / "tensorboard").Scalars("loss")[-1].value == 2.0
     assert capfd.readouterr() == ("", "")
+    assert events_in(tmp_path / "tensorboard").Scalars("loss")[-1].value == 2.0
 
 
 def test_failed_training_closes_its_files(fit):
