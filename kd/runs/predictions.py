@@ -105,9 +105,11 @@ _HEADER = re.compile(
 
 def _read(file: BinaryIO, images: int | None) -> Predictions:
     """Return what is in the file; or ValueError, among others."""
-    size = _checked_size(file)
+    size, count = _checked_size(file)
     with zipfile.ZipFile(file) as archive:
         names = [entry.filename for entry in archive.infolist()]
+        if len(names) != count:  # a damaged length in the list hides what comes after it
+            raise ValueError(f"{len(names)} arrays can be read of {count}")
         if len(set(names)) < len(names):
             raise ValueError("an array is there twice")
         missing = [name for name in ("labels", "logits") if f"{name}.npy" not in names]
@@ -134,8 +136,8 @@ def _read(file: BinaryIO, images: int | None) -> Predictions:
         return Predictions(y.astype(np.int64), _logits(archive, logits), taught)
 
 
-def _checked_size(file: BinaryIO) -> int:
-    """Return the size of the file, after a check of what `zipfile` reads at once and whole: the list of members.
+def _checked_size(file: BinaryIO) -> tuple[int, int]:
+    """Return size and members of the file, after a check of what `zipfile` reads at once and whole: the members' list.
 
     A list that an archive of many thousand members has elsewhere is refused.
     """
@@ -149,7 +151,7 @@ def _checked_size(file: BinaryIO) -> int:
     members, length, begin = struct.unpack("<10xHII2x", end)
     if members > MEMBERS or begin + length + 22 != size:
         raise ValueError("not an archive of a few arrays")
-    return size
+    return size, members
 
 
 def _limit(size: int) -> int:

@@ -220,3 +220,16 @@ def test_predictions_read_refuses_a_damaged_name_which_would_leave_the_teacher_o
     path.write_bytes(first + b"teacher_loGits" + last)
     with pytest.raises(UserError, match="does not hold whole predictions"):
         read(path)
+
+
+def test_predictions_read_refuses_a_damaged_length_which_would_leave_the_teacher_out(tmp_path):
+    path = tmp_path / "p.npz"
+    logits = np.zeros((2, 2), np.float32)
+    write(Predictions(np.array([0, 1]), logits, logits), path)
+    content = bytearray(path.read_bytes())
+    second = content.rindex(b"logits.npy", 0, content.rindex(b"teacher_logits")) - 46  # its entry in the list
+    assert content[second : second + 4] == b"PK\x01\x02"
+    content[second + 32] = 64  # bytes of a comment: the next entry
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="does not hold whole predictions: 2 arrays can be read of 3"):
+        read(path)
