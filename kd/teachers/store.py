@@ -67,7 +67,8 @@ def find_or_train(store: Path, recipe: dict[str, Any], train: Callable[[Path], o
                 if not os.access(partial, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
                     raise UserError(_not_writable(store, partial, "another user's training that ended early"))
                 train(partial)
-                facts = {"recipe": recipe, "sha256": checksum(partial / WEIGHTS)}
+                weights = partial / WEIGHTS
+                facts = {"recipe": recipe, "sha256": checksum(weights), "bytes": weights.stat().st_size}
                 with replaced(partial / ENTRY) as temporary:
                     temporary.write_text(json.dumps(facts, indent=2, sort_keys=True))
                 os.rename(partial, entry)
@@ -125,8 +126,11 @@ def _check(entry: Path, recipe: dict[str, Any]) -> None:
     try:
         with open_regular(entry / ENTRY) as file:
             facts = json.loads(file.read(MAX_ENTRY))
-        digest = checksum(entry / WEIGHTS)
         stored_recipe, recorded = facts["recipe"], facts["sha256"]
+        with open_regular(entry / WEIGHTS) as file:
+            size = os.fstat(file.fileno()).st_size
+        # Of another size it is not read to its end, which could be far away. Older versions did not store the size.
+        digest = checksum(entry / WEIGHTS) if facts.get("bytes", size) == size else None
     except PermissionError as error:
         raise UserError(_forbidden(error.filename)) from error
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -41,7 +41,8 @@ def test_trained_once_and_found_ever_after(tmp_path):
     assert train.found == [[]]
     assert (entry / "teacher.safetensors").read_bytes() == b"weights"
     facts = json.loads((entry / "entry.json").read_text())
-    assert facts == {"recipe": RECIPE, "sha256": checksum(entry / "teacher.safetensors")}
+    weights = entry / "teacher.safetensors"
+    assert facts == {"recipe": RECIPE, "sha256": checksum(weights), "bytes": weights.stat().st_size}
     assert re.fullmatch("[0-9a-f]{16}", entry.name)
     assert not list(store.glob("*.partial"))
 
@@ -208,6 +209,7 @@ def edit_recipe(entry):
     ("damage", "message"),
     [
         (lambda entry: (entry / "teacher.safetensors").write_bytes(b"Weights"), "do not match their checksum"),
+        (lambda entry: os.truncate(entry / "teacher.safetensors", 10**13), "do not match their checksum"),  # at once
         (lambda entry: (entry / "teacher.safetensors").unlink(), "is damaged"),
         (lambda entry: (entry / "entry.json").unlink(), "is damaged"),
         (lambda entry: (entry / "entry.json").write_text('{"recipe":'), "is damaged"),
