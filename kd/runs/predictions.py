@@ -50,11 +50,11 @@ def write(predictions: Predictions, path: Path) -> None:
     float16 holds bf16 values of ordinary size (between 1e-5 and 65504) exactly; fp32 is rounded to 11 bits.
     """
     labels, logits, teacher = predictions
-    optional = {} if teacher is None else {"teacher_logits": _to_float16(teacher)}
+    arrays: dict[str, Any] = {"labels": labels.astype(np.int32), "logits": _to_float16(logits)}
+    if teacher is not None:
+        arrays["teacher_logits"] = _to_float16(teacher)
     with replaced(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file, allow_pickle=False, labels=labels.astype(np.int32), logits=_to_float16(logits), **optional
-        )
+        np.savez_compressed(file, **arrays)
 
 
 def read(path: Path, images: int | None = None) -> Predictions:
