@@ -1,6 +1,7 @@
 """Names that tests in several folders share."""
 
 import copy
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -15,6 +16,19 @@ SMALL = (
     "data.source.image_size=16",
 )
 """A run of a second."""
+
+
+def put_no_file(path, kind):
+    """Put what is no file of a sensible size at a path: fifo, directory, gigabytes, device, loop or dangling."""
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "gigabytes":
+        with open(path, "wb") as file:
+            file.truncate(60 << 30)  # sparse: it takes no room
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": path.name, "dangling": "nowhere"}[kind])
 
 
 def pair(student, teacher=None, size=8, labels=None):

@@ -1,5 +1,4 @@
 import io
-import os
 import tracemalloc
 import warnings
 import zipfile
@@ -10,6 +9,7 @@ import torch
 
 from kd.errors import UserError
 from kd.runs.predictions import Predictions, near_chance, read, write
+from tests.common import put_no_file
 
 
 def example(with_teacher=True):
@@ -147,15 +147,7 @@ def test_predictions_read_refuses_other_than_the_recorded_number_of_images(tmp_p
 @pytest.mark.parametrize("kind", ["fifo", "device", "loop", "directory", "gigabytes"])
 def test_predictions_read_refuses_what_is_no_file(tmp_path, kind):
     path = tmp_path / "p.npz"
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "directory":
-        path.mkdir()
-    elif kind == "gigabytes":
-        with open(path, "wb") as file:
-            file.truncate(60 << 30)  # sparse: it takes no room
-    else:
-        path.symlink_to("/dev/zero" if kind == "device" else "p.npz")
+    put_no_file(path, kind)
     with pytest.raises(UserError, match=r"p\.npz"):
         read(path)
 

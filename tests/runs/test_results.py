@@ -10,6 +10,7 @@ import pytest
 
 from kd.errors import UserError
 from kd.runs.results import Result, collect, read, write
+from tests.common import put_no_file
 
 DONE = Result(
     method="logits",
@@ -253,15 +254,7 @@ def test_read_refuses_what_is_no_file_of_a_record(tmp_path, kind):
     path = tmp_path / "run" / "result.json"
     put(tmp_path / "good")
     path.parent.mkdir()
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "directory":
-        path.mkdir()
-    elif kind == "gigabytes":
-        with open(path, "wb") as file:
-            file.truncate(60 << 30)  # sparse: it takes no room
-    else:
-        path.symlink_to({"device": "/dev/zero", "loop": "result.json", "dangling": "nowhere"}[kind])
+    put_no_file(path, kind)
     message = "larger than 16 MB" if kind == "gigabytes" else "cannot be read: "
     with pytest.raises(UserError, match=message):
         read(path)
