@@ -83,6 +83,15 @@ def open_regular(path: Path) -> BinaryIO:
     return open(descriptor, "rb")
 
 
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a regular file, in hex."""
+    with open_regular(path) as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def shared_lock(path: Path) -> BaseFileLock:
     """Return a lock that everybody can take who may write to its folder."""
     # Else the file is its first user's alone, and only that user can lock it.

@@ -1,6 +1,5 @@
 """Images in parquet files, laid out as on the Hugging Face hub."""
 
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from kd.data.decode import Decoded, cache_of, change_notes, decode, display_name
 from kd.data.images import Images
 from kd.data.tree import LONGEST_NAME, SPLITS, Tree, check_class_names, in_order, printable
 from kd.errors import UserError
+from kd.files import checksum
 
 IMAGE = ("img", "image", "bytes")
 LABEL = ("label", "labels", "fine_label", "fine_labels")
@@ -184,15 +184,7 @@ def _same(files: list[Path], others: list[Path]) -> bool:
     pairs = list(zip(files, others, strict=False))
     if len(files) != len(others) or any(a.stat().st_size != b.stat().st_size for a, b in pairs):
         return False
-    return all(a.samefile(b) or _checksum(a) == _checksum(b) for a, b in pairs)
-
-
-def _checksum(file: Path) -> bytes:
-    with open(file, "rb") as content:
-        checksum = hashlib.blake2b()
-        while part := content.read(2**20):
-            checksum.update(part)
-    return checksum.digest()
+    return all(a.samefile(b) or checksum(a) == checksum(b) for a, b in pairs)
 
 
 def _relative(path: Path, root: Path) -> str:

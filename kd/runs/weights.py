@@ -116,15 +116,6 @@ def content_id(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a regular file, in hex."""
-    with open_regular(path) as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

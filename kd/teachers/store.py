@@ -23,11 +23,10 @@ from typing import Any
 from filelock import Timeout
 
 from kd.errors import UserError
-from kd.files import open_regular, replaced, shared_lock
+from kd.files import checksum, open_regular, replaced, shared_lock
 from kd.hashing import digest
 from kd.runs.results import FILE, Result, read
 from kd.runs.status import first_process, write_once
-from kd.runs.weights import checksum
 
 WEIGHTS = "teacher.safetensors"
 ENTRY = "entry.json"

@@ -25,9 +25,10 @@ from PIL import Image
 from kd.data.decode import FORMATS
 from kd.data.folder import folder
 from kd.data.parquet import parquet
+from kd.files import checksum
 from kd.runs import predictions as predictions_file
 from kd.runs import results
-from kd.runs.weights import checksum, load_weights
+from kd.runs.weights import load_weights
 from kd.teachers.store import ENTRY, WEIGHTS
 from kd.training.checkpoints import MARK, SEAL
 from tests.fuzz import mutate

@@ -15,7 +15,8 @@ from torch import nn
 
 import kd.runs.weights
 from kd.errors import UserError
-from kd.runs.weights import checksum, content_id, fill, load_weights, not_finite, save_weights
+from kd.files import checksum
+from kd.runs.weights import content_id, fill, load_weights, not_finite, save_weights
 
 METADATA = {
     "model": {"_target_": "kd.models.cnn.CNN", "scale": 16, "conv_dropout": 0.25},

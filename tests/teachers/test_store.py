@@ -7,8 +7,8 @@ import time
 import pytest
 
 from kd.errors import UserError
+from kd.files import checksum
 from kd.hashing import digest
-from kd.runs.weights import checksum
 from kd.teachers.store import find_or_train
 
 RECIPE = {
