@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
+from kd.methods.maps import check_stages, of_one_size, size
 from kd.models.output import Output
 from kd.ranges import require, require_sum
 
@@ -69,41 +70,21 @@ class Feature(SoftTargets):
 
     def setup(self, pair: Pair) -> None:
         student, teacher = pair.student.features, pair.taught_output.features
-        _check_stages("method.stages", self.stages, len(student))
-        _check_stages("method.teacher_stages", self.teacher_stages, len(teacher))
+        check_stages("method.stages", self.stages, len(student))
+        check_stages("method.teacher_stages", self.teacher_stages, len(teacher))
         for ours, theirs in zip(self.stages, self.teacher_stages, strict=True):
             if student[ours].shape[2:] != teacher[theirs].shape[2:] and not self.pool:
                 raise ValueError(
-                    f"stages: the student's map {ours} is {_size(student[ours])} and the teacher's map {theirs} is "
-                    f"{_size(teacher[theirs])}. The student's stages are {', '.join(map(_size, student))}, the "
-                    f"teacher's {', '.join(map(_size, teacher))}. Choose equal ones by method.stages=[..] and "
+                    f"stages: the student's map {ours} is {size(student[ours])} and the teacher's map {theirs} is "
+                    f"{size(teacher[theirs])}. The student's stages are {', '.join(map(size, student))}, the "
+                    f"teacher's {', '.join(map(size, teacher))}. Choose equal ones by method.stages=[..] and "
                     "method.teacher_stages=[..], or write method.pool=true"
                 )
             self.adapters.append(nn.Conv2d(student[ours].shape[1], teacher[theirs].shape[1], kernel_size=1))
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         distances = [
-            F.mse_loss(*_of_one_size(adapter(student.features[ours]).float(), teacher.features[theirs].float()))
+            F.mse_loss(*of_onesize(adapter(student.features[ours]).float(), teacher.features[theirs].float()))
             for adapter, ours, theirs in zip(self.adapters, self.stages, self.teacher_stages, strict=True)
         ]
         return sum(distances, start=distances[0].new_zeros(())) / len(distances)
-
-
-def _check_stages(name: str, stages: Sequence[int], depth: int) -> None:
-    for stage in stages:
-        if not -depth <= stage < depth:
-            raise ValueError(f"{name} must be in [{-depth}, {depth - 1}] for a network of {depth} stages, got {stage}")
-    if len({stage % depth for stage in stages}) < len(stages):
-        raise ValueError(f"{name} must name each stage once, got {list(stages)} of {depth} stages")
-
-
-def _size(feature: Tensor) -> str:
-    return "x".join(str(side) for side in feature.shape[2:])
-
-
-def _of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Average the larger of two maps to the height and width of the smaller."""
-    if student.shape[2:] == teacher.shape[2:]:
-        return student, teacher
-    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)

@@ -1,0 +1,73 @@
+"""What methods on feature maps have in common: which stages are matched, sizes, the classifier head."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd.models.output import Output
+
+
+def stage_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Pair the stages of two networks from the deepest up, as many as both have; listed shallow to deep.
+
+    Negative numbers, counted back from the deepest: [(-2, -2), (-1, -1)] for networks of two and of three stages.
+
+    Raises:
+        ValueError: if a network has no maps.
+    """
+    for who, maps in (("student", student), ("teacher", teacher)):
+        if not maps:
+            raise ValueError(f"the {who} has no such maps; name its stages, as in kd.wrap(net, stages=[...])")
+    return [(-i, -i) for i in range(min(len(student), len(teacher)), 0, -1)]
+
+
+def check_stages(name: str, stages: Sequence[int], depth: int) -> None:
+    """Refuse stages that a network of `depth` stages does not have, or that are named twice.
+
+    Raises:
+        ValueError: naming the setting `name` and the range.
+    """
+    for stage in stages:
+        if not -depth <= stage < depth:
+            raise ValueError(f"{name} must be in [{-depth}, {depth - 1}] for a network of {depth} stages, got {stage}")
+    if len({stage % depth for stage in stages}) < len(stages):
+        raise ValueError(f"{name} must name each stage once, got {list(stages)} of {depth} stages")
+
+
+def size(feature: Tensor) -> str:
+    """Height and width of maps (B, C, H, W), such as "16x16"."""
+    return "x".join(str(side) for side in feature.shape[2:])
+
+
+def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Average the larger of two maps (B, C, H, W) to the height and width of the smaller."""
+    if student.shape[2:] == teacher.shape[2:]:
+        return student, teacher
+    shape = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    return F.adaptive_avg_pool2d(student, shape), F.adaptive_avg_pool2d(teacher, shape)
+
+
+def classifier_head(net: nn.Module, output: Output) -> nn.Linear:
+    """Return the linear layer that turns the embedding of `output` into its logits.
+
+    Args:
+        net: the network.
+        output: its output for a probe batch, in eval mode.
+
+    Raises:
+        ValueError: if no single linear layer does, as in an ensemble.
+    """
+    with torch.no_grad():
+        for layer in net.modules():
+            fits = isinstance(layer, nn.Linear) and layer.in_features == output.embedding.shape[1]
+            if fits and layer.out_features == output.logits.shape[1]:
+                logits = layer(output.embedding.to(layer.weight.dtype))
+                if torch.allclose(logits, output.logits.to(logits.dtype), rtol=1e-3, atol=1e-4):
+                    return layer
+    raise ValueError(
+        f"{type(net).__name__} has no linear layer that makes its logits of its embedding "
+        f"({output.embedding.shape[1]} numbers), so this method has no head to use; choose a single network whose "
+        "classifier is linear, or a method that reads logits, maps or embeddings"
+    )
