@@ -84,7 +84,7 @@ class Feature(SoftTargets):
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         distances = [
-            F.mse_loss(*of_onesize(adapter(student.features[ours]).float(), teacher.features[theirs].float()))
+            F.mse_loss(*of_one_size(adapter(student.features[ours]).float(), teacher.features[theirs].float()))
             for adapter, ours, theirs in zip(self.adapters, self.stages, self.teacher_stages, strict=True)
         ]
         return sum(distances, start=distances[0].new_zeros(())) / len(distances)

@@ -61,8 +61,9 @@ def classifier_head(net: nn.Module, output: Output) -> nn.Linear:
     """
     with torch.no_grad():
         for layer in net.modules():
-            fits = isinstance(layer, nn.Linear) and layer.in_features == output.embedding.shape[1]
-            if fits and layer.out_features == output.logits.shape[1]:
+            if not isinstance(layer, nn.Linear):
+                continue
+            if (layer.out_features, layer.in_features) == (output.logits.shape[1], output.embedding.shape[1]):
                 logits = layer(output.embedding.to(layer.weight.dtype))
                 if torch.allclose(logits, output.logits.to(logits.dtype), rtol=1e-3, atol=1e-4):
                     return layer

@@ -14,7 +14,7 @@ def test_stage_pairs_meet_at_the_deepest():
     two, three = [torch.empty(1, 1, 1, 1)] * 2, [torch.empty(1, 1, 1, 1)] * 3
     assert stage_pairs(two, three) == [(-2, -2), (-1, -1)]
     assert stage_pairs(three, three) == [(-3, -3), (-2, -2), (-1, -1)]
-    with pytest.raises(ValueError, match="^the teacher has no such maps"):
+    with pytest.raises(ValueError, match=r"^the teacher has no such maps"):
         stage_pairs(two, [])
 
 
