@@ -204,6 +204,13 @@ class Builder:
             raise UserError(
                 f"method._target_={plain(plan.method)['_target_']} makes no kd.Method, see docs/extending.md"
             )
+        mixes = self._new(self.cfg.data.augment).mixes
+        if mixes and method.needs_labels:
+            name = type(method).__module__.rpartition(".")[2]
+            raise UserError(
+                f"{name} needs the label of each image, and data.augment.{mixes[0]} mixes two; write "
+                f"data.augment.{mixes[0]}=null, or choose a method that takes shares of classes"
+            )
         labels = images.train_y.clone()
         labels[stratified_split(labels, self.cfg.data.val_fraction, self.cfg.data.split_seed)[1]] = -1
         size = images.train_x.shape[-1]

@@ -98,7 +98,7 @@ def teacher_key(
             "id": data_id,
             "val_fraction": settings["data"]["val_fraction"],
             "split_seed": settings["data"]["split_seed"],
-            "augment": settings["data"]["augment"],
+            "augment": {name: value for name, value in settings["data"]["augment"].items() if value is not None},
         },
         "recipe": recipe,
         "speed": without(settings["speed"], AFTER_TRAINING),

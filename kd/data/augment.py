@@ -5,7 +5,7 @@ A crop with padding p has (2p + 1)^2 places and a flip has two states, so that a
     view = ((2p + 1) * dy + dx) * 2 + flip,    dy, dx in 0..2p
 
 At the usual p = 4 that makes 162. The number is part of the batch, as the key of anything stored per view.
-Cutout has too many states to be numbered; with it every view is -1.
+Cutout has too many states to be numbered, and so have mixtures of images (`kd.data.mix`); with them every view is -1.
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,15 @@ from kd.ranges import require
 
 @dataclass(frozen=True)
 class Augment:
-    """Random crop, flip and cutout of training images.
+    """Random crop, flip, cutout and mixing of training images.
 
     Args:
         crop: zero padding in pixels on each side before a random crop back to size; 0 for none.
         flip: whether to mirror half of the images, left to right.
         cutout: side in pixels of a square that is set to zero at a random place (DeVries and Taylor 2017,
             arXiv 1708.04552), partly outside the image near its border; 0 for none.
+        mixup, cutmix: parameter of the Beta distribution by which each image is mixed with another one of its step, see
+            `kd.data.mix.draw`; None for neither.
 
     Raises:
         ValueError: for a value outside its range or of another type.
@@ -34,11 +36,16 @@ class Augment:
     crop: int
     flip: bool
     cutout: int
+    mixup: float | None = None
+    cutmix: float | None = None
 
     def __post_init__(self) -> None:
         require("data.augment.crop", self.crop)
         require("data.augment.flip", self.flip)
         require("data.augment.cutout", self.cutout)
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if alpha is not None:
+                require(f"data.augment.{name}", alpha)
 
     def check_size(self, size: int) -> None:
         """Check that crop and cutout leave something of images of this height and width in pixels.
@@ -53,6 +60,11 @@ class Augment:
                 )
 
     @property
+    def mixes(self) -> tuple[str, ...]:
+        """What mixes two images into one, by name."""
+        return tuple(name for name in ("mixup", "cutmix") if getattr(self, name) is not None)
+
+    @property
     def plain_view(self) -> int:
         """The view that is the image itself."""
         return self.crop * (2 * self.crop + 2) * 2
@@ -60,7 +72,7 @@ class Augment:
     @property
     def views(self) -> int | None:
         """The number of views of an image; None if they cannot be numbered."""
-        return None if self.cutout else 2 * (2 * self.crop + 1) ** 2
+        return None if self.cutout or self.mixes else 2 * (2 * self.crop + 1) ** 2
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """Draw (n,) random views, int64, on the generator's device."""

@@ -12,15 +12,20 @@ class Batch(NamedTuple):
     x: Tensor
     """(B, 3, H, W), float, zero mean and unit variance per channel over the training images."""
     y: Tensor
-    """(B,), int64 labels in [0, C)."""
+    """(B,), int64 labels in [0, C); (B, C), float, the share of each class, where images are mixed."""
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which no batch needs
     """(B,), int64, which image of its data set this is, the same in every epoch and run; test images are counted
-    on after the training images. -1 where it is not known."""
+    on after the training images. -1 where it is not known, or is a mixture."""
     view: Tensor
     """(B,), int64, which crop and flip of it this is (see `kd.data.augment`); -1 where views cannot be numbered."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(B,), int64: the label, or the one with the largest share."""
+        return self.y.argmax(dim=1) if self.y.is_floating_point() else self.y
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> "Batch":
         """Return a batch of images and labels from anywhere: `index` and `view` are -1, for unknown."""
-        unknown = torch.full_like(y, -1, dtype=torch.int64)
+        unknown = torch.full((len(y),), -1, device=y.device)
         return cls(x, y, unknown, unknown)

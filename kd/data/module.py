@@ -3,16 +3,18 @@
 import math
 import multiprocessing
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from kd.data import mix
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.images import Images
+from kd.data.mix import Mix
 from kd.errors import UserError
 from kd.hashing import derive
 from kd.ranges import require
@@ -71,11 +73,29 @@ class BatchIndices:
     """(B,), int64, see `kd.data.augment`."""
     cut: Tensor | None
     """(B, 2), int64, centres of the cut squares; None without cutout."""
+    mix: Mix | None = None
+    """How each image is mixed with that of `partners`; None if it is not."""
+    partners: "BatchIndices | None" = None
+
+    @property
+    def fetched(self) -> Tensor:
+        """(B,) or (2B,), int64: the images to fetch, with the partners after the others."""
+        return self.index if self.partners is None else torch.cat([self.index, self.partners.index])
+
+    def part(self, part: slice | Tensor) -> "BatchIndices":
+        """Return some of the images, without what they are mixed with."""
+        return BatchIndices(self.index[part], self.view[part], None if self.cut is None else self.cut[part])
+
+    def mixed(self, mix: Mix, partners: Tensor) -> "BatchIndices":
+        """Return the same images, mixed with those at other places (B,) of the step."""
+        return replace(self, mix=mix, partners=self.part(partners))
 
     def share(self, rank: int, ranks: int) -> "BatchIndices":
         """Return one rank's part of the step."""
-        part = slice(rank, None, ranks)
-        return BatchIndices(self.index[part], self.view[part], None if self.cut is None else self.cut[part])
+        ours = slice(rank, None, ranks)
+        if self.mix is None or self.partners is None:
+            return self.part(ours)
+        return replace(self.part(ours), mix=self.mix.part(ours), partners=self.partners.part(ours))
 
 
 class Shuffled:
@@ -93,9 +113,9 @@ class Shuffled:
 
     def __iter__(self) -> Iterator[BatchIndices]:
         # One generator per purpose: switching cutout on does not change order and crops.
-        order, views, cuts = (
+        order, views, cuts, mixes = (
             torch.Generator().manual_seed(derive(purpose, self.seed, self.epoch))
-            for purpose in ("order", "views", "cuts")
+            for purpose in ("order", "views", "cuts", "mixes")
         )
         n = len(self.index)
         index = self.index[torch.randperm(n, generator=order)]
@@ -103,7 +123,12 @@ class Shuffled:
         cut = torch.randint(self.image_size, (n, 2), generator=cuts) if self.augment.cutout else None
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             step = slice(start, start + self.batch_size)
-            yield BatchIndices(index[step], view[step], None if cut is None else cut[step])
+            images = BatchIndices(index[step], view[step], None if cut is None else cut[step])
+            if self.augment.mixes:
+                partners = torch.randperm(self.batch_size, generator=mixes)
+                alphas = self.augment.mixup, self.augment.cutmix
+                images = images.mixed(mix.draw(self.batch_size, self.image_size, *alphas, mixes), partners)
+            yield images
 
 
 class Sequential:
@@ -121,7 +146,7 @@ class Sequential:
 
 
 Fetched = tuple[BatchIndices, Tensor, Tensor]
-"""The indices of a step, the pixels (B, 3, H, W) of its images, uint8, and their labels (B,)."""
+"""The indices of a step, the pixels (B, 3, H, W) of the images to fetch, uint8, and their labels (B,)."""
 
 
 class InMemory:
@@ -132,7 +157,7 @@ class InMemory:
 
     def fetch(self, indices: Iterable[BatchIndices]) -> Iterator[Fetched]:
         for step in indices:
-            index = step.index.to(self.x.device)
+            index = step.fetched.to(self.x.device)
             yield step, self.x[index], self.y[index]
 
 
@@ -143,7 +168,7 @@ class OnDisk(Dataset[Fetched]):
         self.x, self.y, self.device, self.workers = x, y, device, workers
 
     def __getitem__(self, step: BatchIndices) -> Fetched:
-        return step, self.x[step.index], self.y[step.index]
+        return step, self.x[step.fetched], self.y[step.fetched]
 
     def fetch(self, indices: Iterable[BatchIndices]) -> Iterator[Fetched]:
         # Forked workers share the mapped file; spawned ones would receive a copy of all of it.
@@ -171,6 +196,7 @@ class Loader:
         sampler: Shuffled | Sequential,
         augment: Augment,
         mean_std: tuple[tuple[float, ...], tuple[float, ...]],
+        num_classes: int,
         memory_format: torch.memory_format,
         device: torch.device,
         rank: int = 0,
@@ -178,7 +204,7 @@ class Loader:
         first: int = 0,
     ) -> None:
         self.pixels, self.augment, self.device, self.rank, self.ranks = pixels, augment, device, rank, ranks
-        self.memory_format, self.first = memory_format, first
+        self.memory_format, self.first, self.num_classes = memory_format, first, num_classes
         # Named as in a DataLoader whose sampler yields whole batches: Lightning sets the epoch of `sampler`.
         self.sampler, self.batch_sampler = sampler, None
         mean, std = (torch.tensor(values, device=device)[None, :, None, None] for values in mean_std)
@@ -198,11 +224,21 @@ class Loader:
     def batches(self, indices: Iterable[BatchIndices]) -> Iterator[Batch]:
         """Yield the batches of these images."""
         for step, x, y in self.pixels.fetch(indices):
-            index, view = step.index.to(self.device), step.view.to(self.device)
-            x = self.augment.apply(x, view) * self.scale + self.shift
-            if step.cut is not None:
-                x, view = self.augment.cut(x, step.cut.to(self.device)), torch.full_like(view, -1)
-            yield Batch(x.contiguous(memory_format=self.memory_format), y, index + self.first, view)
+            n = len(step.index)
+            images, labels = self._shown(step, x[:n]), y[:n]
+            index, view = step.index.to(self.device) + self.first, step.view.to(self.device)
+            if step.mix is not None and step.partners is not None:
+                images, share = step.mix.blend(images, self._shown(step.partners, x[n:]))
+                labels = mix.mixed_labels(labels, y[n:], share, self.num_classes)
+                index = torch.full_like(index, -1)
+            if step.cut is not None or step.mix is not None:
+                view = torch.full_like(view, -1)
+            yield Batch(images.contiguous(memory_format=self.memory_format), labels, index, view)
+
+    def _shown(self, step: BatchIndices, x: Tensor) -> Tensor:
+        """Turn pixels (B, 3, H, W) into what a network is shown, before any mixing."""
+        x = self.augment.apply(x, step.view.to(self.device)) * self.scale + self.shift
+        return x if step.cut is None else self.augment.cut(x, step.cut.to(self.device))
 
 
 class DataModule(L.LightningDataModule):
@@ -299,5 +335,5 @@ class DataModule(L.LightningDataModule):
         if self.trainer is not None:
             device, rank, ranks = self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
         pixels = self.pixels(split, x, y, device)
-        mean_std = self.images.mean_std
-        return Loader(pixels, sampler, self.augment, mean_std, self.memory_format, device, rank, ranks, first)
+        mean_std, classes = self.images.mean_std, len(self.images.classes)
+        return Loader(pixels, sampler, self.augment, mean_std, classes, self.memory_format, device, rank, ranks, first)

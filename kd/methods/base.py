@@ -74,6 +74,8 @@ class Method(nn.Module):
     """What it reads of the teacher's `Output`; of a teacher of which nothing but logits is read, they may be stored."""
     own_images = False
     """Whether `step` shows the teacher other images than the batch's, of which no logits can be stored."""
+    needs_labels = False
+    """Whether its terms need one label an image, (B,), so that images cannot be mixed."""
     progress = 0.0
     """Share of training that is done, in [0, 1); set before each step."""
 

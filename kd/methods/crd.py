@@ -45,6 +45,7 @@ class CRD(SoftTargets):
 
     reads = frozenset({"logits", "embedding"})
     term_name = "crd"
+    needs_labels = True
 
     student_bank: Tensor
     teacher_bank: Tensor

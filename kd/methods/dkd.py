@@ -32,6 +32,8 @@ class DKD(Method):
         ValueError: for a value outside its range.
     """
 
+    needs_labels = True
+
     def __init__(
         self,
         T: float = 4.0,

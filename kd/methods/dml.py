@@ -42,7 +42,7 @@ class DML(Method):
 
     def step(self, student: nn.Module, teacher: Teacher | None, batch: Batch) -> Step:
         output, peer = checked(student(batch.x), student), checked(self.peer(batch.x), self.peer)
-        peer_acc = (peer.logits.argmax(dim=1) == batch.y).float().mean()
+        peer_acc = (peer.logits.argmax(dim=1) == batch.labels).float().mean()
         return Step(output, self(output, peer, batch), {"peer_acc": peer_acc})
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:

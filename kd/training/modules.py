@@ -141,7 +141,7 @@ class Classifier(L.LightningModule):
         output, terms, monitors = self.step(batch)
         loss = torch.stack(list(terms.values())).sum()
         self.terms = {name: term.detach() for name, term in terms.items()}
-        self.train_acc.update(output.logits.detach(), batch.y)
+        self.train_acc.update(output.logits.detach(), batch.labels)
         for name, value in {**terms, "loss": loss, **monitors}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
         last = batch_idx + 1 == self.trainer.num_training_batches

@@ -104,11 +104,11 @@ def test_train_dataloader_depends_on_seed_and_epoch_alone(noise):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_train_dataloader_has_separate_random_streams_for_order_views_and_cuts(noise, monkeypatch):
+def test_train_dataloader_has_separate_random_streams(noise, monkeypatch):
     seeds = []
     monkeypatch.setattr(kd.data.module, "derive", lambda *parts: seeds.append(derive(*parts)) or seeds[-1])
     epoch_batches(data_module(noise(), augment=Augment(2, True, 3)))
-    assert len(seeds) == len(set(seeds)) == 4  # and the split's
+    assert len(seeds) == len(set(seeds)) == 5  # and the split's
 
 
 def test_derive_gives_different_seeds_for_different_parts():
@@ -204,6 +204,7 @@ def test_loader_splits_an_evaluation_over_ranks_completely(noise, monkeypatch):
             whole.sampler,
             CROP_AND_FLIP,
             images.mean_std,
+            10,
             torch.channels_last,
             torch.device("cpu"),
             rank,
