@@ -17,7 +17,7 @@ def output(*maps):
 
 
 def test_at_loss_by_hand():
-    """Student: channels (3, 0) and (4, 2), so q = (25/2, 4/2), of length sqrt(160.25); teacher: q = (0, 1), length 1."""
+    """Student: channels (3, 0) and (4, -2), so q = (25/2, 4/2), of length sqrt(160.25); teacher: q = (0, 1)."""
     student = tensor([[[[3.0, 0.0]], [[4.0, -2.0]]]])
     teacher = tensor([[[[0.0, -1.0]]]])
     # Q_s = (12.5, 2) / 12.658989 = (0.987441, 0.157990); ((0.987441 - 0)^2 + (0.157990 - 1)^2) / 2 = 0.842010
