@@ -34,7 +34,7 @@ def mean_of_negatives(mean: Tensor, std: Tensor) -> Tensor:
     That is mean - std * phi(r) / Phi(-r) with r = mean / std; by erfcx, finite for any r.
     """
     mean, std = mean.double(), std.double().clamp(min=1e-12)
-    hazard = math.sqrt(2 / math.pi) / torch.special.erfcx((mean / std).clamp(max=1e6) / math.sqrt(2))
+    hazard: Tensor = math.sqrt(2 / math.pi) / torch.special.erfcx((mean / std).clamp(max=1e6) / math.sqrt(2))
     return (mean - std * hazard).clamp(max=0.0)
 
 
