@@ -32,6 +32,7 @@ class FitNet(SoftTargets):
     channels. It is trained along and not kept. The larger of two maps is averaged to the height and width of the
     smaller. The first stage is the share `warmup` of training. With 0 there is none: all terms are trained together
     from the first step to the last, which is the form of most published tables. Terms that rest are multiplied by 0.
+    A training loop of one's own has to give the progress.
 
     Scaling:
         Constant in B, C, H and W, for maps of equal spread.

@@ -100,7 +100,7 @@ class OFD(SoftTargets):
             if not preacts:
                 raise ValueError(
                     f"ofd needs maps before the activation, and the {who} has none; take a network that has, such as "
-                    "cnn16 or wrn22, or kd.wrap(net, preacts=True)"
+                    "cnn16 or wrn22_2, or kd.wrap(net, preacts=True)"
                 )
         self.pairs = stage_pairs(student, teacher)
         layers = _batchnorms(pair.teacher_net, pair.taught_output)
