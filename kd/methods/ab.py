@@ -1,5 +1,6 @@
 """Activation boundaries: Heo et al. 2018, arXiv 1811.03233."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
