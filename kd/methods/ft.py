@@ -19,7 +19,7 @@ def ft_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source: Kim et al. 2018, arXiv 1802.04977, with p = 1 and the mean of their code.
     """
-    return F.l1_loss(*(F.normalize(factor.float().flatten(1), dim=1) for factor in (student, teacher)))
+    return F.l1_loss(F.normalize(student.float().flatten(1), dim=1), F.normalize(teacher.float().flatten(1), dim=1))
 
 
 class FT(SoftTargets):
