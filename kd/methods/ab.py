@@ -33,7 +33,7 @@ class AB(SoftTargets):
     $$
     \mathrm{ab} = \sum_{i=1}^n \frac{2^{i - n}}{B} \sum_{b,c,h,w}
     \max\big(0,\ m - \sigma(F^t_i)\, r_i(F^s_i)\big)^2_{bchw}, \qquad
-    \sigma(x) = \begin{cases} 1 & x > 0 \\ -1 & x \le 0 \end{cases}
+    \sigma(x) = \begin{cases} 1 & x \gt 0 \\ -1 & x \le 0 \end{cases}
     $$
 
     F_i are the maps of stage i before its last activation, those of the teacher (B, C_i, H_i, W_i). r_i is a learned
@@ -43,8 +43,8 @@ class AB(SoftTargets):
     the last. Terms that rest are multiplied by 0. A training loop of one's own has to give the progress.
 
     Scaling:
-        Constant in B. A stage's part grows with C_t H W, so that beta belongs to a family of teachers and a size of
-        images; published 0.003 for CIFAR.
+        Constant in B; a batch of one image needs maps larger than 1x1, for BatchNorm. A stage's part grows with
+        C_t H W, so that beta belongs to a family of teachers and a size of images; published 0.003 for CIFAR.
 
     Use:
         Between families, where in published tables (CIFAR-100) it is 0.3 to 3.1 points above the student alone. Within

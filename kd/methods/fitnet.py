@@ -52,6 +52,7 @@ class FitNet(SoftTargets):
           which is right for hints of any sign, too.
         * RepDistiller, mdistiller: one stage, as here with warmup=0.
         * Paper: the second stage is distillation of logits. Here: with alpha < 1; published tables have labels alone.
+        * Peers take the maps of a WRN before BatchNorm and ReLU. Here: after them.
 
     Args:
         T: temperature of the soft loss, in [0.001, 1e6]; without effect while alpha is 1.

@@ -68,6 +68,7 @@ class FSP(SoftTargets):
         * Paper: sums of squares, and maximum pooling where sizes differ. Here and in RepDistiller: means and average
           pooling; the pooling changes values several times over. torchdistill has norms of columns, not squared.
         * RepDistiller's weight of 50 has no effect in its first stage, which takes the sum as it is. Here it has.
+        * Peers take the maps of a WRN before BatchNorm and ReLU. Here: after them.
 
     Args:
         T: temperature of the soft loss, in [0.001, 1e6]; without effect while alpha is 1.

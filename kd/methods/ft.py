@@ -29,8 +29,8 @@ class FT(SoftTargets):
     translator makes the same factor of the student's map, whose own channels it need not imitate.
 
     $$
-    \mathrm{ft} = \frac{1}{B K H W} \sum_b \left\lVert \frac{S(F^s)_b}{\lVert S(F^s)_b \rVert_2}
-    - \frac{P(F^t)_b}{\lVert P(F^t)_b \rVert_2} \right\rVert_1, \qquad
+    \mathrm{ft} = \frac{1}{B K H W} \sum_b \left\lVert \frac{S(F^s)_b}{\lVert S(F^s)_b \rVert_2} -
+    \frac{P(F^t)_b}{\lVert P(F^t)_b \rVert_2} \right\rVert_1, \qquad
     \mathrm{paraphrase} = \frac{1}{B C_t H W} \lVert D(P(F^t)) - F^t \rVert_2^2
     $$
 
@@ -53,6 +53,7 @@ class FT(SoftTargets):
         * RepDistiller squares factors and averages them over channels, which makes them attention maps. Here, in the
           paper and in the Zoo: the whole factor is normalised.
         * Weights differ: 500 in the authors' code, on CIFAR-10, 200 in RepDistiller and the Zoo and here.
+        * Peers take the maps of a WRN before BatchNorm and ReLU. Here: after them.
 
     Args:
         T: temperature of the soft loss, in [0.001, 1e6]; without effect while alpha is 1.

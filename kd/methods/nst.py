@@ -39,8 +39,8 @@ class NST(SoftTargets):
     matched, by the maximum mean discrepancy (MMD), and no channel has a counterpart.
 
     $$
-    \mathrm{nst} = \sum_i \frac{1}{B} \sum_b \left[ \frac{1}{C_s^2} \sum_{c,d} k(a_c, a_d)
-    - \frac{2}{C_s C_t} \sum_{c,d} k(a_c, b_d) + \frac{1}{C_t^2} \sum_{c,d} k(b_c, b_d) \right], \qquad
+    \mathrm{nst} = \sum_i \frac{1}{B} \sum_b \left[ \frac{1}{C_s^2} \sum_{c,d} k(a_c, a_d) -
+    \frac{2}{C_s C_t} \sum_{c,d} k(a_c, b_d) + \frac{1}{C_t^2} \sum_{c,d} k(b_c, b_d) \right], \qquad
     k(x, y) = (x^\top y)^2
     $$
 
@@ -62,6 +62,7 @@ class NST(SoftTargets):
           matrices of channels or of places, whichever are smaller; the value is the same.
         * Paper: also the linear and the Gaussian kernel. Here: the polynomial one, of degree 2 without a constant, to
           which the published weight 50 belongs.
+        * Peers take the maps of a WRN before BatchNorm and ReLU. Here: after them.
         * Maps of one place (1x1) are all alike in this kernel: then the term is 0 with gradients of 0.
 
     Args:

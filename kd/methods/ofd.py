@@ -54,7 +54,7 @@ class OFD(SoftTargets):
     is 1; the larger of two maps is averaged to the height and width of the smaller. The margin of channel c is
 
     $$
-    m_{ic} = E[x \mid x < 0], \qquad x \sim \mathcal{N}(\mathrm{bias}_c, \mathrm{weight}_c^2)
+    m_{ic} = E[x \mid x \lt 0], \qquad x \sim \mathcal{N}(\mathrm{bias}_c, \mathrm{weight}_c^2)
     $$
 
     with weight and bias of the teacher's BatchNorm that makes the map. It is found with hooks on a copy. Where none
@@ -62,8 +62,8 @@ class OFD(SoftTargets):
     responses in the batch. The teacher stays in eval mode, and nothing of it changes.
 
     Scaling:
-        Constant in B. A stage's part grows with C_t H W, so that beta belongs to a family of teachers and a size of
-        images; published 0.001 for CIFAR.
+        Constant in B; a batch of one image needs maps larger than 1x1, for BatchNorm. A stage's part grows with
+        C_t H W, so that beta belongs to a family of teachers and a size of images; published 0.001 for CIFAR.
 
     Use:
         Where the networks show maps before their activation: cnn and wrn do, others by kd.wrap(net, preacts=True).

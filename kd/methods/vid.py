@@ -57,6 +57,7 @@ class VID(SoftTargets):
           a mean squared error by 10. Here: parameters, without weight decay as all of one dimension.
         * Paper: also a version for the layer before the logits. Here and in RepDistiller: maps alone, with the same mu
           for every stage.
+        * Peers take the maps of a WRN before BatchNorm and ReLU. Here: after them.
 
     Args:
         T: temperature of the soft loss, in [0.001, 1e6]; without effect while alpha is 1.
