@@ -124,22 +124,28 @@ class OFD(SoftTargets):
 
 @torch.no_grad()
 def _batchnorms(net: nn.Module | None, output: Output) -> list[_BatchNorm | None]:
-    """The BatchNorm that makes each preact of `output`, or None; found by blank images shown to a copy.
+    """The BatchNorm that makes each preact of `output`, or None; found by two images shown to a copy.
 
-    How large the images were is not known, so that powers of two times the shallowest map's size are tried.
+    How large the images were is not known, so that powers of two times the shallowest map's size are tried. What is
+    added to a BatchNorm's output in place has its address, so that values are compared, too.
     """
-    probed, made = copy.deepcopy(net or nn.Identity()).eval(), list[tuple[_BatchNorm, Tensor]]()
+    probed, made = copy.deepcopy(net or nn.Identity()).eval(), list[tuple[_BatchNorm, Tensor, Tensor]]()
     for layer in probed.modules():
         if isinstance(layer, _BatchNorm) and layer.affine:
-            layer.register_forward_hook(lambda layer, _, result: made.append((layer, result)))
+            layer.register_forward_hook(lambda layer, _, result: made.append((layer, result, result.clone())))
+
+    def maker(preact: Tensor) -> _BatchNorm | None:
+        return next((layer for layer, result, then in made if result is preact and torch.equal(result, then)), None)
+
     shapes, first = [preact.shape[1:] for preact in output.preacts], output.preacts[0]
     for factor in (1, 2, 4, 8, 16, 32):
         made.clear()
+        height, width = (factor * side for side in first.shape[2:])
+        images = torch.linspace(-1, 1, 6 * height * width, device=first.device).view(2, 3, height, width)
         try:
-            images = torch.zeros(2, 3, *(factor * side for side in first.shape[2:]), device=first.device)
             preacts = probed(images).preacts
         except Exception:  # whatever a network raises for images of a size that it does not fit
             continue
         if [preact.shape[1:] for preact in preacts] == shapes:
-            return [next((layer for layer, result in made if result is preact), None) for preact in preacts]
+            return [maker(preact) for preact in preacts]
     return [None] * len(shapes)

@@ -135,6 +135,27 @@ def test_margin_comes_from_the_batchnorm_that_makes_the_map(name):
     assert (method.margin0 < 0).all()
 
 
+class Residual(nn.Module):
+    """A stage that adds to the output of its BatchNorm in place, as torchvision's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()
+
+    def forward(self, x):
+        total = self.norm(self.conv(x))
+        total += x
+        return self.act(total)
+
+
+def test_batchnorm_before_a_sum_is_not_taken_for_its_maker():
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
+    teacher = wrap(nn.Sequential(Residual(), head), ["0"], preacts=True, image_size=8)
+    method = OFD()
+    method.setup(pair(CNN(2, 10, 8, "relu", 0.0, 0.0), teacher, 8))
+    assert method.margin0 is None
+
+
 def test_margin_comes_from_the_batch_where_no_batchnorm_makes_the_map(labelled):
     """An ensemble's maps are its networks' side by side."""
     teacher = Ensemble([CNN(2, 10, 16, "relu", 0.0, 0.0), CNN(2, 10, 16, "relu", 0.0, 0.0)])
