@@ -1,0 +1,116 @@
+"""Activation boundaries: Heo et al. 2018, arXiv 1811.03233."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd.data.batch import Batch
+from kd.methods.base import Pair, SoftTargets
+from kd.methods.maps import of_one_size, stage_pairs
+from kd.models.output import Output
+from kd.ranges import require
+
+
+def ab_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
+    """Squared hinge of the student's maps before the activation, by the sign of the teacher's, in fp32.
+
+    Of maps (B, C, H, W): where the teacher's is above 0 the student's is to be above the margin, elsewhere below minus
+    the margin. Summed over C, H and W, averaged over the batch.
+
+    Source: Heo et al. 2018, arXiv 1811.03233.
+    """
+    sign = (teacher > 0).float() * 2 - 1
+    shortfall = F.relu(margin - sign * student.float())
+    return shortfall.square().sum(dim=(1, 2, 3)).mean()
+
+
+class AB(SoftTargets):
+    r"""beta * ab first, then alpha * hard + (1 - alpha) * soft.
+
+    In a first stage the student learns which of the teacher's neurons are active, not how much; in a second one it
+    learns from the labels, or with alpha < 1 from softened logits, too.
+
+    $$
+    \mathrm{ab} = \sum_{i=1}^n \frac{2^{i - n}}{B} \sum_{b,c,h,w}
+    \max\big(0,\ m - \sigma(F^t_i)\, r_i(F^s_i)\big)^2_{bchw}, \qquad
+    \sigma(x) = \begin{cases} 1 & x \gt 0 \\ -1 & x \le 0 \end{cases}
+    $$
+
+    F_i are the maps of stage i before its last activation, those of the teacher (B, C_i, H_i, W_i). r_i is a learned
+    1x1 convolution and BatchNorm, m the margin. All n stages that both networks have are matched, from the deepest up,
+    whose weight is 1; the larger of two maps is averaged to the height and width of the smaller. The first stage is
+    the share `warmup` of training; with 0 there is none, and all terms are trained together from the first step to
+    the last. Terms that rest are multiplied by 0. A training loop of one's own has to give the progress.
+
+    Scaling:
+        Constant in B; a batch of one image needs maps larger than 1x1, for BatchNorm. A stage's part grows with
+        C_t H W, so that beta belongs to a family of teachers and a size of images; published 0.003 for CIFAR.
+
+    Use:
+        Between families, where in published tables (CIFAR-100) it is 0.3 to 3.1 points above the student alone. Within
+        a family it is -0.8 to 0.7. The networks have to show maps before their activation: cnn and wrn do, others by
+        kd.wrap(net, preacts=True).
+
+    Deviations:
+        * Paper: a first stage without labels, then training from its result. Popular code: 30 epochs before 240. Here:
+          a share of training, so that all methods have equal budgets, with one learning rate schedule; layers above the
+          deepest map get gradients of 0 in it (and weight decay).
+        * Popular code multiplies by 3 / 1000 out of sight. Here: it is beta.
+
+    Args:
+        T: temperature of the soft loss, in [0.001, 1e6]; without effect while alpha is 1.
+        alpha: weight of the labels, in [0, 1]; published 1, for the labels alone.
+        beta: weight of the boundaries, at least 0.
+        warmup: share of training in which the boundaries alone are learnt, in [0, 1); 0 for all terms together.
+        margin: m, above 0.
+        label_smoothing: of the hard loss, in [0, 1].
+
+    Raises:
+        ValueError: for a value outside its range; in `setup`, for a network without maps before the activation.
+    """
+
+    reads = frozenset({"logits", "preacts"})
+    term_name = "ab"
+
+    def __init__(
+        self,
+        T: float = 4.0,
+        alpha: float = 1.0,
+        beta: float = 0.003,
+        warmup: float = 0.125,
+        margin: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(T, alpha, beta, label_smoothing)
+        require("warmup", warmup)
+        require("method.margin", margin, "(0, inf)")
+        self.warmup, self.margin = warmup, margin
+        self.connectors = nn.ModuleList()
+
+    def setup(self, pair: Pair) -> None:
+        student, teacher = pair.student.preacts, pair.taught_output.preacts
+        for who, preacts in (("student", student), ("teacher", teacher)):
+            if not preacts:
+                raise ValueError(
+                    f"ab needs maps before the activation, and the {who} has none; take a network that has, such as "
+                    "cnn16 or wrn22_2, or kd.wrap(net, preacts=True)"
+                )
+        self.pairs = stage_pairs(student, teacher)
+        for ours, theirs in self.pairs:
+            channels = teacher[theirs].shape[1]
+            convolution = nn.Conv2d(student[ours].shape[1], channels, 1, bias=False)
+            self.connectors.append(nn.Sequential(convolution, nn.BatchNorm2d(channels)))
+
+    def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        loss = student.logits.new_zeros((), dtype=torch.float32)
+        for i, (connector, (ours, theirs)) in enumerate(zip(self.connectors, self.pairs, strict=True)):
+            maps = of_one_size(connector(student.preacts[ours]), teacher.preacts[theirs])
+            loss = loss + ab_loss(*maps, self.margin) / 2 ** (len(self.pairs) - 1 - i)
+        return loss
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        terms = super().forward(student, teacher, batch)
+        if self.warmup == 0:
+            return terms
+        first = self.progress < self.warmup
+        return {name: term * float((name == self.term_name) == first) for name, term in terms.items()}
