@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import classifier_head
+from kd.methods.maps import classifier_head, is_mean_of_last_map
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -31,14 +31,6 @@ def srrl_losses(
         embedding = embedding.float()
         ours = F.linear(embedding, weight.float(), None if bias is None else bias.float())
         return F.mse_loss(embedding, teacher.float()), F.mse_loss(ours, logits.float())
-
-
-def is_mean_of_last_map(output: Output) -> bool:
-    """Whether the embedding of an output is the mean of its last map over all places."""
-    if not output.features:
-        return False
-    mean = output.features[-1].float().mean(dim=(2, 3))
-    return mean.shape == output.embedding.shape and torch.allclose(mean, output.embedding.float(), 1e-3, 1e-4)
 
 
 class SRRL(SoftTargets):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn, tensor
 
-from kd.methods.srrl import SRRL, is_mean_of_last_map, srrl_losses
+from kd.methods.maps import is_mean_of_last_map
+from kd.methods.srrl import SRRL, srrl_losses
 from kd.models.cnn import CNN
 from kd.models.ensemble import Ensemble
 from kd.models.output import probe
