@@ -52,16 +52,17 @@ class CC(SoftTargets):
     $K^s, K^t$ are (B, B), so that D may differ between the networks; nothing is learned beside the student.
 
     Scaling:
-        The term depends neither on B, but for images with themselves, (B - 1) / B, nor on D.
+        The term does not depend on D, and hardly on B: it is a mean over all pairs, of which the share 1 / B, images
+        with themselves, adds nothing.
 
     Use:
         To compare relations between images; on CIFAR-100 the published results of its order-dependent variant are
         below those of soft targets for all pairs. A batch of 1 has a term of 0.
 
     Deviations:
-        * Paper: both embeddings go through a linear layer to 128 numbers first. Here, as in Knowledge-Distillation-Zoo,
-          they are compared as they are: the kernel needs no equal widths, and a learned layer can make it easy.
-        * Paper: batches with few classes, or clusters. Here: the batches of all methods.
+        * Paper: both embeddings go through a learned linear layer first. Here they are compared as they are: the kernel
+          needs no equal widths, and a layer on the teacher's side would learn to make the task easy.
+        * Paper: batches are drawn by classes or clusters. Here: the batches of all methods.
         * RepDistiller compares consecutive images by products of absolute differences, which depends on the order of
           the batch, with a weight of 0.02. Here: the paper's kernel, with the weight of Knowledge-Distillation-Zoo for
           CIFAR-10.

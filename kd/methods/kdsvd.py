@@ -107,8 +107,8 @@ class KDSVD(SoftTargets):
         of every image's channels are computed at every step. Not for networks with one common stage.
 
     Deviations:
-        * Paper: a random choice of stages and an adversarial schedule of gradients. RepDistiller and here: consecutive
-          stages, all the time.
+        * Paper: the gradient of the term is clipped by that of the labels, less and less. RepDistiller and here: a sum
+          of losses.
         * RepDistiller's values depend on the signs that the library gives singular vectors; here a sign is fixed. Its
           backward pass is not finite for equal singular values; here it is damped. mdistiller flattens other axes.
         * RepDistiller refuses different channels; here an adapter is learned.

@@ -53,8 +53,8 @@ class PKT(SoftTargets):
         for B = 64 holds for any batch.
 
     Use:
-        Between networks of different width, without adapters: among the relations between images it has the best
-        published results on CIFAR-100, near those of soft targets. A batch of 1 has a term of 0.
+        Between networks of different width, without adapters. Of the relations between images (sp, cc, rkd, pkt) it has
+        the best published results on CIFAR-100 for pairs of one architecture. A batch of 1 has a term of 0.
 
     Deviations:
         * Paper: the sum over pairs, of images with themselves left out. Authors' code, RepDistiller and here: the mean

@@ -84,8 +84,8 @@ class ReviewKD(SoftTargets):
         Every HCL is a mean, and does not grow with B, C, H or W. The term grows with the number of levels.
 
     Use:
-        Where the time of its layers, all at the teacher's resolution, is affordable: its published results on CIFAR-100
-        are above those of soft targets for all pairs, with a weight chosen for each.
+        Where the time of its layers, all at the teacher's resolution, is affordable: they take as long as the student
+        itself. Published results on CIFAR-100 are above soft targets for all pairs, with a weight chosen for each.
 
     Deviations:
         * Published: 20 of 240 epochs of warm-up. Here: the share `warmup` of training.

@@ -102,7 +102,7 @@ class RKD(SoftTargets):
 
     Use:
         Where geometry between images matters more than classes, as in metric learning, for which it was proposed. On
-        CIFAR-100 it stays behind soft targets for nearly all published pairs.
+        CIFAR-100 it stays behind soft targets for all published pairs.
 
     Deviations:
         * Paper: sums over distinct images. Authors' code, RepDistiller and here: degenerate pairs and triples are

@@ -100,15 +100,14 @@ class SimKD(Method):
         The term is a mean, and does not grow with B, C, H or W.
 
     Use:
-        Where the larger network at inference is affordable: with it, published accuracies are the highest of the
-        methods that match one map. Without projector and reused classifier nothing is left. With a single teacher
-        whose classifier is linear; not with an ensemble. Labels are not needed.
+        Where a larger network at inference is affordable: its published accuracy for resnet32x4 to resnet8x4 on
+        CIFAR-100 is 78.1 %, of a larger network than the 73.3 % of soft targets. With a single teacher whose classifier
+        is linear; not with an ensemble. Labels are not needed.
 
     Deviations:
         * Where either network's embedding is not the mean of its last map, as in the plain CNN with its hidden layer,
           embeddings are matched, and P has 1x1 layers only: its classifier could not read a map.
-        * Authors' code trains a classifier of the student's for other losses, at weight 0 for SimKD; here its weight
-          is alpha.
+        * Where alpha > 0, which is not published, the hard loss is that of the student's own classifier.
 
     Args:
         alpha: weight of the labels on the student's own classifier, at least 0; published 0.

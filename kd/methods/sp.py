@@ -49,8 +49,8 @@ class SP(SoftTargets):
         a weight for B = 64 holds for any batch.
 
     Use:
-        Between networks of different shape, as nothing has to fit; published results on CIFAR-100 are near those of
-        soft targets. Not with small batches: a batch of 1 has a term of 0.
+        Between networks of different shape, as nothing has to fit. Published results on CIFAR-100 are within 1.3 points
+        of soft targets, below them for all pairs of one architecture. A batch of 1 has a term of 0.
 
     Deviations:
         * Paper and RepDistiller have no factor B / 64; `rescale=false` gives their form.
