@@ -1,6 +1,7 @@
 """Knowledge distillation with the reused teacher classifier: Chen et al. 2022, arXiv 2203.14001."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -29,37 +30,33 @@ def simkd_loss(projected: Tensor, teacher: Tensor) -> Tensor:
 class ReusedHead(nn.Module):
     """A projector from the student's representation to the teacher's, and a frozen copy of the teacher's classifier.
 
+    Its state dict tells how to make it again, see `SimKD.restored_net`.
+
     Args:
-        student: a probe output of the student.
-        teacher: a probe output of the teacher.
+        channels: of what is projected.
+        inner: of the projector's inner layers.
         classifier: the teacher's.
-        factor: the projector's inner layers have the teacher's width divided by this, rounded down, but at least 1.
+        layout: whether last maps are projected and not embeddings, whether a ReLU comes last, height and width of the
+            projected maps.
     """
 
-    def __init__(self, student: Output, teacher: Output, classifier: nn.Linear, factor: int) -> None:
-        super().__init__()
-        self.on_maps = all(is_mean_of_last_map(output) for output in (student, teacher))
-        """Whether last maps are projected and not embeddings."""
-        ours, theirs = self.represented(student), self.represented(teacher)
-        self.size = min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3])
-        width = theirs.shape[1]
-        inner = max(1, width // factor)
-        layers = [*_block(ours.shape[1], inner, 1), nn.ReLU(inplace=True)]
-        if self.on_maps:
-            layers += [*_block(inner, inner, 3), nn.ReLU(inplace=True)]
-        layers += _block(inner, width, 1)
-        if (theirs >= 0).all():
-            layers.append(nn.ReLU(inplace=True))
-        self.projector = nn.Sequential(*layers)
-        self.classifier = copy.deepcopy(classifier).float().requires_grad_(False).train()
+    layout: Tensor
 
-    def represented(self, output: Output) -> Tensor:
-        """What is projected or matched of an output, as maps (B, C, H, W)."""
-        return output.features[-1] if self.on_maps else output.embedding[:, :, None, None]
+    def __init__(self, channels: int, inner: int, classifier: nn.Linear, layout: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("layout", torch.tensor(layout))
+        on_maps, relu, height, width = layout
+        self.on_maps, self.size = bool(on_maps), (height, width)
+        layers = [*_block(channels, inner, 1), nn.ReLU(inplace=True)]
+        if on_maps:
+            layers += [*_block(inner, inner, 3), nn.ReLU(inplace=True)]
+        layers += _block(inner, classifier.in_features, 1)
+        self.projector = nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
+        self.classifier = copy.deepcopy(classifier).float().requires_grad_(False).train()
 
     def forward(self, student: Output) -> tuple[Output, Tensor]:
         """The student's output with the reused classifier's logits, and its projected maps (B, C, h, w)."""
-        maps = self.represented(student)
+        maps = _represented(student, self.on_maps)
         if maps.shape[2:] != self.size:
             maps = F.adaptive_avg_pool2d(maps, self.size)
         if self.training and len(maps) == 1:  # twice, as BatchNorm refuses a single number
@@ -134,7 +131,12 @@ class SimKD(Method):
         teacher = pair.taught_output
         if pair.teacher_net is None:
             raise ValueError("simkd needs the teacher itself, for its classifier, and there are only its outputs")
-        self.head = ReusedHead(pair.student, teacher, classifier_head(pair.teacher_net, teacher), self.factor)
+        on_maps = is_mean_of_last_map(pair.student) and is_mean_of_last_map(teacher)
+        ours, theirs = (_represented(output, on_maps) for output in (pair.student, teacher))
+        size = min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3])
+        layout = (int(on_maps), int((theirs >= 0).all()), *size)
+        classifier = classifier_head(pair.teacher_net, teacher)
+        self.head = ReusedHead(ours.shape[1], max(1, theirs.shape[1] // self.factor), classifier, layout)
 
     def step(self, student: nn.Module, teacher: Teacher | None, batch: Batch) -> Step:
         if teacher is None:
@@ -149,11 +151,24 @@ class SimKD(Method):
     def _terms(self, student: Output, projected: Tensor, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         return {
             "hard": self.alpha * hard_loss(student.logits, batch.y, self.label_smoothing),
-            "simkd": self.beta * simkd_loss(projected, self.head.represented(teacher)),
+            "simkd": self.beta * simkd_loss(projected, _represented(teacher, self.head.on_maps)),
         }
 
     def inference_net(self, student: nn.Module) -> nn.Module:
         return Reused(student, self.head)
+
+    @classmethod
+    def restored_net(cls, student: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The network of `inference_net`, with initial weights, of the shapes in its state dict."""
+        inner, channels = tensors["head.projector.0.weight"].shape[:2]
+        classes, width = tensors["head.classifier.weight"].shape
+        classifier = nn.Linear(width, classes, "head.classifier.bias" in tensors)
+        return Reused(student, ReusedHead(channels, inner, classifier, tensors["head.layout"].tolist()))
+
+
+def _represented(output: Output, on_maps: bool) -> Tensor:
+    """What is projected or matched of an output, as maps (B, C, H, W)."""
+    return output.features[-1] if on_maps else output.embedding[:, :, None, None]
 
 
 def _block(width: int, channels: int, kernel: int) -> tuple[nn.Module, ...]:

@@ -1,3 +1,4 @@
+import copy
 import re
 from functools import partial
 
@@ -145,9 +146,18 @@ def test_run_keeps_the_whole_network(run, tmp_path):
     tensors = load_file(tmp_path / "run" / "student.safetensors")
     assert {name.partition(".")[0] for name in tensors} == {"student", "head"}
     assert {"head.classifier.weight", "head.projector.0.weight"} <= tensors.keys()
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    buffers = ("running_mean", "running_var", "num_batches_tracked", "layout")
     count = sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith(buffers))
     assert read(tmp_path / "run" / "result.json").student_params == count
+
+
+@pytest.mark.parametrize("nets", [(wrn(1), wrn(2)), (cnn(2), cnn(3))])
+def test_network_can_be_made_again_of_its_weights(nets):
+    method = built(*nets)
+    net = method.inference_net(nets[0]).eval()
+    again = SimKD.restored_net(copy.deepcopy(nets[0]), net.state_dict()).eval()
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(X).logits, net(X).logits)
 
 
 def test_own_loop_is_given_the_network_to_keep():
