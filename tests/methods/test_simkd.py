@@ -148,7 +148,10 @@ def test_run_keeps_the_whole_network(run, tmp_path):
     assert {"head.classifier.weight", "head.projector.0.weight"} <= tensors.keys()
     buffers = ("running_mean", "running_var", "num_batches_tracked", "layout")
     count = sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith(buffers))
-    assert read(tmp_path / "run" / "result.json").student_params == count
+    record = read(tmp_path / "run" / "result.json")
+    assert record.student_params == count
+    assert isinstance(kd.load("run").net, Reused)
+    assert len(kd.load("run").predict(np.zeros((2, 16, 16, 3), np.uint8))) == 2
 
 
 @pytest.mark.parametrize("nets", [(wrn(1), wrn(2)), (cnn(2), cnn(3))])
