@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kd.data.decode import read_rgb, to_rgb
 from kd.errors import UserError
+from kd.methods.base import Method
 from kd.models.output import Output, checked
 from kd.runs.weights import fill, load_weights
 
@@ -114,7 +115,8 @@ def load(path: str | Path, trust: bool = False) -> Predictor:
     facts = _Facts.of(metadata, path)
     try:
         net = _build({**facts.model, "num_classes": len(facts.classes), "image_size": facts.image_size}, trust)
-    except (_UntrustedError, AttributeError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        net = _with_layers_of_method(net, tensors, metadata.get("method"))
+    except (_UntrustedError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: cannot build its network, {facts.model['_target_']}: {reason}") from error
     if not isinstance(net, nn.Module):
@@ -169,6 +171,16 @@ def _build(node: Any, trust: bool) -> Any:
         return node
     arguments = {key: _build(value, trust) for key, value in node.items() if key != "_target_"}
     return _resolve(node["_target_"], trust)(**arguments) if "_target_" in node else arguments
+
+
+def _with_layers_of_method(net: Any, tensors: dict[str, Tensor], method: Any) -> Any:
+    """The network as a method of ours keeps it, with what it puts before or behind the student."""
+    target = method.get("_target_") if isinstance(method, dict) else None
+    if not isinstance(net, nn.Module) or not isinstance(target, str) or not target.startswith("kd.methods."):
+        return net
+    where, _, name = target.rpartition(".")
+    found = getattr(importlib.import_module(where), name)
+    return found.restored_net(net, tensors) if isinstance(found, type) and issubclass(found, Method) else net
 
 
 def _resolve(target: str, trust: bool) -> Any:

@@ -24,10 +24,11 @@ def train_network(
     """Train one network of a run and leave its run directory; see `kd.training.fit.train`."""
     seed_everything(plan.seed, verbose=False)
     net = build.net(plan.network)
-    count = parameter_count(net)
+    module = build.module(plan, net, taught_by)
+    count = parameter_count(module.inference_net)
     counted = replace(record, student_params=count) if record.student else replace(record, teacher_params=count)
     return train(
-        build.module(plan, net, taught_by),
+        module,
         build.data(plan),
         counted,
         directory,

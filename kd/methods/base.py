@@ -8,7 +8,7 @@ The objectives, where hard is `kd.losses.hard_loss` and soft is `kd.losses.soft_
 * any further method:  alpha * hard + (1 - alpha) * soft + beta * term, or its paper's own form
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -104,6 +104,11 @@ class Method(nn.Module):
 
     def inference_net(self, student: nn.Module) -> nn.Module:
         """The network that is tested and kept: the student, unless the method puts something before or after it."""
+        return student
+
+    @classmethod
+    def restored_net(cls, student: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The network of `inference_net` around a student, to be filled with these weights of it."""
         return student
 
     def ramp(self, warmup: float) -> float:

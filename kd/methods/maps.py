@@ -49,6 +49,14 @@ def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return F.adaptive_avg_pool2d(student, shape), F.adaptive_avg_pool2d(teacher, shape)
 
 
+def is_mean_of_last_map(output: Output) -> bool:
+    """Whether the embedding of an output is the mean of its last map over all places."""
+    if not output.features:
+        return False
+    mean = output.features[-1].float().mean(dim=(2, 3))
+    return mean.shape == output.embedding.shape and torch.allclose(mean, output.embedding.float(), 1e-3, 1e-4)
+
+
 def classifier_head(net: nn.Module, output: Output) -> nn.Linear:
     """Return the linear layer that turns the embedding of `output` into its logits.
 
