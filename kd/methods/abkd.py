@@ -60,7 +60,7 @@ class ABKD(SoftTargets):
 
     $$
     \mathrm{abkd} = \frac{1}{B} \sum_i \frac{1}{a b} \sum_c \Bigl(
-        \frac{a}{a + b} p_{ic}^{a + b} + \frac{b}{a + b} q_{ic}^{a + b} - p_{ic}^a \, q_{ic}^b \Bigr)
+        \frac{a}{a + b} p_{ic}^{a + b} + \frac{b}{a + b} q_{ic}^{a + b} - p_{ic}^a q_{ic}^b \Bigr)
     $$
 
     a = 1, b = 0 is KL(p || q), the soft loss less its $T^2$; a = 0, b = 1 is KL(q || p). A smaller a gives more weight

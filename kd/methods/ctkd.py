@@ -45,8 +45,8 @@ class CTKD(Method):
     a learned number $\theta$, and the share of training that is done, $t$, with its warm-up $w$:
 
     $$
-    T = T_0 + T_1 \, \sigma(\theta), \qquad
-    \mathrm{soft} = \frac{T^2}{B} \sum_i \mathrm{KL}\bigl(\mathrm{softmax}(z^t_i / T) \,\Vert\,
+    T = T_0 + T_1 \sigma(\theta), \qquad
+    \mathrm{soft} = \frac{T^2}{B} \sum_i \mathrm{KL}\bigl(\mathrm{softmax}(z^t_i / T) \Vert
         \mathrm{softmax}(z^s_i / T)\bigr)
     $$
 

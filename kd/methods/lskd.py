@@ -18,7 +18,7 @@ class LSKD(Method):
 
     $$
     \mathrm{lskd} = \frac{T^2}{B} \sum_i \mathrm{KL}\Bigl(
-        \mathrm{softmax} \frac{z^t_i - \bar z^t_i}{\sigma^t_i T} \,\Big\Vert\,
+        \mathrm{softmax} \frac{z^t_i - \bar z^t_i}{\sigma^t_i T} \Big\Vert
         \mathrm{softmax} \frac{z^s_i - \bar z^s_i}{\sigma^s_i T} \Bigr)
     $$
 

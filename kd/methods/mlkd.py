@@ -83,19 +83,20 @@ class MLKD(Method):
     between classes. With logits $z$ (B, C) and $P_T = \mathrm{softmax}(z / T)$:
 
     $$
-    \mathrm{instance} = \sum_T \frac{T^2}{B} \sum_i m_i \, \mathrm{KL}(P^t_{T,i} \,\Vert\, P^s_{T,i}), \qquad
+    \mathrm{instance} = \sum_T \frac{T^2}{B} \sum_i m_i \mathrm{KL}(P^t_{T,i} \Vert P^s_{T,i}), \qquad
     \mathrm{batch} = \sum_T \frac{1}{B} \sum_{ij} m_j \bigl(P^t_T P_T^{t\top} - P^s_T P_T^{s\top}\bigr)_{ij}^2
     $$
 
     $$
     \mathrm{class} = \sum_T \frac{1}{C} \sum_{cd} n_d \bigl(P_T^{t\top} P^t_T - P_T^{s\top} P^s_T\bigr)_{cd}^2, \qquad
-    T \in \{2, 3, 4, 5, 6\}
+    T = 2, 3, 4, 5, 6
     $$
 
-    The weak view is the batch as it is. Of it, those images and classes count, $m_i$ and $n_c$ 1 and not 0, of which
-    the teacher is at most as sure as of the median one. The strong view has other contrast and brightness and a blot
-    half as wide as the image; there all count. Its terms are logged as `train/strong_hard` and so on. Both networks see
-    both views, two passes each, and the teacher's logits cannot be stored.
+    The weak view is the batch as it is. Of it only images and classes count of which the teacher is at most as sure as
+    of the median one: for these the masks $m_i$ and $n_c$ are 1, for others 0. The strong view has another contrast and
+    brightness, and a blot half as wide as the image; there all masks are 1. Its terms are logged as
+    `train/strong_hard` and so on. Both networks see both views, two passes each, and the teacher's logits cannot be
+    stored.
 
     Scaling:
         instance is independent of B and C. batch grows as $B / C^2$ and class as $B^2 / C^3$: weights published for

@@ -34,9 +34,12 @@ class TFKD(Method):
     softened by a high temperature. With the student's logits $z$ (B, C), labels $y$ (B,), and $a$ the certainty:
 
     $$
-    u_{ic} = \begin{cases} a & c = y_i \\ (1 - a) / (C - 1) & c \neq y_i \end{cases}, \qquad
-    q_i = \mathrm{softmax}(\log u_i / T), \qquad
-    \mathrm{virtual} = \frac{1}{B} \sum_i \mathrm{KL}(q_i \,\Vert\, \mathrm{softmax}(z_i))
+    u_{i y_i} = a, \qquad u_{ic} = \frac{1 - a}{C - 1} \text{ for } c \neq y_i, \qquad
+    q_i = \mathrm{softmax}(\log u_i / T)
+    $$
+
+    $$
+    \mathrm{virtual} = \frac{1}{B} \sum_i \mathrm{KL}(q_i \Vert \mathrm{softmax}(z_i))
     $$
 
     Scaling:
