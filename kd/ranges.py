@@ -55,6 +55,7 @@ KINDS = {
     **dict.fromkeys(("channels_last", "compile", "fold_teacher", "keep_memory", "packed_dropout"), SWITCH),
     **dict.fromkeys(("benchmark", "detect_anomaly"), SWITCH),
     **dict.fromkeys(("nesterov", "sync_batchnorm", "tensor_cores"), SWITCH),
+    **dict.fromkeys(("rescale", "standardize"), SWITCH),
     **dict.fromkeys(("name", "root", "teacher_store", "teacher_weights"), TEXT),
     "deterministic": "one of true, false, warn",
     "precision": "one of auto, 16-mixed, 16-true, 32-true, 64-true, bf16-mixed, bf16-true, 16, 32, 64, bf16",

@@ -251,7 +251,8 @@ def _check_ranges(settings: dict[str, Any]) -> None:
     values = _nodes({name: value for name, value in settings.items() if name != "spec"})
     for name, value in sorted(values, key=lambda node: node[0].count(".")):  # first what interpolations refer to
         kind = name.rpartition(".")[2]
-        span = spans.get(name) or RANGES.get(kind) or KINDS.get(kind)
+        knob = kind if name == f"method.{kind}" else name  # which takes the knob's value
+        span = spans.get(knob) or RANGES.get(kind) or KINDS.get(kind)
         if span is None or (kind in MAY_BE_NULL and value is None) or value == MISSING:
             continue
         try:

@@ -46,6 +46,8 @@ def test_knobs_are_the_methods_own_settings():
         (["chain=[{scal:24}]"], "chain: the student has no setting 'scal' .* it has scale, activation"),
         (["method=takd", "assistants=[]"], "this method is a chain of networks, and there is none in it"),
         (["spec.networks=[teacher]"], "spec.networks is not a setting"),
+        (["method=nkd", "gamma=-1"], r"gamma must be in \[0, inf\), got -1"),
+        (["recipe/schedule=multistep", "recipe.schedule.gamma=3.5"], r"schedule.gamma must be in \(0, 1\], got 3.5"),
     ],
 )
 def test_check_refuses_shorthands_in_vain_and_declarations(overrides, message):
@@ -58,6 +60,7 @@ def test_check_refuses_shorthands_in_vain_and_declarations(overrides, message):
     [
         ["epochs=3", "recipe=published", "recipe.epochs=7"],
         ["lr=0.3", "recipe=published"],
+        ["method=nkd", "gamma=3.5"],  # the knob's range and not that of a schedule's gamma
         ["epochs=3", "recipe@teacher_recipe=published", "method=standard"],
         ["lr=0.3", "recipe=adamw"],
     ],
