@@ -15,6 +15,7 @@ RANGES = {
     "conv_dropout": "[0, 1)",
     "crop": "whole [0, inf)",
     "cutout": "whole [0, inf)",
+    "delta": "[0, 1)",
     "depth": "whole [1, 1000]",
     "dropout": "[0, 1)",
     "ensemble": "whole [1, 100]",
