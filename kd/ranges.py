@@ -16,6 +16,7 @@ RANGES = {
     "crop": "whole [0, inf)",
     "cutmix": "[0.01, 100]",
     "cutout": "whole [0, inf)",
+    "delta": "[0, 1)",
     "depth": "whole [1, 1000]",
     "dropout": "[0, 1)",
     "ensemble": "whole [1, 100]",

@@ -29,6 +29,8 @@ def check_stages(name: str, stages: Sequence[int], depth: int) -> None:
     Raises:
         ValueError: naming the setting `name` and the range.
     """
+    if not depth:
+        raise ValueError(f"{name}: the network has no such maps; name its stages, as in kd.wrap(net, stages=[...])")
     for stage in stages:
         if not -depth <= stage < depth:
             raise ValueError(f"{name} must be in [{-depth}, {depth - 1}] for a network of {depth} stages, got {stage}")

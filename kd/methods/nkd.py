@@ -56,6 +56,8 @@ class NKD(Method):
         ValueError: for a value outside its range.
     """
 
+    needs_labels = True
+
     def __init__(self, T: float = 3.0, gamma: float = 3.5, label_smoothing: float = 0.0) -> None:
         super().__init__()
         require("T", T, "[0.001, 1e6]")

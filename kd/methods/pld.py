@@ -66,6 +66,8 @@ class PLD(Method):
         ValueError: for a value outside its range.
     """
 
+    needs_labels = True
+
     def __init__(self, T: float = 4.0) -> None:
         super().__init__()
         require("T", T, "[0.001, 1e6]")

@@ -71,6 +71,8 @@ class TFKD(Method):
 
     reads = frozenset()
 
+    needs_labels = True
+
     def __init__(
         self, T: float = 20.0, alpha: float = 0.9, certainty: float = 0.99, label_smoothing: float = 0.0
     ) -> None:

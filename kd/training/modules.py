@@ -1,10 +1,11 @@
 """The two LightningModules: a network trained on labels, and a student trained by a method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import lightning as L
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,7 +19,10 @@ from kd.methods.base import Method, Step
 from kd.models.output import Output, checked
 from kd.ranges import require
 from kd.training.callbacks import DivergenceCheck
-from kd.training.optim import OptimizerFactory, ScheduleFactory, parameter_groups
+from kd.training.optim import DOT, OptimizerFactory, ScheduleFactory, parameter_groups
+
+TASK = "hard"
+"""Name of the labels' term, which an optimiser may treat apart from all others."""
 
 
 class Mean(Metric):
@@ -107,6 +111,8 @@ class Classifier(L.LightningModule):
         self._sums: dict[str, Tensor | float] = {}
         self.terms: dict[str, Tensor] = {}
         """The latest step's terms of the loss, detached."""
+        self._task: Tensor | None = None
+        """The labels' term of the step whose backward pass is to come."""
         self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_scores, self.test_scores = Scores(num_classes), Scores(num_classes)
 
@@ -141,6 +147,7 @@ class Classifier(L.LightningModule):
         output, terms, monitors = self.step(batch)
         loss = torch.stack(list(terms.values())).sum()
         self.terms = {name: term.detach() for name, term in terms.items()}
+        self._task = terms.get(TASK)
         self.train_acc.update(output.logits.detach(), batch.labels)
         for name, value in {**terms, "loss": loss, **monitors}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
@@ -153,6 +160,32 @@ class Classifier(L.LightningModule):
         if last or (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
             self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As Lightning; before that, an optimiser that treats the labels apart is given the gradients of their term."""
+        task, self._task = self._task, None
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        if isinstance(optimizer, DOT):
+            optimizer.add_task_gradients(self._task_gradients(optimizer, task))
+        super().backward(loss, *args, **kwargs)
+
+    def _task_gradients(self, optimizer: DOT, task: Tensor | None) -> Sequence[Tensor | None]:
+        """The gradients of the labels' term, averaged over the ranks; the graph is kept for the whole loss."""
+        if task is None or len(self.terms) == 1:
+            raise UserError(
+                "the optimiser DOT is for labels and distillation together, and this loss has only "
+                f"{' and '.join(self.terms)}; choose another method, or another recipe/optimizer"
+            )
+        gradients = torch.autograd.grad(
+            task / self.trainer.accumulate_grad_batches, optimizer.parameters, retain_graph=True, allow_unused=True
+        )
+        if self.trainer.world_size == 1:
+            return gradients
+        shares = [gradient if gradient is None else gradient / self.trainer.world_size for gradient in gradients]
+        for share in shares:
+            if share is not None:
+                dist.all_reduce(share)
+        return shares
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.score("val", self.val_scores, checked(self.inference_net(batch.x), self.inference_net), batch)
@@ -175,6 +208,11 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(parameter_groups(self))
+        if isinstance(optimizer, DOT) and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise UserError(
+                f"trainer.precision={self.trainer.precision} scales the gradients, of which the optimiser DOT needs "
+                "parts; set trainer.precision=bf16-mixed or 32-true, or choose another recipe/optimizer"
+            )
         schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -196,7 +234,9 @@ class Classifier(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         parameters = (p for group in optimizer.param_groups for p in group["params"])
-        torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        if isinstance(optimizer, DOT):
+            optimizer.scale_task_gradients((gradient_clip_val / (norm + 1e-6)).clamp(max=1))
 
 
 class Distiller(Classifier):

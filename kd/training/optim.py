@@ -1,4 +1,4 @@
-"""Parameter groups for weight decay, and learning rate schedules.
+"""Parameter groups for weight decay, the optimiser DOT, and learning rate schedules.
 
 A schedule maps the fraction of training that is done to a factor on the optimiser's learning rate. Its length is
 always the total number of steps, so that it cannot disagree with the epochs.
@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -28,6 +29,107 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
         {"params": [p for p in parameters if p.ndim > 1]},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+class DOT(Optimizer):
+    r"""Distillation-oriented trainer: SGD with one momentum for the labels and a larger one for distillation.
+
+    Of the gradients g of the labels' term and d of all other terms, at learning rate \eta:
+
+    $$u \leftarrow (\mu - \delta) u + g + \lambda \theta, \quad
+    v \leftarrow (\mu + \delta) v + d, \quad \theta \leftarrow \theta - \eta (u + v)$$
+
+    With `delta=0` it is SGD. Weight decay goes along with the labels, as in the authors' code. A parameter that the
+    labels do not reach, such as an adapter's, has momentum mu and weight decay in v, likewise.
+
+    A step reads the gradient of all terms together, g + d, from `Parameter.grad`, so that data-parallel training and
+    gradient clipping are as ever; g is given to `add_task_gradients` before. `kd.training.modules` does so.
+
+    Deviations:
+
+    * Authors' code: one group of parameters. Here: any number, so that biases have no weight decay.
+    * Authors' code: a parameter that distillation does not reach has momentum mu. Here, as in the paper, mu - delta.
+
+    Source: Zhao et al. 2023, arXiv 2307.08436; delta is 0.075 there for CIFAR-100, 0.09 for ImageNet.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: learning rate, at least 0.
+        momentum: mu, in [0, 1).
+        delta: half the difference of the two momenta, in [0, 1), with momentum - delta and momentum + delta in [0, 1).
+        nesterov: whether each part steps ahead, as in SGD.
+        weight_decay: lambda, at least 0.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.05,
+        momentum: float = 0.9,
+        delta: float = 0.075,
+        nesterov: bool = False,
+        weight_decay: float = 5e-4,
+    ) -> None:
+        require("optimizer.lr", lr)
+        require("optimizer.momentum", momentum)
+        require("optimizer.delta", delta)
+        require("optimizer.nesterov", nesterov)
+        require("optimizer.weight_decay", weight_decay)
+        if momentum < delta or momentum + delta >= 1:
+            raise ValueError(
+                "optimizer.momentum - optimizer.delta and optimizer.momentum + optimizer.delta must be in [0, 1), "
+                f"got {momentum:g} and {delta:g}"
+            )
+        settings = {"momentum": momentum, "delta": delta, "nesterov": nesterov, "weight_decay": weight_decay}
+        super().__init__(params, {"lr": lr, **settings})
+        self._task: dict[Tensor, Tensor] = {}
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    @torch.no_grad()
+    def add_task_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add gradients of the labels' term, one for each of `parameters`; None where it does not reach.
+
+        They are added up until the next step, as `Parameter.grad` is over the batches of one step.
+        """
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is not None:
+                before = self._task.get(parameter)
+                self._task[parameter] = gradient if before is None else before + gradient
+
+    @torch.no_grad()
+    def scale_task_gradients(self, factor: Tensor) -> None:
+        """Multiply what was added by a factor, that of clipping."""
+        self._task = {parameter: gradient * factor for parameter, gradient in self._task.items()}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            mu, delta = group["momentum"], group["delta"]
+            for parameter in (p for p in group["params"] if p.grad is not None):
+                gradient, task = parameter.grad, self._task.get(parameter)
+                if task is None:
+                    parts = [("distillation", gradient, mu)]
+                else:
+                    parts = [("task", task, mu - delta), ("distillation", gradient - task, mu + delta)]
+                name, first, momentum = parts[0]
+                parts[0] = name, first.add(parameter, alpha=group["weight_decay"]), momentum
+                for name, gradient, momentum in parts:
+                    state, key = self.state[parameter], f"{name}_momentum"
+                    state[key] = gradient if key not in state else state[key].mul_(momentum).add_(gradient)
+                    step = gradient.add(state[key], alpha=momentum) if group["nesterov"] else state[key]
+                    parameter.add_(step, alpha=-group["lr"])
+        self._task = {}
+        return loss
 
 
 def one_cycle(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from kd.app.check import knobs
-from kd.app.compose import compose, plain, run_wide
+from kd.app.compose import plain, run_wide
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.module import DataModule
@@ -23,9 +23,10 @@ from kd.teachers.frozen import freeze
 from kd.training.callbacks import EpochSeed
 from kd.training.modules import Distiller
 from kd.training.optim import one_cycle
-from tests.common import CONF, ROOT, pair
+from tests.common import ROOT, pair
+from tests.methods import every
+from tests.methods.every import FILES
 
-FILES = sorted((CONF / "method").glob("*.yaml"))
 TAUGHT = [file for file in FILES if yaml.safe_load(file.read_text())["method"] is not None]
 CHAINED = {"takd", "ban"}
 """What they do lies in the chain of teachers; each link is taught by another method's class."""
@@ -37,7 +38,7 @@ each_method = pytest.mark.parametrize("file", TAUGHT, ids=lambda file: file.stem
 
 
 def composed(file, *overrides):
-    return compose(["data=digits", f"method={file.stem}", *overrides])[0].cfg
+    return every.composed(file.stem, *overrides)
 
 
 def cls(file):
@@ -210,14 +211,14 @@ def test_resumed_run_is_the_run_that_was_not_interrupted(file, noise, trainer, t
             tmp_path / directory, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
         path = tmp_path / directory / "last.ckpt"
-        trainer(max_epochs=3, enable_checkpointing=True, callbacks=[EpochSeed(7), checkpoint, *callbacks]).fit(
+        trainer(max_epochs=2, enable_checkpointing=True, callbacks=[EpochSeed(7), checkpoint, *callbacks]).fit(
             module, data, ckpt_path=path if path.exists() else None, weights_only=True
         )
         return module.state_dict()
 
     whole = fit("whole", 1)
     with pytest.raises(Crash):
-        fit("broken", 1, CrashAt(4))  # the second of three steps in the second of three epochs
+        fit("broken", 1, CrashAt(4))  # the second of three steps in the second epoch
     resumed = fit("broken", 2)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())

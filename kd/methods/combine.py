@@ -1,0 +1,139 @@
+"""Several methods at once: their terms, weighted, beside the labels."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from kd.data.batch import Batch
+from kd.losses import hard_loss
+from kd.methods.base import Method, Pair
+from kd.models.output import Output
+from kd.ranges import require
+
+
+class Combine(Method):
+    r"""alpha * hard + sum over methods of weight * (its terms without hard).
+
+    The labels count once. Of every method m that is named, with weight w_m, all terms but the labels' are added up,
+    each with the weight that it has in its own objective:
+
+    $$\alpha \, \mathrm{hard} + \sum_m w_m \sum_{i \in \mathrm{terms}(m),\ i \neq \mathrm{hard}} \ell_{m,i}$$
+
+    A term is logged as METHOD_TERM, such as `logits_soft`. Each method has its published defaults, or what is given
+    beside its weight: `method.terms={at: 1.0, logits: {weight: 0.5, T: 4.0}}`.
+
+    Scaling:
+        As its terms, see each method.
+
+    Use:
+        To see whether what two methods transfer adds up. Weights are to be tuned anew: two terms with their published
+        weights pull twice as much against the labels as each was meant to.
+
+    Deviations:
+        * None: published combinations, such as CRD with soft targets, are sums of this form.
+
+    Args:
+        terms: weights by the name of the method, at least 0; or `weight`, by default 1, along with arguments of the
+            method's constructor. None for {logits: 1.0}.
+        alpha: weight of the labels, in [0, 1].
+        label_smoothing: of the hard loss, in [0, 1].
+
+    Raises:
+        ValueError: for a method that there is not, one that shows images to the networks in its own way or changes the
+            network that is kept, or a value outside its range.
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, float | Mapping[str, Any]] | None = None,
+        alpha: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        require("alpha", alpha, "[0, 1]")
+        require("label_smoothing", label_smoothing)
+        terms = {"logits": 1.0} if terms is None else terms
+        if not isinstance(terms, Mapping) or not terms:
+            raise ValueError(f"method.terms must be weights of methods, as in {{at: 1.0, rkd: 0.5}}, got {terms}")
+        self.alpha, self.label_smoothing = alpha, label_smoothing
+        self.weights: dict[str, float] = {}
+        self.parts = nn.ModuleDict()
+        for name, given in terms.items():
+            arguments = dict(given) if isinstance(given, Mapping) else {"weight": given}
+            weight = arguments.pop("weight", 1.0)
+            require(f"method.terms.{name}", weight, "[0, inf)")
+            self.weights[name], self.parts[name] = float(weight), _method(name, arguments)
+        self.reads = frozenset({"logits"}).union(*(part.reads for part in self._methods().values()))
+
+    def _methods(self) -> dict[str, Method]:
+        return {name: part for name, part in self.parts.items() if isinstance(part, Method)}
+
+    def setup(self, pair: Pair) -> None:
+        for name, part in self._methods().items():
+            try:
+                part.setup(pair)
+            except ValueError as error:
+                raise ValueError(f"method.terms.{name}: {error}") from error
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        terms = {"hard": self.alpha * hard_loss(student.logits, batch.y, self.label_smoothing)}
+        for name, part in self._methods().items():
+            part.progress = self.progress
+            for term, value in part(student, teacher, batch).items():
+                if term != "hard":
+                    terms[f"{name}_{term}"] = self.weights[name] * value
+        return terms
+
+
+def _method(name: str, arguments: Mapping[str, Any]) -> Method:
+    """Make a method by its name, that of its module.
+
+    Raises:
+        ValueError: if there is none, it cannot be combined, or an argument is wrong.
+    """
+    cls = _class(name)
+    if cls is None:
+        known = [other for other in _modules() if _obstacle(_class(other)) is None]
+        raise ValueError(f"method.terms: there is no method {name} here; there are {', '.join(known)}")
+    obstacle = _obstacle(cls)
+    if obstacle is not None:
+        raise ValueError(f"method.terms: {name} {obstacle}, so that it cannot be combined; write method={name}")
+    known = list(inspect.signature(cls).parameters)
+    for argument in arguments.keys() - set(known):
+        raise ValueError(f"method.terms.{name}: {name} has no setting '{argument}'; it has {', '.join(known)}")
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"method.terms.{name}: {error}") from error
+
+
+def _modules() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+
+
+def _class(name: str) -> type[Method] | None:
+    """Return the method that the module of that name defines, the last if there are several; None without one."""
+    if name not in _modules():
+        return None
+    module = importlib.import_module(f"{__package__}.{name}")
+    classes = (value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method))
+    own = [value for value in classes if value.__module__ == module.__name__]
+    return own[-1] if own and name != "base" else None
+
+
+def _obstacle(cls: type[Method] | None) -> str | None:
+    """What keeps a method from being combined; None for nothing."""
+    if cls is None:
+        return "is no method"
+    if cls is Combine:
+        return "is made of other methods"
+    if cls.step is not Method.step:
+        return "decides which images each network sees"
+    if cls.inference_net is not Method.inference_net:
+        return "changes the network that is kept"
+    return None

@@ -1,0 +1,222 @@
+"""Write docs/methods.md anew from the docstrings and files of the methods: `python scripts/methods.py`."""
+
+import argparse
+import inspect
+import re
+import sys
+import textwrap
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from kd.app.check import knobs
+from kd.app.compose import compose, plain, run_wide
+from kd.errors import UserError
+from kd.methods.base import Method
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = "docs/methods.md"
+MARK, END = "<!-- methods -->\n", "<!-- /methods -->\n"
+SECTIONS = ("Scaling", "Use", "Deviations", "Args", "Raises")
+FAMILIES = {
+    "Logits": lambda reads: reads == {"logits"},
+    "Embeddings": lambda reads: "embedding" in reads and not reads & {"features", "preacts"},
+    "Maps": lambda reads: bool(reads & {"features", "preacts"}),
+    "Without a teacher": lambda reads: not reads,
+}
+"""Headings, and which methods are under each, by what they read of the teacher."""
+
+
+class Entry(NamedTuple):
+    """One method: its name in the command line, its class, and what its file sets."""
+
+    name: str
+    cls: type[Method]
+    knobs: dict[str, Any]
+    ranges: dict[str, str]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
+    check = parser.parse_args().check
+    try:
+        before, mark, rest = (ROOT / PAGE).read_text(encoding="utf-8").partition(MARK)
+        _, end, after = rest.partition(END)
+        if not (mark and end):
+            raise UserError(f"{PAGE} has no place for the methods: {MARK.strip()} to {END.strip()}")
+        entries = methods()
+        wanted = {PAGE: f"{before}{mark}{text(entries)}{end}{after}"}
+        wanted |= {picture(entry.cls)[0]: picture(entry.cls)[1] for entry in entries}
+        stale = [name for name, content in wanted.items() if not _is(ROOT / name, content)]
+        for name in stale:
+            if check:
+                print(f"{name} differs from the docstrings: python scripts/methods.py")
+            else:
+                (ROOT / name).parent.mkdir(exist_ok=True)
+                (ROOT / name).write_text(wanted[name], encoding="utf-8")
+    except (UserError, OSError) as error:
+        print(f"methods.py: {error}", file=sys.stderr)
+        return 1
+    return 1 if check and stale else 0
+
+
+def _is(path: Path, content: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == content
+
+
+def methods() -> list[Entry]:
+    """Return every method of conf/method whose file names a class of that name, in alphabetical order."""
+    entries = []
+    for file in sorted((ROOT / "conf" / "method").glob("*.yaml")):
+        node = yaml.safe_load(file.read_text(encoding="utf-8"))["method"]
+        if node is None or not node["_target_"].startswith(f"kd.methods.{file.stem}."):
+            continue  # labels alone, and chains that another method's class teaches
+        module, _, name = node["_target_"].rpartition(".")
+        settings = plain(compose(["data=digits", f"method={file.stem}"])[0].cfg)
+        own = knobs(settings, run_wide())
+        entries.append(Entry(file.stem, getattr(import_module(module), name), own, settings["spec"]["ranges"]))
+    return entries
+
+
+def text(entries: list[Entry]) -> str:
+    """Return a table of the methods by family, and a section for each."""
+    lines = ["| method | loss | reads of the teacher | stored logits |", "| :--- | :--- | :--- | :--- |"]
+    sections = []
+    for title, belongs in FAMILIES.items():
+        family = [entry for entry in entries if belongs(entry.cls.reads)]
+        sections.append(f"# {title}\n")
+        for entry in family:
+            reads = ", ".join(sorted(entry.cls.reads)) or "nothing"
+            stored = "yes" if entry.cls.reads and entry.cls.reads <= {"logits"} and not entry.cls.own_images else ""
+            loss = _dots(objective(entry.cls)).replace("|", "\\|")
+            lines.append(f"| [{entry.name}](#{entry.name}) | {loss} | {reads} | {stored} |")
+            sections.append(section(entry))
+    return "\n".join([*lines, "", *sections])
+
+
+def objective(cls: type) -> str:
+    """Return the first line of a method's docstring, which is its loss."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0].removesuffix(".")
+
+
+def section(entry: Entry) -> str:
+    """Return a method's part of the page."""
+    source = (inspect.getdoc(import_module(entry.cls.__module__)) or "").partition("\n")[0].removesuffix(".")
+    source = re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source)
+    parts = docstring(entry.cls)
+    defaults = " ".join(f"{name}={' '.join(v) if isinstance(v, list) else v}" for name, v in entry.knobs.items())
+    lines = [f"## {entry.name}", "", f"{source}.", "", _dots(objective(entry.cls)), ""]
+    lines += [f"![What is matched]({picture(entry.cls)[0].removeprefix('docs/')})", "", parts["body"], ""]
+    if defaults:
+        lines += [f"* Defaults: `{defaults}`"]
+    lines += [f"* {name}: {_one_line(parts[name])}" for name in ("Scaling", "Use") if name in parts]
+    if "Deviations" in parts:
+        lines += ["* Departures:", textwrap.indent(parts["Deviations"], "  ")]
+    arguments = {name: meaning for name, meaning in _arguments(parts["Args"]) if name != "label_smoothing"}
+    if arguments:
+        lines += ["", "| setting | default | range | meaning |", "| :--- | ---: | :--- | :--- |"]
+        signature = inspect.signature(entry.cls).parameters
+        for name, meaning in arguments.items():
+            setting = name if name in entry.knobs else f"method.{name}"
+            default = entry.knobs.get(name, signature[name].default)
+            default = {None: "null", True: "true", False: "false"}.get(default, default) if _plain(default) else default
+            default = list(default) if isinstance(default, tuple) else default
+            span = entry.ranges.get(name, "").replace("|", "\\|")
+            lines.append(f"| `{setting}` | {default} | {span} | {_one_line(meaning)} |".replace(" |  | ", " | | "))
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: object) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def docstring(cls: type) -> dict[str, str]:
+    """Return a class's docstring in parts: `body`, without the first line, and its sections by their names."""
+    pieces = re.split(rf"^({'|'.join(SECTIONS)}):\n", inspect.getdoc(cls) or "", flags=re.MULTILINE)
+    parts = {name: textwrap.dedent(content).strip() for name, content in zip(pieces[1::2], pieces[2::2], strict=True)}
+    return {"body": pieces[0].partition("\n")[2].strip(), "Args": "", **parts}
+
+
+def _arguments(args: str) -> list[tuple[str, str]]:
+    """Return names and meanings; several names before one colon have the meaning in common."""
+    found = re.findall(r"^(\w+(?:, \w+)*): (.*(?:\n +.*)*)", args, re.MULTILINE)
+    return [(name, meaning) for names, meaning in found for name in names.split(", ")]
+
+
+def _one_line(content: str) -> str:
+    return " ".join(content.split()).replace("|", "\\|")
+
+
+def _dots(formula: str) -> str:
+    return formula.replace(" * ", " · ")
+
+
+PLACES = {"images": 20, "maps": 140, "embedding": 400, "logits": 500}
+"""Where each part of a network begins in the picture, in pixels from the left."""
+INK, MATCH = "#57606a", "#0969da"
+
+
+def picture(cls: type[Method]) -> tuple[str, str]:
+    """Return the file and the drawing of what a method matches: teacher above, student below, an arrow for each part.
+
+    A part that the method reads has an arrow from the teacher's to the student's; labels always teach the logits.
+    """
+    reads = cls.reads
+    maps = bool(reads & {"features", "preacts"})
+    name = "-".join([*sorted(reads), *(["own-images"] if cls.own_images else [])]) or "no-teacher"
+    rows = [("teacher", 50)] * bool(reads) + [("student", 150 if reads else 60)]
+    shapes = []
+    for role, y in rows:
+        shapes.append(_label(20, y - 18, role, "start"))
+        shapes.append(_box(20, y, 60, "images" + ("′" if cls.own_images else ""), INK))
+        for i, height in enumerate((44, 36, 28)):
+            shapes.append(_box(140 + 80 * i, y + (44 - height) / 2, 50, f"map {i + 1}", MATCH if maps else INK, height))
+        shapes.append(_box(400, y + 8, 70, "embedding", MATCH if "embedding" in reads else INK, 28))
+        shapes.append(_box(500, y + 8, 60, "logits", MATCH if "logits" in reads or role == "student" else INK, 28))
+        for left, right in ((80, 140), (190, 220), (270, 300), (350, 400), (470, 500)):
+            shapes.append(_arrow(left, y + 22, right, y + 22, INK))
+    if reads:
+        matched = [165, 245, 325] * maps + [435] * ("embedding" in reads) + [530] * ("logits" in reads)
+        shapes += [_arrow(x, 96, x, 150 if x < 400 else 156, MATCH) for x in matched]
+        if "preacts" in reads:
+            shapes.append(_label(340, 128, "before the activation", "start"))
+    bottom = rows[-1][1]
+    shapes.append(_arrow(600, bottom + 22, 562, bottom + 22, MATCH))
+    shapes.append(_label(604, bottom + 26, "labels", "start"))
+    height = bottom + 60
+    style = "font-family:system-ui,sans-serif;font-size:12px"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 660 {height}" width="660" role="img" style="{style}">'
+    tip = (
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        f'<path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>'
+    )
+    title = f"<title>{', '.join(sorted(reads)) or 'labels alone'}</title>"
+    ground = f'<rect width="660" height="{height}" fill="#ffffff"/>'
+    return f"docs/methods/{name}.svg", "\n".join([head, title, tip, ground, *shapes, "</svg>"]) + "\n"
+
+
+def _box(x: float, y: float, width: float, name: str, color: str, height: float = 44) -> str:
+    fill = "#ddf4ff" if color == MATCH else "#f6f8fa"
+    return (
+        f'<rect x="{x}" y="{y:g}" width="{width}" height="{height:g}" rx="4" fill="{fill}" stroke="{color}"/>'
+        + _label(x + width / 2, y + height / 2 + 4, name)
+    )
+
+
+def _label(x: float, y: float, name: str, anchor: str = "middle") -> str:
+    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" fill="#24292f">{name}</text>'
+
+
+def _arrow(x1: float, y1: float, x2: float, y2: float, color: str) -> str:
+    width = 2 if color == MATCH else 1
+    return (
+        f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="{color}" stroke-width="{width}" '
+        'marker-end="url(#tip)"/>'
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
