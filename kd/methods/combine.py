@@ -22,7 +22,7 @@ class Combine(Method):
     The labels count once. Of every method m that is named, with weight w_m, all terms but the labels' are added up,
     each with the weight that it has in its own objective:
 
-    $$\alpha \, \mathrm{hard} + \sum_m w_m \sum_{i \in \mathrm{terms}(m),\ i \neq \mathrm{hard}} \ell_{m,i}$$
+    $$\alpha \mathrm{hard} + \sum_m w_m \sum_{i \in \mathrm{terms}(m), i \neq \mathrm{hard}} \ell_{m,i}$$
 
     A term is logged as METHOD_TERM, such as `logits_soft`. Each method has its published defaults, or what is given
     beside its weight: `method.terms={at: 1.0, logits: {weight: 0.5, T: 4.0}}`.

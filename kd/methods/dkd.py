@@ -10,19 +10,35 @@ from kd.ranges import require
 
 
 class DKD(Method):
-    """hard + r * (alpha * tckd + beta * nckd), with r rising from 0 to 1 over the warm-up.
+    r"""hard + r * (alpha * tckd + beta * nckd), with r rising from 0 to 1 over the warm-up.
 
-    For logits (B, C), labels y (B,) and p = softmax(z / T):
+    The soft loss is taken apart: how sure of the label (target class), and what it resembles (other classes). For
+    logits $z$ (B, C), labels $y$ (B,), $p = \mathrm{softmax}(z / T)$ and $\hat p$ the softmax over the C - 1 other
+    classes:
 
-    * tckd = T^2 * KL((p_y, 1 - p_y)_teacher || (p_y, 1 - p_y)_student) (target class);
-    * nckd = T^2 * KL between the softmaxes over the C - 1 other classes (other classes).
+    $$
+    \mathrm{tckd} = \frac{T^2}{B} \sum_i \mathrm{KL} \big( (p^t_{iy}, 1 - p^t_{iy}) \Vert
+    (p^s_{iy}, 1 - p^s_{iy}) \big), \qquad
+    \mathrm{nckd} = \frac{T^2}{B} \sum_i \mathrm{KL} (\hat p^t_i \Vert \hat p^s_i)
+    $$
 
-    Both are averaged over the batch and do not grow with B. The soft loss is tckd + (1 - p_y of the teacher) * nckd,
-    image by image: where the teacher is sure, it hides the second part. Here beta has nothing to do with the teacher's
-    certainty. With C = 2, nckd is 0. The terms need labels, so that images are not to be mixed.
+    The soft loss is tckd + (1 - p_y of the teacher) * nckd, image by image: where the teacher is sure, it hides the
+    second part. Here beta has nothing to do with the teacher's certainty. With `standardize`, both are of the z-scores
+    of the logits, see `kd.losses.standardized`.
 
-    With `standardize`, both are of the z-scores of the logits, see `kd.losses.standardized`; published with T = 2 and
-    alpha and beta 9 to 18 times as large. Of 10 classes, a teacher's z-scores never say more than p = 0.351 at T = 2.
+    Scaling:
+        Means over the batch, independent of B. With two classes nckd is 0.
+
+    Use:
+        With a confident teacher: the surer it is of the labels, the larger beta may be. The terms need one label an
+        image, so that images are not to be mixed.
+
+    Deviations:
+        * Published warm-up: 20 of 240 epochs, in steps of an epoch from 1/20 on. Here: each step, from 0 on.
+        * Popular code masks the label by -1000 and takes the logarithm of a sum of probabilities: infinite at T = 1
+          with a gap of 105 between logits. Here the column is dropped and all is in log space.
+        * Published with `standardize`: T = 2, and alpha and beta 9 to 18 times as large. Of 10 classes, a teacher's
+          z-scores never say more than p = 0.351 at T = 2.
 
     Args:
         T: temperature of all softmaxes, in [0.001, 1e6].

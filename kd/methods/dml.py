@@ -10,16 +10,31 @@ from kd.ranges import require
 
 
 class DML(Method):
-    """hard + soft for the student, peer_hard + peer_soft for a peer like it that is trained along.
+    r"""hard + soft for the student, peer_hard + peer_soft for a peer like it that is trained along.
 
-    There is no teacher: each of the two learns from the labels and from the other. For logits (B, C):
+    There is no teacher: each of the two learns from the labels and from the other. For logits $z$ (B, C) of the student
+    and $z'$ of its peer, $p$ and $p'$ their softmaxes of $z / T$:
 
-    * soft = T^2 * KL(peer_T || student_T), with the peer's logits detached;
-    * peer_soft = T^2 * KL(student_T || peer_T), with the student's detached.
+    $$
+    \mathrm{soft} = T^2 \mathrm{KL}(p' \Vert p), \qquad \mathrm{soft}' = T^2 \mathrm{KL}(p \Vert p')
+    $$
 
-    Every term is averaged over the batch. The peer has initial weights of its own and sees the same images. Both take
-    their step at once, where the paper's second network sees what the first has become. The student is what is tested
-    and kept; nothing sets the two apart, so that its choice is not a choice of the better one.
+    and soft' is logged as peer_soft. Neither's gradients reach the other. The peer has initial weights of its own and
+    sees the same images. The student is what is tested and kept; nothing sets the two apart, so that its choice is not
+    a choice of the better one. `train/peer_acc` is the peer's accuracy.
+
+    Scaling:
+        Means over the batch, independent of B.
+
+    Use:
+        Where no teacher is at hand. A run costs two trainings of the student.
+
+    Deviations:
+        * Paper: the networks are updated in turn, the second sees what the first has become. Here, as in most code,
+          both at once.
+        * One optimiser trains both, so that `recipe.clip_norm` is of both gradients together.
+        * Popular code lets gradients through both sides of the KL, or has an epsilon inside the logarithm. Here:
+          detached, log space.
 
     Args:
         T: temperature of all softmaxes, in [0.001, 1e6]; published 1.

@@ -16,11 +16,28 @@ from kd.ranges import require, require_sum
 
 
 class Feature(SoftTargets):
-    """alpha * hard + beta * feature + (1 - alpha - beta) * soft.
+    r"""alpha * hard + beta * feature + (1 - alpha - beta) * soft.
 
-    feature is the mean squared error between the teacher's maps and the student's, averaged over the stages. The
-    student's are seen through a learned 1x1 convolution per stage (the adapter) with as many channels as the teacher's.
-    With `pool`, the larger of two maps is averaged to the smaller one's height and width.
+    Beside softened logits, the student's maps are to be the teacher's, through a learned 1x1 convolution $r_l$:
+
+    $$
+    \mathrm{feature} = \frac{1}{L} \sum_l \mathrm{mean} \big( r_l(F^s_l) - F^t_l \big)^2
+    $$
+
+    with maps $F_l$ (B, C_l, H_l, W_l) of L pairs of stages. The convolution gives the student's map as many channels as
+    the teacher's; it is trained and not kept. With `pool`, the larger of two maps is averaged to the smaller one's
+    height and width, which is refused otherwise.
+
+    Scaling:
+        A mean over batch, channels and places: constant in B, C, H and W.
+
+    Use:
+        Where logits alone say little: few classes, or networks of one family whose stages correspond.
+
+    Deviations:
+        * FitNets: two phases, half the squared norm, one map. Here: one phase, the mean, any choice of stages; fitnet
+          is the published form.
+        * Peers add BatchNorm and ReLU to the convolution. Here: neither.
 
     Args:
         T: temperature of both softmaxes, in [0.001, 1e6].

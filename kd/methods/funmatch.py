@@ -11,15 +11,29 @@ from kd.ranges import require
 
 
 class FunMatch(Method):
-    """soft alone, on mixed images that student and teacher both see.
+    r"""soft, on images that are mixed of two.
 
-    Each image x_i (3, H, W) of a batch of B is mixed with another one of it: s_i * x_i + (1 - s_i) * x_j, j drawn as a
-    permutation, and a share drawn from [0, 1] uniformly for each image. Of the two, x_i is the one with the larger
-    share, so that its label is what the training accuracy is measured by; the loss has no use for labels.
+    The student is to be the teacher's function, wherever it is looked at: both networks see the same mixed images. Each
+    image $x_i$ (3, H, W) of a batch is mixed with another one of it:
 
-    soft = T^2 * KL(teacher_T || student_T) of logits (B, C), averaged over the batch. The teacher's logits for mixed
-    images are no mixture of its logits for images: they cannot be stored, and cost a forward pass a step. The paper's
-    other half is patience: hundreds of epochs or more.
+    $$
+    \tilde x_i = s_i x_i + (1 - s_i) x_j, \qquad \mathrm{soft} = \frac{T^2}{B} \sum_i \mathrm{KL}(p^t_i \Vert p^s_i),
+    \qquad p = \mathrm{softmax}(z / T)
+    $$
+
+    j is drawn as a permutation, and the share $s_i$ from [0, 1] uniformly for each image. Of the two, $x_i$ is the one
+    with the larger share: its label is what the training accuracy is measured by; the loss has no use for labels.
+
+    Scaling:
+        A mean over the batch, independent of B.
+
+    Use:
+        With long training: the paper's other half is patience, 1,200 epochs and more on ImageNet. The teacher's logits
+        for mixed images are no mixture of its logits for images: they cannot be stored, and cost a pass a step.
+
+    Deviations:
+        * Authors' code draws one share for a batch, and has Adam and crops that vary in scale. Here: a share for each
+          image; augmentation and recipe are the run's.
 
     Args:
         T: temperature of both softmaxes, in [0.001, 1e6]; published 1 for ImageNet, from 1 to 10 for small data sets.
