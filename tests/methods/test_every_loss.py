@@ -16,6 +16,7 @@ from tests.methods.every import (
     cnn,
     each_method,
     knobs_of,
+    networks,
     total,
 )
 
@@ -104,9 +105,9 @@ def test_terms_are_finite_for_extreme_logits(name, gap):
     settings = {"T": 1.0} if "T" in knobs_of(name) else {}
     x = case(name).batch.x
     torch.manual_seed(3)
-    student, teacher = set_gap(cnn(2), x, gap), set_gap(cnn(4), x, gap)
+    student, teacher = (set_gap(net, x, gap) for net in networks(name))
     assert_finite(case(name, student, teacher, **settings))
-    assert_finite(case(name, cnn(2), teacher, **settings))
+    assert_finite(case(name, None, teacher, **settings))
 
 
 @each_method
@@ -116,7 +117,8 @@ def test_terms_are_finite_for_extreme_logits(name, gap):
 def test_terms_are_finite_for_constant_maps(name, ours, theirs):
     """Below 0 the maps after the activation are 0, with all that follows from them equal for every image."""
     torch.manual_seed(3)
-    assert_finite(case(name, set_maps(cnn(2), ours), set_maps(cnn(4), theirs)))
+    student, teacher = networks(name)
+    assert_finite(case(name, set_maps(student, ours), set_maps(teacher, theirs)))
 
 
 @each_method
@@ -140,8 +142,8 @@ def test_autocast_changes_the_terms_by_rounding_only(name):
         steps = []
         for half in (False, True):
             torch.manual_seed(3)
-            student, teacher = cnn(2), cnn(4).eval()
-            found = case(name, student, teacher)
+            student, teacher = networks(name)
+            found = case(name, student, teacher.eval())
 
             def change(tensor, half=half):
                 return tensor.bfloat16() if half else tensor.bfloat16().float()
