@@ -17,6 +17,7 @@ from tests.methods.every import (
     each_method,
     knobs_of,
     networks,
+    scales,
     total,
 )
 
@@ -69,8 +70,9 @@ def test_gradient_reaches_all_that_is_trained_and_none_the_teacher(name):
         assert not missing, f"no gradient at progress {share}: {missing}"
         for key, parameter in found.learned:
             magnitude[key] = max(magnitude.get(key, 0.0), parameter.grad.abs().max().item())
-    # A bias may cancel, in front of a BatchNorm or between two images; a weight may not.
-    rests = [key for key, parameter in found.learned if parameter.ndim > 1 and not magnitude[key] > 0]
+    # A bias may cancel, in front of a BatchNorm or between two images; a weight may not, if it is kept or the method's.
+    kept = {*found.method.inference_net(found.student).parameters(), *found.method.parameters()}
+    rests = [key for key, weight in found.learned if weight.ndim > 1 and weight in kept and not magnitude[key] > 0]
     assert not rests, f"the gradient is 0: {rests}"
     if found.teacher is not None:
         assert not found.teacher.training
@@ -197,9 +199,11 @@ def test_gradient_is_the_slope(name, monkeypatch):
     """Of every term, for logits, embedding and maps, along one direction in fp64.
 
     What a term takes for constant, such as a peer's target, has no gradient, and a term without any is not for the
-    student.
+    student. The student is the wider of the two: what an adapter makes of fewer channels has directions of length 0,
+    whose order is arbitrary.
     """
-    found = case(name)
+    narrow, wide = scales(name)
+    found = case(name, cnn(wide), cnn(narrow))
     student = Leaves(found.student.eval()(found.batch.x)).double()
     monkeypatch.setattr(Tensor, "float", Tensor.double)  # terms are in fp32, too coarse for differences
     found.method.double()
