@@ -121,6 +121,7 @@ def case(
     **settings: Any,
 ) -> Case:
     """Set a method up, with its published defaults but for `settings`, for a pair of networks and a batch of noise."""
+    scales(name)  # which draws random numbers the first time
     torch.manual_seed(0)
     ours, theirs = networks(name, classes, size)
     student, teacher = student or ours, teacher or theirs
