@@ -93,6 +93,24 @@ class Case(NamedTuple):
         ]
 
 
+@cache
+def scales(name: str) -> tuple[int, int]:
+    """Return the widths of a student and a wider teacher; of equal ones, where a method is for these alone."""
+    for ours, theirs in ((2, 4), (2, 2)):
+        try:
+            class_of(name)().setup(pair(cnn(ours), cnn(theirs)))
+        except ValueError:
+            continue
+        return ours, theirs
+    raise AssertionError(f"{name} is set up neither for networks of different nor for networks of equal widths")
+
+
+def networks(name: str, classes: int = 10, size: int = 8) -> tuple[CNN, CNN]:
+    """Return a new student and a new teacher that the method can be set up for."""
+    ours, theirs = scales(name)
+    return cnn(ours, classes, size), cnn(theirs, classes, size)
+
+
 def case(
     name: str,
     student: nn.Module | None = None,
@@ -103,8 +121,10 @@ def case(
     **settings: Any,
 ) -> Case:
     """Set a method up, with its published defaults but for `settings`, for a pair of networks and a batch of noise."""
+    scales(name)  # which draws random numbers the first time
     torch.manual_seed(0)
-    student, teacher = student or cnn(2, classes, size), teacher or cnn(4, classes, size)
+    ours, theirs = networks(name, classes, size)
+    student, teacher = student or ours, teacher or theirs
     method = class_of(name)(**settings)
     labels = torch.arange(max(images, 16)) % classes
     torch.manual_seed(1)
@@ -163,12 +183,15 @@ class Watched(nn.Module):
 
 
 class Leaves(nn.Module):
-    """A network whose outputs are parameters, one row an image, whatever it is shown."""
+    """A network whose outputs are parameters, one row an image, whatever it is shown: noise above 0 of given shapes."""
 
     def __init__(self, output: Output) -> None:
         super().__init__()
         self.parts = nn.ParameterDict(
-            {name.replace("[", "_").rstrip("]"): tensor.detach().clone() for name, tensor in tensors_of(output).items()}
+            {
+                name.replace("[", "_").rstrip("]"): 0.1 + torch.rand_like(part)
+                for name, part in tensors_of(output).items()
+            }
         )
         self.depth = len(output.features), len(output.preacts)
 
