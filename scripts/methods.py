@@ -126,7 +126,13 @@ def section(entry: Entry) -> str:
             default = list(default) if isinstance(default, tuple) else default
             span = entry.ranges.get(name, "").replace("|", "\\|")
             lines.append(f"| `{setting}` | {default} | {span} | {_one_line(meaning)} |".replace(" |  | ", " | | "))
-    return "\n".join(lines) + "\n"
+    return _fenced("\n".join(lines) + "\n")
+
+
+def _fenced(content: str) -> str:
+    """Put formulas where Markdown leaves backslashes and underscores alone: $$ in a block, $ with backticks."""
+    content = re.sub(r"\$\$\s*(.*?)\s*\$\$", r"```math\n\1\n```", content, flags=re.DOTALL)
+    return re.sub(r"(?<!`)\$([^$`\n]+)\$(?!`)", r"$`\1`$", content)
 
 
 def _plain(value: object) -> bool:

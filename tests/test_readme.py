@@ -199,13 +199,16 @@ def test_places_in_backticks_exist(name):
     assert missing <= to_be_written
 
 
-def test_table_of_methods_is_complete_and_has_their_defaults():
+def test_tables_of_methods_are_complete_and_have_the_defaults_of_the_three_ways():
+    """Those of all methods are on their page, see tests/methods/test_every_method.py."""
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", README, re.MULTILINE))
-    for file in (CONF / "method").glob("*.yaml"):
-        own = knobs(plain(compose(["data=digits", f"method={file.stem}"])[0].cfg), run_wide())
-        shown = dict(re.findall(r"(\w+)=([\d.]+)", rows[file.stem]))
-        numbers = {name: f"{value:g}" for name, value in own.items() if not isinstance(value, list)}
-        assert shown == numbers, file.stem
+    assert rows.keys() == {"teacher", "standard", "logits", "feature"}
+    for name, defaults in rows.items():
+        own = knobs(plain(compose(["data=digits", f"method={name}"])[0].cfg), run_wide())
+        assert dict(re.findall(r"(\w+)=([\d.]+)", defaults)) == {knob: f"{value:g}" for knob, value in own.items()}
+    linked = re.findall(r"\[`(\w+)`\]\(docs/methods\.md#(\w+)\)", README)
+    assert all(name == anchor for name, anchor in linked)
+    assert sorted([*rows, *(name for name, _ in linked)]) == sorted(f.stem for f in (CONF / "method").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("group", ["data", "student", "teacher", "recipe", "trainer", "speed", "logger", "debug"])

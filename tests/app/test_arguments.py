@@ -77,7 +77,7 @@ def test_quoted_texts_come_back_from_hydras_grammar_and_from_interpolation(text)
         ),
         ("experiment=seeds,sed_table", "there is no experiment=sed_table"),
         ("debug=limt", "did you mean debug=limit?"),
-        ("method=null", "there is no method=null. There are ban, crd"),
+        ("method=null", "there is no method=null. There are ab, abkd"),
         ("student=1", "there is no student=1. There are cnn16"),
         ("trainer=1e309", "there is no trainer=inf. There are auto"),
         ("method=[logits,feature]", "there is no method=['logits', 'feature']"),

@@ -71,7 +71,7 @@ def test_cli_prints_help_and_mistakes_without_loading_torch(tmp_path, arguments)
     [
         (
             ("method=typo",),
-            "error: there is no method=typo. There are ban, crd, dkd",
+            "error: there is no method=typo. There are ab, abkd, at",
         ),
         (("student=typo",), "error: there is no student=typo. There are cnn16"),
         (("method=standard", "T=4"), "error: there is no setting 'T' with method=standard"),

@@ -48,10 +48,11 @@ def test_docstring_has_the_parts_of_a_section(entry):
     parts = methods.docstring(entry.cls)
     assert parts.keys() >= {"body", "Scaling", "Use", "Deviations", "Args", "Raises"}
     assert parts["body"].count("$$") >= 2
-    assert "\\," not in parts["body"]  # which Markdown takes for a comma
     arguments = dict(methods._arguments(parts["Args"]))
     assert set(arguments) == set(methods.inspect.signature(entry.cls).parameters)
     section = methods.section(entry)
+    assert section.count("```") == parts["body"].count("$$")
+    assert "$$" not in section
     assert "arXiv" in section or "CVPR" in section or "ICLR" in section or entry.name == "combine"
     assert all(f"| `{name}` | {value} |" in section for name, value in entry.knobs.items())
     root = ET.fromstring(methods.picture(entry.cls)[1])
