@@ -16,6 +16,8 @@ SMALL = (
     "data.source.image_size=16",
 )
 """A run of a second."""
+QUICK = (*SMALL, "batch_size=256", "logger=none")
+"""A run whose accuracy does not matter, in fewer steps and without event files."""
 
 
 def put_no_file(path, kind):

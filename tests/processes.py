@@ -146,6 +146,7 @@ def serve(channel: socket.socket) -> None:
     """Fork a process for each message that starts one; returns in the new process, which is to become the program."""
     for name in LOADED:
         __import__(name)
+    warm_up()
     gc.freeze()  # so that no collection in a forked process touches, and thus copies, all that was loaded
     while True:
         text, files, _, _ = socket.recv_fds(channel, 1 << 20, 2)
@@ -164,6 +165,21 @@ def serve(channel: socket.socket) -> None:
         for file in files:
             os.close(file)
         channel.send(json.dumps(pid).encode())
+
+
+def warm_up() -> None:
+    """Compose a configuration and take a training step: what they create at their first use is then there, too."""
+    import torch
+
+    from kd.app.compose import compose
+    from kd.models.cnn import CNN
+
+    compose(["data=digits"])
+    net = CNN(2, 10, 16, "relu", 0.0, 0.0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=True)
+    with torch.autocast("cpu"):
+        net(torch.zeros(2, 3, 16, 16)).logits.sum().backward()
+    optimizer.step()
 
 
 def become(message: dict[str, Any], files: list[int]) -> None:

@@ -45,7 +45,15 @@ def test_wheel_holds_the_packages_and_the_configuration(installed):
 
 
 def test_kd_train_distils_in_an_empty_directory(installed, tmp_path):
-    small = ("data=digits", "epochs=1", "teacher.scale=2", "student.scale=2", "trainer=cpu")
+    small = (
+        "data=digits",
+        "data.source.image_size=16",
+        "batch_size=256",
+        "epochs=1",
+        "teacher.scale=2",
+        "student.scale=2",
+        "trainer=cpu",
+    )
     done = kd_train(installed, tmp_path, *small, "method=logits", "T=4")
     assert done.returncode == 0, done.stderr
     (record,) = collect([tmp_path / "runs"]).results

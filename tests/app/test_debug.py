@@ -25,7 +25,7 @@ def test_debug_run_leaves_the_store_alone(run, tmp_path, monkeypatch, debug):
 
 
 def test_debug_overfit_learns_its_images_by_heart(run, tmp_path):
-    alone = ("data=digits", "student.scale=4", "trainer=cpu", "trainer.enable_progress_bar=false", "logger=none")
+    alone = ("data=digits", "data.source.image_size=16", "student.scale=4", "trainer=cpu", "logger=none")
     code, printed = run(*alone, "method=standard", "debug=overfit")
     assert code == 0, printed
     (record,) = collect([tmp_path / "runs" / "debug"]).results

@@ -13,8 +13,9 @@ from kd.report.comparison import compare
 from kd.report.rows import summarize
 from kd.report.tables import to_csv
 from kd.runs.results import collect, read
-from tests.common import ROOT
+from tests.common import ROOT, SMALL
 
+SHORT = ("recipe.epochs=1", "teacher_recipe.epochs=1", "logger=none", "hydra.sweep.dir=sweep")
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 
 
@@ -61,10 +62,8 @@ def test_best_1m_runs(run, tmp_path):
 
 def test_seed_anomaly_trains_every_kind_of_mistake(run, tmp_path):
     """One mistake of each kind (the loss, the teacher's mode, the teacher's input) beside the correct method."""
-    small = ("data=digits", "teacher.scale=2", "student.scale=2", "recipe.epochs=1", "teacher_recipe.epochs=1")
     mistakes = ("Right", "LabelsOnly", "NoTSquared", "TeacherInTrainMode", "OtherView")
-    quiet = ("trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "hydra.sweep.dir=sweep")
-    code, printed = run("experiment=seed_anomaly", f"mistake={','.join(mistakes)}", "seed=0", *small, *quiet)
+    code, printed = run("experiment=seed_anomaly", f"mistake={','.join(mistakes)}", "seed=0", *SMALL, *SHORT)
     assert code == 0, printed
     records = [read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
     assert [record.knobs["mistake"] for record in records] == list(mistakes)
@@ -73,9 +72,7 @@ def test_seed_anomaly_trains_every_kind_of_mistake(run, tmp_path):
 
 
 def test_seed_table_has_a_row_for_each_method(run, tmp_path):
-    small = ("data=digits", "teacher.scale=2", "student.scale=2", "recipe.epochs=1", "teacher_recipe.epochs=1")
-    quiet = ("trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "hydra.sweep.dir=sweep")
-    code, printed = run("experiment=seed_table", *small, *quiet)
+    code, printed = run("experiment=seed_table", *SMALL, *SHORT)
     assert code == 0, printed
     rows = summarize(collect([tmp_path / "sweep"]).results).rows
     assert [row.label for row in rows] == ["teacher", "standard", "feature", "logits"]

@@ -10,9 +10,9 @@ from datetime import datetime
 import joblib
 import pytest
 
-from tests.common import ROOT, SMALL
+from tests.common import QUICK, ROOT, SMALL
 
-GRID = (*SMALL, "method=feature", "method.stages=[7],[-1]")
+GRID = (*QUICK, "method=feature", "method.stages=[7],[-1]")
 """Two jobs, of which the first is refused, as the network has two stages."""
 
 

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from kd.runs.results import read
-from tests.common import SMALL
+from tests import common
 
-QUICK = (*SMALL, "epochs=1", "logger=none")
+QUICK = (*common.QUICK, "epochs=1")
 
 
 def entries(folder):

@@ -18,7 +18,7 @@ from kd.runs.results import read
 from kd.teachers.frozen import freeze
 from kd.training.modules import Distiller
 from kd.training.optim import one_cycle
-from tests.common import SMALL, pair, pair_of
+from tests.common import QUICK, pair, pair_of
 
 LABELS = tensor([0, 1, -1, 2, 0, 1, 2, -1, 0, 0])
 
@@ -221,7 +221,7 @@ def test_evaluation_does_not_touch_the_banks(tiny_net, noise, trainer):
 
 
 def test_runs_side_by_side_are_the_same_as_alone(run, tmp_path):
-    shared = ("-m", *SMALL, "logger=none", "method=crd", "epochs=1", "seed=0,1", "data.order_seed=7")
+    shared = ("-m", *QUICK, "method=crd", "epochs=1", "seed=0,1", "data.order_seed=7")
     assert run(*shared, "hydra.sweep.dir=alone")[0] == 0
     assert run(*shared, "hydra/launcher=cohort", "hydra.sweep.dir=together")[0] == 0
     timing = {"date": "", "train_seconds": None, "images_per_second": None, "command": "", "variant": ""}

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tests import processes
-from tests.common import ROOT, SMALL
+from tests.common import QUICK, ROOT
 
 
 def benchmark_sweep(folder, *arguments):
@@ -11,7 +11,7 @@ def benchmark_sweep(folder, *arguments):
 
 
 def test_benchmark_sweep_compares_launchers(tmp_path):
-    grid = (*SMALL, "epochs=1", "method=logits", "T=1,2", "logger=none")
+    grid = (*QUICK, "epochs=1", "method=logits", "T=1,2")
     done = benchmark_sweep(tmp_path, *grid, "--rounds", "1", "--json", "sweep.json")
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "sweep.json").read_text())

@@ -1,9 +1,10 @@
-"""Kill a sweep of twelve jobs again and again, and check that it ends with exactly the twelve right results.
+"""Kill a sweep of twelve jobs again and again, and check that it ends with exactly the right results.
 
-    python tests/sweeps/kill_sweep.py [--kills 20] [--seed 0] [further settings, such as hydra/launcher=cohort]
+    python tests/sweeps/kill_sweep.py [--kills 20] [--seed 0] [further settings]
 
-It is killed by SIGKILL, SIGTERM and SIGINT in turn, with all its processes, at random moments, and started again by the
-same command. What is done is never to be touched again, and all weights are to be those of an undisturbed sweep.
+Further settings are such as hydra/launcher=cohort, or seed=0 for four jobs. The sweep is killed by SIGKILL, SIGTERM and
+SIGINT in turn, with all its processes, at random moments, and started again by the same command. What is done is never
+to be touched again, and all weights are to be those of an undisturbed sweep.
 """
 
 import argparse
@@ -73,10 +74,11 @@ def main(arguments: list[str]) -> None:
     random_times = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        printed, _ = start(folder, "whole", ["teacher_store=undisturbed"]).communicate()
-        expected = outcomes(folder / "whole")
-        if len(expected) != 12:
-            raise SystemExit(f"{len(expected)} of 12 even undisturbed:\n{printed}")
+        seeds = [setting for setting in options.settings if setting.startswith("seed=")]
+        printed, _ = start(folder, "whole", ["teacher_store=undisturbed", *seeds]).communicate()
+        expected, jobs = outcomes(folder / "whole"), 4 * len(seeds[-1].split(",")) if seeds else 12
+        if len(expected) != jobs:
+            raise SystemExit(f"{len(expected)} of {jobs} even undisturbed:\n{printed}")
         before: dict[Path, int] = {}
         for kill in range(options.kills):
             process = start(folder, "killed", options.settings)
@@ -100,7 +102,7 @@ def main(arguments: list[str]) -> None:
             raise SystemExit(f"the last sweep ended with {process.returncode}:\n{printed}")
         if outcomes(folder / "killed") != expected:
             raise SystemExit("the results are not those of the undisturbed sweep")
-        print("exactly the 12 right results")
+        print(f"exactly the {jobs} right results")
 
 
 if __name__ == "__main__":
