@@ -160,8 +160,6 @@ def _dots(formula: str) -> str:
     return formula.replace(" * ", " · ")
 
 
-PLACES = {"images": 20, "maps": 140, "embedding": 400, "logits": 500}
-"""Where each part of a network begins in the picture, in pixels from the left."""
 INK, MATCH = "#57606a", "#0969da"
 
 
@@ -180,28 +178,30 @@ def picture(cls: type[Method]) -> tuple[str, str]:
         shapes.append(_box(20, y, 60, "images" + ("′" if cls.own_images else ""), INK))
         for i, height in enumerate((44, 36, 28)):
             shapes.append(_box(140 + 80 * i, y + (44 - height) / 2, 50, f"map {i + 1}", MATCH if maps else INK, height))
-        shapes.append(_box(400, y + 8, 70, "embedding", MATCH if "embedding" in reads else INK, 28))
+        shapes.append(_box(394, y + 8, 82, "embedding", MATCH if "embedding" in reads else INK, 28))
         shapes.append(_box(500, y + 8, 60, "logits", MATCH if "logits" in reads or role == "student" else INK, 28))
-        for left, right in ((80, 140), (190, 220), (270, 300), (350, 400), (470, 500)):
+        for left, right in ((80, 140), (190, 220), (270, 300), (350, 394), (476, 500)):
             shapes.append(_arrow(left, y + 22, right, y + 22, INK))
     if reads:
-        matched = [165, 245, 325] * maps + [435] * ("embedding" in reads) + [530] * ("logits" in reads)
-        shapes += [_arrow(x, 96, x, 150 if x < 400 else 156, MATCH) for x in matched]
+        matched = [(165, 44), (245, 36), (325, 28)] * maps
+        matched += [(435, 28)] * ("embedding" in reads) + [(530, 28)] * ("logits" in reads)
+        shapes += [_arrow(x, 73 + height / 2, x, 171 - height / 2, MATCH) for x, height in matched]
         if "preacts" in reads:
-            shapes.append(_label(340, 128, "before the activation", "start"))
+            shapes.append(_label(331, 126, "before activation", "start"))
     bottom = rows[-1][1]
     shapes.append(_arrow(600, bottom + 22, 562, bottom + 22, MATCH))
     shapes.append(_label(604, bottom + 26, "labels", "start"))
     height = bottom + 60
     style = "font-family:system-ui,sans-serif;font-size:12px"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 660 {height}" width="660" role="img" style="{style}">'
-    tip = (
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        f'<path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>'
+    tips = "".join(
+        f'<marker id="tip{color[1:]}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
+        f'markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0L8 4L0 8z" fill="{color}"/></marker>'
+        for color in (INK, MATCH)
     )
     title = f"<title>{', '.join(sorted(reads)) or 'labels alone'}</title>"
     ground = f'<rect width="660" height="{height}" fill="#ffffff"/>'
-    return f"docs/methods/{name}.svg", "\n".join([head, title, tip, ground, *shapes, "</svg>"]) + "\n"
+    return f"docs/methods/{name}.svg", "\n".join([head, title, f"<defs>{tips}</defs>", ground, *shapes, "</svg>"]) + "\n"
 
 
 def _box(x: float, y: float, width: float, name: str, color: str, height: float = 44) -> str:
@@ -220,7 +220,7 @@ def _arrow(x1: float, y1: float, x2: float, y2: float, color: str) -> str:
     width = 2 if color == MATCH else 1
     return (
         f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="{color}" stroke-width="{width}" '
-        'marker-end="url(#tip)"/>'
+        f'marker-end="url(#tip{color[1:]})"/>'
     )
 
 
