@@ -70,9 +70,12 @@ def test_gradient_reaches_all_that_is_trained_and_none_the_teacher(name):
         assert not missing, f"no gradient at progress {share}: {missing}"
         for key, parameter in found.learned:
             magnitude[key] = max(magnitude.get(key, 0.0), parameter.grad.abs().max().item())
-    # A bias may cancel, in front of a BatchNorm or between two images; a weight may not, if it is kept or the method's.
-    kept = {*found.method.inference_net(found.student).parameters(), *found.method.parameters()}
-    rests = [key for key, weight in found.learned if weight.ndim > 1 and weight in kept and not magnitude[key] > 0]
+    # A bias may cancel, in front of a BatchNorm or between two images; a weight may not, unless its network is kept
+    # without it.
+    found.student.zero_grad()
+    found.method.inference_net(found.student)(found.batch.x).logits.sum().backward()
+    idle = {parameter for parameter in found.student.parameters() if parameter.grad is None}
+    rests = [key for key, weight in found.learned if weight.ndim > 1 and weight not in idle and not magnitude[key] > 0]
     assert not rests, f"the gradient is 0: {rests}"
     if found.teacher is not None:
         assert not found.teacher.training
