@@ -184,9 +184,12 @@ class Watched(nn.Module):
 
 
 class Leaves(nn.Module):
-    """A network whose outputs are parameters, one row an image, whatever it is shown: noise above 0 of given shapes."""
+    """A network whose outputs are parameters, one row an image, whatever it is shown.
 
-    def __init__(self, output: Output) -> None:
+    They have the shapes of an output, and are noise above 0, or all of one value.
+    """
+
+    def __init__(self, output: Output, value: float | None = None) -> None:
         super().__init__()
         self.parts = nn.ParameterDict(
             {

@@ -127,6 +127,21 @@ def test_terms_are_finite_for_constant_maps(name, ours, theirs):
 
 
 @each_method
+@pytest.mark.parametrize("value", [0.0, 0.7])
+@pytest.mark.parametrize("theirs", [None, -1.0])
+def test_gradients_are_finite_for_constant_outputs(name, value, theirs):
+    """With respect to the student's outputs themselves: a ReLU before them would hide what is not a number."""
+    student, teacher = networks(name)
+    found = case(name, student, set_maps(teacher, theirs))
+    leaves = Leaves(student(found.batch.x), value)
+    for share in PROGRESS:
+        leaves.zero_grad()
+        total(found.step(share, student=leaves)).backward()
+        bad = [part for part, leaf in leaves.parts.items() if leaf.grad is not None and not leaf.grad.isfinite().all()]
+        assert not bad, f"gradients at progress {share}: {bad}"
+
+
+@each_method
 @pytest.mark.parametrize(("images", "classes"), [(1, 10), (2, 10), (8, 2), (1, 2), (8, 100)])
 def test_terms_are_finite_for_any_batch_and_number_of_classes(name, images, classes):
     assert_finite(case(name, images=images, classes=classes))
