@@ -256,7 +256,7 @@ def _lines(pair: str, tables: list[dict[str, Any]]) -> Iterator[str]:
     first = tables[0]["methods"]
     for name in sorted(first, key=lambda name: first[name]["factor"]):
         cells = (one["methods"].get(name) for one in tables)
-        shown = [f"{c['ms']:.1f} | {c['factor']:.2f} | {c['mb']:.0f}" if c else " | | " for c in cells]
+        shown = [f"{c['ms']:.1f} | {c['factor']:.2f} | {c['mb']:.1f}" if c else " | | " for c in cells]
         yield f"| {name} | {' | '.join(shown)} | {first[name]['parameters']:,} |"
     for name, reason in tables[0]["refused"].items():
         yield f"\n{name} is not measured: {reason}"
