@@ -44,8 +44,8 @@ class Combine(Method):
         label_smoothing: of the hard loss, in [0, 1].
 
     Raises:
-        ValueError: for a method that there is not, one that shows images to the networks in its own way or changes the
-            network that is kept, or a value outside its range.
+        ValueError: for a method that there is not, one that has a step of its own or changes the network that is kept,
+            or a value outside its range.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ def _obstacle(cls: type[Method] | None) -> str | None:
     if cls is Combine:
         return "is made of other methods"
     if cls.step is not Method.step:
-        return "decides which images each network sees"
+        return "has a step of its own, such as with other images"
     if cls.inference_net is not Method.inference_net:
         return "changes the network that is kept"
     return None

@@ -16,7 +16,7 @@ from kd.data.batch import Batch
 from kd.methods.base import Method, Step
 from kd.models.cnn import CNN
 from kd.models.output import Output
-from kd.teachers.frozen import freeze
+from kd.teachers.frozen import FrozenTeacher, freeze
 from tests.common import CONF, pair
 
 FILES = sorted((CONF / "method").glob("*.yaml"))
@@ -53,12 +53,12 @@ class Case(NamedTuple):
 
     method: Method
     student: nn.Module
-    teacher: nn.Module | None
+    taught: FrozenTeacher | None
     batch: Batch
 
     @property
-    def taught(self) -> Callable[[Batch], Output] | None:
-        return None if self.teacher is None else freeze(self.teacher)
+    def teacher(self) -> nn.Module | None:
+        return None if self.taught is None else self.taught.net
 
     def step(self, progress: float = 0.6, seed: int = 0, student: nn.Module | None = None, **parts: Any) -> Step:
         """Return one step, with the random numbers of a seed; the method's buffers are as before afterwards.
@@ -126,13 +126,14 @@ def case(
     ours, theirs = networks(name, classes, size)
     student, teacher = student or ours, teacher or theirs
     method = class_of(name)(**settings)
+    taught = freeze(teacher) if method.reads else None
     labels = torch.arange(max(images, 16)) % classes
     torch.manual_seed(1)
-    method.setup(pair(student, teacher if method.reads else None, size, labels))
+    method.setup(pair(student, None if taught is None else taught.net, size, labels))
     torch.manual_seed(2)
     index = torch.arange(images)
     batch = Batch(torch.randn(images, 3, size, size), labels[:images], index, torch.zeros_like(index))
-    return Case(method, student, teacher if method.reads else None, batch)
+    return Case(method, student, taught, batch)
 
 
 def total(step: Step) -> Tensor:
@@ -183,9 +184,12 @@ class Watched(nn.Module):
 
 
 class Leaves(nn.Module):
-    """A network whose outputs are parameters, one row an image, whatever it is shown: noise above 0 of given shapes."""
+    """A network whose outputs are parameters, one row an image, whatever it is shown.
 
-    def __init__(self, output: Output) -> None:
+    They have the shapes of an output, and are noise above 0, or all of one value.
+    """
+
+    def __init__(self, output: Output, value: float | None = None) -> None:
         super().__init__()
         self.parts = nn.ParameterDict(
             {

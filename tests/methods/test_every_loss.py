@@ -70,9 +70,12 @@ def test_gradient_reaches_all_that_is_trained_and_none_the_teacher(name):
         assert not missing, f"no gradient at progress {share}: {missing}"
         for key, parameter in found.learned:
             magnitude[key] = max(magnitude.get(key, 0.0), parameter.grad.abs().max().item())
-    # A bias may cancel, in front of a BatchNorm or between two images; a weight may not, if it is kept or the method's.
-    kept = {*found.method.inference_net(found.student).parameters(), *found.method.parameters()}
-    rests = [key for key, weight in found.learned if weight.ndim > 1 and weight in kept and not magnitude[key] > 0]
+    # A bias may cancel, in front of a BatchNorm or between two images; a weight may not, unless its network is kept
+    # without it.
+    found.student.zero_grad()
+    found.method.inference_net(found.student)(found.batch.x).logits.sum().backward()
+    idle = {parameter for parameter in found.student.parameters() if parameter.grad is None}
+    rests = [key for key, weight in found.learned if weight.ndim > 1 and weight not in idle and not magnitude[key] > 0]
     assert not rests, f"the gradient is 0: {rests}"
     if found.teacher is not None:
         assert not found.teacher.training
@@ -121,6 +124,21 @@ def test_terms_are_finite_for_constant_maps(name, ours, theirs):
     torch.manual_seed(3)
     student, teacher = networks(name)
     assert_finite(case(name, set_maps(student, ours), set_maps(teacher, theirs)))
+
+
+@each_method
+@pytest.mark.parametrize("value", [0.0, 0.7])
+@pytest.mark.parametrize("theirs", [None, -1.0])
+def test_gradients_are_finite_for_constant_outputs(name, value, theirs):
+    """With respect to the student's outputs themselves: a ReLU before them would hide what is not a number."""
+    student, teacher = networks(name)
+    found = case(name, student, set_maps(teacher, theirs))
+    leaves = Leaves(student(found.batch.x), value)
+    for share in PROGRESS:
+        leaves.zero_grad()
+        total(found.step(share, student=leaves)).backward()
+        bad = [part for part, leaf in leaves.parts.items() if leaf.grad is not None and not leaf.grad.isfinite().all()]
+        assert not bad, f"gradients at progress {share}: {bad}"
 
 
 @each_method
@@ -207,9 +225,10 @@ def test_gradient_is_the_slope(name, monkeypatch):
     student = Leaves(found.student.eval()(found.batch.x)).double()
     monkeypatch.setattr(Tensor, "float", Tensor.double)  # terms are in fp32, too coarse for differences
     found.method.double()
-    teacher = None if found.teacher is None else found.teacher.double()
+    if found.teacher is not None:
+        found.teacher.double()
     batch = found.batch._replace(x=found.batch.x.double())
-    again = found._replace(teacher=teacher, batch=batch)
+    again = found._replace(batch=batch)
     # Constants that the first batch fixes are fixed by it.
     names, compared = list(again.method.step(student, again.taught, batch).terms), 0
     for share in PROGRESS:

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from kd.models.ensemble import Ensemble
@@ -35,7 +36,8 @@ class CosineHead(nn.Module):
 
     def forward(self, x):
         output = self.net(x)
-        return output._replace(logits=output.logits.tanh())
+        weight = F.normalize(self.net.classifier.weight, dim=1)
+        return output._replace(logits=10 * F.normalize(output.embedding, dim=1) @ weight.T)
 
 
 PAIRS = {
