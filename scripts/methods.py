@@ -201,7 +201,8 @@ def picture(cls: type[Method]) -> tuple[str, str]:
     )
     title = f"<title>{', '.join(sorted(reads)) or 'labels alone'}</title>"
     ground = f'<rect width="660" height="{height}" fill="#ffffff"/>'
-    return f"docs/methods/{name}.svg", "\n".join([head, title, f"<defs>{tips}</defs>", ground, *shapes, "</svg>"]) + "\n"
+    lines = [head, title, f"<defs>{tips}</defs>", ground, *shapes, "</svg>"]
+    return f"docs/methods/{name}.svg", "\n".join(lines) + "\n"
 
 
 def _box(x: float, y: float, width: float, name: str, color: str, height: float = 44) -> str:
