@@ -30,7 +30,6 @@ from tests.methods.every import FILES
 TAUGHT = [file for file in FILES if yaml.safe_load(file.read_text())["method"] is not None]
 CHAINED = {"takd", "ban"}
 """What they do lies in the chain of teachers; each link is taught by another method's class."""
-EQUAL_WIDTHS = {"fsp"}
 """Methods for networks whose stages have equally many channels."""
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -139,7 +138,7 @@ def test_method_teaches(file):
     """The loss falls over 20 steps, everything that is to be learnt gets a gradient, the teacher gets none."""
     method = instantiate(composed(file).method)
     torch.manual_seed(0)
-    student, teacher = (CNN(scale, 10, 16, "relu", 0.0, 0.0) for scale in (2, 2 if file.stem in EQUAL_WIDTHS else 4))
+    student, teacher = (CNN(scale, 10, 16, "relu", 0.0, 0.0) for scale in every.scales(file.stem))
     labels = torch.arange(16) % 10
     method.setup(pair(student, teacher if method.reads else None, 16, labels))
     batch = Batch(torch.randn(16, 3, 16, 16), labels, torch.arange(16), torch.zeros(16, dtype=torch.int64))
@@ -201,7 +200,7 @@ def test_resumed_run_is_the_run_that_was_not_interrupted(file, noise, trainer, t
 
     def fit(directory, seed, *callbacks):
         torch.manual_seed(0)
-        teacher = CNN(2 if file.stem in EQUAL_WIDTHS else 3, 10, 8, "relu", 0.0, 0.0)
+        teacher = CNN(every.scales(file.stem)[1], 10, 8, "relu", 0.0, 0.0)
         torch.manual_seed(seed)
         student, method = CNN(2, 10, 8, "relu", 0.2, 0.0), instantiate(composed(file).method)
         method.setup(pair(student, teacher if method.reads else None, 8, labels))

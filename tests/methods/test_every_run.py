@@ -9,7 +9,7 @@ import kd
 from kd.methods.base import Method
 from kd.runs.results import read
 from tests import processes
-from tests.common import ROOT, SMALL
+from tests.common import QUICK, ROOT
 from tests.conftest import call
 from tests.methods.every import FILES, METHODS, class_of
 
@@ -22,7 +22,7 @@ def jobs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("survey")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        small = (*SMALL, "epochs=1", "logger=none", "speed.stored_logits=false", "hydra/launcher=cohort")
+        small = (*QUICK, "epochs=1", "speed.stored_logits=false", "hydra/launcher=cohort")
         code = call("-m", *small, f"method={','.join(NAMES)}", "hydra.sweep.dir=sweep")
     records = [path.parent for path in (folder / "sweep").glob("*/result.json")]
     return {read(path / "result.json").method: path for path in records}, folder, code
