@@ -30,7 +30,6 @@ from tests.methods.every import FILES
 TAUGHT = [file for file in FILES if yaml.safe_load(file.read_text())["method"] is not None]
 CHAINED = {"takd", "ban"}
 """What they do lies in the chain of teachers; each link is taught by another method's class."""
-"""Methods for networks whose stages have equally many channels."""
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 each_method = pytest.mark.parametrize("file", TAUGHT, ids=lambda file: file.stem)
