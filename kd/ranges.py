@@ -22,6 +22,8 @@ RANGES = {
     "ensemble": "whole [1, 100]",
     "epochs": "whole [1, 1000000]",
     "gamma": "(0, 1]",
+    "groups": "whole [1, 3]",
+    "growth": "whole [1, 1000]",
     "head_dropout": "[0, 1)",
     "image_size": "whole [1, 4096]",
     "label_smoothing": "[0, 1]",
@@ -34,9 +36,11 @@ RANGES = {
     "num_nodes": "whole [1, inf)",
     "order_seed": "whole [0, inf)",
     "overfit_batches": "[0, inf)",
+    "reduction": "whole [1, 1000]",
     "scale": "whole [1, 512]",
     "seed": "whole [0, 4294967296)",
     "split_seed": "whole [0, inf)",
+    "stem": "whole [1, 4096]",
     "stored_logits_gb": "[0, inf)",
     "teacher_seed": "whole [0, 4294967296)",
     "threads": "whole [1, 1024]",
@@ -44,6 +48,7 @@ RANGES = {
     "warmup": "[0, 1)",
     "weight_decay": "[0, inf)",
     "widen": "whole [1, 1000]",
+    "width": "(0, 16]",
     "workers": "whole [0, 1024]",
 }
 """Ranges by the last part of the setting's name. A bracket includes its end, a parenthesis does not."""

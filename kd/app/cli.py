@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ Knobs of the run
   data.in_memory=false           for images that do not fit into memory: decoded once into DIR/.decoded, looked up there
                                  by data.workers=2 processes
   student.scale=S                width; likewise student.conv_dropout, student.head_dropout (0 to below 1),
-                                 student.activation (relu, elu), and teacher.scale ...
+                                 student.activation (relu, elu), and teacher.scale ...; of other networks docs/models.md
   teacher_seed=0                 seed of the teacher
   ensemble=N                     N teachers with seeds from teacher_seed on, whose logits are averaged for a student
   chain=[{{scale:24}}]             networks between teacher and student, each taught by the one before: settings that
@@ -99,7 +100,14 @@ def help_text(conf: Path) -> str:
     """What `--help` prints; choices and their one-line descriptions are read from the files in `conf`."""
     methods = "\n".join(f"  {name:<10}{text}" for name, text in _choices(conf / "method"))
     groups = "\n".join(
-        f"  {group + '=':<13}{', '.join(name for name, _ in _choices(conf / group))}" for group in GROUPS
+        textwrap.fill(
+            ", ".join(name for name, _ in _choices(conf / group)),
+            width=120,
+            initial_indent=f"  {group + '=':<13}",
+            subsequent_indent=" " * 15,
+            break_on_hyphens=False,
+        )
+        for group in GROUPS
     )
     knobs = "\n".join(
         f"  {path.stem:<10}{line}" for path in sorted((conf / "method").glob("*.yaml")) if (line := _knobs(path))

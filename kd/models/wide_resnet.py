@@ -1,17 +1,18 @@
 """Wide residual networks, which differ in depth and width alone."""
 
-from torch import Tensor, nn
+from torch import nn
 
-from kd.models.output import Output, preact_and_feature
+from kd.models.layers import Residual, Staged, bn_relu, conv, init_he
 from kd.ranges import require
 
 
-class WideResNet(nn.Module):
+class WideResNet(Staged):
     """WRN-d-k of Zagoruyko and Komodakis 2016, arXiv 1605.07146, with pre-activation.
 
     A 3x3 convolution to 16 channels, then three groups of n blocks with 16k, 32k and 64k channels, the second and the
     third at half the resolution of the one before; BN-ReLU, average pooling, a linear layer. At 10 classes WRN-22-2
-    has 1,079,642 parameters and WRN-16-8 has 10,961,370.
+    has 1,079,642 parameters and WRN-16-8 has 10,961,370. Its features are (B, 16k, H, W), (B, 32k, H/2, W/2) and
+    (B, 64k, H/4, W/4), sizes rounded up; its embedding (B, 64k) is the mean of the last one.
 
     Args:
         depth: d = 6n + 4 convolutions, those in the three shortcuts included (two at k = 1); at least 10.
@@ -25,7 +26,6 @@ class WideResNet(nn.Module):
     """
 
     def __init__(self, depth: int, widen: int, num_classes: int, image_size: int, dropout: float) -> None:
-        super().__init__()
         require("depth", depth)
         if depth < 10 or depth % 6 != 4:
             raise ValueError(f"depth must be 6n + 4 with n at least 1, such as 10, 16 or 22, got {depth}")
@@ -39,61 +39,29 @@ class WideResNet(nn.Module):
         w = (16, 16 * widen, 32 * widen, 64 * widen)
         # Where a block widens, shortcut and convolutions read the same activated map. It is the end of what comes
         # before and not the beginning of the block: that is the map which the stage shows as its feature.
-        self.stem = nn.Sequential(_conv(3, w[0]), *(_bn_relu(w[0]) if w[0] != w[1] else ()))
-        self.stages = nn.ModuleList(
-            [_stage(w[0], w[1], n, 1, dropout), _stage(w[1], w[2], n, 2, dropout), _stage(w[2], w[3], n, 2, dropout)]
+        super().__init__(
+            nn.Sequential(conv(3, w[0]), *(bn_relu(w[0]) if w[0] != w[1] else ())),
+            [_stage(w[0], w[1], n, 1, dropout), _stage(w[1], w[2], n, 2, dropout), _stage(w[2], w[3], n, 2, dropout)],
+            nn.Linear(w[3], num_classes),
         )
-        self.classifier = nn.Linear(w[3], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # He et al. 2015, arXiv 1502.01852, by the outgoing side as in the paper
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_he(self)
         nn.init.zeros_(self.classifier.bias)
 
-    def forward(self, x: Tensor) -> Output:
-        """(B, 3, H, W) normalised images -> `Output`.
 
-        Its features are (B, 16k, H, W), (B, 32k, H/2, W/2) and (B, 64k, H/4, W/4), sizes rounded up; its embedding
-        (B, 64k) is the mean of the last one.
-        """
-        x = self.stem(x)
-        features, preacts = [], []
-        for stage in self.stages:
-            preact, x = preact_and_feature(stage, x)
-            features.append(x)
-            preacts.append(preact)
-        embedding = x.mean(dim=(2, 3))
-        return Output(self.classifier(embedding), tuple(features), embedding, tuple(preacts))
-
-
-class _Block(nn.Module):
-    """BN-ReLU-conv-BN-ReLU-dropout-conv beside a shortcut; one that widens is handed a map with BN-ReLU behind it."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int, dropout: float) -> None:
-        super().__init__()
-        widens = in_channels != channels
-        self.convs = nn.Sequential(
-            *(() if widens else _bn_relu(in_channels)),
-            _conv(in_channels, channels, stride=stride),
-            *_bn_relu(channels),
-            nn.Dropout(dropout),
-            _conv(channels, channels),
-        )
-        self.shortcut = _conv(in_channels, channels, size=1, stride=stride) if widens else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        total: Tensor = self.convs(x) + self.shortcut(x)
-        return total
+def _block(in_channels: int, channels: int, stride: int, dropout: float) -> Residual:
+    """Return BN-ReLU-conv-BN-ReLU-dropout-conv beside a shortcut; without the first BN-ReLU where it widens."""
+    widens = in_channels != channels
+    convs = nn.Sequential(
+        *(() if widens else bn_relu(in_channels)),
+        conv(in_channels, channels, stride=stride),
+        *bn_relu(channels),
+        nn.Dropout(dropout),
+        conv(channels, channels),
+    )
+    return Residual(convs, conv(in_channels, channels, 1, stride) if widens else None)
 
 
 def _stage(in_channels: int, channels: int, n: int, stride: int, dropout: float) -> nn.Sequential:
-    blocks = (_Block(channels, channels, 1, dropout) for _ in range(n - 1))
+    blocks = (_block(channels, channels, 1, dropout) for _ in range(n - 1))
     # The ReLU is not in place, or the map before it would be lost.
-    return nn.Sequential(_Block(in_channels, channels, stride, dropout), *blocks, nn.BatchNorm2d(channels), nn.ReLU())
-
-
-def _conv(in_channels: int, channels: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, channels, size, stride, padding=size // 2, bias=False)
-
-
-def _bn_relu(channels: int) -> tuple[nn.BatchNorm2d, nn.ReLU]:
-    return nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+    return nn.Sequential(_block(in_channels, channels, stride, dropout), *blocks, nn.BatchNorm2d(channels), nn.ReLU())
