@@ -25,7 +25,7 @@ IMGCLSMOB = "[imgclsmob](https://github.com/osmr/imgclsmob)"
 NEURALFUSE = "[NeuralFuse](https://arxiv.org/abs/2306.16869), table 7"
 DA2LITE = "[DA2Lite](https://github.com/da2so/DA2Lite)"
 PAGE9 = "[Page 2018](https://github.com/davidcpage/cifar10-fast), counted by others"
-TAKD = "[TAKD](https://github.com/imirzadeh/Teacher-Assistant-Knowledge-Distillation), issue 17"
+TAKD = "[TAKD](https://github.com/imirzadeh/Teacher-Assistant-Knowledge-Distillation), in its issues"
 
 PUBLISHED: dict[str, tuple[str, str, str]] = {
     "densenet_bc_100_12": ("769,162", "800,032", IMGCLSMOB),
