@@ -30,6 +30,8 @@ OF_HYDRA = re.compile(r"[^/]+\.log|[^/]+/(config|hydra|overrides)\.yaml")
 """What Hydra leaves in a directory, whatever hydra.job.name and hydra.output_subdir."""
 BEFORE_A_RUN = (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", ".lock", FILE, "train.log")
 """What a directory holds of a command that was refused."""
+BEGUN = (".hydra/config.yaml", ".lock")
+"""What may be there already before Hydra has written all of its files."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -177,7 +179,9 @@ def recorded(directory: Path, before_hydra: bool = False) -> Result | None:
     files = _files(directory)
     others = [file for file in files if file not in BEFORE_A_RUN and not OF_HYDRA.fullmatch(file)]
     if before_hydra and not any(file.endswith("/hydra.yaml") for file in files):
-        others = [file for file in files if file != ".lock"]
+        # But for what is there of a command that was killed as it began: an empty log, the first of Hydra's files.
+        others = [file for file in files if file not in BEGUN and (directory / file).stat().st_size]
+        others += [file for file in files if file not in BEFORE_A_RUN and file not in others]
     if others:
         more = f" and {len(others) - 1} other files" if len(others) > 1 else ""
         raise UserError(

@@ -89,6 +89,33 @@ def test_tracked_refuses_a_directory_with_other_files(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "a.txt", "b.txt", "train.log"]
 
 
+@pytest.mark.parametrize("last", ["train.log", ".hydra", ".hydra/config.yaml", ".hydra/hydra.yaml", ".lock"])
+def test_recorded_finds_nothing_in_a_directory_of_a_command_that_was_killed_as_it_began(tmp_path, last):
+    """In the order in which Hydra writes; the last file may still be empty."""
+    (tmp_path / ".hydra").mkdir()
+    begun = {
+        "train.log": "",
+        ".hydra": None,
+        ".hydra/config.yaml": "epochs: 2",
+        ".hydra/hydra.yaml": "x: 1",
+        ".lock": "",
+    }
+    for name, content in begun.items():
+        if content is not None:
+            (tmp_path / name).write_text("" if name == last else content)
+        if name == last:
+            break
+    assert recorded(tmp_path, before_hydra=True) is None
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "conf/config.yaml", ".hydra/notes.txt"])
+def test_recorded_refuses_an_empty_file_that_hydra_does_not_write(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"holds {name}, and no"):
+        recorded(tmp_path, before_hydra=True)
+
+
 def test_tracked_refuses_links_before_it_writes(tmp_path):
     """A lock file that is a link would be emptied."""
     (tmp_path / "mine").write_text("mine")
