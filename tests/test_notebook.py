@@ -10,7 +10,10 @@ from notebooks.execute import NOTEBOOK, execute
 from tests.common import ROOT
 
 # Small networks, as in the other tests: their accuracy does not matter here.
-SMALL = "data=digits data.source.image_size=16 batch_size=256 epochs=3 teacher.scale=4 student.scale=2 trainer=cpu threads=1"
+SMALL = (
+    "data=digits data.source.image_size=16 batch_size=256 epochs=3 "
+    "teacher.scale=4 student.scale=2 trainer=cpu threads=1"
+)
 SILENT = ("settings", "place", "imports")
 PICTURES = ("data", "augmented", "softened", "accuracy", "curves")
 METHODS = ("teacher", "standard", "logits", "feature")
