@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.methods.base import Pair, SoftTargets
+from kd.methods.base import Pair, TwoStages
 from kd.methods.maps import check_stages, of_one_size, stage_pairs
 from kd.models.output import Output
 from kd.ranges import require
@@ -18,7 +18,7 @@ def hint_loss(regressed: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(regressed.float(), teacher.float())
 
 
-class FitNet(SoftTargets):
+class FitNet(TwoStages):
     r"""beta * hint first, then alpha * hard + (1 - alpha) * soft.
 
     In a first stage the student's lower half learns to make the teacher's map in the middle, the hint; in a second
@@ -79,11 +79,10 @@ class FitNet(SoftTargets):
         stage: int | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(T, alpha, beta, label_smoothing)
-        require("warmup", warmup)
+        super().__init__(T, alpha, beta, warmup, label_smoothing)
         if stage is not None:
             require("method.stage", stage, "whole [-1000, 1000]")
-        self.warmup, self.stage = warmup, stage
+        self.stage = stage
 
     def setup(self, pair: Pair) -> None:
         student, teacher = pair.student.features, pair.taught_output.features
@@ -97,10 +96,3 @@ class FitNet(SoftTargets):
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         regressed = self.regressor(student.features[self.student_stage])
         return hint_loss(*of_one_size(regressed, teacher.features[self.teacher_stage]))
-
-    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        terms = super().forward(student, teacher, batch)
-        if self.warmup == 0:
-            return terms
-        first = self.progress < self.warmup
-        return {name: term * float((name == self.term_name) == first) for name, term in terms.items()}

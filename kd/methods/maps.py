@@ -51,6 +51,26 @@ def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return F.adaptive_avg_pool2d(student, shape), F.adaptive_avg_pool2d(teacher, shape)
 
 
+def preact_pairs(name: str, student: Output, teacher: Output) -> list[tuple[int, int]]:
+    """Pair the stages as `stage_pairs` does, of maps before the activation.
+
+    Raises:
+        ValueError: naming the method and the network that has no such maps.
+    """
+    for who, output in (("student", student), ("teacher", teacher)):
+        if not output.preacts:
+            raise ValueError(
+                f"{name} needs maps before the activation, and the {who} has none; take a network that has, such as "
+                "cnn16 or wrn22_2, or kd.wrap(net, preacts=True)"
+            )
+    return stage_pairs(student.preacts, teacher.preacts)
+
+
+def connector(channels: int, out: int) -> nn.Sequential:
+    """Return a 1x1 convolution from one number of channels to another, and BatchNorm."""
+    return nn.Sequential(nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out))
+
+
 def is_mean_of_last_map(output: Output) -> bool:
     """Whether the embedding of an output is the mean of its last map over all places."""
     if not output.features:

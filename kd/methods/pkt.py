@@ -85,7 +85,7 @@ class PKT(SoftTargets):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(T, alpha, beta, label_smoothing)
-        require("method.rescale", rescale, "true or false")
+        require("method.rescale", rescale)
         self.rescale = rescale
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:

@@ -80,7 +80,7 @@ class SP(SoftTargets):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(T, alpha, beta, label_smoothing)
-        require("method.rescale", rescale, "true or false")
+        require("method.rescale", rescale)
         self.rescale = rescale
 
     def setup(self, pair: Pair) -> None:
