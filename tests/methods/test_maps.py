@@ -2,8 +2,10 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from kd.methods.maps import classifier_head, of_one_size, stage_pairs
+from kd.methods.maps import classifier_head, is_mean_of_last_map, of_one_size, stage_pairs
 from kd.models.cnn import CNN
 from kd.models.ensemble import Ensemble
 from kd.models.output import probe
@@ -35,3 +37,44 @@ def test_classifier_head_of_an_ensemble_is_refused():
     net = Ensemble([CNN(2, 10, 16, "relu", 0.0, 0.0), CNN(2, 10, 16, "relu", 0.0, 0.0)])
     with pytest.raises(ValueError, match=re.escape("Ensemble has no linear layer")):
         classifier_head(net, probe(net, 16))
+
+
+class TwoHeads(nn.Module):
+    """A network with a layer of its classifier's shape that is not its classifier, and any map of the embedding."""
+
+    def __init__(self, net, scale, linear=True):
+        super().__init__()
+        self.decoy = nn.Linear(net.classifier.in_features, net.classifier.out_features)
+        self.net, self.linear = net, linear
+        for layer in (self.decoy, net.classifier):
+            nn.init.normal_(layer.weight, std=scale)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        output = self.net(x)
+        return output if self.linear else output._replace(logits=self.net.classifier(F.normalize(output.embedding)))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_classifier_head_of_any_scale_is_told_from_a_layer_of_its_shape(scale):
+    torch.manual_seed(0)
+    net = TwoHeads(CNN(2, 10, 16, "relu", 0.0, 0.0), scale)
+    assert classifier_head(net, probe(net, 16)) is net.net.classifier
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_classifier_head_that_is_not_linear_is_refused_at_any_scale(scale, bias):
+    torch.manual_seed(0)
+    net = TwoHeads(CNN(2, 10, 16, "relu", 0.0, 0.0), scale, linear=False)
+    nn.init.constant_(net.net.classifier.bias, bias)
+    with pytest.raises(ValueError, match=re.escape("TwoHeads has no linear layer")):
+        classifier_head(net, probe(net, 16))
+
+
+def test_mean_of_the_last_map_is_told_from_small_numbers():
+    output = probe(WideResNet(10, 1, 10, 16, 0.0), 16)
+    assert is_mean_of_last_map(output)
+    small = output._replace(features=tuple(1e-6 * part for part in output.features), embedding=1e-6 * output.embedding)
+    assert is_mean_of_last_map(small)
+    assert not is_mean_of_last_map(small._replace(embedding=small.embedding.flip(1)))
