@@ -69,6 +69,7 @@ class Combine(Method):
             require(f"method.terms.{name}", weight, "[0, inf)")
             self.weights[name], self.parts[name] = float(weight), _method(name, arguments)
         self.reads = frozenset({"logits"}).union(*(part.reads for part in self._methods().values()))
+        self.needs_labels = any(part.needs_labels for part in self._methods().values())
 
     def _methods(self) -> dict[str, Method]:
         return {name: part for name, part in self.parts.items() if isinstance(part, Method)}
