@@ -55,7 +55,7 @@ class AB(TwoStages):
         * Paper: a first stage without labels, then training from its result. Popular code: 30 epochs before 240. Here:
           a share of training, so that all methods have equal budgets, with one learning rate schedule; layers above the
           deepest map get gradients of 0 in it (and weight decay).
-        * Popular code multiplies by 3 / 1000 out of sight. Here: it is beta.
+        * Popular code multiplies by 3 / 1000 inside the loss. Here: it is beta.
 
     Args:
         T: temperature of the soft loss, in [0.001, 1e6]; without effect while alpha is 1.

@@ -104,8 +104,8 @@ class MLKD(Method):
         64 / B and class by its square, so that weights hold for any B; nothing is done about C.
 
     Use:
-        Where twice the time per step is at hand; its baselines deserve it, too. The highest published figures of
-        methods on logits on CIFAR-100, 1 to 4 points above the soft loss, are of 480 epochs where others had 240.
+        Where twice the time per step is at hand; its baselines deserve it, too. Its published figures on
+        CIFAR-100, 1 to 4 points above the soft loss, are of 480 epochs and more where others had 240.
 
     Deviations:
         * Paper: RandAugment makes the strong view. Here: contrast, brightness and a blot, on the device.

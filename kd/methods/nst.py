@@ -54,8 +54,8 @@ class NST(SoftTargets):
         so that narrow networks are pulled more strongly than wide ones.
 
     Use:
-        For networks of one family. In published tables (CIFAR-100)
-        it is 0.3 to 1.2 points above the student alone within a family, and -6.4 to 4.4 between families.
+        For networks of one family. In published tables (CIFAR-100) it is 0.3 to 1.2 points above the student alone
+        within a family, and -6.4 to 4.4 between families.
 
     Deviations:
         * Popular code holds all C_s * C_t * H * W products at once, which is out of memory for 512 channels. Here: Gram
