@@ -39,8 +39,8 @@ def dist_losses(student: Tensor, teacher: Tensor, T: float) -> tuple[Tensor, Ten
 class DIST(Method):
     r"""alpha * hard + beta * inter + gamma * intra.
 
-    A student that cannot match a strong teacher's probabilities may still keep their relations, and a correlation asks
-    for no more: it ignores shift and scale. With $P = \mathrm{softmax}(z / T)$ of logits $z$ (B, C), rows $P_{i:}$,
+    A student that cannot match a strong teacher's probabilities may still keep their relations, and a correlation needs
+    no more: it ignores shift and scale. With $P = \mathrm{softmax}(z / T)$ of logits $z$ (B, C), rows $P_{i:}$,
     columns $P_{:c}$, and $\rho$ Pearson's correlation:
 
     $$

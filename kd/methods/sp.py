@@ -55,7 +55,7 @@ class SP(SoftTargets):
     Deviations:
         * Paper and RepDistiller have no factor B / 64; `rescale=false` gives their form.
         * torchdistill divides rows by their L1 norm; here it is the L2 norm, as in the paper.
-        * Popular code takes a WRN's maps before BatchNorm and ReLU; `Output.features` are after them.
+        * Peers take the maps of a WRN before BatchNorm and ReLU. Here: after them.
 
     Args:
         T: temperature of the soft loss, in [0.001, 1e6]; without effect while alpha is 1.

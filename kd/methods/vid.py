@@ -31,8 +31,8 @@ def vid_loss(mean: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
 class VID(SoftTargets):
     r"""alpha * hard + beta * vid + (1 - alpha) * soft.
 
-    The student's maps are to tell as much as possible about the teacher's: a bound on their mutual information is
-    raised, in which every channel of the teacher's counts as much as it can be predicted.
+    The student's maps are to carry as much information about the teacher's as possible: a bound on their mutual
+    information is raised, in which every channel of the teacher's counts as much as it can be predicted.
 
     $$
     \mathrm{vid} = \sum_i \frac{1}{2 B C_i H_i W_i} \sum_{b,c,h,w} \left[
