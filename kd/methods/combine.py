@@ -25,6 +25,7 @@ class Combine(Method):
     $$\alpha \mathrm{hard} + \sum_m w_m \sum_{i \in \mathrm{terms}(m), i \neq \mathrm{hard}} \ell_{m,i}$$
 
     A method in two stages (fitnet, ab, fsp) has its term in the first one only, beside the labels and the other terms.
+    It reads of the teacher what they read: stored logits serve where that is logits alone.
     A term is logged as METHOD_TERM, such as `logits_soft`. Each method has its published defaults, or what is given
     beside its weight: `method.terms={at: 1.0, logits: {weight: 0.5, T: 4.0}}`.
 
