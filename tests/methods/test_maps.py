@@ -5,7 +5,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kd.methods.ab import ab_loss
+from kd.methods.at import at_loss
+from kd.methods.fitnet import hint_loss
+from kd.methods.fsp import fsp_loss
+from kd.methods.ft import ft_loss
 from kd.methods.maps import classifier_head, is_mean_of_last_map, of_one_size, stage_pairs
+from kd.methods.nst import nst_loss
+from kd.methods.ofd import ofd_loss
+from kd.methods.simkd import simkd_loss
+from kd.methods.sp import sp_loss
+from kd.methods.vid import vid_loss
 from kd.models.cnn import CNN
 from kd.models.ensemble import Ensemble
 from kd.models.output import probe
@@ -78,3 +88,27 @@ def test_mean_of_the_last_map_is_told_from_small_numbers():
     small = output._replace(features=tuple(1e-6 * part for part in output.features), embedding=1e-6 * output.embedding)
     assert is_mean_of_last_map(small)
     assert not is_mean_of_last_map(small._replace(embedding=small.embedding.flip(1)))
+
+
+SCALING = {
+    "at": (at_loss, 1 / 4),
+    "fitnet": (hint_loss, 1),
+    "simkd": (simkd_loss, 1),
+    "sp": (sp_loss, 1),
+    "nst": (nst_loss, 1),
+    "vid": (lambda student, teacher: vid_loss(student, teacher, torch.full((3,), 5.0)), 1),
+    "fsp": (lambda student, teacher: fsp_loss([student, student], [teacher, teacher]), 1),
+    "ft": (ft_loss, 1 / 2),
+    "ab": (ab_loss, 4),
+    "ofd": (lambda student, teacher: ofd_loss(student, teacher, torch.full((3,), -0.5)), 4),
+}
+"""Losses of maps, and by how much each grows with maps of four times as many places, as its page says."""
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_losses_of_maps_scale_with_the_places_as_their_pages_say(name):
+    torch.manual_seed(0)
+    loss, factor = SCALING[name]
+    student, teacher = torch.randn(2, 4, 3, 2, 2)
+    large = (torch.tile(maps, (1, 1, 2, 2)) for maps in (student, teacher))
+    assert loss(*large).item() == pytest.approx(factor * loss(student, teacher).item(), rel=1e-4)
