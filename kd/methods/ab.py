@@ -36,11 +36,11 @@ class AB(TwoStages):
     \sigma(x) = \begin{cases} 1 & x \gt 0 \\ -1 & x \le 0 \end{cases}
     $$
 
-    F_i are the maps of stage i before its last activation, those of the teacher (B, C_i, H_i, W_i). r_i is a learned
-    1x1 convolution and BatchNorm, m the margin. All n stages that both networks have are matched, from the deepest up,
-    whose weight is 1; the larger of two maps is averaged to the height and width of the smaller. The first stage is
-    the share `warmup` of training; with 0 there is none, and all terms are trained together from the first step to
-    the last. Terms that rest are multiplied by 0. A training loop of one's own has to give the progress.
+    $F_i$ are the maps of stage i before its last activation, those of the teacher (B, C_i, H_i, W_i). $r_i$ is a
+    learned 1x1 convolution and BatchNorm, m the margin. All n stages that both networks have are matched, from the
+    deepest up, whose weight is 1; the larger of two maps is averaged to the height and width of the smaller. The first
+    stage is the share `warmup` of training; with 0 there is none, and all terms are trained together from the first
+    step to the last. Terms that rest are multiplied by 0. A training loop of one's own has to give the progress.
 
     Scaling:
         Constant in B; a batch of one image needs maps larger than 1x1, for BatchNorm. A stage's part grows with

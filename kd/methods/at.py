@@ -36,9 +36,9 @@ class AT(SoftTargets):
     Q_{ib} = \frac{q_{ib}}{\lVert q_{ib} \rVert_2}, \qquad q_{ib} = \frac{1}{C_i} \sum_c \lvert F_{ibc} \rvert^p
     $$
 
-    F_i are the maps of stage i, (B, C_i, H_i, W_i), and Q_i the attention maps, (B, H_i W_i). All stages that both
-    networks have are matched, from the deepest up. Channels may differ; the larger of two maps is first averaged to
-    the height and width of the smaller. There is nothing to learn beside the student.
+    $F_i$ are the maps of stage i, (B, C_i, H_i, W_i), and $Q_i$ the attention maps, (B, H_i W_i). All stages that both
+    networks have are matched, from the deepest up. Channels may differ; the larger of two maps is first averaged to the
+    height and width of the smaller. There is nothing to learn beside the student.
 
     Scaling:
         Constant in B and C. A stage's part falls as 1 / (H W): of maps of 32x32 and of 8x8, the second weigh 16 times

@@ -28,11 +28,11 @@ class FitNet(TwoStages):
     \mathrm{hint} = \frac{1}{B C_t H W} \lVert r(F^s) - F^t \rVert_2^2
     $$
 
-    F^s (B, C_s, H, W) and F^t (B, C_t, H, W) are the maps of one stage, r is a learned 1x1 convolution from C_s to C_t
-    channels. It is trained along and not kept. The larger of two maps is averaged to the height and width of the
+    $F^s$ (B, C_s, H, W) and $F^t$ (B, C_t, H, W) are the maps of one stage, r is a learned 1x1 convolution from C_s to
+    C_t channels. It is trained along and not kept. The larger of two maps is averaged to the height and width of the
     smaller. The first stage is the share `warmup` of training. With 0 there is none: all terms are trained together
-    from the first step to the last, which is the form of most published tables. Terms that rest are multiplied by 0.
-    A training loop of one's own has to give the progress.
+    from the first step to the last, which is the form of most published tables. Terms that rest are multiplied by 0. A
+    training loop of one's own has to give the progress.
 
     Scaling:
         Constant in B, C, H and W, for maps of equal spread.

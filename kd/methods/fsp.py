@@ -47,12 +47,11 @@ class FSP(TwoStages):
     G_{ib} = \frac{1}{H W} \sum_{h,w} F_{i,bhw}\, F_{i+1,bhw}^\top
     $$
 
-    F_i are the maps of stage i, (B, C_i, H_i, W_i), and G_i the FSP matrices, (B, C_i, C_{i+1}). Of two consecutive
+    $F_i$ are the maps of stage i, (B, C_i, H_i, W_i), and $G_i$ the FSP matrices, (B, C_i, C_{i+1}). Of two consecutive
     maps the larger is averaged to the height and width H, W of the smaller. All n stages that both networks have take
-    part, from the deepest up. They need equally many channels in both, as there is nothing to learn beside the
-    student. The first stage is the share `warmup` of training; with 0 there is none, and all terms are trained
-    together from the first step to the last. Terms that rest are multiplied by 0. A training loop of one's own has to
-    give the progress.
+    part, from the deepest up. They need equally many channels in both, as there is nothing to learn beside the student.
+    The first stage is the share `warmup` of training; with 0 there is none, and all terms are trained together from the
+    first step to the last. Terms that rest are multiplied by 0. A training loop of one's own has to give the progress.
 
     Scaling:
         Constant in B, C, H and W, for maps of equal spread; it grows with the fourth power of their spread.

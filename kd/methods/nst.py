@@ -44,7 +44,7 @@ class NST(SoftTargets):
     k(x, y) = (x^\top y)^2
     $$
 
-    For every image and stage i, a_c and b_d are the channels of the student's maps (B, C_s, H, W) and the teacher's
+    For every image and stage i, $a_c$ and $b_d$ are the channels of the student's maps (B, C_s, H, W) and the teacher's
     (B, C_t, H, W), as vectors of H W numbers of length 1. All stages that both networks have are matched, from the
     deepest up. Channels may differ; the larger of two maps is first averaged to the height and width of the smaller.
     There is nothing to learn beside the student.

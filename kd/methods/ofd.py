@@ -49,9 +49,9 @@ class OFD(SoftTargets):
     d(s, t) = \begin{cases} 0 & s \le t \le 0 \\ (s - t)^2 & \text{otherwise} \end{cases}
     $$
 
-    F_i are the maps of stage i before its last activation, those of the teacher (B, C_i, H_i, W_i). r_i is a learned
-    1x1 convolution and BatchNorm. All n stages that both networks have are matched, from the deepest up, whose weight
-    is 1; the larger of two maps is averaged to the height and width of the smaller. The margin of channel c is
+    $F_i$ are the maps of stage i before its last activation, those of the teacher (B, C_i, H_i, W_i). $r_i$ is a
+    learned 1x1 convolution and BatchNorm. All n stages that both networks have are matched, from the deepest up, whose
+    weight is 1; the larger of two maps is averaged to the height and width of the smaller. The margin of channel c is
 
     $$
     m_{ic} = E[x \mid x \lt 0], \qquad x \sim \mathcal{N}(\mathrm{bias}_c, \mathrm{weight}_c^2)

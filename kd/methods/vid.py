@@ -40,8 +40,8 @@ class VID(SoftTargets):
     \sigma_{ic}^2 = \log(1 + e^{a_{ic}}) + 10^{-5}
     $$
 
-    F_i are the maps of stage i, those of the teacher (B, C_i, H_i, W_i). mu_i is three 1x1 convolutions with ReLU
-    between them, of C_i channels each; mu_i and a_i, (C_i,), are learnt. All stages that both networks have are
+    $F_i$ are the maps of stage i, those of the teacher (B, C_i, H_i, W_i). $\mu_i$ is three 1x1 convolutions with ReLU
+    between them, of C_i channels each; $\mu_i$ and $a_i$, (C_i,), are learnt. All stages that both networks have are
     matched, from the deepest up; the larger of two maps is averaged to the height and width of the smaller.
 
     Scaling:
