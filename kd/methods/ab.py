@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import of_one_size, stage_pairs
+from kd.methods.base import Pair, TwoStages
+from kd.methods.maps import connector, of_one_size, preact_pairs
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -24,7 +24,7 @@ def ab_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
     return shortfall.square().sum(dim=(1, 2, 3)).mean()
 
 
-class AB(SoftTargets):
+class AB(TwoStages):
     r"""beta * ab first, then alpha * hard + (1 - alpha) * soft.
 
     In a first stage the student learns which of the teacher's neurons are active, not how much; in a second one it
@@ -36,11 +36,11 @@ class AB(SoftTargets):
     \sigma(x) = \begin{cases} 1 & x \gt 0 \\ -1 & x \le 0 \end{cases}
     $$
 
-    F_i are the maps of stage i before its last activation, those of the teacher (B, C_i, H_i, W_i). r_i is a learned
-    1x1 convolution and BatchNorm, m the margin. All n stages that both networks have are matched, from the deepest up,
-    whose weight is 1; the larger of two maps is averaged to the height and width of the smaller. The first stage is
-    the share `warmup` of training; with 0 there is none, and all terms are trained together from the first step to
-    the last. Terms that rest are multiplied by 0. A training loop of one's own has to give the progress.
+    $F_i$ are the maps of stage i before its last activation, those of the teacher (B, C_i, H_i, W_i). $r_i$ is a
+    learned 1x1 convolution and BatchNorm, m the margin. All n stages that both networks have are matched, from the
+    deepest up, whose weight is 1; the larger of two maps is averaged to the height and width of the smaller. The first
+    stage is the share `warmup` of training; with 0 there is none, and all terms are trained together from the first
+    step to the last. Terms that rest are multiplied by 0. A training loop of one's own has to give the progress.
 
     Scaling:
         Constant in B; a batch of one image needs maps larger than 1x1, for BatchNorm. A stage's part grows with
@@ -55,7 +55,7 @@ class AB(SoftTargets):
         * Paper: a first stage without labels, then training from its result. Popular code: 30 epochs before 240. Here:
           a share of training, so that all methods have equal budgets, with one learning rate schedule; layers above the
           deepest map get gradients of 0 in it (and weight decay).
-        * Popular code multiplies by 3 / 1000 out of sight. Here: it is beta.
+        * Popular code multiplies by 3 / 1000 inside the loss. Here: it is beta.
 
     Args:
         T: temperature of the soft loss, in [0.001, 1e6]; without effect while alpha is 1.
@@ -81,36 +81,20 @@ class AB(SoftTargets):
         margin: float = 1.0,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(T, alpha, beta, label_smoothing)
-        require("warmup", warmup)
+        super().__init__(T, alpha, beta, warmup, label_smoothing)
         require("method.margin", margin, "(0, inf)")
-        self.warmup, self.margin = warmup, margin
+        self.margin = margin
         self.connectors = nn.ModuleList()
 
     def setup(self, pair: Pair) -> None:
-        student, teacher = pair.student.preacts, pair.taught_output.preacts
-        for who, preacts in (("student", student), ("teacher", teacher)):
-            if not preacts:
-                raise ValueError(
-                    f"ab needs maps before the activation, and the {who} has none; take a network that has, such as "
-                    "cnn16 or wrn22_2, or kd.wrap(net, preacts=True)"
-                )
-        self.pairs = stage_pairs(student, teacher)
+        student, teacher = pair.student, pair.taught_output
+        self.pairs = preact_pairs("ab", student, teacher)
         for ours, theirs in self.pairs:
-            channels = teacher[theirs].shape[1]
-            convolution = nn.Conv2d(student[ours].shape[1], channels, 1, bias=False)
-            self.connectors.append(nn.Sequential(convolution, nn.BatchNorm2d(channels)))
+            self.connectors.append(connector(student.preacts[ours].shape[1], teacher.preacts[theirs].shape[1]))
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         loss = student.logits.new_zeros((), dtype=torch.float32)
-        for i, (connector, (ours, theirs)) in enumerate(zip(self.connectors, self.pairs, strict=True)):
-            maps = of_one_size(connector(student.preacts[ours]), teacher.preacts[theirs])
+        for i, (connect, (ours, theirs)) in enumerate(zip(self.connectors, self.pairs, strict=True)):
+            maps = of_one_size(connect(student.preacts[ours]), teacher.preacts[theirs])
             loss = loss + ab_loss(*maps, self.margin) / 2 ** (len(self.pairs) - 1 - i)
         return loss
-
-    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        terms = super().forward(student, teacher, batch)
-        if self.warmup == 0:
-            return terms
-        first = self.progress < self.warmup
-        return {name: term * float((name == self.term_name) == first) for name, term in terms.items()}

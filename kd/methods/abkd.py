@@ -13,7 +13,7 @@ ZERO = 1e-4
 """Exponents, and sums of them, that are smaller count as 0: the general formula divides by their product."""
 
 
-def ab_loss(student: Tensor, teacher: Tensor, T: float, a: float, b: float) -> Tensor:
+def abkd_loss(student: Tensor, teacher: Tensor, T: float, a: float, b: float) -> Tensor:
     """The alpha-beta divergence of softmax(z / T) of logits (B, C), summed over classes, averaged over the batch.
 
     With p of the teacher, q of the student, exponents a and b, and their limits where a, b or a + b is 0:
@@ -109,4 +109,4 @@ class ABKD(SoftTargets):
         self.a, self.b = a, b
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        return ab_loss(student.logits, teacher.logits, self.T, self.a, self.b)
+        return abkd_loss(student.logits, teacher.logits, self.T, self.a, self.b)

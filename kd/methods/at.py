@@ -15,7 +15,7 @@ def at_loss(student: Tensor, teacher: Tensor, p: float = 2.0) -> Tensor:
 
     Of maps (B, C_s, H, W) and (B, C_t, H, W): channels may differ. An attention map is the mean over channels of
     |F|^p, its H * W numbers brought to length 1. Averaged over the batch and the places, so that it is at most
-    4 / (H * W), and for the non-negative attention maps at most 2 / (H * W).
+    2 / (H * W), as these are not negative.
 
     Source: Zagoruyko and Komodakis 2016, arXiv 1612.03928, as in their code.
     """
@@ -36,17 +36,17 @@ class AT(SoftTargets):
     Q_{ib} = \frac{q_{ib}}{\lVert q_{ib} \rVert_2}, \qquad q_{ib} = \frac{1}{C_i} \sum_c \lvert F_{ibc} \rvert^p
     $$
 
-    F_i are the maps of stage i, (B, C_i, H_i, W_i), and Q_i the attention maps, (B, H_i W_i). All stages that both
-    networks have are matched, from the deepest up. Channels may differ; the larger of two maps is first averaged to
-    the height and width of the smaller. There is nothing to learn beside the student.
+    $F_i$ are the maps of stage i, (B, C_i, H_i, W_i), and $Q_i$ the attention maps, (B, H_i W_i). All stages that both
+    networks have are matched, from the deepest up. Channels may differ; the larger of two maps is first averaged to the
+    height and width of the smaller. There is nothing to learn beside the student.
 
     Scaling:
         Constant in B and C. A stage's part falls as 1 / (H W): of maps of 32x32 and of 8x8, the second weigh 16 times
         as much, and larger images need a larger beta.
 
     Use:
-        For networks of one family, whose stages look at images alike. Between families it did harm in published
-        tables: 59.40 % where the student alone has 64.60 % (VGG13 to MobileNetV2, CIFAR-100).
+        For networks of one family, where in published tables (CIFAR-100) it is 0.8 to 1.5 points above the student
+        alone. Between families it is -6.0 to 2.8: 59.40 % from VGG13 to MobileNetV2, which alone has 64.60 %.
 
     Deviations:
         * Paper: beta / 2 times the norm of the difference, not squared. Here and in the authors' code: its square,

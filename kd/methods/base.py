@@ -6,6 +6,7 @@ The objectives, where hard is `kd.losses.hard_loss` and soft is `kd.losses.soft_
 * logits:              alpha * hard + (1 - alpha) * soft
 * feature:             alpha * hard + beta * feature + (1 - alpha - beta) * soft
 * any further method:  alpha * hard + (1 - alpha) * soft + beta * term, or its paper's own form
+* in two stages:       beta * term, then alpha * hard + (1 - alpha) * soft
 """
 
 from collections.abc import Callable, Mapping
@@ -154,3 +155,33 @@ class SoftTargets(Method):
         if self.term_name is not None:
             terms[self.term_name] = self.beta * self.term(student, teacher, batch)
         return {**terms, "soft": self.soft_weight * soft_loss(student.logits, teacher.logits, self.T)}
+
+
+class TwoStages(SoftTargets):
+    """The form of methods that prepare the student first: beta * term, then alpha * hard + (1 - alpha) * soft.
+
+    The first stage is a share of training, so that all methods have equal budgets. Terms that rest are multiplied by 0,
+    so that every parameter always has a gradient, as data-parallel training needs.
+
+    Args:
+        T: temperature of both softmaxes, in [0.001, 1e6].
+        alpha: weight of the labels, in [0, 1].
+        beta: weight of the term, at least 0.
+        warmup: share of training that is the first stage, in [0, 1); with 0 all terms are trained together.
+        label_smoothing: of the hard loss, in [0, 1].
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    def __init__(self, T: float, alpha: float, beta: float, warmup: float, label_smoothing: float = 0.0) -> None:
+        super().__init__(T, alpha, beta, label_smoothing)
+        require("warmup", warmup)
+        self.warmup = warmup
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        terms = super().forward(student, teacher, batch)
+        if self.warmup == 0:
+            return terms
+        first = self.progress < self.warmup
+        return {name: term * float((name == self.term_name) == first) for name, term in terms.items()}

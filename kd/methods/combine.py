@@ -24,6 +24,8 @@ class Combine(Method):
 
     $$\alpha \mathrm{hard} + \sum_m w_m \sum_{i \in \mathrm{terms}(m), i \neq \mathrm{hard}} \ell_{m,i}$$
 
+    A method in two stages (fitnet, ab, fsp) has its term in the first one only, beside the labels and the other terms.
+    It reads of the teacher what they read: stored logits serve where that is logits alone.
     A term is logged as METHOD_TERM, such as `logits_soft`. Each method has its published defaults, or what is given
     beside its weight: `method.terms={at: 1.0, logits: {weight: 0.5, T: 4.0}}`.
 
@@ -69,6 +71,7 @@ class Combine(Method):
             require(f"method.terms.{name}", weight, "[0, inf)")
             self.weights[name], self.parts[name] = float(weight), _method(name, arguments)
         self.reads = frozenset({"logits"}).union(*(part.reads for part in self._methods().values()))
+        self.needs_labels = any(part.needs_labels for part in self._methods().values())
 
     def _methods(self) -> dict[str, Method]:
         return {name: part for name, part in self.parts.items() if isinstance(part, Method)}

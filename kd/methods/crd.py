@@ -37,8 +37,8 @@ class CRD(SoftTargets):
         B = 256. For a million images it is the other way round.
 
     Use:
-        For networks of different families, or where embeddings matter as such. It needs to know every image, and 1 kB
-        a training image.
+        For networks of different families, or where embeddings matter as such. It needs the index of every image, and
+        1 kB a training image.
 
     Deviations:
         * The published "CRD + KD", 1 * hard + 1 * soft + 0.8 * crd, is twice `alpha=0.5 beta=0.4`.
@@ -87,8 +87,8 @@ class CRD(SoftTargets):
         super().__init__(T, alpha, beta, label_smoothing)
         require("K", K, "whole [1, inf)")
         require("tau", tau, "(0, inf)")
-        require("momentum", momentum)
-        require("dim", dim, "whole [1, inf)")
+        require("method.momentum", momentum)
+        require("method.dim", dim, "whole [1, inf)")
         self.K, self.tau, self.momentum, self.dim = K, tau, momentum, dim
         self._index_is_checked = False
 

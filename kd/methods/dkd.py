@@ -38,7 +38,7 @@ class DKD(Method):
         * Popular code masks the label by -1000 and takes the logarithm of a sum of probabilities: infinite at T = 1
           with a gap of 105 between logits. Here the column is dropped and all is in log space.
         * Published with `standardize`: T = 2, and alpha and beta 9 to 18 times as large. Of 10 classes, a teacher's
-          z-scores never say more than p = 0.351 at T = 2.
+          z-scores never give more than p = 0.351 at T = 2.
 
     Args:
         T: temperature of all softmaxes, in [0.001, 1e6].

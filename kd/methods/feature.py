@@ -32,7 +32,7 @@ class Feature(SoftTargets):
         A mean over batch, channels and places: constant in B, C, H and W.
 
     Use:
-        Where logits alone say little: few classes, or networks of one family whose stages correspond.
+        Where logits alone carry little: few classes, or networks of one family whose stages correspond.
 
     Deviations:
         * FitNets: two phases, half the squared norm, one map. Here: one phase, the mean, any choice of stages; fitnet

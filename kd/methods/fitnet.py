@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.methods.base import Pair, SoftTargets
+from kd.methods.base import Pair, TwoStages
 from kd.methods.maps import check_stages, of_one_size, stage_pairs
 from kd.models.output import Output
 from kd.ranges import require
@@ -18,7 +18,7 @@ def hint_loss(regressed: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(regressed.float(), teacher.float())
 
 
-class FitNet(SoftTargets):
+class FitNet(TwoStages):
     r"""beta * hint first, then alpha * hard + (1 - alpha) * soft.
 
     In a first stage the student's lower half learns to make the teacher's map in the middle, the hint; in a second
@@ -28,11 +28,11 @@ class FitNet(SoftTargets):
     \mathrm{hint} = \frac{1}{B C_t H W} \lVert r(F^s) - F^t \rVert_2^2
     $$
 
-    F^s (B, C_s, H, W) and F^t (B, C_t, H, W) are the maps of one stage, r is a learned 1x1 convolution from C_s to C_t
-    channels. It is trained along and not kept. The larger of two maps is averaged to the height and width of the
+    $F^s$ (B, C_s, H, W) and $F^t$ (B, C_t, H, W) are the maps of one stage, r is a learned 1x1 convolution from C_s to
+    C_t channels. It is trained along and not kept. The larger of two maps is averaged to the height and width of the
     smaller. The first stage is the share `warmup` of training. With 0 there is none: all terms are trained together
-    from the first step to the last, which is the form of most published tables. Terms that rest are multiplied by 0.
-    A training loop of one's own has to give the progress.
+    from the first step to the last, which is the form of most published tables. Terms that rest are multiplied by 0. A
+    training loop of one's own has to give the progress.
 
     Scaling:
         Constant in B, C, H and W, for maps of equal spread.
@@ -79,11 +79,10 @@ class FitNet(SoftTargets):
         stage: int | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(T, alpha, beta, label_smoothing)
-        require("warmup", warmup)
+        super().__init__(T, alpha, beta, warmup, label_smoothing)
         if stage is not None:
             require("method.stage", stage, "whole [-1000, 1000]")
-        self.warmup, self.stage = warmup, stage
+        self.stage = stage
 
     def setup(self, pair: Pair) -> None:
         student, teacher = pair.student.features, pair.taught_output.features
@@ -97,10 +96,3 @@ class FitNet(SoftTargets):
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         regressed = self.regressor(student.features[self.student_stage])
         return hint_loss(*of_one_size(regressed, teacher.features[self.teacher_stage]))
-
-    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        terms = super().forward(student, teacher, batch)
-        if self.warmup == 0:
-            return terms
-        first = self.progress < self.warmup
-        return {name: term * float((name == self.term_name) == first) for name, term in terms.items()}

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.methods.base import Pair, SoftTargets
+from kd.methods.base import Pair, TwoStages
 from kd.methods.maps import of_one_size, stage_pairs
 from kd.models.output import Output
-from kd.ranges import require
 
 
 def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -37,7 +36,7 @@ def _flow(shallow: Tensor, deep: Tensor) -> Tensor:
     return flow
 
 
-class FSP(SoftTargets):
+class FSP(TwoStages):
     r"""beta * fsp first, then alpha * hard + (1 - alpha) * soft.
 
     In a first stage the student learns how the teacher comes from one stage's map to the next one's, as products of
@@ -48,12 +47,11 @@ class FSP(SoftTargets):
     G_{ib} = \frac{1}{H W} \sum_{h,w} F_{i,bhw}\, F_{i+1,bhw}^\top
     $$
 
-    F_i are the maps of stage i, (B, C_i, H_i, W_i), and G_i the FSP matrices, (B, C_i, C_{i+1}). Of two consecutive
+    $F_i$ are the maps of stage i, (B, C_i, H_i, W_i), and $G_i$ the FSP matrices, (B, C_i, C_{i+1}). Of two consecutive
     maps the larger is averaged to the height and width H, W of the smaller. All n stages that both networks have take
-    part, from the deepest up. They need equally many channels in both, as there is nothing to learn beside the
-    student. The first stage is the share `warmup` of training; with 0 there is none, and all terms are trained
-    together from the first step to the last. Terms that rest are multiplied by 0. A training loop of one's own has to
-    give the progress.
+    part, from the deepest up. They need equally many channels in both, as there is nothing to learn beside the student.
+    The first stage is the share `warmup` of training; with 0 there is none, and all terms are trained together from the
+    first step to the last. Terms that rest are multiplied by 0. A training loop of one's own has to give the progress.
 
     Scaling:
         Constant in B, C, H and W, for maps of equal spread; it grows with the fourth power of their spread.
@@ -93,9 +91,7 @@ class FSP(SoftTargets):
         warmup: float = 0.125,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(T, alpha, beta, label_smoothing)
-        require("warmup", warmup)
-        self.warmup = warmup
+        super().__init__(T, alpha, beta, warmup, label_smoothing)
 
     def setup(self, pair: Pair) -> None:
         student, teacher = pair.student.features, pair.taught_output.features
@@ -115,10 +111,3 @@ class FSP(SoftTargets):
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         return fsp_loss(student.features[-self.count :], teacher.features[-self.count :])
-
-    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        terms = super().forward(student, teacher, batch)
-        if self.warmup == 0:
-            return terms
-        first = self.progress < self.warmup
-        return {name: term * float((name == self.term_name) == first) for name, term in terms.items()}

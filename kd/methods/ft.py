@@ -34,8 +34,8 @@ class FT(SoftTargets):
     \mathrm{paraphrase} = \frac{1}{B C_t H W} \lVert D(P(F^t)) - F^t \rVert_2^2
     $$
 
-    F^s (B, C_s, H, W) and F^t (B, C_t, H, W) are the deepest maps. P, D (of the paraphraser) and S (the translator) are
-    three 3x3 convolutions each, with leaky ReLU; factors have K = rate * C_t channels, and the larger of two is
+    $F^s$ (B, C_s, H, W) and $F^t$ (B, C_t, H, W) are the deepest maps. P, D (of the paraphraser) and S (the translator)
+    are three 3x3 convolutions each, with leaky ReLU; factors have K = rate * C_t channels, and the larger of two is
     averaged to the height and width of the smaller. During the share `warmup` of training P and D learn and ft rests;
     then P is kept as it is and paraphrase rests. Terms that rest are multiplied by 0. The student learns from the
     labels all the time. A training loop of one's own has to give the progress.

@@ -112,6 +112,7 @@ class KDSVD(SoftTargets):
         * RepDistiller's values depend on the signs that the library gives singular vectors; here a sign is fixed. Its
           backward pass is not finite for equal singular values; here it is damped. mdistiller flattens other axes.
         * RepDistiller refuses different channels; here an adapter is learned.
+        * Peers take the maps of a WRN before BatchNorm and ReLU. Here: after them.
 
     Args:
         T: temperature of the soft loss, in [0.001, 1e6]; without effect while alpha is 1.

@@ -51,12 +51,32 @@ def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return F.adaptive_avg_pool2d(student, shape), F.adaptive_avg_pool2d(teacher, shape)
 
 
+def preact_pairs(name: str, student: Output, teacher: Output) -> list[tuple[int, int]]:
+    """Pair the stages as `stage_pairs` does, of maps before the activation.
+
+    Raises:
+        ValueError: naming the method and the network that has no such maps.
+    """
+    for who, output in (("student", student), ("teacher", teacher)):
+        if not output.preacts:
+            raise ValueError(
+                f"{name} needs maps before the activation, and the {who} has none; take a network that has, such as "
+                "cnn16 or wrn22_2, or kd.wrap(net, preacts=True)"
+            )
+    return stage_pairs(student.preacts, teacher.preacts)
+
+
+def connector(channels: int, out: int) -> nn.Sequential:
+    """Return a 1x1 convolution from one number of channels to another, and BatchNorm."""
+    return nn.Sequential(nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out))
+
+
 def is_mean_of_last_map(output: Output) -> bool:
     """Whether the embedding of an output is the mean of its last map over all places."""
     if not output.features:
         return False
     mean = output.features[-1].float().mean(dim=(2, 3))
-    return mean.shape == output.embedding.shape and torch.allclose(mean, output.embedding.float(), 1e-3, 1e-4)
+    return mean.shape == output.embedding.shape and _near(mean, output.embedding.float())
 
 
 def classifier_head(net: nn.Module, output: Output) -> nn.Linear:
@@ -64,21 +84,34 @@ def classifier_head(net: nn.Module, output: Output) -> nn.Linear:
 
     Args:
         net: the network.
-        output: its output for a probe batch, in eval mode.
+        output: its output for a probe batch of different images, in eval mode.
 
     Raises:
         ValueError: if no single linear layer does, as in an ensemble.
     """
+    embedding, logits = output.embedding.detach().float(), output.logits.detach().float()
     with torch.no_grad():
         for layer in net.modules():
             if not isinstance(layer, nn.Linear):
                 continue
-            if (layer.out_features, layer.in_features) == (output.logits.shape[1], output.embedding.shape[1]):
-                logits = layer(output.embedding.to(layer.weight.dtype))
-                if torch.allclose(logits, output.logits.to(logits.dtype), rtol=1e-3, atol=1e-4):
+            if (layer.out_features, layer.in_features) == (logits.shape[1], embedding.shape[1]):
+                bias = None if layer.bias is None else layer.bias.float()
+                if _near(F.linear(embedding, layer.weight.float(), bias), logits):
                     return layer
     raise ValueError(
         f"{type(net).__name__} has no linear layer that makes its logits of its embedding "
         f"({output.embedding.shape[1]} numbers), so this method has no head to use; choose a single network whose "
         "classifier is linear, or a method that reads logits, maps or embeddings"
     )
+
+
+def _near(found: Tensor, wanted: Tensor) -> bool:
+    """Whether no number is off by more than a thousandth of the largest, and of what differs between the images.
+
+    The second part tells a head of small weights from its bias. Rounding of fp32 is allowed for.
+    """
+    largest = wanted.abs().amax()
+    spread = (wanted - wanted.mean(dim=0)).abs().amax()
+    off = found - wanted
+    same = off.abs().amax() <= 1e-3 * largest
+    return bool(same and (off - off.mean(dim=0)).abs().amax() <= 1e-3 * spread + 1e-5 * largest)

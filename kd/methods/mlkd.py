@@ -92,8 +92,8 @@ class MLKD(Method):
     T = 2, 3, 4, 5, 6
     $$
 
-    The weak view is the batch as it is. Of it only images and classes count of which the teacher is at most as sure as
-    of the median one: for these the masks $m_i$ and $n_c$ are 1, for others 0. The strong view has another contrast and
+    The weak view is the batch as it is. In it count the images and the classes of which the teacher is no surer than of
+    the median one: for these the masks $m_i$ and $n_c$ are 1, for others 0. The strong view has another contrast and
     brightness, and a blot half as wide as the image; there all masks are 1. Its terms are logged as
     `train/strong_hard` and so on. Both networks see both views, two passes each, and the teacher's logits cannot be
     stored.
@@ -104,8 +104,8 @@ class MLKD(Method):
         64 / B and class by its square, so that weights hold for any B; nothing is done about C.
 
     Use:
-        Where twice the time per step is at hand; its baselines deserve it, too. The highest published figures of
-        methods on logits on CIFAR-100, 1 to 4 points above the soft loss, are of 480 epochs where others had 240.
+        Where twice the time per step is at hand; its baselines deserve it, too. Its published figures on
+        CIFAR-100, 1 to 4 points above the soft loss, are of 480 epochs and more where others had 240.
 
     Deviations:
         * Paper: RandAugment makes the strong view. Here: contrast, brightness and a blot, on the device.

@@ -44,7 +44,7 @@ class NST(SoftTargets):
     k(x, y) = (x^\top y)^2
     $$
 
-    For every image and stage i, a_c and b_d are the channels of the student's maps (B, C_s, H, W) and the teacher's
+    For every image and stage i, $a_c$ and $b_d$ are the channels of the student's maps (B, C_s, H, W) and the teacher's
     (B, C_t, H, W), as vectors of H W numbers of length 1. All stages that both networks have are matched, from the
     deepest up. Channels may differ; the larger of two maps is first averaged to the height and width of the smaller.
     There is nothing to learn beside the student.
@@ -54,8 +54,8 @@ class NST(SoftTargets):
         so that narrow networks are pulled more strongly than wide ones.
 
     Use:
-        For networks of one family. In published tables (CIFAR-100)
-        it is 0.3 to 1.2 points above the student alone within a family, and -6.4 to 4.4 between families.
+        For networks of one family. In published tables (CIFAR-100) it is 0.3 to 1.2 points above the student alone
+        within a family, and -6.4 to 4.4 between families.
 
     Deviations:
         * Popular code holds all C_s * C_t * H * W products at once, which is out of memory for 512 channels. Here: Gram

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import of_one_size, stage_pairs
+from kd.methods.maps import connector, of_one_size, preact_pairs
 from kd.models.output import Output
 
 
@@ -49,9 +49,9 @@ class OFD(SoftTargets):
     d(s, t) = \begin{cases} 0 & s \le t \le 0 \\ (s - t)^2 & \text{otherwise} \end{cases}
     $$
 
-    F_i are the maps of stage i before its last activation, those of the teacher (B, C_i, H_i, W_i). r_i is a learned
-    1x1 convolution and BatchNorm. All n stages that both networks have are matched, from the deepest up, whose weight
-    is 1; the larger of two maps is averaged to the height and width of the smaller. The margin of channel c is
+    $F_i$ are the maps of stage i before its last activation, those of the teacher (B, C_i, H_i, W_i). $r_i$ is a
+    learned 1x1 convolution and BatchNorm. All n stages that both networks have are matched, from the deepest up, whose
+    weight is 1; the larger of two maps is averaged to the height and width of the smaller. The margin of channel c is
 
     $$
     m_{ic} = E[x \mid x \lt 0], \qquad x \sim \mathcal{N}(\mathrm{bias}_c, \mathrm{weight}_c^2)
@@ -95,29 +95,22 @@ class OFD(SoftTargets):
         self.connectors = nn.ModuleList()
 
     def setup(self, pair: Pair) -> None:
-        student, teacher = pair.student.preacts, pair.taught_output.preacts
-        for who, preacts in (("student", student), ("teacher", teacher)):
-            if not preacts:
-                raise ValueError(
-                    f"ofd needs maps before the activation, and the {who} has none; take a network that has, such as "
-                    "cnn16 or wrn22_2, or kd.wrap(net, preacts=True)"
-                )
-        self.pairs = stage_pairs(student, teacher)
-        layers = _batchnorms(pair.teacher_net, pair.taught_output)
+        student, teacher = pair.student, pair.taught_output
+        self.pairs = preact_pairs("ofd", student, teacher)
+        layers = _batchnorms(pair.teacher_net, teacher)
         for i, (ours, theirs) in enumerate(self.pairs):
-            channels, layer = teacher[theirs].shape[1], layers[theirs]
-            convolution = nn.Conv2d(student[ours].shape[1], channels, 1, bias=False)
-            self.connectors.append(nn.Sequential(convolution, nn.BatchNorm2d(channels)))
+            self.connectors.append(connector(student.preacts[ours].shape[1], teacher.preacts[theirs].shape[1]))
+            layer = layers[theirs]
             margin = None if layer is None else mean_of_negatives(layer.bias.detach(), layer.weight.detach().abs())
             self.register_buffer(f"margin{i}", None if margin is None else margin.float())
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         loss = student.logits.new_zeros((), dtype=torch.float32)
-        for i, (connector, (ours, theirs)) in enumerate(zip(self.connectors, self.pairs, strict=True)):
+        for i, (connect, (ours, theirs)) in enumerate(zip(self.connectors, self.pairs, strict=True)):
             target, margin = teacher.preacts[theirs].float(), getattr(self, f"margin{i}")
             if margin is None:
                 margin = target.clamp(max=0).sum(dim=(0, 2, 3)) / (target < 0).sum(dim=(0, 2, 3)).clamp(min=1)
-            connected, target = of_one_size(connector(student.preacts[ours]), target)
+            connected, target = of_one_size(connect(student.preacts[ours]), target)
             loss = loss + ofd_loss(connected, target, margin) / 2 ** (len(self.pairs) - 1 - i)
         return loss
 

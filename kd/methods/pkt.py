@@ -54,7 +54,8 @@ class PKT(SoftTargets):
 
     Use:
         Between networks of different width, without adapters. Of the relations between images (sp, cc, rkd, pkt) it has
-        the best published results on CIFAR-100 for pairs of one architecture. A batch of 1 has a term of 0.
+        the best published results on CIFAR-100 for six of seven pairs of one architecture. A batch of 1 has a term of
+        0.
 
     Deviations:
         * Paper: the sum over pairs, of images with themselves left out. Authors' code, RepDistiller and here: the mean
@@ -85,7 +86,7 @@ class PKT(SoftTargets):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(T, alpha, beta, label_smoothing)
-        require("method.rescale", rescale, "true or false")
+        require("method.rescale", rescale)
         self.rescale = rescale
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:

@@ -49,14 +49,14 @@ class PLD(Method):
         student has T = 1; T only shares the weight out. With two classes it is the hard loss, weighted.
 
     Use:
-        Where no weights are to be tuned, and where the order among many classes matters. It reads the teacher's order
-        and not the distances, so that a badly calibrated teacher does less harm; a label that the teacher finds
-        unlikely counts little, so not with a weak one. Published figures on CIFAR-100, with AdamW, are 0.8 to 1.9
+        Where no weights are to be tuned, and where the order among many classes matters. It matches the teacher's
+        order, and reads distances between logits for the weights alone. A label that is unlikely for the teacher counts
+        little, so not with a weak one. Published figures on CIFAR-100, with AdamW, are 0.8 to 1.9
         points above the soft loss. Needs labels, so that images are not to be mixed.
 
     Deviations:
-        * Paper: says that T = 4 is used for CIFAR-100, and its formula of the student has none. Here: T softens the
-          weights only.
+        * Paper: T = 4 for CIFAR-100 in the text, and no T in the formula of the student. Here: T softens the weights
+          only.
         * Ties of the teacher's logits, as in half precision, are ranked by the number of the class.
 
     Args:

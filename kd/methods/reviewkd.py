@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import stage_pairs
+from kd.methods.maps import connector, stage_pairs
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -44,7 +44,7 @@ class Fusion(nn.Module):
 
     def __init__(self, channels: int, inner: int, out: int, deeper: bool) -> None:
         super().__init__()
-        self.enter = nn.Sequential(nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner))
+        self.enter = connector(channels, inner)
         self.attention = nn.Sequential(nn.Conv2d(2 * inner, 2, 1), nn.Sigmoid()) if deeper else None
         self.leave = nn.Sequential(nn.Conv2d(inner, out, 3, padding=1, bias=False), nn.BatchNorm2d(out))
 

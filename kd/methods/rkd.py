@@ -83,8 +83,8 @@ def _cosines(x: Tensor, start: int, stop: int) -> Tensor:
 class RKD(SoftTargets):
     r"""alpha * hard + beta * (distance_weight * distance + angle_weight * angle) + (1 - alpha) * soft.
 
-    The student's embeddings are to lie to one another as the teacher's do. For embeddings $f^s, f^t$ (B, D), with
-    $h$ the smooth L1 (Huber) loss:
+    Distances and angles between the student's embeddings are to be the teacher's. For embeddings $f^s, f^t$ (B, D) and
+    the smooth L1 (Huber) loss $h$:
 
     $$ \mathrm{distance} = \frac{1}{B^2} \sum_{i, j} h\left(\frac{d^s_{ij}}{\bar d^s}, \frac{d^t_{ij}}{\bar d^t}\right),
     \qquad d_{ij} = \lVert f_i - f_j \rVert_2 $$

@@ -104,6 +104,7 @@ class SimKD(Method):
     Deviations:
         * Where either network's embedding is not the mean of its last map, as in the plain CNN with its hidden layer,
           embeddings are matched, and P has 1x1 layers only: its classifier could not read a map.
+        * Peers take the maps of a WRN before BatchNorm and ReLU. Here: after them, as its classifier reads.
         * Where alpha > 0, which is not published, the hard loss is that of the student's own classifier.
 
     Args:
@@ -123,7 +124,7 @@ class SimKD(Method):
         super().__init__()
         require("alpha", alpha, "[0, inf)")
         require("beta", beta, "[0, inf)")
-        require("factor", factor, "whole [1, inf)")
+        require("method.factor", factor, "whole [1, inf)")
         require("label_smoothing", label_smoothing)
         self.alpha, self.beta, self.factor, self.label_smoothing = alpha, beta, factor, label_smoothing
 

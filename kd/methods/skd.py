@@ -57,7 +57,7 @@ class SKD(SoftTargets):
         large. One Cholesky factor of (B, B) a step.
 
     Use:
-        Where batches hold many images: what a batch of 1 says is 0. Published figures on CIFAR-100 are above the soft
+        Where batches hold many images: in a batch of 1 the term is 0. Published figures on CIFAR-100 are above the soft
         loss by 0.4 to 2.8 points, from one source.
 
     Deviations:

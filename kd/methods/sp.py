@@ -49,13 +49,13 @@ class SP(SoftTargets):
         a weight for B = 64 holds for any batch.
 
     Use:
-        Between networks of different shape, as nothing has to fit. Published results on CIFAR-100 are within 1.3 points
+        Between networks of different shape, as nothing has to fit. Published results on CIFAR-100 are within 1.2 points
         of soft targets, below them for all pairs of one architecture. A batch of 1 has a term of 0.
 
     Deviations:
         * Paper and RepDistiller have no factor B / 64; `rescale=false` gives their form.
         * torchdistill divides rows by their L1 norm; here it is the L2 norm, as in the paper.
-        * Popular code takes a WRN's maps before BatchNorm and ReLU; `Output.features` are after them.
+        * Peers take the maps of a WRN before BatchNorm and ReLU. Here: after them.
 
     Args:
         T: temperature of the soft loss, in [0.001, 1e6]; without effect while alpha is 1.
@@ -80,7 +80,7 @@ class SP(SoftTargets):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(T, alpha, beta, label_smoothing)
-        require("method.rescale", rescale, "true or false")
+        require("method.rescale", rescale)
         self.rescale = rescale
 
     def setup(self, pair: Pair) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import classifier_head, is_mean_of_last_map
+from kd.methods.maps import classifier_head, connector, is_mean_of_last_map
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -72,7 +72,7 @@ class SRRL(SoftTargets):
             embedding.
     """
 
-    reads = frozenset({"logits", "features", "embedding"})
+    reads = frozenset({"logits", "embedding"})
     weight: Tensor
     bias: Tensor | None
 
@@ -101,7 +101,7 @@ class SRRL(SoftTargets):
         """Whether the last map is connected and not the embedding."""
         width = (student.features[-1] if self.connects_maps else student.embedding).shape[1]
         size = teacher.embedding.shape[1]
-        self.connector = nn.Sequential(nn.Conv2d(width, size, 1, bias=False), nn.BatchNorm2d(size))
+        self.connector = connector(width, size)
         if (teacher.embedding >= 0).all():
             self.connector.append(nn.ReLU())
 

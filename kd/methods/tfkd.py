@@ -30,7 +30,7 @@ def virtual_loss(student: Tensor, y: Tensor, T: float, certainty: float) -> Tens
 class TFKD(Method):
     r"""alpha * hard + (1 - alpha) * virtual.
 
-    There is no teacher: in its place is a distribution that is sure of the label and knows nothing of other classes,
+    There is no teacher: in its place is a distribution that is sure of the label and uniform over the other classes,
     softened by a high temperature. With the student's logits $z$ (B, C), labels $y$ (B,), and $a$ the certainty:
 
     $$
@@ -47,8 +47,8 @@ class TFKD(Method):
         of the hard loss's size.
 
     Use:
-        Without a teacher, and as the baseline that tells what a teacher adds beyond smooth targets. q says the same of
-        all wrong classes, so that the gradient is that of label smoothing; of 10 classes, the defaults are
+        Without a teacher, and as the baseline for what a teacher adds beyond smooth targets. q is the same for all
+        wrong classes, so that the gradient is that of label smoothing; of 10 classes, the defaults are
         `recipe.label_smoothing=0.096`.
 
     Deviations:

@@ -39,7 +39,7 @@ class TTM(Method):
         gradient, p - q for each image, is of the size of the hard loss's whatever gamma is.
 
     Use:
-        In place of the soft loss where the student shall not become overconfident. By published figures 0.8 to 2.8
+        In place of the soft loss where the student must not become overconfident. By published figures 0.8 to 2.8
         points above it on CIFAR-100 within a family of networks, 0.1 to 2.1 between families. beta was tuned for each
         pair there, so tune it.
 

@@ -27,7 +27,7 @@ def wttm_loss(student: Tensor, teacher: Tensor, gamma: float) -> Tensor:
 class WTTM(Method):
     r"""hard + beta * wttm.
 
-    As ttm, with more weight for images of which the teacher is unsure: what it says of those is more than the label.
+    As ttm, with more weight for images of which the teacher is unsure, whose probabilities carry more than the label.
     With logits $z$ (B, C), $p = \mathrm{softmax}(z)$:
 
     $$

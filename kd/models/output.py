@@ -45,13 +45,15 @@ def probe(net: nn.Module, images: int | Tensor) -> Output:
 
     Args:
         net: the network.
-        images: (B, 3, H, W), on its device; or the height and width in pixels of two blank ones.
+        images: (B, 3, H, W), on its device; or the height and width in pixels of two, a dark and a bright one. They
+            differ, so that a method can tell from their outputs how these hang together.
 
     Raises:
         TypeError: if the network returns anything but an `Output`.
     """
-    x = images if isinstance(images, Tensor) else torch.zeros(2, 3, images, images)
-    return checked(copy.deepcopy(net).eval()(x), net)
+    if isinstance(images, int):
+        images = torch.linspace(-1, 1, 6 * images**2).view(2, 3, images, images)
+    return checked(copy.deepcopy(net).eval()(images), net)
 
 
 def preact_and_feature(stage: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import tensor
 
 from kd.losses import soft_loss
-from kd.methods.abkd import ABKD, ab_loss
+from kd.methods.abkd import ABKD, abkd_loss
 from kd.models.output import Output
 
 
@@ -55,40 +55,40 @@ def exact(student, teacher, T, a, b):
 def test_loss_is_the_general_formula_and_its_limits(a, b, T):
     student, teacher = logits(3, 5), logits(3, 5, seed=1)
     expected = exact(student, teacher, T, a, b)
-    assert ab_loss(student, teacher, T, a, b).item() == pytest.approx(expected, rel=1e-5)
+    assert abkd_loss(student, teacher, T, a, b).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("a", "b"), [(0.7, 0), (0, 0.7), (0, 0), (0.6, -0.6)])
 def test_loss_is_continuous_where_it_has_limits(a, b):
     student, teacher = logits(3, 5, scale=1.0), logits(3, 5, seed=1, scale=1.0)
-    limit = ab_loss(student, teacher, 1.0, a, b).item()
+    limit = abkd_loss(student, teacher, 1.0, a, b).item()
     for near in (9e-5, 1.1e-4, 2e-4):
-        assert ab_loss(student, teacher, 1.0, a + near, b + near / 2).item() == pytest.approx(limit, rel=2e-3)
+        assert abkd_loss(student, teacher, 1.0, a + near, b + near / 2).item() == pytest.approx(limit, rel=2e-3)
 
 
 @pytest.mark.parametrize("T", [1, 4, 20])
 def test_loss_is_kl_in_either_direction(T):
     student, teacher = logits(6, 10), logits(6, 10, seed=1)
-    torch.testing.assert_close(T**2 * ab_loss(student, teacher, T, 1.0, 0.0), soft_loss(student, teacher, T))
-    torch.testing.assert_close(T**2 * ab_loss(student, teacher, T, 0.0, 1.0), soft_loss(teacher, student, T))
+    torch.testing.assert_close(T**2 * abkd_loss(student, teacher, T, 1.0, 0.0), soft_loss(student, teacher, T))
+    torch.testing.assert_close(T**2 * abkd_loss(student, teacher, T, 0.0, 1.0), soft_loss(teacher, student, T))
 
 
 @pytest.mark.parametrize(("a", "b"), [(0.8, 0.3), (1, 0), (0, 1), (0, 0), (0.3, 0), (2, 2)])
 def test_loss_is_0_for_equal_networks_and_larger_for_others(a, b):
     student, teacher = logits(6, 10), logits(6, 10, seed=1)
-    assert ab_loss(teacher + 3, teacher, 4.0, a, b).item() == pytest.approx(0, abs=1e-6)
-    assert ab_loss(student, teacher, 4.0, a, b) > 0
+    assert abkd_loss(teacher + 3, teacher, 4.0, a, b).item() == pytest.approx(0, abs=1e-6)
+    assert abkd_loss(student, teacher, 4.0, a, b) > 0
 
 
 def test_exchanging_networks_and_exponents_changes_nothing():
     student, teacher = logits(6, 10), logits(6, 10, seed=1)
-    torch.testing.assert_close(ab_loss(student, teacher, 4.0, 0.8, 0.3), ab_loss(teacher, student, 4.0, 0.3, 0.8))
+    torch.testing.assert_close(abkd_loss(student, teacher, 4.0, 0.8, 0.3), abkd_loss(teacher, student, 4.0, 0.3, 0.8))
 
 
 @pytest.mark.parametrize(("a", "b"), [(0.8, 0.3), (1, 0), (0, 1), (0, 0), (0.001, 0.001), (2, 2)])
 def test_loss_and_gradient_are_finite_at_a_gap_of_120(a, b):
     student = tensor([[120.0, 0, 0], [0, 0, 0]]).requires_grad_()
-    loss = ab_loss(student, tensor([[0.0, 120, 0], [0, 0, 120]]), 1.0, a, b)
+    loss = abkd_loss(student, tensor([[0.0, 120, 0], [0, 0, 120]]), 1.0, a, b)
     (gradient,) = torch.autograd.grad(loss, student)
     assert loss.dtype == torch.float32
     assert loss.isfinite()

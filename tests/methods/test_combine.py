@@ -151,3 +151,8 @@ def test_train_combines_methods_as_given_on_the_command_line(run, tmp_path):
     code, printed = run(*small, "method.terms={atx: 1.0}", "hydra.run.dir=unknown")
     assert (code, printed.count("\n")) == (1, 1)
     assert printed.startswith("error: method.terms: there is no method atx here; there are ")
+
+
+@pytest.mark.parametrize(("terms", "needs"), [({"at": 1.0}, False), ({"at": 1.0, "dkd": 1.0}, True)])
+def test_combine_needs_labels_where_one_of_its_methods_does(terms, needs):
+    assert Combine(terms).needs_labels == needs

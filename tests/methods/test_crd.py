@@ -240,8 +240,8 @@ def test_runs_side_by_side_are_the_same_as_alone(run, tmp_path):
         ({"K": 0}, r"K must be a whole number in \[1, inf\), got 0"),
         ({"K": 1.5}, r"K must be a whole number in \[1, inf\), got 1.5"),
         ({"tau": 0}, r"tau must be in \(0, inf\), got 0"),
-        ({"momentum": 1}, r"momentum must be in \[0, 1\), got 1"),
-        ({"dim": 0}, r"dim must be a whole number in \[1, inf\), got 0"),
+        ({"momentum": 1}, r"method\.momentum must be in \[0, 1\), got 1"),
+        ({"dim": 0}, r"method\.dim must be a whole number in \[1, inf\), got 0"),
     ],
 )
 def test_knobs_out_of_range_are_refused(changes, message):

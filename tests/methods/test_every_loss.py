@@ -253,3 +253,22 @@ def test_gradient_is_the_slope(name, monkeypatch):
                 assert difference == pytest.approx(slope, rel=0.02, abs=rounding + 1e-6), (key, part, share)
                 compared += 1
     assert compared
+
+
+RANDOM = {"crd", "funmatch"}
+"""What they draw, negatives and mixtures, differs with the batch."""
+GROWING = {"srd", "skd", "strong_hard", "strong_instance", "strong_batch", "strong_class"}
+"""Terms whose size depends on the batch, as their pages say, or on random views."""
+
+
+@each_method
+def test_terms_do_not_depend_on_the_size_of_the_batch(name):
+    """The same images twice in one batch: means are as before, and so is what `rescale` brings to a batch of 64."""
+    if name in RANDOM:
+        pytest.skip("it draws random numbers for each image")
+    found = case(name)
+    batch = found.batch._replace(**{part: torch.cat([value] * 2) for part, value in found.batch._asdict().items()})
+    for share in PROGRESS:
+        once, twice = found.step(share).terms, found.step(share, batch=batch).terms
+        for key in once.keys() - GROWING:
+            assert twice[key].item() == pytest.approx(once[key].item(), rel=1e-3, abs=1e-5), (key, share)

@@ -136,8 +136,9 @@ def test_label_smoothing_is_that_of_the_recipe(file):
 def test_method_teaches(file):
     """The loss falls over 20 steps, everything that is to be learnt gets a gradient, the teacher gets none."""
     method = instantiate(composed(file).method)
+    scales = every.scales(file.stem)
     torch.manual_seed(0)
-    student, teacher = (CNN(scale, 10, 16, "relu", 0.0, 0.0) for scale in every.scales(file.stem))
+    student, teacher = (CNN(scale, 10, 16, "relu", 0.0, 0.0) for scale in scales)
     labels = torch.arange(16) % 10
     method.setup(pair(student, teacher if method.reads else None, 16, labels))
     batch = Batch(torch.randn(16, 3, 16, 16), labels, torch.arange(16), torch.zeros(16, dtype=torch.int64))
@@ -190,16 +191,29 @@ class CrashAt(L.Callback):
             raise Crash
 
 
+class Modes(L.Callback):
+    """Checks at every step that all that learns is in train mode and the teacher is not, after validation, too."""
+
+    def __init__(self, teacher):
+        self.teacher, self.epochs = teacher, set()
+
+    def on_train_batch_start(self, trainer, module, *_):
+        self.epochs.add(trainer.current_epoch)
+        assert all(part.training for net in (module.net, module.method) for part in net.modules())
+        assert not any(part.training for part in self.teacher.modules())
+
+
 @each_method
 def test_resumed_run_is_the_run_that_was_not_interrupted(file, noise, trainer, tmp_path):
     """Whatever the method keeps: a peer with its buffers, banks, random numbers, the share of training that is done."""
     data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=10, seed=3)
     labels = data.images.train_y.clone()
     labels[data.val_index] = -1
+    width = every.scales(file.stem)[1]  # which draws random numbers the first time
 
-    def fit(directory, seed, *callbacks):
+    def fit(directory, seed, *more):
         torch.manual_seed(0)
-        teacher = CNN(every.scales(file.stem)[1], 10, 8, "relu", 0.0, 0.0)
+        teacher = CNN(width, 10, 8, "relu", 0.0, 0.0)
         torch.manual_seed(seed)
         student, method = CNN(2, 10, 8, "relu", 0.2, 0.0), instantiate(composed(file).method)
         method.setup(pair(student, teacher if method.reads else None, 8, labels))
@@ -209,9 +223,12 @@ def test_resumed_run_is_the_run_that_was_not_interrupted(file, noise, trainer, t
             tmp_path / directory, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
         path = tmp_path / directory / "last.ckpt"
-        trainer(max_epochs=2, enable_checkpointing=True, callbacks=[EpochSeed(7), checkpoint, *callbacks]).fit(
+        modes = Modes(teacher.eval())
+        callbacks = [EpochSeed(7), checkpoint, modes, *more]
+        trainer(max_epochs=2, enable_checkpointing=True, callbacks=callbacks).fit(
             module, data, ckpt_path=path if path.exists() else None, weights_only=True
         )
+        assert 1 in modes.epochs
         return module.state_dict()
 
     whole = fit("whole", 1)

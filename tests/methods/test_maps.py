@@ -2,8 +2,20 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from kd.methods.maps import classifier_head, of_one_size, stage_pairs
+from kd.methods.ab import ab_loss
+from kd.methods.at import at_loss
+from kd.methods.fitnet import hint_loss
+from kd.methods.fsp import fsp_loss
+from kd.methods.ft import ft_loss
+from kd.methods.maps import classifier_head, is_mean_of_last_map, of_one_size, stage_pairs
+from kd.methods.nst import nst_loss
+from kd.methods.ofd import ofd_loss
+from kd.methods.simkd import simkd_loss
+from kd.methods.sp import sp_loss
+from kd.methods.vid import vid_loss
 from kd.models.cnn import CNN
 from kd.models.ensemble import Ensemble
 from kd.models.output import probe
@@ -35,3 +47,68 @@ def test_classifier_head_of_an_ensemble_is_refused():
     net = Ensemble([CNN(2, 10, 16, "relu", 0.0, 0.0), CNN(2, 10, 16, "relu", 0.0, 0.0)])
     with pytest.raises(ValueError, match=re.escape("Ensemble has no linear layer")):
         classifier_head(net, probe(net, 16))
+
+
+class TwoHeads(nn.Module):
+    """A network with a layer of its classifier's shape that is not its classifier, and any map of the embedding."""
+
+    def __init__(self, net, scale, linear=True):
+        super().__init__()
+        self.decoy = nn.Linear(net.classifier.in_features, net.classifier.out_features)
+        self.net, self.linear = net, linear
+        for layer in (self.decoy, net.classifier):
+            nn.init.normal_(layer.weight, std=scale)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        output = self.net(x)
+        return output if self.linear else output._replace(logits=self.net.classifier(F.normalize(output.embedding)))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_classifier_head_of_any_scale_is_told_from_a_layer_of_its_shape(scale):
+    torch.manual_seed(0)
+    net = TwoHeads(CNN(2, 10, 16, "relu", 0.0, 0.0), scale)
+    assert classifier_head(net, probe(net, 16)) is net.net.classifier
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_classifier_head_that_is_not_linear_is_refused_at_any_scale(scale, bias):
+    torch.manual_seed(0)
+    net = TwoHeads(CNN(2, 10, 16, "relu", 0.0, 0.0), scale, linear=False)
+    nn.init.constant_(net.net.classifier.bias, bias)
+    with pytest.raises(ValueError, match=re.escape("TwoHeads has no linear layer")):
+        classifier_head(net, probe(net, 16))
+
+
+def test_mean_of_the_last_map_is_told_from_small_numbers():
+    output = probe(WideResNet(10, 1, 10, 16, 0.0), 16)
+    assert is_mean_of_last_map(output)
+    small = output._replace(features=tuple(1e-6 * part for part in output.features), embedding=1e-6 * output.embedding)
+    assert is_mean_of_last_map(small)
+    assert not is_mean_of_last_map(small._replace(embedding=small.embedding.flip(1)))
+
+
+SCALING = {
+    "at": (at_loss, 1 / 4),
+    "fitnet": (hint_loss, 1),
+    "simkd": (simkd_loss, 1),
+    "sp": (sp_loss, 1),
+    "nst": (nst_loss, 1),
+    "vid": (lambda student, teacher: vid_loss(student, teacher, torch.full((3,), 5.0)), 1),
+    "fsp": (lambda student, teacher: fsp_loss([student, student], [teacher, teacher]), 1),
+    "ft": (ft_loss, 1 / 2),
+    "ab": (ab_loss, 4),
+    "ofd": (lambda student, teacher: ofd_loss(student, teacher, torch.full((3,), -0.5)), 4),
+}
+"""Losses of maps, and by how much each grows with maps of four times as many places, as its page says."""
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_losses_of_maps_scale_with_the_places_as_their_pages_say(name):
+    torch.manual_seed(0)
+    loss, factor = SCALING[name]
+    student, teacher = torch.randn(2, 4, 3, 2, 2)
+    large = (torch.tile(maps, (1, 1, 2, 2)) for maps in (student, teacher))
+    assert loss(*large).item() == pytest.approx(factor * loss(student, teacher).item(), rel=1e-4)
