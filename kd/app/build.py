@@ -181,7 +181,9 @@ class Builder:
     def net(self, node: Mapping[str, Any]) -> nn.Module:
         images = self.images
         size = images.train_x.shape[-1]
-        net = self._new(node, num_classes=len(images.classes), image_size=size, _convert_="all")
+        net: nn.Module = self._new(node, num_classes=len(images.classes), image_size=size, _convert_="all")
+        if not isinstance(net, External):
+            return net
         with user_errors():
             return bind(net, images.classes, *images.mean_std)
 
