@@ -18,6 +18,8 @@ from kd.ranges import require
 SMALLEST_STD = 1 / 255
 """Of a channel without contrast, which a batch is divided by in place of 0."""
 
+_SIZE = "give size= to have them resized"
+
 
 class External(nn.Module):
     """A network from elsewhere, wrapped by `kd.wrap`; its images can be resized and normalised otherwise.
@@ -81,7 +83,11 @@ class External(nn.Module):
         for name in ("scale", "shift", "columns"):
             self.register_buffer(name, None, persistent=False)
         outputs, pixels = num_classes if self.classes is None else len(self.classes), size or image_size
-        self.net = _readable(make(outputs, pixels), title, stages, head, preacts, pixels)
+        try:
+            net = make(outputs, pixels)
+        except AssertionError as error:  # as transformers have it of sizes that are no multiple of a patch
+            raise ValueError(f"{title} cannot be made for images of {pixels} pixels: {error}; {_SIZE}") from error
+        self.net = _readable(net, title, stages, head, preacts, pixels)
         found = probe(self.net, pixels).logits.shape[1]
         if found != outputs:
             raise ValueError(f"{title} returns {found} logits for {outputs} classes")
@@ -263,9 +269,7 @@ def _readable(
             returned = copy.deepcopy(net).eval()(torch.zeros(2, 3, pixels, pixels))
     except Exception as error:  # whatever a network raises for images that it does not fit
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{title} does not run on images of {pixels} pixels: {reason:.200}; give size= for images of another size"
-        ) from error
+        raise ValueError(f"{title} does not run on images of {pixels} pixels: {reason:.200}; {_SIZE}") from error
     if isinstance(returned, Output) and stages is None and head is None:
         return net
     wrapped = wrap(net, stages, head, preacts, pixels)
