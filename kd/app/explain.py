@@ -110,9 +110,9 @@ def _message(error: Exception, arguments: Sequence[str]) -> str:
 def missing_package(error: ImportError) -> str:
     """Name the package that is missing, and the extra that brings it if one does."""
     package = re.search(r"(?:module named|Requirement) '?([\w.-]+)", str(error))
-    if package is None:  # such as a _target_ that is no name of a module
+    name = error.name if isinstance(error, ModuleNotFoundError) and error.name else package and package[1]
+    if not name:  # such as a _target_ that is no name of a module
         return " ".join(str(error).split())
-    name = package[1]
     extra = next((extra for known, extra in PACKAGES.items() if known in name), None)
     return f"{name} is not installed: pip install " + (f"-e '.[{extra}]'" if extra else name)
 

@@ -148,7 +148,7 @@ def test_logits_are_in_the_order_of_the_datas_classes():
     theirs = ("x", "d", "a", "y", "b")
     net = bind(own(classes=theirs), ("a", "b", "d"), *OF_DATA).eval()
     assert torch.equal(net(noise()).logits, net.net(noise()).logits[:, [2, 4, 1]])
-    with pytest.raises(ValueError, match="^classes lacks 'cat', a class of the data; .*got x, d, a, y, b$"):
+    with pytest.raises(ValueError, match=r"^classes lacks 'cat', a class of the data; .*got x, d, a, y, b$"):
         bind(own(classes=theirs), ("a", "cat"), *OF_DATA)
 
 
@@ -187,7 +187,11 @@ def test_bind_leaves_other_networks_alone(tiny_net):
         ("my_pkg.number", {}, "target=my_pkg.number makes a int and not an nn.Module"),
         ("my_pkg.Masked", {}, "my_pkg.Masked needs more than images: its forward takes x, mask; wrap it in a module"),
         ("my_pkg.Fixed", {}, "my_pkg.Fixed returns 7 logits for 5 classes"),
-        ("my_pkg.Net", {"stages": ["layer3"]}, "Net has no module 'layer3'; did you mean .*Its parts are layer1, layer2"),
+        (
+            "my_pkg.Net",
+            {"stages": ["layer3"]},
+            "Net has no module 'layer3'; did you mean .*Its parts are layer1, layer2",
+        ),
         ("my_pkg.Net", {"head": "classifier"}, "Net has no module 'classifier'; did you mean .*Its parts are layer1, "),
         ("my_pkg.Net", {"stages": ["fc"], "preacts": True}, "stage 'fc' has no activation among its modules"),
         ("my_pkg.Volume", {"stages": ["lifted"]}, r"stage 'lifted' returned \(2, 2, 3, 4, 4\), which is no map of 2"),
@@ -211,7 +215,10 @@ def test_wrong_settings_are_named_in_one_line(target, changes, message):
         ("resnet19", "torchvision has no network 'resnet19'; did you mean resnet1"),
         (None, "the name of a network of torchvision is missing; give name=, such as name=resnet18"),
         ("maskrcnn_resnet50_fpn", "torchvision has no network 'maskrcnn_resnet50_fpn'; did you mean "),
-        ("vit_b_16", "torchvision's vit_b_16 cannot be made for images of 20 pixels: .*; give size= to have them resized"),
+        (
+            "vit_b_16",
+            "torchvision's vit_b_16 cannot be made for images of 20 pixels: .*; give size= to have them resized",
+        ),
     ],
 )
 def test_network_of_torchvision_that_cannot_be_made_is_named(name, message):
@@ -220,5 +227,5 @@ def test_network_of_torchvision_that_cannot_be_made_is_named(name, message):
 
 
 def test_mean_of_another_number_of_channels_is_refused():
-    with pytest.raises(ValueError, match="^mean must have 3 numbers, one a channel, got 1$"):
+    with pytest.raises(ValueError, match=r"^mean must have 3 numbers, one a channel, got 1$"):
         bind(own(mean=(0.5,), std=(0.5,)), NAMES, *OF_DATA)
