@@ -61,11 +61,18 @@ def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
         paths = [entry / TEACHER_WEIGHTS for entry in entries]
         claims, advice = [_claim(build, entry) for entry in entries], ""
     test = build.data(plans[0]).test_dataloader(build.device)
-    teachers = [_load(build, plan, path) for plan, path in zip(plans, paths, strict=True)]
+    settings = plain(plans[0].network)
+
+    def name(content: str) -> str:
+        return identity.teacher_id(content, settings)
+
+    teachers = [
+        load(build.net(plan.network), path, build.inference_copy, name) for plan, path in zip(plans, paths, strict=True)
+    ]
     measured = [
         verify(one, test, claim, path, advice) for one, claim, path in zip(teachers, claims, paths, strict=True)
     ]
-    teacher, accuracy = joined(teachers, build.inference_copy), measured[0] if claims[0] is None else claims[0]
+    teacher, accuracy = joined(teachers, build.inference_copy, name), measured[0] if claims[0] is None else claims[0]
     if len(teachers) > 1:
         accuracy = teacher.accuracy(test)
         log.info("the %d teachers together: %.2f %% on the test split", len(teachers), 100 * accuracy)
@@ -73,13 +80,6 @@ def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
     for warning in warnings:
         log.warning("%s", warning)
     return Prepared(teacher, paths[0].parent, accuracy, _name(build, level, len(build.first_teachers)), warnings)
-
-
-def _load(build: Builder, plan: Plan, path: Path) -> FrozenTeacher:
-    settings = plain(plan.network)
-    return load(
-        build.net(plan.network), path, build.inference_copy, lambda content: identity.teacher_id(content, settings)
-    )
 
 
 def _find(build: Builder, plan: Plan, record: Result, level: int) -> Path:

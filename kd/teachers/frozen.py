@@ -199,14 +199,20 @@ def _numbers(values: object) -> bool:
 
 
 def joined(
-    teachers: Sequence[FrozenTeacher], prepare: Callable[[nn.Module], nn.Module] = lambda net: net
+    teachers: Sequence[FrozenTeacher],
+    prepare: Callable[[nn.Module], nn.Module] = lambda net: net,
+    name: Callable[[str], str] = lambda content: content,
 ) -> FrozenTeacher:
-    """Join several teachers into an ensemble, see `kd.models.ensemble`; a single one is returned as it is."""
+    """Join several teachers into an ensemble, see `kd.models.ensemble`; a single one is returned as it is.
+
+    Args:
+        prepare, name: as in `load`.
+    """
     if len(teachers) == 1:
         return teachers[0]
     # `forward_fp32` may have moved some to another device: an ensemble's networks have to be on one.
     net = Ensemble(teacher.net.cpu() for teacher in teachers)
-    return FrozenTeacher(net, content_id(net.state_dict()), prepare)
+    return FrozenTeacher(net, name(content_id(net.state_dict())), prepare)
 
 
 def verify(
