@@ -60,14 +60,18 @@ def test_teacher_of_ones_own_is_used_as_it_was_trained(run, tmp_path, own_net):
     code, printed = run(*DATA, *given, "hydra.run.dir=second")
     assert code == 0, printed
     second = read(tmp_path / "second" / "result.json")
-    assert second.teacher_test_acc == first.test_acc
+    assert second.teacher_test_acc == pytest.approx(first.test_acc, abs=1e-6)
     assert "own.pth: the prefix 'module.' was stripped from its names" in printed
     assert "own.pth does not say what it was trained on" in second.warnings[0]
 
     # As the same network in its run directory, whose metadata say how it was shown its images.
     code, printed = run(*DATA, *TEACHER, *view, "teacher_weights=first", "student.scale=2", "hydra.run.dir=third")
     assert code == 0, printed
-    assert read(tmp_path / "third" / "result.json").teacher_test_acc == first.test_acc
+    assert read(tmp_path / "third" / "result.json").teacher_test_acc == pytest.approx(first.test_acc, abs=1e-6)
+
+    code, printed = run("resume=first", "threads=1")  # whose command a stranger may have written
+    assert code == 1
+    assert "student.target=own_net.Net, which may run code" in printed
 
     loaded = kd.load(tmp_path / "first", trust=True)
     assert loaded.net.view == {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.3, 0.3], "image_size": 12}
