@@ -128,9 +128,7 @@ def _is_plain(override: Override) -> bool:
     of_logger = names[0] == "logger" and (len(names) > 1 or isinstance(value, dict))
     if reserved or of_logger or override.is_sweep_override():
         return False
-    return not any(
-        re.search(r"\$\{[^}]*:", text) or (is_key and _names_code(text)) for text, is_key in _texts(value)
-    )
+    return not any(re.search(r"\$\{[^}]*:", text) or (is_key and _names_code(text)) for text, is_key in _texts(value))
 
 
 def _names_code(name: str) -> bool:
