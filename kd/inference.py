@@ -14,15 +14,17 @@ from torch import Tensor, nn
 
 from kd.data.decode import read_rgb, to_rgb
 from kd.errors import UserError
-from kd.methods.base import Method
+from kd.methods.base import restored_net
+from kd.models.external import bind
 from kd.models.output import Output, checked
+from kd.runs.given import weights_file
 from kd.runs.weights import fill, load_weights
 
 OURS = "kd.models."
 """Where the networks lie that a file may name."""
 
-WEIGHTS = ("student.safetensors", "teacher.safetensors")
-"""The file of a run directory, in order of preference."""
+FOREIGN = f"{OURS}external.custom"
+"""The one of them that itself names code, in its argument `target`."""
 
 Pictures: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8] | Tensor | Sequence[Pictures]"
 """One image or several: files, PIL images, or uint8 pixels (H, W, 3), (3, H, W), (B, H, W, 3) or (B, 3, H, W)."""
@@ -105,17 +107,14 @@ def load(path: str | Path, trust: bool = False) -> Predictor:
         UserError: if there are no weights, or they are damaged, not written by kd, or not of the network that they
             describe.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        found = [path / name for name in WEIGHTS if (path / name).is_file()]
-        if not found:
-            raise UserError(f"no weights in {path}: it has neither {' nor '.join(WEIGHTS)}")
-        path = found[0]
+    path = weights_file(path)
     tensors, metadata = load_weights(path)
     facts = _Facts.of(metadata, path)
     try:
         net = _build({**facts.model, "num_classes": len(facts.classes), "image_size": facts.image_size}, trust)
-        net = _with_layers_of_method(net, tensors, metadata.get("method"))
+        if isinstance(net, nn.Module):
+            net = bind(net, facts.classes, facts.mean, facts.std)
+            net = restored_net(net, tensors, metadata.get("method"))
     except (_UntrustedError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: cannot build its network, {facts.model['_target_']}: {reason}") from error
@@ -173,20 +172,12 @@ def _build(node: Any, trust: bool) -> Any:
     return _resolve(node["_target_"], trust)(**arguments) if "_target_" in node else arguments
 
 
-def _with_layers_of_method(net: Any, tensors: dict[str, Tensor], method: Any) -> Any:
-    """The network as a method of ours keeps it, with what it puts before or behind the student."""
-    target = method.get("_target_") if isinstance(method, dict) else None
-    if not isinstance(net, nn.Module) or not isinstance(target, str) or not target.startswith("kd.methods."):
-        return net
-    where, _, name = target.rpartition(".")
-    found = getattr(importlib.import_module(where), name)
-    return found.restored_net(net, tensors) if isinstance(found, type) and issubclass(found, Method) else net
-
-
 def _resolve(target: str, trust: bool) -> Any:
     where, _, name = target.rpartition(".")
     refused = f"{target} does not lie in {OURS.rstrip('.')}; pass trust=True if the file is from someone you trust"
-    if not trust and not where.startswith(OURS):
+    if not trust and target == FOREIGN:
+        raise _UntrustedError("it names a class of other code; pass trust=True if the file is from someone you trust")
+    if not trust and (not where.startswith(OURS) or name.startswith("_")):
         raise _UntrustedError(refused)
     found = getattr(importlib.import_module(where), name)
     # What a module of ours imports, such as torch, is not ours.

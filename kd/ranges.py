@@ -39,6 +39,7 @@ RANGES = {
     "reduction": "whole [1, 1000]",
     "scale": "whole [1, 512]",
     "seed": "whole [0, 4294967296)",
+    "size": "whole [1, 4096]",
     "split_seed": "whole [0, inf)",
     "stem": "whole [1, 4096]",
     "stored_logits_gb": "[0, inf)",
@@ -56,19 +57,23 @@ RANGES = {
 SWITCH = "true or false"
 TEXT = "text"
 WHOLE_NUMBERS = "a list of whole numbers"
+NAMES = "a list of names"
 KINDS = {
     **dict.fromkeys(("default_hp_metric", "enable_progress_bar", "flip", "fused", "in_memory", "pool"), SWITCH),
     **dict.fromkeys(("channels_last", "compile", "fold_teacher", "keep_memory", "packed_dropout"), SWITCH),
     **dict.fromkeys(("benchmark", "detect_anomaly"), SWITCH),
     **dict.fromkeys(("nesterov", "sync_batchnorm", "tensor_cores"), SWITCH),
-    **dict.fromkeys(("rescale", "standardize"), SWITCH),
+    **dict.fromkeys(("preacts", "rescale", "standardize"), SWITCH),
     **dict.fromkeys(("name", "root", "teacher_store", "teacher_weights"), TEXT),
+    **dict.fromkeys(("head", "pretrained", "target"), TEXT),
+    **dict.fromkeys(("student.stages", "teacher.stages"), NAMES),
     "deterministic": "one of true, false, warn",
     "precision": "one of auto, 16-mixed, 16-true, 32-true, 64-true, bf16-mixed, bf16-true, 16, 32, 64, bf16",
     **dict.fromkeys(("stages", "teacher_stages"), WHOLE_NUMBERS),
     "stored_logits": "one of auto, true, false",
 }
-"""What settings beside numbers take, by the last part of the setting's name: a switch, text, a choice, a list."""
+"""What settings beside numbers take: a switch, text, a choice, a list. By the last part of the setting's name; by its
+full name where a last part stands for different things."""
 
 
 def require(name: str, value: object, span: str | None = None) -> None:
@@ -106,6 +111,8 @@ def _is_of_kind(value: object, kind: str) -> bool:
         return isinstance(value, bool)
     if kind == TEXT:
         return isinstance(value, str) and value != ""
+    if kind == NAMES:
+        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
     if kind == WHOLE_NUMBERS:
         return isinstance(value, list | tuple) and all(type(item) is int for item in value)
     shown = str(value).lower() if isinstance(value, bool) else str(value)

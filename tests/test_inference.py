@@ -192,6 +192,34 @@ def test_load_calls_nothing_of_a_stranger(tmp_path, target, nested, monkeypatch)
         load(path)
 
 
+EXTERNAL = {
+    **dict.fromkeys(("stages", "head", "pretrained", "size", "mean", "std", "classes")),
+    "preacts": False,
+}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"_target_": "kd.models.external.custom", "target": "os.mkdir", "settings": {"path": "executed"}, **EXTERNAL},
+        {"_target_": "kd.models.external._located", "target": "os.mkdir"},
+        {
+            "_target_": "kd.models.external.External",
+            "make": {"_target_": "kd.models.external._located", "target": "os.mkdir"},
+            "title": "it",
+            **EXTERNAL,
+        },
+        {"_target_": "kd.models.external.torchvision", "name": "../executed", **EXTERNAL},
+    ],
+    ids=["custom", "private", "nested", "name"],
+)
+def test_load_builds_nothing_that_names_code(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"cannot build its network, kd\.models\.external"):
+        load(saved(tmp_path / "w.safetensors", model=model))
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
 def test_trusted_file_may_name_other_networks(tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(
         "from kd.models.cnn import CNN\n"

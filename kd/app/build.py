@@ -1,5 +1,6 @@
 """From a configuration to objects: the one place that instantiates."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -26,9 +27,11 @@ from kd.data.module import DataModule, stratified_split
 from kd.errors import UserError
 from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
+from kd.models.external import External, bind
 from kd.models.output import probe
-from kd.runs.weights import fill, load_weights
-from kd.teachers.frozen import FrozenTeacher, check_origin
+from kd.runs.given import weights_file
+from kd.runs.weights import begin_from, content_id, read_weights
+from kd.teachers.frozen import FrozenTeacher, check_origin, fitted
 from kd.teachers.logit_cache import RoundedLogits, StoredLogits, open_logits
 from kd.training.callbacks import EpochBar
 from kd.training.modules import Classifier, Distiller
@@ -36,6 +39,8 @@ from kd.training.optim import parameter_groups
 from kd.training.performance import Speed, choose_device, choose_precision
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 STUDENT_WEIGHTS = "student.safetensors"
 TEACHER_WEIGHTS = "teacher.safetensors"
@@ -146,7 +151,7 @@ class Builder:
         return identity.teacher_key(
             self.settings,
             self.images.id,
-            plain(plan.network),
+            identity.by_content(plain(plan.network)),
             plain(plan.recipe),
             plan.seed,
             plain(plan.method),
@@ -175,8 +180,33 @@ class Builder:
 
     def net(self, node: Mapping[str, Any]) -> nn.Module:
         images = self.images
-        net: nn.Module = self._new(node, num_classes=len(images.classes), image_size=images.train_x.shape[-1])
-        return net
+        size = images.train_x.shape[-1]
+        net: nn.Module = self._new(node, num_classes=len(images.classes), image_size=size, _convert_="all")
+        if not isinstance(net, External):
+            return net
+        with user_errors():
+            return bind(net, images.classes, *images.mean_std)
+
+    def begin(self, net: nn.Module) -> None:
+        """Give a network that is to be trained the weights in a file, where its settings name one."""
+        if isinstance(net, External) and net.pretrained is not None:
+            path = weights_file(net.pretrained)
+            for note in begin_from(net, path, net.head):
+                log.info("%s: %s", path, note)
+
+    @property
+    def given_weights(self) -> Path | None:
+        """The file of the teacher that is given; None for teachers of the store."""
+        return None if self.cfg.teacher_weights is None else weights_file(self.cfg.teacher_weights)
+
+    def given_id(self) -> str:
+        """What names the teacher that is given, in the keys of those that it teaches."""
+        path = weights_file(self.cfg.teacher_weights)
+        return identity.teacher_id(content_id(read_weights(path)[0]), plain(self.cfg.teacher))
+
+    def shown(self, plan: Plan, net: nn.Module) -> dict[str, Any]:
+        """The metadata of this run's data, as they are shown to this network of the plan."""
+        return {**self.metadata(plan), **(net.view if isinstance(net, External) else {})}
 
     def data(self, plan: Plan) -> DataModule:
         data = self.cfg.data
@@ -294,7 +324,7 @@ class Builder:
         images = self.images
         mean, std = images.mean_std
         return {
-            "model": plain(plan.network),
+            "model": identity.by_content(plain(plan.network)),
             "num_classes": len(images.classes),
             "image_size": images.train_x.shape[-1],
             "classes": images.classes,
@@ -317,16 +347,14 @@ class Builder:
         if self.first_teachers:
             nets = [self.net(plan.network) for plan in self.first_teachers]
             self._try(self.first_teachers[0], nets[0], None)
-            if self.cfg.teacher_weights is not None:
-                path = Path(self.cfg.teacher_weights).expanduser()
-                tensors, metadata = load_weights(path)
-                fill(nets[0], tensors, path)
-                check_origin(metadata, self.metadata(self.first_teachers[0]), path)
+            path = self.given_weights
+            if path is not None:
+                shown = self.shown(self.first_teachers[0], nets[0])
+                nets[0], _, metadata, _ = fitted(nets[0], path)
+                check_origin(metadata, shown, path)
             taught_by = nets[0] if len(nets) == 1 else Ensemble(nets)
         for plan in [*self.chain, *student]:
-            net = self.net(plan.network)
-            self._try(plan, net, taught_by)
-            taught_by = net
+            taught_by = self._try(plan, self.net(plan.network), taught_by)
         self.logger(directory)
 
     def _check_devices(self) -> None:
@@ -351,7 +379,8 @@ class Builder:
     def _check_memory(self, plan: Plan) -> None:
         """Refuse a network that would take more memory than is free, before any of it is taken."""
         free = free_memory()
-        if free is None or not str(plan.network["_target_"]).startswith("kd.models."):
+        target = str(plan.network["_target_"])
+        if free is None or not target.startswith("kd.models.") or target.startswith(External.__module__):
             return  # others may not be built without memory
         _ = self.images  # loaded outside
         with torch.device("meta"):
@@ -376,7 +405,9 @@ class Builder:
                     f"trainer.limit_{split}_batches={limit} is less than one of the {count} batches; give 1 for one"
                 )
 
-    def _try(self, plan: Plan, net: nn.Module, taught_by: nn.Module | None) -> None:
+    def _try(self, plan: Plan, net: nn.Module, taught_by: nn.Module | None) -> nn.Module:
+        """Build all that trains a network; return the network that would be kept."""
+        self.begin(net)
         with user_errors():
             schedule, optimizer = self._new(plan.recipe.schedule), self._new(plan.recipe.optimizer)
             classifier = Classifier(net, len(self.images.classes), optimizer, schedule, plan.recipe.label_smoothing)
@@ -385,8 +416,7 @@ class Builder:
             self._check_limits(self.data(plan))
         with user_errors():
             self.trainer(plan)(logger=False)
-        if plan.method is not None:
-            self.method(plan, net, taught_by)
+        return net if plan.method is None else self.method(plan, net, taught_by).inference_net(net)
 
     def _new(self, node: Any, **more: Any) -> Any:
         with user_errors():

@@ -14,8 +14,10 @@ from typing import Any
 
 from kd.errors import UserError
 from kd.ranges import KINDS, RANGES, SWITCH, TEXT, WHOLE_NUMBERS, require, require_sum
+from kd.runs.given import weights_file
 
 MAY_BE_NULL = {"clip_norm", "cutmix", "mixup", "name", "teacher_stages", "teacher_weights", "threads"}
+MAY_BE_NULL |= {"head", "pretrained", "size", "student.stages", "target", "teacher.stages"}
 
 SET_ELSEWHERE = {
     **dict.fromkeys(("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"), "epochs"),
@@ -252,8 +254,8 @@ def _check_ranges(settings: dict[str, Any]) -> None:
     for name, value in sorted(values, key=lambda node: node[0].count(".")):  # first what interpolations refer to
         kind = name.rpartition(".")[2]
         knob = kind if name == f"method.{kind}" else name  # which takes the knob's value
-        span = spans.get(knob) or RANGES.get(kind) or KINDS.get(kind)
-        if span is None or (kind in MAY_BE_NULL and value is None) or value == MISSING:
+        span = spans.get(knob) or KINDS.get(name) or RANGES.get(kind) or KINDS.get(kind)
+        if span is None or (value is None and {kind, name} & MAY_BE_NULL) or value == MISSING:
             continue
         try:
             require(name, value, span)
@@ -301,12 +303,7 @@ def _check_teacher(settings: dict[str, Any], given: Iterable[str]) -> None:
             raise UserError(
                 f"{override} is for a teacher to be trained, and teacher_weights are trained; leave one out"
             )
-    path = Path(weights).expanduser()
-    if path.is_dir():
-        found = sorted(path.glob("*.safetensors"))
-        instead = f"; write teacher_weights={found[0]}" if found else ", and there are no weights in it"
-        raise UserError(f"teacher_weights={weights} is a folder{instead}")
-    if not path.is_file():
+    if not weights_file(weights).is_file():
         raise UserError(f"no weights at {weights}")
 
 

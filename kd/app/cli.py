@@ -72,7 +72,10 @@ Knobs of the run
   ensemble=N                     N teachers with seeds from teacher_seed on, whose logits are averaged for a student
   chain=[{{scale:24}}]             networks between teacher and student, each taught by the one before: settings that
                                  differ from the student's, or how many
-  teacher_weights=FILE           use this safetensors file instead of a teacher from teachers/
+  student=torchvision            with student.name=resnet18; student=timm likewise; student=custom with
+                                 student.target=my_pkg.Net for a network of your own; the same for teacher=
+  teacher_weights=FILE           use these weights (safetensors, a .pth of torch.save, or a run directory) instead of a
+                                 teacher from teachers/
   trainer.precision=auto         bf16-mixed where the device multiplies in bf16 by itself, else 32-true
   speed=reference                what `speed` switches all off; with trainer.precision=32-true the plain loop
   speed.stored_logits=auto       keep the teacher's logits beside the teachers: true, false, auto (on processors)

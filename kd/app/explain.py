@@ -17,8 +17,8 @@ from kd.errors import UserError
 LAUNCHERS = {"joblib": "parallel", "submitit": "slurm"}
 """Which of the extras in pyproject.toml brings a launcher, by the first word of its name."""
 
-LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
-"""Which of the extras brings a logger, by the package that its constructor misses."""
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "timm": "timm"}
+"""Which of the extras brings a logger or a library of networks, by the package that a constructor misses."""
 
 OTHER_NAMES = {
     "batch": "batch_size",
@@ -110,10 +110,10 @@ def _message(error: Exception, arguments: Sequence[str]) -> str:
 def missing_package(error: ImportError) -> str:
     """Name the package that is missing, and the extra that brings it if one does."""
     package = re.search(r"(?:module named|Requirement) '?([\w.-]+)", str(error))
-    if package is None:  # such as a _target_ that is no name of a module
+    name = error.name if isinstance(error, ModuleNotFoundError) and error.name else package and package[1]
+    if not name:  # such as a _target_ that is no name of a module
         return " ".join(str(error).split())
-    name = package[1]
-    extra = next((extra for known, extra in LOGGERS.items() if known in name), None)
+    extra = next((extra for known, extra in PACKAGES.items() if known in name), None)
     return f"{name} is not installed: pip install " + (f"-e '.[{extra}]'" if extra else name)
 
 

@@ -13,10 +13,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
+from kd.errors import UserError
 from kd.hashing import digest
+from kd.runs.given import weights_file
 
 PLACEMENT = frozenset({"accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "enable_progress_bar"})
 """Settings of the trainer that decide where and with what display a training happens, not what comes of it."""
@@ -44,6 +45,9 @@ OF_ROLE = {
 }
 """Top-level settings that decide nothing about the result where this network takes no part."""
 
+VIEW = frozenset({"mean", "std", "size", "classes", "stages", "head", "preacts"})
+"""Settings of a network that decide what it is shown and what is read of it, beside its weights."""
+
 SHORTHANDS = frozenset({"epochs", "batch_size", "lr"})
 """Top-level settings that act through the recipes alone, which have them resolved."""
 
@@ -63,9 +67,37 @@ def fingerprint(settings: dict[str, Any]) -> str:
     """Name a run by all that decides its result, a teacher's weights by what is in their file."""
     known = decisive(settings)
     weights = known["teacher_weights"]
-    if weights is not None and Path(weights).expanduser().is_file():
-        known["teacher_weights"] = hashlib.blake2b(Path(weights).expanduser().read_bytes()).hexdigest()
+    if weights is not None:
+        known["teacher_weights"] = _content(weights)
+    for role in ("teacher", "student"):
+        if isinstance(known.get(role), dict):
+            known[role] = by_content(known[role])
     return digest({**known, "root": settings["data"].get("root")})
+
+
+def by_content(network: dict[str, Any]) -> dict[str, Any]:
+    """A network's settings with the content of the file that its training begins with in place of the file's name."""
+    return {name: _content(v) if name == "pretrained" and v is not None else v for name, v in network.items()}
+
+
+def _content(path: str) -> str:
+    """The hash of the weights that a path means; the path itself if they cannot be read, which is told later."""
+    try:
+        file = weights_file(path)
+        return hashlib.blake2b(file.read_bytes()).hexdigest() if file.is_file() else path
+    except (OSError, TypeError, UserError):
+        return path
+
+
+def teacher_id(content: str, network: dict[str, Any]) -> str:
+    """Name a teacher by its weights, and by those of its settings that decide what it makes of an image beside them.
+
+    Args:
+        content: what names the weights.
+        network: its settings; those of our own networks have none of that kind.
+    """
+    view = {name: value for name, value in network.items() if name in VIEW and value not in (None, False)}
+    return digest({"weights": content, **view}) if view else content
 
 
 def group(settings: dict[str, Any]) -> str:

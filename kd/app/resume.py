@@ -123,14 +123,17 @@ def to_be_typed(overrides: Iterable[str]) -> list[str]:
 
 def _is_plain(override: Override) -> bool:
     names = re.split(r"[./@:]", _name(override))
-    reserved = any(name in ("", "hydra", "resume") or name.startswith("_") for name in names)
+    reserved = any(name in ("", "hydra", "resume") or _names_code(name) for name in names)
     value = None if override.is_delete() else override.value()
     of_logger = names[0] == "logger" and (len(names) > 1 or isinstance(value, dict))
     if reserved or of_logger or override.is_sweep_override():
         return False
-    return not any(
-        re.search(r"\$\{[^}]*:", text) or (is_key and text.startswith("_")) for text, is_key in _texts(value)
-    )
+    return not any(re.search(r"\$\{[^}]*:", text) or (is_key and _names_code(text)) for text, is_key in _texts(value))
+
+
+def _names_code(name: str) -> bool:
+    """Whether a setting may name a class or function: those of Hydra, and `target` of `student=custom`."""
+    return name.startswith("_") or name == "target"
 
 
 def _texts(value: Any) -> Iterator[tuple[str, bool]]:

@@ -8,13 +8,14 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kd.app import identity
 from kd.app.build import TEACHER_WEIGHTS, Builder, Plan
 from kd.app.compose import plain
 from kd.app.train import train_network
 from kd.errors import UserError
 from kd.runs.predictions import near_chance
 from kd.runs.results import FILE, Result, read
-from kd.runs.weights import content_id, load_weights
+from kd.runs.weights import read_weights
 from kd.teachers.frozen import FrozenTeacher, check_origin, joined, load, verify
 from kd.teachers.store import find_or_train
 
@@ -47,25 +48,31 @@ def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
         return None
     claims: list[float | None]
     warnings: list[str] = []
-    if level == 0 and build.cfg.teacher_weights is not None:
-        paths = [Path(build.cfg.teacher_weights).expanduser()]
-        metadata = load_weights(paths[0])[1]
-        warnings += check_origin(metadata, build.metadata(plans[0]), paths[0])
+    given = build.given_weights if level == 0 else None
+    if given is not None:
+        paths = [given]
+        metadata = read_weights(given)[1]
+        warnings += check_origin(metadata, build.shown(plans[0], build.net(plans[0].network)), given)
         if metadata.get("trial"):
-            warnings.append(f"{paths[0]} comes from a trial: {metadata['trial']}")
+            warnings.append(f"{given} comes from a trial: {metadata['trial']}")
         claims, advice = [_claim_of_file(build, metadata)], _settings_of(metadata, plans[0])
     else:
         entries = [_find(build, plan, record, level) for plan in plans]
         paths = [entry / TEACHER_WEIGHTS for entry in entries]
         claims, advice = [_claim(build, entry) for entry in entries], ""
     test = build.data(plans[0]).test_dataloader(build.device)
+    settings = plain(plans[0].network)
+
+    def name(content: str) -> str:
+        return identity.teacher_id(content, settings)
+
     teachers = [
-        load(build.net(plan.network), path, build.inference_copy) for plan, path in zip(plans, paths, strict=True)
+        load(build.net(plan.network), path, build.inference_copy, name) for plan, path in zip(plans, paths, strict=True)
     ]
     measured = [
         verify(one, test, claim, path, advice) for one, claim, path in zip(teachers, claims, paths, strict=True)
     ]
-    teacher, accuracy = joined(teachers, build.inference_copy), measured[0] if claims[0] is None else claims[0]
+    teacher, accuracy = joined(teachers, build.inference_copy, name), measured[0] if claims[0] is None else claims[0]
     if len(teachers) > 1:
         accuracy = teacher.accuracy(test)
         log.info("the %d teachers together: %.2f %% on the test split", len(teachers), 100 * accuracy)
@@ -102,9 +109,8 @@ def _key(build: Builder, plan: Plan, level: int) -> dict[str, Any]:
     """The plan's key in the store, which holds the keys of those that taught it."""
     if level == 0 or plan.method is None:
         return build.key(plan, None)
-    weights = build.cfg.teacher_weights
-    if level == 1 and weights is not None:
-        return build.key(plan, content_id(load_weights(Path(weights).expanduser())[0]))
+    if level == 1 and build.cfg.teacher_weights is not None:
+        return build.key(plan, build.given_id())
     below = build.first_teachers if level == 1 else [build.chain[level - 2]]
     return build.key(plan, [_key(build, one, level - 1) for one in below])
 
@@ -126,7 +132,9 @@ def _settings_of(metadata: dict[str, Any], plan: Plan) -> str:
     """What to do about given weights that do not reach their accuracy: they may be another network of equal shapes."""
     model = metadata.get("model")
     there, here = model if isinstance(model, dict) else {}, plain(plan.network)
-    differing = [f"teacher.{name}={value}" for name, value in there.items() if here.get(name) != value]
+    differing = [
+        f"teacher.{name}={value}" for name, value in there.items() if here.get(name) != value and name != "pretrained"
+    ]
     return f"give {' '.join(differing)}" if differing else "the file is damaged; give another teacher_weights"
 
 

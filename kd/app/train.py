@@ -24,6 +24,7 @@ def train_network(
     """Train one network of a run and leave its run directory; see `kd.training.fit.train`."""
     seed_everything(plan.seed, verbose=False)
     net = build.net(plan.network)
+    build.begin(net)
     module = build.module(plan, net, taught_by)
     count = parameter_count(module.inference_net)
     counted = replace(record, student_params=count) if record.student else replace(record, teacher_params=count)

@@ -9,8 +9,9 @@ The objectives, where hard is `kd.losses.hard_loss` and soft is `kd.losses.soft_
 * in two stages:       beta * term, then alpha * hard + (1 - alpha) * soft
 """
 
+import importlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -115,6 +116,27 @@ class Method(nn.Module):
     def ramp(self, warmup: float) -> float:
         """A factor that rises linearly from 0 to 1 over the first share `warmup` of training, and then stays."""
         return 1.0 if self.progress >= warmup else self.progress / warmup
+
+
+def restored_net(student: nn.Module, tensors: Mapping[str, Tensor], method: Any) -> nn.Module:
+    """Return the network that a method kept around its student, to be filled with the weights in a file.
+
+    Args:
+        student: the plain network.
+        tensors: of the file.
+        method: what the file's metadata say of its method, a mapping with `_target_`. Only methods of ours are looked
+            at, as a file may name any class; of others it is the student itself.
+
+    Raises:
+        AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError: if metadata or tensors are not those
+            of that method.
+    """
+    target = method.get("_target_") if isinstance(method, dict) else None
+    if not isinstance(target, str) or not target.startswith("kd.methods."):
+        return student
+    where, _, name = target.rpartition(".")
+    found = getattr(importlib.import_module(where), name)
+    return found.restored_net(student, tensors) if isinstance(found, type) and issubclass(found, Method) else student
 
 
 class SoftTargets(Method):

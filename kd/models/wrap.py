@@ -62,8 +62,12 @@ def wrap(
         stages = [stages]
     for path in (head, *(stages or ())):
         if path not in layers:
-            near = difflib.get_close_matches(path, layers, n=3, cutoff=0.4) or list(dict(module.named_children()))
-            raise ValueError(f"{type(module).__name__} has no module {path!r}; did you mean {' or '.join(near)}?")
+            parts = list(dict(module.named_children()))
+            near = difflib.get_close_matches(path, layers, n=3, cutoff=0.4) or parts
+            raise ValueError(
+                f"{type(module).__name__} has no module {path!r}; did you mean {' or '.join(near)}? Its parts are "
+                f"{', '.join(parts)}"
+            )
     if stages is None:
         stages = _find_stages(module, head, image_size)
     activations = [_last_activation(path, layers) for path in stages] if preacts else []

@@ -4,6 +4,9 @@ import hashlib
 import json
 import math
 import os
+import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,21 @@ from kd.files import open_regular, replaced
 
 MAX_HEADER = 2**22
 """Bytes of a file's header: names, shapes and metadata, of which a network with thousands of layers has a tenth."""
+
+MAX_PICKLE = 2**26
+"""Bytes of the names and plain values in an archive of `torch.save`, which beside weights may hold an optimiser's."""
+
+LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
+"""How files begin that torch wrote before version 1.6, and official weights of torchvision still do."""
+
+STATE_DICTS = ("state_dict", "model_state_dict", "model", "net")
+"""Where training programs put the state dict in their checkpoints."""
+
+PREFIXES = ("module.", "_orig_mod.", "net.", "model.")
+"""What DataParallel, torch.compile, wrappers and LightningModules put before the names of a network's weights."""
+
+LISTED = 4
+"""Names of each of three kinds that are listed of two networks that differ: a dozen at most."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Numbers that are converted to one another on loading."""
@@ -63,21 +81,147 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {key: _parse(value) for key, value in metadata.items()}
 
 
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and metadata of a file that any program wrote: safetensors, or a state dict by `torch.save`.
+
+    A state dict is also found in a checkpoint, under one of the keys in `STATE_DICTS`. Nothing is unpickled but tensors
+    and plain values, and no archive is unpacked that is larger than its file. Files by `torch.save` have no metadata.
+
+    Raises:
+        UserError: if the file is missing, no regular file, not whole, too large, holds code, or is no state dict.
+    """
+    try:
+        with open_regular(path) as file:
+            start = file.read(len(LEGACY))
+    except OSError:
+        return load_weights(path)  # which says why
+    zipped = start.startswith(b"PK\3\4")
+    if not (zipped or start == LEGACY or path.suffix in (".pth", ".pt")):
+        return load_weights(path)
+    try:
+        if zipped:
+            _check_archive(path)
+        loaded = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
+    except MemoryError as error:
+        raise UserError(f"there is no memory for {path}, of {path.stat().st_size:,} bytes") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever its content leads to; torch's advice is to unpickle it all the same
+        code = re.search(r"(?:GLOBAL|global:?) ([\w.]+\.[\w.]+)", str(error))
+        why = (
+            f"it holds {code[1]}, which would have to be executed" if code else "it is damaged, or no archive of torch"
+        )
+        raise UserError(
+            f"{path} cannot be read as tensors and plain values: {why}; write it by torch.save(net.state_dict(), FILE)"
+        ) from error
+    return _state_dict(loaded, path), {}
+
+
+def _check_archive(path: Path) -> None:
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    # torch packs nothing: what is packed could unpack to any size
+    if sum(part.file_size for part in parts) > size or any(part.compress_type for part in parts):
+        raise UserError(f"{path} is a packed archive, which torch.save does not write; write it by torch.save")
+    if any(part.filename.endswith(".pkl") and part.file_size > MAX_PICKLE for part in parts):
+        raise UserError(f"{path} holds more than {MAX_PICKLE:,} bytes of names, too many for weights of a network")
+
+
+def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+    found = [loaded, *(loaded[key] for key in STATE_DICTS if key in loaded)] if isinstance(loaded, Mapping) else []
+    size = path.stat().st_size
+    for part in found:
+        if not (isinstance(part, Mapping) and part and all(isinstance(value, Tensor) for value in part.values())):
+            continue
+        for name, tensor in part.items():
+            if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.numel() > size:
+                raise UserError(f"{path}: {name} is no plain tensor, or larger than the file")
+        return {str(name): tensor.detach() for name, tensor in part.items()}
+    what = ", ".join(map(repr, list(loaded)[:6])) if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+    raise UserError(
+        f"{path} is no state dict: it holds {what or 'nothing'}, and no names with tensors, neither itself nor under "
+        f"{' or '.join(STATE_DICTS)}; write it by torch.save(net.state_dict(), FILE)"
+    )
+
+
+def renamed(net: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Name tensors as the network does, if they have other `PREFIXES`.
+
+    Where the names with one prefix are all that the network has, those without it are left out, such as the loss of a
+    LightningModule. Numbers of batches that BatchNorm has seen, which old files lack, are the network's own.
+
+    Returns:
+        The tensors, still to be compared with the network's by `fill`, and what was done, a note each.
+    """
+    own = net.state_dict()
+    if tensors.keys() == own.keys():
+        return tensors, []
+    ours = max(set.intersection(*map(_prefixes, own)), key=len) if own else ""
+    bare = {name[len(ours) :] for name in own}
+    needed = {name for name in bare if not name.endswith("num_batches_tracked")}
+
+    def matched(prefix: str) -> int:
+        return sum(prefix + name in tensors for name in bare)
+
+    prefix = max(sorted(set().union(*map(_prefixes, tensors)), key=len), key=matched, default="")
+    given = {ours + name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    given.update({name: own[name] for name in own if name not in given and name.endswith("num_batches_tracked")})
+    others = [name for name in tensors if not name.startswith(prefix)]
+    notes = [f"the prefix '{prefix}' was stripped from its names"] if prefix not in ("", ours) else []
+    if others and all(prefix + name in tensors for name in needed):
+        notes.append(f"{len(others)} further tensors were left out, such as {others[0]}")
+    else:
+        given.update({name: tensors[name] for name in others})
+    return given, notes
+
+
+def _prefixes(name: str) -> set[str]:
+    """Everything that could be a prefix of a name: "", "model." and "model.net." of "model.net.conv.weight"."""
+    found, length = {""}, 0
+    while known := next((prefix for prefix in PREFIXES if name.startswith(prefix, length)), None):
+        length += len(known)
+        found.add(name[:length])
+    return found
+
+
+def begin_from(net: nn.Module, path: Path, head: str | None) -> list[str]:
+    """Load the weights that a training begins with: all, but for a classifier of another number of classes.
+
+    Args:
+        net: the network; a classifier that the file does not fit keeps its initial weights.
+        path: see `read_weights`.
+        head: what the names of the classifier's weights begin with; None if it has to fit as well.
+
+    Returns:
+        What was done, a note each.
+
+    Raises:
+        UserError: as `read_weights` and `fill`.
+    """
+    tensors, notes = renamed(net, read_weights(path)[0])
+    own = {name: tensor for name, tensor in net.state_dict().items() if head is not None and name.startswith(head)}
+    if any(name not in tensors or tensors[name].shape != tensor.shape for name, tensor in own.items()):
+        tensors = {name: t for name, t in tensors.items() if head is None or not name.startswith(head)} | own
+        notes.append("the classifier is of other classes, and begins with initial weights")
+    fill(net, tensors, path)
+    return notes
+
+
 def fill(net: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """Load the tensors into the network.
 
     Raises:
-        UserError: if they belong to another architecture or number of classes, naming the first difference; if a
+        UserError: if they belong to another architecture or number of classes, listing up to a dozen differences; if a
             tensor of another kind would have to be cast, such as int8 or float8; if a weight is not finite.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(expected.keys() | given.keys()):
-        if expected.get(name) != given.get(name):
-            raise UserError(
-                f"{source} holds another architecture or number of classes than the network that is to be filled: "
-                f"{name} is {given.get(name, 'missing')} there and {expected.get(name, 'missing')} here"
-            )
+    if expected != given:
+        raise UserError(
+            f"{source} holds another architecture or number of classes than the network that is to be filled: "
+            f"{_differences(expected, given)}"
+        )
     for name, tensor in net.state_dict().items():
         kind = tensors[name].dtype
         if kind != tensor.dtype and not {kind, tensor.dtype} <= set(FLOATS):
@@ -91,6 +235,24 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
         raise UserError(
             f"{source} is useless: its {broken} holds NaN or infinity; its training diverged, or it is damaged"
         )
+
+
+def _differences(expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> str:
+    both = expected.keys() & given.keys()
+    kinds = {
+        "": [
+            f"{name} is {given[name]} there and {expected[name]} here"
+            for name in sorted(both)
+            if expected[name] != given[name]
+        ],
+        "missing there: ": sorted(expected.keys() - both),
+        "unexpected there: ": sorted(given.keys() - both),
+    }
+    return "; ".join(
+        title + ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED:,} more" if len(names) > LISTED else "")
+        for title, names in kinds.items()
+        if names
+    )
 
 
 def not_finite(net: nn.Module) -> str | None:

@@ -3,16 +3,17 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.errors import UserError
+from kd.methods.base import restored_net
 from kd.models.ensemble import Ensemble
 from kd.models.output import Output, checked
-from kd.runs.weights import content_id, fill, load_weights
+from kd.runs.weights import content_id, fill, read_weights, renamed
 
 CLOSE = 0.01
 """Largest difference of two accuracies that is put down to rounding, unless one image alone makes a larger one."""
@@ -80,8 +81,19 @@ def freeze(net: nn.Module, id: str = "") -> FrozenTeacher:
     return FrozenTeacher(net, id)
 
 
-def load(net: nn.Module, path: Path, prepare: Callable[[nn.Module], nn.Module] = lambda net: net) -> FrozenTeacher:
-    """Return a frozen teacher with the weights in a safetensors file, see `FrozenTeacher`.
+class Fitted(NamedTuple):
+    """A network with the weights in a file."""
+
+    net: nn.Module
+    """The network that was given, with what the method in the file's metadata keeps around it, as simkd does."""
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+    notes: list[str]
+    """What was done to make them fit."""
+
+
+def fitted(net: nn.Module, path: Path) -> Fitted:
+    """Fill a network with the weights in a file of any program, see `kd.runs.weights.read_weights`.
 
     Args:
         net: of the file's architecture; its weights are replaced.
@@ -89,9 +101,36 @@ def load(net: nn.Module, path: Path, prepare: Callable[[nn.Module], nn.Module] =
     Raises:
         UserError: if the file is missing, damaged, of another architecture or number of classes, or not finite.
     """
-    tensors, _ = load_weights(path)
+    tensors, metadata = read_weights(path)
+    try:
+        net = restored_net(net, tensors, metadata.get("method"))
+    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: cannot build the layers that its method keeps: {reason}") from error
+    tensors, notes = renamed(net, tensors)
     fill(net, tensors, path)
-    return FrozenTeacher(net, content_id(tensors), prepare)
+    return Fitted(net, tensors, metadata, [f"{path}: {note}" for note in notes])
+
+
+def load(
+    net: nn.Module,
+    path: Path,
+    prepare: Callable[[nn.Module], nn.Module] = lambda net: net,
+    name: Callable[[str], str] = lambda content: content,
+) -> FrozenTeacher:
+    """Return a frozen teacher with the weights in a file, see `FrozenTeacher` and `fitted`.
+
+    Args:
+        net: of the file's architecture; its weights are replaced.
+        name: makes what names the teacher of what names its weights.
+
+    Raises:
+        UserError: if the file is missing, damaged, of another architecture or number of classes, or not finite.
+    """
+    found = fitted(net, path)
+    for note in found.notes:
+        log.info("%s", note)
+    return FrozenTeacher(found.net, name(content_id(found.tensors)), prepare)
 
 
 def check_origin(metadata: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> list[str]:
@@ -99,7 +138,7 @@ def check_origin(metadata: Mapping[str, Any], own: Mapping[str, Any], path: Path
 
     Args:
         metadata: of the teacher's file.
-        own: the same of the network that is to be trained: classes, image_size, mean, std, data_id, dataset.
+        own: the same of the data, as the teacher is shown them: classes, image_size, mean, std, data_id, dataset.
         path: the file, for messages.
 
     Returns:
@@ -115,23 +154,44 @@ def check_origin(metadata: Mapping[str, Any], own: Mapping[str, Any], path: Path
         ]
     if metadata.get("data_id") == own["data_id"]:
         return []
+    metadata = {**metadata, **_own_view(metadata.get("model"))}
+    classes = metadata["classes"]
     source = f"teacher_weights={path} comes from {metadata.get('dataset', 'other data')}, "
     advice = "; give weights of this data, or leave teacher_weights out to have a teacher trained"
     ours = list(own["classes"])
     if len(classes) != len(ours):
-        raise UserError(f"{source}with {len(classes)} classes instead of {len(ours)}{advice}")
+        raise UserError(f"{source}with {len(classes)} classes instead of {len(ours)}{_SETTABLE['classes']}{advice}")
     for place, (theirs, our) in enumerate(zip(classes, ours, strict=True)):
         if theirs != our:
-            raise UserError(f"{source}whose class {place} is {theirs!r:.60}, and here it is {our!r:.60}{advice}")
+            difference = f"whose class {place} is {theirs!r:.60}, and here it is {our!r:.60}"
+            raise UserError(f"{source}{difference}{_SETTABLE['classes']}{advice}")
     size = metadata.get("image_size", own["image_size"])
     if size != own["image_size"]:
-        raise UserError(f"{source}with images of {size} pixels, and here they have {own['image_size']}{advice}")
+        difference = f"with images of {size} pixels, and here they have {own['image_size']}"
+        raise UserError(f"{source}{difference}{_SETTABLE['size']}{advice}")
     for name in ("mean", "std"):
         there, here = metadata[name], own[name]
         if len(there) != len(here) or any(abs(a - b) > SAME_NORMALISATION for a, b in zip(there, here, strict=True)):
             numbers = " and here ".join("(" + ", ".join(f"{value:.3f}" for value in v) + ")" for v in (there, here))
-            raise UserError(f"{source}normalised otherwise: the {name} of its pixels is {numbers}{advice}")
+            difference = f"normalised otherwise: the {name} of its pixels is {numbers}"
+            raise UserError(f"{source}{difference}{_SETTABLE['mean']}{advice}")
     return [f"{path} was trained on other images of the same classes ({metadata.get('dataset', 'of an unknown name')})"]
+
+
+_SETTABLE = {
+    "classes": " (teacher.classes=[...] maps them, for teacher=torchvision, timm and custom)",
+    "size": " (teacher.size= resizes them, for teacher=torchvision, timm and custom)",
+    "mean": " (teacher.mean= and std= normalise them so, for teacher=torchvision, timm and custom)",
+}
+
+
+def _own_view(model: object) -> dict[str, Any]:
+    """How a network in a file's metadata is shown images otherwise than its data have them, see `External.view`."""
+    settings = model if isinstance(model, dict) else {}
+    view = {name: settings[name] for name in ("mean", "std") if _numbers(settings.get(name))}
+    if isinstance(settings.get("classes"), list):
+        view["classes"] = settings["classes"]
+    return view if settings.get("size") is None else {**view, "image_size": settings["size"]}
 
 
 def _numbers(values: object) -> bool:
@@ -139,14 +199,20 @@ def _numbers(values: object) -> bool:
 
 
 def joined(
-    teachers: Sequence[FrozenTeacher], prepare: Callable[[nn.Module], nn.Module] = lambda net: net
+    teachers: Sequence[FrozenTeacher],
+    prepare: Callable[[nn.Module], nn.Module] = lambda net: net,
+    name: Callable[[str], str] = lambda content: content,
 ) -> FrozenTeacher:
-    """Join several teachers into an ensemble, see `kd.models.ensemble`; a single one is returned as it is."""
+    """Join several teachers into an ensemble, see `kd.models.ensemble`; a single one is returned as it is.
+
+    Args:
+        prepare, name: as in `load`.
+    """
     if len(teachers) == 1:
         return teachers[0]
     # `forward_fp32` may have moved some to another device: an ensemble's networks have to be on one.
     net = Ensemble(teacher.net.cpu() for teacher in teachers)
-    return FrozenTeacher(net, content_id(net.state_dict()), prepare)
+    return FrozenTeacher(net, name(content_id(net.state_dict())), prepare)
 
 
 def verify(

@@ -162,8 +162,15 @@ def test_load_weights_names_files_of_another_format(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"num_classes": 7}, r"classifier.bias is \(10,\) there and \(7,\) here"),
-        ({"width": 5}, r"classifier.weight is \(10, 4\) there and \(10, 5\) here"),
+        (
+            {"num_classes": 7},
+            r"classifier.bias is \(10,\) there and \(7,\) here, classifier.weight is \(10, 4\) there and \(7, 4\) here",
+        ),
+        (
+            {"width": 5},
+            r"classifier.weight is \(10, 4\) there and \(10, 5\) here, stage.0.bias is .*, stage.0.weight is .*, "
+            r"stage.1.bias is \(4,\) there and \(5,\) here and 3 more",
+        ),
     ],
 )
 def test_fill_refuses_another_architecture_and_changes_nothing(tiny_net, file, changes, difference):
@@ -228,10 +235,17 @@ def test_not_finite_allows_a_mask():
 def test_fill_names_missing_and_unknown_tensors(tiny_net, file):
     tensors, _ = load_weights(file)
     bias = tensors.pop("classifier.bias")
-    with pytest.raises(UserError, match=r"classifier.bias is missing there and \(10,\) here"):
+    with pytest.raises(UserError, match=r"to be filled: missing there: classifier.bias$"):
         fill(tiny_net(), tensors, file)
-    with pytest.raises(UserError, match=r"a is \(10,\) there and missing here"):
+    with pytest.raises(UserError, match=r"to be filled: unexpected there: a$"):
         fill(tiny_net(), {**tensors, "classifier.bias": bias, "a": bias}, file)
+    many = {f"layer{i}": bias for i in range(6)}
+    with pytest.raises(
+        UserError,
+        match=r"classifier.weight is \(10,\) there and \(10, 4\) here; missing there: classifier.bias; "
+        "unexpected there: layer0, layer1, layer2, layer3 and 2 more$",
+    ):
+        fill(tiny_net(), {**tensors, **many, "classifier.weight": bias}, file)
 
 
 @contextmanager

@@ -190,6 +190,17 @@ def test_check_origin_warns_of_a_teacher_of_other_or_unknown_images(tmp_path, me
     assert said.startswith(f"{tmp_path / 't'} {warning}")
 
 
+def test_check_origin_compares_how_the_networks_themselves_are_shown_images(tmp_path):
+    """A network that normalises and resizes its images is to be shown those that it was used to, whatever the data."""
+    view = {"mean": [0.9, 0.9, 0.9], "std": [0.3, 0.3, 0.3], "size": 224, "classes": ["eel", "x", "cat", "dog"]}
+    seen = {**view, "image_size": view["size"]}
+    file = {**ELSEWHERE, "model": view, "image_size": 28}
+    assert "other images of the same classes" in check_origin(file, {**OWN, **seen}, tmp_path)[0]
+    for name, difference in (("mean", "normalised"), ("image_size", "of 224 pixels"), ("classes", "with 4 classes")):
+        with pytest.raises(UserError, match=difference):
+            check_origin(file, {**OWN, **seen, name: OWN[name]}, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [

@@ -1,0 +1,168 @@
+"""Networks and weights that a user brings, through the program itself."""
+
+import os
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import kd
+from kd.app.compose import compose, plain
+from kd.app.identity import by_content, fingerprint, teacher_id
+from kd.errors import UserError
+from kd.runs.results import read
+from tests.common import QUICK
+
+SOURCE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, image_size, width=4):
+        super().__init__()
+        self.layer1 = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
+        self.layer2 = nn.Sequential(nn.Conv2d(width, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.fc = nn.Linear(8 * (image_size // 4) ** 2, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.layer2(self.layer1(x)).flatten(1))
+"""
+DATA = (*(setting for setting in QUICK if ".scale" not in setting), "trainer.precision=32-true")
+STUDENT = ("student=custom", "student.target=own_net.Net")
+TEACHER = ("teacher=custom", "teacher.target=own_net.Net", "teacher.settings={width:6}")
+
+
+@pytest.fixture
+def own_net(tmp_path, monkeypatch):
+    """A module in a folder on the import path."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "own_net.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    yield
+    sys.modules.pop("own_net", None)
+
+
+def test_teacher_of_ones_own_is_used_as_it_was_trained(run, tmp_path, own_net):
+    """A network with other class order, other size and other normalisation is as accurate as it was by itself."""
+    own = ("student.settings={width: 6}", "student.size=12", "student.mean=[.5,.4,.3]", "student.std=[.3,.3,.3]")
+    code, printed = run(*DATA, *STUDENT, *own, "method=standard", "epochs=3", "batch_size=64", "hydra.run.dir=first")
+    assert code == 0, printed
+    first = read(tmp_path / "first" / "result.json")
+    assert first.test_acc > 0.5
+
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    weights = {name.removeprefix("net."): t for name, t in load_file(tmp_path / "first/student.safetensors").items()}
+    weights |= {name: weights[name][order] for name in ("module.fc.weight", "module.fc.bias")}
+    torch.save({"epoch": 3, "state_dict": weights}, tmp_path / "own.pth")
+    view = ("teacher.size=12", "teacher.mean=[.5,.4,.3]", "teacher.std=[.3,.3,.3]")
+    names = f"teacher.classes={[str(digit) for digit in order]}"
+    given = (*TEACHER, *view, names, "teacher_weights=own.pth", "student.scale=2", "method=logits")
+    code, printed = run(*DATA, *given, "hydra.run.dir=second")
+    assert code == 0, printed
+    second = read(tmp_path / "second" / "result.json")
+    assert second.teacher_test_acc == pytest.approx(first.test_acc, abs=1e-6)
+    assert "own.pth: the prefix 'module.' was stripped from its names" in printed
+    assert "own.pth does not say what it was trained on" in second.warnings[0]
+
+    # As the same network in its run directory, whose metadata say how it was shown its images.
+    code, printed = run(*DATA, *TEACHER, *view, "teacher_weights=first", "student.scale=2", "hydra.run.dir=third")
+    assert code == 0, printed
+    assert read(tmp_path / "third" / "result.json").teacher_test_acc == pytest.approx(first.test_acc, abs=1e-6)
+
+    code, printed = run("resume=first", "threads=1")  # whose command a stranger may have written
+    assert code == 1
+    assert "student.target=own_net.Net, which may run code" in printed
+
+    loaded = kd.load(tmp_path / "first", trust=True)
+    assert loaded.net.view == {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.3, 0.3], "image_size": 12}
+    assert loaded.net.scale is not None
+    with pytest.raises(UserError, match="it names a class of other code; pass trust=True"):
+        kd.load(tmp_path / "first")
+
+
+def test_training_begins_with_the_users_weights(run, tmp_path, own_net):
+    torch.manual_seed(5)
+    from own_net import Net
+
+    net = Net(3, 16)
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    begin = ("student.pretrained=w.pth", "recipe.optimizer.lr=0", "method=standard", "epochs=1")
+    code, printed = run(*DATA, *STUDENT, *begin, "hydra.run.dir=run")
+    assert code == 0, printed
+    assert "the classifier is of other classes, and begins with initial weights" in printed
+    trained = load_file(tmp_path / "run" / "student.safetensors")
+    assert torch.equal(trained["net.module.layer1.0.weight"], net.layer1[0].weight)
+    (tmp_path / "w.pth").unlink()
+    assert kd.load(tmp_path / "run", trust=True)  # which does not need the file
+
+
+@pytest.mark.parametrize("how", ["weights", "chain"])
+def test_student_of_simkd_can_teach(run, tmp_path, how):
+    """It is larger than its plain network: with projector and the teacher's classifier."""
+    if how == "weights":
+        code, printed = run(*QUICK, "epochs=1", "method=simkd", "hydra.run.dir=first")
+        assert code == 0, printed
+        size = read(tmp_path / "first" / "result.json").student_params
+        given = ("method=logits", "teacher_weights=first")
+    else:
+        given = ("method=simkd", "chain=[{scale: 3}]")
+    code, printed = run(*QUICK, "epochs=1", *given, "hydra.run.dir=second")
+    assert code == 0, printed
+    record = read(tmp_path / "second" / "result.json")
+    if how == "weights":
+        assert record.teacher_params == size
+        assert record.teacher_test_acc == read(tmp_path / "first" / "result.json").test_acc
+    else:
+        assert record.teacher == "cnn32 > scale=3"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("student=torchvision",), "the name of a network of torchvision is missing; give name=, such as"),
+        (("student=torchvision", "student.name=resnet81"), "torchvision has no network 'resnet81'; did you mean"),
+        (("student=timm", "student.name=resnet18"), "timm is not installed: pip install -e '.[timm]'"),
+        (("student=custom", "student.target=no_such.Net"), "there is no module no_such on the import path; add its"),
+        ((*STUDENT, "student.settings={depth: 3}"), "has no setting 'depth'; leave it out"),
+        ((*STUDENT, "student.stages=layer1"), "student.stages must be a list of names, got layer1"),
+        ((*STUDENT, "student.stages=[layer3]"), "Net has no module 'layer3'; did you mean"),
+        ((*STUDENT, "student.size=0"), "student.size must be a whole number in [1, 4096], got 0"),
+        ((*STUDENT, "student.pretrained=nowhere.pth"), "no weights at nowhere.pth"),
+        ((*TEACHER, "student.scale=2", "teacher.classes=[a,b]", "method=logits"), "classes lacks '0', a class of the"),
+        ((*TEACHER, "student.scale=2", "teacher_weights=code.pth", "method=logits"), "it holds os.PathLike"),
+        ((*TEACHER, "student.scale=2", "teacher_weights=code", "method=logits"), "no weights in code: it has neither"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(run, tmp_path, monkeypatch, own_net, given, message):
+    torch.save(os.PathLike, tmp_path / "code.pth")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    method = () if any(setting.startswith("method=") for setting in given) else ("method=standard",)
+    code, printed = run(*DATA, *given, *method, "hydra.run.dir=run")
+    assert code == 1
+    assert message in printed
+    assert len(printed.strip().splitlines()) == 1
+
+
+def test_teacher_with_a_view_of_its_own_has_an_id_of_its_own():
+    """Stored logits and keys of students in the store are found by it."""
+    ours = plain(compose(["teacher=cnn32"])[0].cfg.teacher)
+    assert teacher_id("weights", ours) == "weights"
+    plainly = plain(compose(["teacher=torchvision", "teacher.name=resnet18"])[0].cfg.teacher)
+    assert teacher_id("weights", plainly) == "weights"
+    views = [{"size": 64}, {"size": 32}, {"mean": [0.5]}, {"classes": ["a"]}, {"stages": ["a"]}, {"preacts": True}]
+    ids = {teacher_id("weights", {**plainly, **view}) for view in views}
+    assert len(ids) == len(views)
+    assert "weights" not in ids
+
+
+def test_weights_that_training_begins_with_count_by_their_content(tmp_path):
+    def named(name):
+        student = ["student=custom", "student.target=a.B", f"student.pretrained={tmp_path / name}"]
+        return plain(compose(["data=digits", *student])[0].cfg)
+
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+    first, same, other = (named(name) for name in "abc")
+    assert fingerprint(first) == fingerprint(same) != fingerprint(other)
+    assert by_content(first["student"]) == by_content(same["student"]) != by_content(other["student"])
+    assert by_content({"scale": 2}) == {"scale": 2}
