@@ -22,7 +22,7 @@ from kd.app.check import several_processes
 from kd.app.compose import Command, plain
 from kd.app.explain import missing_package
 from kd.data.images import Images
-from kd.data.module import DataModule, stratified_split
+from kd.data.module import DataModule
 from kd.errors import UserError
 from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
@@ -190,6 +190,8 @@ class Builder:
             self.speed.memory_format,
             data.in_memory,
             data.workers,
+            data.fraction,
+            data.noise,
         )
 
     def inference_copy(self, net: nn.Module) -> nn.Module:
@@ -211,14 +213,12 @@ class Builder:
                 f"{name} needs the label of each image, and data.augment.{mixes[0]} mixes two; write "
                 f"data.augment.{mixes[0]}=null, or choose a method that takes shares of classes"
             )
-        labels = images.train_y.clone()
-        labels[stratified_split(labels, self.cfg.data.val_fraction, self.cfg.data.split_seed)[1]] = -1
         size = images.train_x.shape[-1]
         with user_errors():
             pair = Pair(
                 probe(student, size),
                 None if teacher is None else probe(teacher, size),
-                labels,
+                self.data(plan).labels,
                 len(images.classes),
                 student,
                 teacher,

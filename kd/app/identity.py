@@ -35,6 +35,12 @@ IRRELEVANT = frozenset({"logger", "teacher_store", "threads", "spec"})
 STORAGE = frozenset({"root", "in_memory", "workers"})
 """Settings of the data that decide where it lies and how it is fetched."""
 
+UNCHANGED = {"fraction": 1.0, "noise": 0.0}
+"""Settings of the data that decide what a teacher becomes, with the values by which they change nothing.
+
+A key leaves them out then, so that teachers from before there was such a setting are found.
+"""
+
 AFTER_TRAINING = frozenset({"keep_memory", "fold_teacher", "stored_logits", "stored_logits_gb"})
 """Speed-ups that change nothing about how a teacher is trained."""
 
@@ -99,6 +105,7 @@ def teacher_key(
             "val_fraction": settings["data"]["val_fraction"],
             "split_seed": settings["data"]["split_seed"],
             "augment": {name: value for name, value in settings["data"]["augment"].items() if value is not None},
+            **{name: settings["data"][name] for name, plain in UNCHANGED.items() if settings["data"][name] != plain},
         },
         "recipe": recipe,
         "speed": without(settings["speed"], AFTER_TRAINING),

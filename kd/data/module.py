@@ -1,6 +1,5 @@
 """From a data set to batches: the split, the order, the views, the LightningDataModule."""
 
-import math
 import multiprocessing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.data.mix import Mix
+from kd.data.subset import noisy_labels, smallest_share, stratified_part
 from kd.errors import UserError
 from kd.hashing import derive
 from kd.ranges import require
@@ -48,11 +48,7 @@ def smallest_fraction(y: Tensor) -> float | None:
     None if no class has more than one.
     """
     sizes: list[int] = [size for size in y.bincount().tolist() if size > 1]
-    if not sizes:
-        return None
-    least = 0.5 / min(sizes)  # an exact half is rounded to even, here 0
-    unit = 10.0 ** (math.floor(math.log10(least)) - 1)
-    return round(unit * (math.floor(least / unit) + 1), 12)
+    return smallest_share(min(sizes)) if sizes else None
 
 
 def _val_too_small(fraction: float, y: Tensor) -> UserError:
@@ -257,11 +253,15 @@ class DataModule(L.LightningDataModule):
         memory_format: of the batches; convolutions run about twice as fast when channels lie side by side.
         in_memory: whether to put all images on the device; otherwise worker processes fetch them.
         workers: number of worker processes, at least 0; with 0 this process fetches the images itself.
+        fraction: share of the training images of each class that are trained on, in (0, 1]; those for validation are
+            the same with every fraction. Also decided by `split_seed`.
+        noise: share of the training labels that are wrong, in [0, 1), see `kd.data.subset.noisy_labels`; labels for
+            validation and test stay right. Also decided by `split_seed`.
 
     Raises:
         ValueError: for a value outside its range or of another type, or too large for the images.
-        UserError: if there are fewer training images than `batch_size`, or none for validation though `val_fraction`
-            is above 0.
+        UserError: for a single class; if there are fewer training images than `batch_size`, none for validation though
+            `val_fraction` is above 0, or none of a class in this `fraction`.
     """
 
     def __init__(
@@ -275,17 +275,28 @@ class DataModule(L.LightningDataModule):
         memory_format: torch.memory_format = torch.channels_last,
         in_memory: bool = True,
         workers: int = 0,
+        fraction: float = 1.0,
+        noise: float = 0.0,
     ) -> None:
         super().__init__()
         require("data.val_fraction", val_fraction)
+        require("data.fraction", fraction)
+        require("data.noise", noise)
         require("data.workers", workers)
         require("data.in_memory", in_memory)
         augment.check_size(images.train_x.shape[-1])
+        if len(images.classes) < 2:
+            raise UserError(f"{images.name} has one class only, {images.classes[0]}: there is nothing to tell apart")
         self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
         self.memory_format, self.in_memory, self.workers = memory_format, in_memory, workers
         self.train_index, self.val_index = stratified_split(images.train_y, val_fraction, split_seed)
         if val_fraction and not len(self.val_index):
             raise _val_too_small(val_fraction, images.train_y)
+        self.train_index = stratified_part(images.train_y, self.train_index, fraction, split_seed, images.classes)
+        self.train_y = images.train_y
+        """(N,), int64: the labels that are trained and validated on."""
+        if noise:
+            self.train_y = noisy_labels(images.train_y, self.train_index, noise, split_seed, len(images.classes))
         require("batch_size", batch_size)
         n = len(self.train_index)
         if batch_size > n:
@@ -293,6 +304,18 @@ class DataModule(L.LightningDataModule):
             raise UserError(
                 f"batch_size={batch_size} is more than the {n:,} training images; give batch_size={fitting}"
             )
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,), int64: the label of every training image by its index, -1 for images that are not trained on."""
+        labels = torch.full_like(self.train_y, -1)
+        labels[self.train_index] = self.train_y[self.train_index]
+        return labels
+
+    @property
+    def noisy_labels(self) -> int:
+        """The number of training labels that are wrong."""
+        return int((self.train_y != self.images.train_y).sum())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -305,12 +328,12 @@ class DataModule(L.LightningDataModule):
             )
         image_size = self.images.train_x.shape[-1]
         sampler = Shuffled(self.train_index, self.batch_size, self.augment, image_size, self.seed)
-        return self.loader("train", sampler, self.images.train_x, self.images.train_y)
+        return self.loader("train", sampler, self.images.train_x, self.train_y)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         if not len(self.val_index):
             return []
-        return self.loader("val", Sequential(self.val_index, self.augment), self.images.train_x, self.images.train_y)
+        return self.loader("val", Sequential(self.val_index, self.augment), self.images.train_x, self.train_y)
 
     def test_dataloader(self, device: torch.device = CPU) -> Loader:
         """Return the test batches, on the Trainer's device, or on `device` without a Trainer."""

@@ -63,6 +63,10 @@ class Result:
     data_id: str = ""
     """Hash of its pixels and labels."""
     epochs: int
+    train_images: int | None = None
+    """Number of images that were trained on, those for validation and those beyond `data.fraction` left out."""
+    noisy_labels: int | None = None
+    """How many of their labels were made wrong, by `data.noise`."""
     val_acc: float | None = None
     """Accuracy with the last epoch's weights, like all test figures; None without a validation split."""
     test_acc: float | None = None
@@ -138,6 +142,7 @@ _SPANS = {
     **dict.fromkeys(("epoch_train_acc", "epoch_val_acc"), "[0, 1]"),
     **dict.fromkeys(("test_nll", "epoch_train_loss", "epoch_val_loss"), _FIGURE),
     **dict.fromkeys(("student_params", "teacher_params", "test_images", "test_total"), "whole [0, 1e15]"),
+    **dict.fromkeys(("train_images", "noisy_labels"), "whole [0, 1e15]"),
     **dict.fromkeys(_CHECKED_LATER, "whole [-1e15, 1e15]"),
     **dict.fromkeys(("retention", "train_seconds", "images_per_second"), "[0, 1e12]"),
 }

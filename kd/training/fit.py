@@ -134,6 +134,8 @@ def train(
     test = {name: value.item() for name, value in trainer.callback_metrics.items()}
     record = replace(
         record,
+        train_images=len(data.train_index),
+        noisy_labels=data.noisy_labels,
         val_acc=history.rows[-1].get("val/acc") if history.rows else None,
         test_acc=test["test/acc"],
         test_images=len(predictions.labels),

@@ -32,6 +32,8 @@ def store_key(command):
         ("data.augment.crop=1", True, True),
         ("data.val_fraction=0.2", True, True),
         ("data.source.image_size=16", True, True),
+        ("data.fraction=0.5", True, True),
+        ("data.noise=0.2", True, True),
         ("speed.fused=false", True, True),
         ("trainer.precision=32-true", True, True),
         ("+trainer.limit_train_batches=2", True, True),
@@ -147,3 +149,5 @@ def test_teacher_key_is_that_of_the_teachers_which_are_there():
     key = store_key(composed("trainer.precision=32-true"))
     assert key["trainer"] == {"_target_": "lightning.Trainer", "precision": "32-true", "deterministic": False}
     assert key["format"] == 2
+    assert key["data"].keys() == {"id", "val_fraction", "split_seed", "augment"}
+    assert key["data"]["augment"].keys() == {"_target_", "crop", "flip", "cutout"}

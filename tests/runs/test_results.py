@@ -31,8 +31,8 @@ DONE = Result(
 )
 CONTRACT = """
     method knobs seed student teacher teacher_id student_params teacher_params taught dataset data_id
-    epochs val_acc test_acc test_images test_total test_nll test_ece teacher_test_acc retention agreement train_seconds
-    images_per_second device precision git versions status command cwd config_dir variant fingerprint group date error
+    epochs train_images noisy_labels val_acc test_acc test_images test_total test_nll test_ece teacher_test_acc
+    retention agreement train_seconds images_per_second device precision git versions status command cwd config_dir variant fingerprint group date error
     trial diverged warnings
     epoch_train_loss epoch_train_acc epoch_val_loss epoch_val_acc
 """
