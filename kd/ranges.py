@@ -53,6 +53,7 @@ RANGES = {
 SWITCH = "true or false"
 TEXT = "text"
 WHOLE_NUMBERS = "a list of whole numbers"
+FOLDERS = "a list such as [DIR] of folders"
 KINDS = {
     **dict.fromkeys(("default_hp_metric", "enable_progress_bar", "flip", "fused", "in_memory", "pool"), SWITCH),
     **dict.fromkeys(("channels_last", "compile", "fold_teacher", "keep_memory", "packed_dropout"), SWITCH),
@@ -63,6 +64,7 @@ KINDS = {
     "deterministic": "one of true, false, warn",
     "precision": "one of auto, 16-mixed, 16-true, 32-true, 64-true, bf16-mixed, bf16-true, 16, 32, 64, bf16",
     **dict.fromkeys(("stages", "teacher_stages"), WHOLE_NUMBERS),
+    "also_test": FOLDERS,
     "stored_logits": "one of auto, true, false",
 }
 """What settings beside numbers take, by the last part of the setting's name: a switch, text, a choice, a list."""
@@ -105,6 +107,8 @@ def _is_of_kind(value: object, kind: str) -> bool:
         return isinstance(value, str) and value != ""
     if kind == WHOLE_NUMBERS:
         return isinstance(value, list | tuple) and all(type(item) is int for item in value)
+    if kind == FOLDERS:
+        return isinstance(value, list | tuple) and all(isinstance(item, str) and item != "" for item in value)
     shown = str(value).lower() if isinstance(value, bool) else str(value)
     return shown in kind.removeprefix("one of ").split(", ")
 

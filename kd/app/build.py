@@ -21,6 +21,7 @@ from kd.app import identity
 from kd.app.check import several_processes
 from kd.app.compose import Command, plain
 from kd.app.explain import missing_package
+from kd.data.also_test import AlsoTest, also_test
 from kd.data.images import Images
 from kd.data.module import DataModule
 from kd.errors import UserError
@@ -160,6 +161,13 @@ class Builder:
         images: Images = self.shared("images", lambda: self._new(self.cfg.data.source))
         return images
 
+    @cached_property
+    def also_test(self) -> tuple[AlsoTest, ...]:
+        """Further test sets of the student."""
+        paths, in_memory = self.settings["data"]["also_test"], self.cfg.data.in_memory
+        with user_errors():
+            return self.shared("further test sets", lambda: also_test(paths, self.images, in_memory))
+
     @property
     def device(self) -> torch.device:
         return choose_device(str(self.cfg.trainer.accelerator), self.cfg.trainer.devices)
@@ -192,6 +200,7 @@ class Builder:
             data.workers,
             data.fraction,
             data.noise,
+            self.also_test if plan.weights == STUDENT_WEIGHTS else (),
         )
 
     def inference_copy(self, net: nn.Module) -> nn.Module:

@@ -72,6 +72,7 @@ def check(
     _check_shorthands(settings, given)
     _check_teacher(settings, given)
     _check_chain(settings, read)
+    _check_data(settings)
     if launcher is not None and launcher.endswith(".CohortLauncher") and "Wandb" in str(settings["logger"]):
         raise UserError("W&B takes one run at a time in a process; take another logger, or leave out the cohort")
 
@@ -308,6 +309,15 @@ def _check_teacher(settings: dict[str, Any], given: Iterable[str]) -> None:
         raise UserError(f"teacher_weights={weights} is a folder{instead}")
     if not path.is_file():
         raise UserError(f"no weights at {weights}")
+
+
+def _check_data(settings: dict[str, Any]) -> None:
+    paths = settings["data"]["also_test"]
+    if paths and "student" not in settings["spec"]["networks"]:
+        raise UserError("data.also_test is measured on students; to have it of this network, train it as one")
+    for path in paths:
+        if not Path(path).expanduser().is_dir():
+            raise UserError(f"data.also_test: no folder {path}")
 
 
 def _links(chain: Any) -> list[dict[str, Any]]:

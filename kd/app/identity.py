@@ -35,6 +35,9 @@ IRRELEVANT = frozenset({"logger", "teacher_store", "threads", "spec"})
 STORAGE = frozenset({"root", "in_memory", "workers"})
 """Settings of the data that decide where it lies and how it is fetched."""
 
+MEASURED = frozenset({"also_test"})
+"""Settings of the data that decide on which further images a network is tested, not what it becomes."""
+
 UNCHANGED = {"fraction": 1.0, "noise": 0.0}
 """Settings of the data that decide what a teacher becomes, with the values by which they change nothing.
 
@@ -55,12 +58,15 @@ SHORTHANDS = frozenset({"epochs", "batch_size", "lr"})
 
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide what comes of a run; not where it happens, what it shows and where things lie."""
+    """The settings that decide what comes of a run; not where it happens, what it shows and where things lie.
+
+    Nor what is measured beyond its own test split.
+    """
     networks = settings["spec"]["networks"]
     absent = _absent(networks, settings["chain"])
     kept = {**without(settings, IRRELEVANT | SHORTHANDS | absent), "networks": networks}
     kept["trainer"] = without(kept["trainer"], PLACEMENT | OBSERVING)
-    kept["data"] = without(kept["data"], STORAGE)
+    kept["data"] = without(kept["data"], STORAGE | MEASURED)
     kept["data"]["source"] = without(kept["data"]["source"], STORAGE)
     return kept
 
@@ -71,7 +77,8 @@ def fingerprint(settings: dict[str, Any]) -> str:
     weights = known["teacher_weights"]
     if weights is not None and Path(weights).expanduser().is_file():
         known["teacher_weights"] = hashlib.blake2b(Path(weights).expanduser().read_bytes()).hexdigest()
-    return digest({**known, "root": settings["data"].get("root")})
+    measured = {name: settings["data"][name] for name in MEASURED}
+    return digest({**known, **measured, "root": settings["data"].get("root")})
 
 
 def group(settings: dict[str, Any]) -> str:
@@ -146,7 +153,7 @@ def variant(overrides: Sequence[str], networks: Sequence[str], knobs: Iterable[s
     """The overrides that a result record has no column for, and that set the run of these networks apart."""
     columns = {"method", *knobs, "seed", "student", "teacher", "data", "experiment"}
     silent = {"logger", "trainer", "teacher_store", "threads"}
-    silent |= {f"trainer.{name}" for name in PLACEMENT | OBSERVING} | {f"data.{name}" for name in STORAGE}
+    silent |= {f"trainer.{name}" for name in PLACEMENT | OBSERVING} | {f"data.{name}" for name in STORAGE | MEASURED}
     absent = _absent(networks, chain)
 
     def counts(override: str) -> bool:

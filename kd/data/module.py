@@ -1,7 +1,7 @@
 """From a data set to batches: the split, the order, the views, the LightningDataModule."""
 
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import lightning as L
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kd.data import mix
+from kd.data.also_test import AlsoTest
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.images import Images
@@ -257,6 +258,7 @@ class DataModule(L.LightningDataModule):
             the same with every fraction. Also decided by `split_seed`.
         noise: share of the training labels that are wrong, in [0, 1), see `kd.data.subset.noisy_labels`; labels for
             validation and test stay right. Also decided by `split_seed`.
+        also_test: further test sets.
 
     Raises:
         ValueError: for a value outside its range or of another type, or too large for the images.
@@ -277,6 +279,7 @@ class DataModule(L.LightningDataModule):
         workers: int = 0,
         fraction: float = 1.0,
         noise: float = 0.0,
+        also_test: Sequence[AlsoTest] = (),
     ) -> None:
         super().__init__()
         require("data.val_fraction", val_fraction)
@@ -289,6 +292,7 @@ class DataModule(L.LightningDataModule):
             raise UserError(f"{images.name} has one class only, {images.classes[0]}: there is nothing to tell apart")
         self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
         self.memory_format, self.in_memory, self.workers = memory_format, in_memory, workers
+        self.also_test = also_test
         self.train_index, self.val_index = stratified_split(images.train_y, val_fraction, split_seed)
         if val_fraction and not len(self.val_index):
             raise _val_too_small(val_fraction, images.train_y)
@@ -339,6 +343,13 @@ class DataModule(L.LightningDataModule):
         """Return the test batches, on the Trainer's device, or on `device` without a Trainer."""
         images, sampler = self.images, Sequential(torch.arange(len(self.images.test_y)), self.augment)
         return self.loader("test", sampler, images.test_x, images.test_y, len(images.train_y), device)
+
+    def also_test_dataloader(self, test: AlsoTest, device: torch.device) -> Loader:
+        """Return the batches of a further test set; `Batch.index` counts its own images."""
+        # A batch at a time: some are larger than the training images.
+        pixels = OnDisk(test.x, test.y, device, workers=0)
+        sampler, classes = Sequential(torch.arange(len(test.y)), self.augment), len(self.images.classes)
+        return Loader(pixels, sampler, self.augment, self.images.mean_std, classes, self.memory_format, device)
 
     def pixels(self, split: str, x: Tensor, y: Tensor, device: torch.device) -> InMemory | OnDisk:
         """Return where a loader of this split fetches its pixels."""

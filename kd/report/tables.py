@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kd.report.comparison import Comparison, by_baseline
 from kd.report.knobs import knob_columns, knob_names, knob_text, knob_value, number
-from kd.report.rows import Role, Row, Spread, role
+from kd.report.rows import Role, Row, Spread, also_tested, role
 from kd.report.statistics import FEWEST, Interval
 from kd.report.text import comma_separated, encodable, escaped, visible
 from kd.runs.results import Result
@@ -29,6 +29,11 @@ def to_csv(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> str:
     records = [_record(row, _difference(compared.get(id(row)), baseline) if comparisons else {}) for row in rows]
     if any(row.trial for row in rows):
         records = [{**record, "trial": row.trial or ""} for row, record in zip(rows, records, strict=True)]
+    for name in also_tested(rows):
+        for row, record in zip(rows, records, strict=True):
+            acc = row.also_test_acc(name)
+            record |= {f"{name}_acc_mean": acc and acc.mean, f"{name}_acc_std": acc and acc.std}
+            record |= {f"{name}_nll_mean": row.also_test_nll(name)}
     knobs = knob_columns((row.first for row in rows), records[0])
     for row, record in zip(rows, records, strict=True):
         record |= {header: knob_value(row.first.knobs.get(name)) for header, name in knobs.items()}
@@ -113,7 +118,7 @@ COLUMNS = (
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return a Markdown table for people, with percentages. Empty columns are left out."""
     run, *rest = _filled(COLUMNS, rows)
-    columns = [run, *_knob_columns(rows), *rest]
+    columns = [run, *_knob_columns(rows), *rest, *_also_test_columns(rows)]
     left = [column.header for column in columns if not column.numeric]
     return markdown([column.header for column in columns], [[c.cell(row) for c in columns] for row in rows], left)
 
@@ -127,6 +132,15 @@ def _knob_columns(rows: Sequence[Row]) -> list[Column]:
         return Column(escaped(name), lambda row: knob_text(row.first.knobs.get(name, "")), numeric, terminal=False)
 
     return [column(name) for name in knob_names(row.first for row in rows)]
+
+
+def _also_test_columns(rows: Sequence[Row]) -> list[Column]:
+    """Return a column for each further test set of the rows."""
+
+    def column(name: str) -> Column:
+        return Column(f"{escaped(name)}, %", lambda row: _plus_minus(row.also_test_acc(name)), terminal=False)
+
+    return [column(name) for name in also_tested(rows)]
 
 
 def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
@@ -266,6 +280,7 @@ def _single(result: Result) -> Table:
     student = {"network": result.student or "", "parameters": parameters(result.student_params)}
     trained = {
         "test accuracy": _percent(result.test_acc, 2, " %"),
+        **{f"{name} accuracy": _percent(acc, 2, " %") for name, acc in result.also_test_acc.items() if "/" not in name},
         "retention": _percent(result.retention, 1, " %"),
         "agreement": _percent(result.agreement, 2, " %"),
         "test NLL": _decimals(result.test_nll),

@@ -27,6 +27,7 @@ from kd.runs.predictions import write as write_predictions
 from kd.runs.results import FILE, Result, write
 from kd.runs.status import CHECKPOINTS
 from kd.runs.weights import not_finite, save_weights
+from kd.training.also_test import measure
 from kd.training.callbacks import ADVICE, EpochSeed, History, KeepPredictions
 from kd.training.checkpoints import PREVIOUS, AtomicCheckpoints
 from kd.training.loggers import Samples, abandon, conclude, log_confusion, name_run
@@ -124,6 +125,7 @@ def train(
             if broken is not None:
                 raise UserError(f"training diverged: {broken} ends with weights that are not finite; {ADVICE}")
             trainer.test(module, data, verbose=False)
+            further = measure(module, data, trainer)
         except BaseException as error:
             abandon(trainer.loggers)
             if lacks_memory(error):
@@ -142,6 +144,8 @@ def train(
         test_total=len(data.images.test_y),
         test_nll=test["test/nll"],
         test_ece=test["test/ece"],
+        also_test_acc=further.acc,
+        also_test_nll=further.nll,
         agreement=test.get("test/agreement"),
         train_seconds=history.seconds,
         images_per_second=history.images / history.seconds if history.seconds else None,
