@@ -65,6 +65,7 @@ KINDS = {
     "precision": "one of auto, 16-mixed, 16-true, 32-true, 64-true, bf16-mixed, bf16-true, 16, 32, 64, bf16",
     **dict.fromkeys(("stages", "teacher_stages"), WHOLE_NUMBERS),
     "also_test": FOLDERS,
+    "balance": "one of none, weights, sampling",
     "stored_logits": "one of auto, true, false",
 }
 """What settings beside numbers take, by the last part of the setting's name: a switch, text, a choice, a list."""

@@ -38,7 +38,7 @@ STORAGE = frozenset({"root", "in_memory", "workers"})
 MEASURED = frozenset({"also_test"})
 """Settings of the data that decide on which further images a network is tested, not what it becomes."""
 
-UNCHANGED = {"fraction": 1.0, "noise": 0.0}
+UNCHANGED = {"fraction": 1.0, "noise": 0.0, "balance": "none"}
 """Settings of the data that decide what a teacher becomes, with the values by which they change nothing.
 
 A key leaves them out then, so that teachers from before there was such a setting are found.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -96,9 +97,21 @@ class BatchIndices:
 
 
 class Shuffled:
-    """A training epoch: all images in random order, one random view each; a last, partial batch is dropped."""
+    """A training epoch: all images in random order, one random view each; a last, partial batch is dropped.
 
-    def __init__(self, index: Tensor, batch_size: int, augment: Augment, image_size: int, seed: int) -> None:
+    With `odds` (N,) as many images are drawn by these, some of them several times.
+    """
+
+    def __init__(
+        self,
+        index: Tensor,
+        batch_size: int,
+        augment: Augment,
+        image_size: int,
+        seed: int,
+        odds: Tensor | None = None,
+    ) -> None:
+        self.odds = odds
         self.index, self.batch_size, self.augment = index, batch_size, augment
         self.image_size, self.seed, self.epoch = image_size, seed, 0
 
@@ -115,7 +128,10 @@ class Shuffled:
             for purpose in ("order", "views", "cuts", "mixes")
         )
         n = len(self.index)
-        index = self.index[torch.randperm(n, generator=order)]
+        if self.odds is None:
+            index = self.index[torch.randperm(n, generator=order)]
+        else:
+            index = self.index[torch.multinomial(self.odds, n, replacement=True, generator=order)]
         view = self.augment.draw(n, views)
         cut = torch.randint(self.image_size, (n, 2), generator=cuts) if self.augment.cutout else None
         for start in range(0, len(self) * self.batch_size, self.batch_size):
@@ -199,7 +215,9 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         first: int = 0,
+        class_weights: Tensor | None = None,
     ) -> None:
+        self.class_weights = None if class_weights is None else class_weights.to(device)
         self.pixels, self.augment, self.device, self.rank, self.ranks = pixels, augment, device, rank, ranks
         self.memory_format, self.first, self.num_classes = memory_format, first, num_classes
         # Named as in a DataLoader whose sampler yields whole batches: Lightning sets the epoch of `sampler`.
@@ -228,6 +246,9 @@ class Loader:
                 images, share = step.mix.blend(images, self._shown(step.partners, x[n:]))
                 labels = mix.mixed_labels(labels, y[n:], share, self.num_classes)
                 index = torch.full_like(index, -1)
+            if self.class_weights is not None:
+                shares = labels if labels.is_floating_point() else F.one_hot(labels, self.num_classes)
+                labels = shares * self.class_weights
             if step.cut is not None or step.mix is not None:
                 view = torch.full_like(view, -1)
             yield Batch(images.contiguous(memory_format=self.memory_format), labels, index, view)
@@ -259,6 +280,9 @@ class DataModule(L.LightningDataModule):
         noise: share of the training labels that are wrong, in [0, 1), see `kd.data.subset.noisy_labels`; labels for
             validation and test stay right. Also decided by `split_seed`.
         also_test: further test sets.
+        balance: what is done about classes of different size: "none"; "sampling", by which each image of an epoch is
+            one of any class with equal odds; "weights", by which the labels' loss weighs an image by n / (K n_c), with
+            n training images, n_c of its class and K classes, so that the mean weight is 1.
 
     Raises:
         ValueError: for a value outside its range or of another type, or too large for the images.
@@ -280,11 +304,13 @@ class DataModule(L.LightningDataModule):
         fraction: float = 1.0,
         noise: float = 0.0,
         also_test: Sequence[AlsoTest] = (),
+        balance: str = "none",
     ) -> None:
         super().__init__()
         require("data.val_fraction", val_fraction)
         require("data.fraction", fraction)
         require("data.noise", noise)
+        require("data.balance", balance)
         require("data.workers", workers)
         require("data.in_memory", in_memory)
         augment.check_size(images.train_x.shape[-1])
@@ -292,7 +318,7 @@ class DataModule(L.LightningDataModule):
             raise UserError(f"{images.name} has one class only, {images.classes[0]}: there is nothing to tell apart")
         self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
         self.memory_format, self.in_memory, self.workers = memory_format, in_memory, workers
-        self.also_test = also_test
+        self.also_test, self.balance = also_test, balance
         self.train_index, self.val_index = stratified_split(images.train_y, val_fraction, split_seed)
         if val_fraction and not len(self.val_index):
             raise _val_too_small(val_fraction, images.train_y)
@@ -317,6 +343,12 @@ class DataModule(L.LightningDataModule):
         return labels
 
     @property
+    def class_weights(self) -> Tensor:
+        """(C,): n / (K n_c) of n training images in K classes, n_c of each; 0 for a class without any."""
+        counts = self.train_y[self.train_index].bincount(minlength=len(self.images.classes))
+        return (counts.sum() / ((counts > 0).sum() * counts)).nan_to_num(posinf=0)
+
+    @property
     def noisy_labels(self) -> int:
         """The number of training labels that are wrong."""
         return int((self.train_y != self.images.train_y).sum())
@@ -331,7 +363,8 @@ class DataModule(L.LightningDataModule):
                 f"batch_size must be a multiple of the {self.trainer.world_size} devices, got {self.batch_size}"
             )
         image_size = self.images.train_x.shape[-1]
-        sampler = Shuffled(self.train_index, self.batch_size, self.augment, image_size, self.seed)
+        odds = self.class_weights[self.train_y[self.train_index]] if self.balance == "sampling" else None
+        sampler = Shuffled(self.train_index, self.batch_size, self.augment, image_size, self.seed, odds)
         return self.loader("train", sampler, self.images.train_x, self.train_y)
 
     def val_dataloader(self) -> Loader | list[Loader]:
@@ -369,5 +402,6 @@ class DataModule(L.LightningDataModule):
         if self.trainer is not None:
             device, rank, ranks = self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
         pixels = self.pixels(split, x, y, device)
-        mean_std, classes = self.images.mean_std, len(self.images.classes)
-        return Loader(pixels, sampler, self.augment, mean_std, classes, self.memory_format, device, rank, ranks, first)
+        weights = self.class_weights if self.balance == "weights" and split == "train" else None
+        mean_std, classes, form = self.images.mean_std, len(self.images.classes), self.memory_format
+        return Loader(pixels, sampler, self.augment, mean_std, classes, form, device, rank, ranks, first, weights)

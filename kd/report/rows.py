@@ -19,6 +19,8 @@ MOST_NOTES = 5
 """Notes of one kind, such as on records that cannot be read."""
 MOST_WARNINGS = 20
 MOST_OVERRIDES = 100
+TELLING = 0.005
+"""Difference from the accuracy from which on the mean of the classes' accuracies is shown."""
 MOST_PIECES = 12
 """Pieces of a row's name."""
 
@@ -116,6 +118,11 @@ class Row:
     @property
     def test_ece(self) -> float | None:
         return _mean(run.test_ece for run in self.runs)
+
+    @cached_property
+    def balanced_acc(self) -> Spread | None:
+        """The mean of the classes' accuracies."""
+        return _spread(run.test_balanced_acc for run in self.runs)
 
     @property
     def also_tested(self) -> list[str]:
@@ -376,6 +383,12 @@ def _complete(values: Iterable[float | None]) -> list[float]:
 def also_tested(rows: Iterable[Row]) -> list[str]:
     """Return the names of the further test sets of some rows, in order of first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row.also_tested))
+
+
+def show_balanced(rows: Iterable[Row]) -> bool:
+    """Return whether the mean of the classes' accuracies tells something else than the accuracy: by `TELLING`."""
+    known = [(row.balanced_acc.mean, row.test_acc.mean) for row in rows if row.balanced_acc and row.test_acc]
+    return any(abs(balanced - acc) >= TELLING for balanced, acc in known)
 
 
 def _explanations(rows: Sequence[Row]) -> list[str]:

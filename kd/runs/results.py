@@ -70,6 +70,10 @@ class Result:
     val_acc: float | None = None
     """Accuracy with the last epoch's weights, like all test figures; None without a validation split."""
     test_acc: float | None = None
+    test_balanced_acc: float | None = None
+    """Mean of the classes' accuracies: of those with test images."""
+    test_class_acc: list[float] = field(default_factory=list)
+    """Accuracy on the test images of each class, by label; NaN for a class without any."""
     test_images: int | None = None
     """Number of images that were tested on, which bounds the precision of the test accuracy."""
     test_total: int | None = None
@@ -143,7 +147,7 @@ _CHECKED_LATER = ("seed", "epochs")
 """Settings that the first record of a run has as they were typed: what is wrong with them is found after it."""
 _SPANS = {
     **dict.fromkeys(("val_acc", "test_acc", "teacher_test_acc", "agreement", "test_ece"), "[0, 1]"),
-    **dict.fromkeys(("also_test_acc",), "[0, 1]"),
+    **dict.fromkeys(("also_test_acc", "test_balanced_acc", "test_class_acc"), "[0, 1]"),
     **dict.fromkeys(("epoch_train_acc", "epoch_val_acc"), "[0, 1]"),
     **dict.fromkeys(("test_nll", "also_test_nll", "epoch_train_loss", "epoch_val_loss"), _FIGURE),
     **dict.fromkeys(("student_params", "teacher_params", "test_images", "test_total"), "whole [0, 1e15]"),

@@ -4,7 +4,7 @@ import pytest
 
 from kd.app.build import Builder
 from kd.app.compose import compose, plain
-from kd.app.identity import cohort_key, decisive, fingerprint, logit_key, variant
+from kd.app.identity import cohort_key, decisive, fingerprint, group, logit_key, variant
 
 
 def composed(*overrides):
@@ -34,6 +34,8 @@ def store_key(command):
         ("data.source.image_size=16", True, True),
         ("data.fraction=0.5", True, True),
         ("data.noise=0.2", True, True),
+        ("data.balance=weights", True, True),
+        ("data.also_test=[.]", False, True),
         ("speed.fused=false", True, True),
         ("trainer.precision=32-true", True, True),
         ("+trainer.limit_train_batches=2", True, True),
@@ -82,6 +84,11 @@ def test_fingerprint_ignores_networks_that_take_no_part():
     assert fingerprint(settings("method=teacher", "recipe.epochs=31")) == teacher
     assert fingerprint(settings("method=teacher", "seed=5")) != teacher
     assert teacher != base
+
+
+def test_group_is_the_same_whatever_a_network_is_also_tested_on():
+    assert group(settings("data.also_test=[.]")) == group(settings())
+    assert variant(("data.also_test=[.]", "data.fraction=0.5"), ["student"], []) == "data.fraction=0.5"
 
 
 def test_fingerprint_knows_given_weights_by_their_content(tmp_path):

@@ -127,6 +127,14 @@ def test_tables_have_columns_for_further_test_sets_but_not_for_their_parts():
     assert "C_acc_mean" not in records(partly)[0]  # never a mean over some of the seeds
 
 
+def test_tables_show_the_balanced_accuracy_where_it_tells_something():
+    near, far = (replace(ALONE, test_balanced_acc=ALONE.test_acc - less) for less in (0.004, 0.2))
+    assert "balanced" not in to_markdown(summarize([near]).rows) + ",".join(records([near])[0]) + text(single(near))
+    assert float(records([far])[0]["balanced_acc_mean"]) == pytest.approx(ALONE.test_acc - 0.2)
+    assert "balanced accuracy, %" in to_markdown(summarize([far]).rows)
+    assert "balanced accuracy" in text(single(far))
+
+
 def compared(*results):
     summary = summarize([*seeds(ALONE, 0.80, 0.81, 0.80), *seeds(DISTILLED, 0.82, 0.83, 0.824), *results])
     return summary.rows, compare(summary.rows)
