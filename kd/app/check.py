@@ -15,7 +15,8 @@ from typing import Any
 from kd.errors import UserError
 from kd.ranges import KINDS, RANGES, SWITCH, TEXT, WHOLE_NUMBERS, require, require_sum
 
-MAY_BE_NULL = {"clip_norm", "cutmix", "image_size", "mixup", "name", "teacher_stages", "teacher_weights", "threads"}
+MAY_BE_NULL = {"clip_norm", "cutmix", "ema", "image_size", "mixup", "name", "policy", "strength", "teacher_stages"}
+MAY_BE_NULL |= {"teacher_weights", "threads"}
 
 SET_ELSEWHERE = {
     **dict.fromkeys(("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"), "epochs"),

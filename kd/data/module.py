@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kd.data import mix
+from kd.data import mix, policy
 from kd.data.also_test import AlsoTest
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.data.mix import Mix
+from kd.data.policy import Policy
 from kd.data.subset import noisy_labels, smallest_share, stratified_part
 from kd.errors import UserError
 from kd.hashing import derive
@@ -74,6 +75,8 @@ class BatchIndices:
     mix: Mix | None = None
     """How each image is mixed with that of `partners`; None if it is not."""
     partners: "BatchIndices | None" = None
+    policy: Policy | None = None
+    """What else is done to each image; None for nothing."""
 
     @property
     def fetched(self) -> Tensor:
@@ -82,7 +85,9 @@ class BatchIndices:
 
     def part(self, part: slice | Tensor) -> "BatchIndices":
         """Return some of the images, without what they are mixed with."""
-        return BatchIndices(self.index[part], self.view[part], None if self.cut is None else self.cut[part])
+        cut = None if self.cut is None else self.cut[part]
+        policy = None if self.policy is None else self.policy.part(part)
+        return BatchIndices(self.index[part], self.view[part], cut, policy=policy)
 
     def mixed(self, mix: Mix, partners: Tensor) -> "BatchIndices":
         """Return the same images, mixed with those at other places (B,) of the step."""
@@ -134,9 +139,13 @@ class Shuffled:
             index = self.index[torch.multinomial(self.odds, n, replacement=True, generator=order)]
         view = self.augment.draw(n, views)
         cut = torch.randint(self.image_size, (n, 2), generator=cuts) if self.augment.cutout else None
+        done = None
+        if self.augment.policy is not None:
+            policies = torch.Generator().manual_seed(derive("policy", self.seed, self.epoch))
+            done = policy.draw(n, self.augment.policy, self.augment.strength, policies)
+        epoch = BatchIndices(index, view, cut, policy=done)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            step = slice(start, start + self.batch_size)
-            images = BatchIndices(index[step], view[step], None if cut is None else cut[step])
+            images = epoch.part(slice(start, start + self.batch_size))
             if self.augment.mixes:
                 partners = torch.randperm(self.batch_size, generator=mixes)
                 alphas = self.augment.mixup, self.augment.cutmix
@@ -249,13 +258,15 @@ class Loader:
             if self.class_weights is not None:
                 shares = labels if labels.is_floating_point() else F.one_hot(labels, self.num_classes)
                 labels = shares * self.class_weights
-            if step.cut is not None or step.mix is not None:
+            if step.cut is not None or step.mix is not None or step.policy is not None:
                 view = torch.full_like(view, -1)
             yield Batch(images.contiguous(memory_format=self.memory_format), labels, index, view)
 
     def _shown(self, step: BatchIndices, x: Tensor) -> Tensor:
         """Turn pixels (B, 3, H, W) into what a network is shown, before any mixing."""
-        x = self.augment.apply(x, step.view.to(self.device)) * self.scale + self.shift
+        x = self.augment.apply(x, step.view.to(self.device))
+        x = x if step.policy is None else step.policy.apply(x)
+        x = x * self.scale + self.shift
         return x if step.cut is None else self.augment.cut(x, step.cut.to(self.device))
 
 
