@@ -19,6 +19,7 @@ RANGES = {
     "delta": "[0, 1)",
     "depth": "whole [1, 1000]",
     "dropout": "[0, 1)",
+    "ema": "(0, 1)",
     "ensemble": "whole [1, 100]",
     "epochs": "whole [1, 1000000]",
     "fraction": "(0, 1]",

@@ -114,7 +114,7 @@ def teacher_key(
             "augment": {name: value for name, value in settings["data"]["augment"].items() if value is not None},
             **{name: settings["data"][name] for name, plain in UNCHANGED.items() if settings["data"][name] != plain},
         },
-        "recipe": recipe,
+        "recipe": {name: value for name, value in recipe.items() if (name, value) != ("ema", None)},
         "speed": without(settings["speed"], AFTER_TRAINING),
         "seed": seed,
         "trainer": without(settings["trainer"], PLACEMENT | OBSERVING | LIMITS),

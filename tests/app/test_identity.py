@@ -32,6 +32,9 @@ def store_key(command):
         ("data.augment.crop=1", True, True),
         ("data.val_fraction=0.2", True, True),
         ("data.source.image_size=16", True, True),
+        ("teacher_recipe.ema=0.9", True, True),
+        ("recipe.ema=0.9", False, True),
+        ("data.augment.policy=trivialaugment", True, True),
         ("data.fraction=0.5", True, True),
         ("data.noise=0.2", True, True),
         ("data.balance=weights", True, True),
@@ -156,5 +159,6 @@ def test_teacher_key_is_that_of_the_teachers_which_are_there():
     key = store_key(composed("trainer.precision=32-true"))
     assert key["trainer"] == {"_target_": "lightning.Trainer", "precision": "32-true", "deterministic": False}
     assert key["format"] == 2
+    assert "ema" not in key["recipe"]
     assert key["data"].keys() == {"id", "val_fraction", "split_seed", "augment"}
     assert key["data"]["augment"].keys() == {"_target_", "crop", "flip", "cutout"}

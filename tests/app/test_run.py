@@ -532,6 +532,32 @@ def test_run_with_few_and_wrong_labels_and_further_test_sets_records_them(run, t
     assert record.also_test_nll == pytest.approx({"again": record.test_nll}, rel=1e-4)
 
 
+def test_averaged_weights_are_tested_and_kept_and_change_no_training(run, tmp_path):
+    same = (*QUICK, "method=standard")
+    for name, *more in (("plain",), ("averaged", "recipe.ema=0.9")):
+        assert run(*same, *more, f"hydra.run.dir={name}")[0] == 0
+    plain, averaged = (read(tmp_path / name / "result.json") for name in ("plain", "averaged"))
+    assert plain.epoch_train_loss == averaged.epoch_train_loss
+    assert plain.test_nll != averaged.test_nll
+    kept = load_file(tmp_path / "averaged" / "student.safetensors")
+    (state,) = (
+        state
+        for name, state in torch.load(tmp_path / "averaged" / "checkpoints" / "last.ckpt")["callbacks"].items()
+        if "WeightAverage" in name
+    )
+    assert any(torch.equal(kept["classifier.weight"], tensor) for tensor in state["average"])
+
+
+def test_cohort_gives_the_students_of_single_runs_with_every_setting_of_the_images(run, tmp_path):
+    same = (
+        *QUICK, "epochs=1", "method=logits", "data.order_seed=0", "recipe.ema=0.9", "data.fraction=0.5",
+        "data.noise=0.2", "data.balance=weights", "data.augment.policy=randaugment", "data.augment.cutmix=1",
+    )  # fmt: skip
+    assert run(*same, "T=2", "hydra.run.dir=alone")[0] == 0
+    assert run("-m", *same, "T=4,2", "hydra/launcher=cohort", "hydra.sweep.dir=both")[0] == 0
+    assert same_weights(tmp_path / "alone" / "student.safetensors", tmp_path / "both" / "1" / "student.safetensors")
+
+
 @pytest.mark.parametrize(
     ("teacher_phase", "stop"), [(False, signal.SIGINT), (True, signal.SIGTERM)], ids=["student", "teacher"]
 )
