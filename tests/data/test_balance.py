@@ -89,12 +89,11 @@ def test_data_module_refuses_another_balance(images):
         data_module(images, "even")
 
 
-@pytest.mark.parametrize("balance", ["weights", "sampling"])
-def test_balanced_run_has_figures_of_each_class(run, tmp_path, balance):
+def test_balanced_run_has_figures_of_each_class(run, tmp_path):
     from kd.runs.results import read
     from tests.common import QUICK
 
-    assert run(*QUICK, "epochs=1", "method=logits", f"data.balance={balance}", "hydra.run.dir=run")[0] == 0
+    assert run(*QUICK, "epochs=1", "method=logits", "data.balance=sampling", "hydra.run.dir=run")[0] == 0
     record = read(tmp_path / "run" / "result.json")
     assert len(record.test_class_acc) == 10
     assert record.test_balanced_acc == pytest.approx(sum(record.test_class_acc) / 10)
