@@ -19,8 +19,10 @@ RANGES = {
     "delta": "[0, 1)",
     "depth": "whole [1, 1000]",
     "dropout": "[0, 1)",
+    "ema": "(0, 1)",
     "ensemble": "whole [1, 100]",
     "epochs": "whole [1, 1000000]",
+    "fraction": "(0, 1]",
     "gamma": "(0, 1]",
     "groups": "whole [1, 3]",
     "growth": "whole [1, 1000]",
@@ -33,6 +35,7 @@ RANGES = {
     "lr": "[0, inf)",
     "mixup": "[0.01, 100]",
     "momentum": "[0, 1)",
+    "noise": "[0, 1)",
     "num_nodes": "whole [1, inf)",
     "order_seed": "whole [0, inf)",
     "overfit_batches": "[0, inf)",
@@ -44,6 +47,7 @@ RANGES = {
     "stem": "whole [1, 4096]",
     "stored_logits_gb": "[0, inf)",
     "teacher_seed": "whole [0, 4294967296)",
+    "strength": "[0, 1]",
     "threads": "whole [1, 1024]",
     "val_fraction": "[0, 1)",
     "warmup": "[0, 1)",
@@ -58,6 +62,7 @@ SWITCH = "true or false"
 TEXT = "text"
 WHOLE_NUMBERS = "a list of whole numbers"
 NAMES = "a list of names"
+FOLDERS = "a list such as [DIR] of folders"
 KINDS = {
     **dict.fromkeys(("default_hp_metric", "enable_progress_bar", "flip", "fused", "in_memory", "pool"), SWITCH),
     **dict.fromkeys(("channels_last", "compile", "fold_teacher", "keep_memory", "packed_dropout"), SWITCH),
@@ -68,8 +73,11 @@ KINDS = {
     **dict.fromkeys(("head", "pretrained", "target"), TEXT),
     **dict.fromkeys(("student.stages", "teacher.stages"), NAMES),
     "deterministic": "one of true, false, warn",
+    "policy": "one of trivialaugment, randaugment",
     "precision": "one of auto, 16-mixed, 16-true, 32-true, 64-true, bf16-mixed, bf16-true, 16, 32, 64, bf16",
     **dict.fromkeys(("stages", "teacher_stages"), WHOLE_NUMBERS),
+    "also_test": FOLDERS,
+    "balance": "one of none, weights, sampling",
     "stored_logits": "one of auto, true, false",
 }
 """What settings beside numbers take: a switch, text, a choice, a list. By the last part of the setting's name; by its
@@ -115,6 +123,8 @@ def _is_of_kind(value: object, kind: str) -> bool:
         return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
     if kind == WHOLE_NUMBERS:
         return isinstance(value, list | tuple) and all(type(item) is int for item in value)
+    if kind == FOLDERS:
+        return isinstance(value, list | tuple) and all(isinstance(item, str) and item != "" for item in value)
     shown = str(value).lower() if isinstance(value, bool) else str(value)
     return shown in kind.removeprefix("one of ").split(", ")
 

@@ -22,8 +22,10 @@ from kd.app import identity
 from kd.app.check import several_processes
 from kd.app.compose import Command, plain
 from kd.app.explain import missing_package
+from kd.data.also_test import AlsoTest, also_test
 from kd.data.images import Images
-from kd.data.module import DataModule, stratified_split
+from kd.data.module import DataModule
+from kd.data.resize import images_of_size
 from kd.errors import UserError
 from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
@@ -44,6 +46,7 @@ log = logging.getLogger(__name__)
 
 STUDENT_WEIGHTS = "student.safetensors"
 TEACHER_WEIGHTS = "teacher.safetensors"
+_WEIGHTS = "balance=weights makes a weight of it", "balance=sampling"
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,23 @@ class Builder:
 
     @cached_property
     def images(self) -> Images:
-        images: Images = self.shared("images", lambda: self._new(self.cfg.data.source))
+        images: Images = self.shared("images", self._images)
         return images
+
+    def _images(self) -> Images:
+        source, size = self.cfg.data.source, self.cfg.data.image_size
+        if size is None or "image_size" in source:  # a source that takes a size decodes to it
+            images: Images = self._new(source, **({} if size is None else {"image_size": size}))
+            return images
+        with user_errors():
+            return images_of_size(self._new(source), size)
+
+    @cached_property
+    def also_test(self) -> tuple[AlsoTest, ...]:
+        """Further test sets of the student."""
+        paths, in_memory = self.settings["data"]["also_test"], self.cfg.data.in_memory
+        with user_errors():
+            return self.shared("further test sets", lambda: also_test(paths, self.images, in_memory))
 
     @property
     def device(self) -> torch.device:
@@ -220,6 +238,10 @@ class Builder:
             self.speed.memory_format,
             data.in_memory,
             data.workers,
+            data.fraction,
+            data.noise,
+            self.also_test if plan.weights == STUDENT_WEIGHTS else (),
+            data.balance,
         )
 
     def inference_copy(self, net: nn.Module) -> nn.Module:
@@ -234,21 +256,20 @@ class Builder:
             raise UserError(
                 f"method._target_={plain(plan.method)['_target_']} makes no kd.Method, see docs/extending.md"
             )
-        mixes = self._new(self.cfg.data.augment).mixes
-        if mixes and method.needs_labels:
+        mixes = [f"augment.{name}" for name in self._new(self.cfg.data.augment).mixes]
+        if method.needs_labels and (mixes or self.cfg.data.balance == "weights"):
             name = type(method).__module__.rpartition(".")[2]
+            does, instead = (f"{mixes[0]} mixes two", f"{mixes[0]}=null") if mixes else _WEIGHTS
             raise UserError(
-                f"{name} needs the label of each image, and data.augment.{mixes[0]} mixes two; write "
-                f"data.augment.{mixes[0]}=null, or choose a method that takes shares of classes"
+                f"{name} needs the label of each image, and data.{does}; write data.{instead}, or choose a method that "
+                "takes shares of classes"
             )
-        labels = images.train_y.clone()
-        labels[stratified_split(labels, self.cfg.data.val_fraction, self.cfg.data.split_seed)[1]] = -1
         size = images.train_x.shape[-1]
         with user_errors():
             pair = Pair(
                 probe(student, size),
                 None if teacher is None else probe(teacher, size),
-                labels,
+                self.data(plan).labels,
                 len(images.classes),
                 student,
                 teacher,

@@ -16,8 +16,8 @@ from kd.errors import UserError
 from kd.ranges import KINDS, RANGES, SWITCH, TEXT, WHOLE_NUMBERS, require, require_sum
 from kd.runs.given import weights_file
 
-MAY_BE_NULL = {"clip_norm", "cutmix", "mixup", "name", "teacher_stages", "teacher_weights", "threads"}
-MAY_BE_NULL |= {"head", "pretrained", "size", "student.stages", "target", "teacher.stages"}
+MAY_BE_NULL = {"clip_norm", "cutmix", "ema", "head", "image_size", "mixup", "name", "policy", "pretrained", "size"}
+MAY_BE_NULL |= {"strength", "student.stages", "target", "teacher.stages", "teacher_stages", "teacher_weights", "threads"}
 
 SET_ELSEWHERE = {
     **dict.fromkeys(("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"), "epochs"),
@@ -74,6 +74,7 @@ def check(
     _check_shorthands(settings, given)
     _check_teacher(settings, given)
     _check_chain(settings, read)
+    _check_data(settings)
     if launcher is not None and launcher.endswith(".CohortLauncher") and "Wandb" in str(settings["logger"]):
         raise UserError("W&B takes one run at a time in a process; take another logger, or leave out the cohort")
 
@@ -305,6 +306,15 @@ def _check_teacher(settings: dict[str, Any], given: Iterable[str]) -> None:
             )
     if not weights_file(weights).is_file():
         raise UserError(f"no weights at {weights}")
+
+
+def _check_data(settings: dict[str, Any]) -> None:
+    paths = settings["data"]["also_test"]
+    if paths and "student" not in settings["spec"]["networks"]:
+        raise UserError("data.also_test is measured on students; to have it of this network, train it as one")
+    for path in paths:
+        if not Path(path).expanduser().is_dir():
+            raise UserError(f"data.also_test: no folder {path}")
 
 
 def _links(chain: Any) -> list[dict[str, Any]]:

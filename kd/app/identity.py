@@ -36,6 +36,15 @@ IRRELEVANT = frozenset({"logger", "teacher_store", "threads", "spec"})
 STORAGE = frozenset({"root", "in_memory", "workers"})
 """Settings of the data that decide where it lies and how it is fetched."""
 
+MEASURED = frozenset({"also_test"})
+"""Settings of the data that decide on which further images a network is tested, not what it becomes."""
+
+UNCHANGED = {"fraction": 1.0, "noise": 0.0, "balance": "none"}
+"""Settings of the data that decide what a teacher becomes, with the values by which they change nothing.
+
+A key leaves them out then, so that teachers from before there was such a setting are found.
+"""
+
 AFTER_TRAINING = frozenset({"keep_memory", "fold_teacher", "stored_logits", "stored_logits_gb"})
 """Speed-ups that change nothing about how a teacher is trained."""
 
@@ -53,12 +62,15 @@ SHORTHANDS = frozenset({"epochs", "batch_size", "lr"})
 
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide what comes of a run; not where it happens, what it shows and where things lie."""
+    """The settings that decide what comes of a run; not where it happens, what it shows and where things lie.
+
+    Nor what is measured beyond its own test split.
+    """
     networks = settings["spec"]["networks"]
     absent = _absent(networks, settings["chain"])
     kept = {**without(settings, IRRELEVANT | SHORTHANDS | absent), "networks": networks}
     kept["trainer"] = without(kept["trainer"], PLACEMENT | OBSERVING)
-    kept["data"] = without(kept["data"], STORAGE)
+    kept["data"] = without(kept["data"], STORAGE | MEASURED)
     kept["data"]["source"] = without(kept["data"]["source"], STORAGE)
     return kept
 
@@ -72,7 +84,8 @@ def fingerprint(settings: dict[str, Any]) -> str:
     for role in ("teacher", "student"):
         if isinstance(known.get(role), dict):
             known[role] = by_content(known[role])
-    return digest({**known, "root": settings["data"].get("root")})
+    measured = {name: settings["data"][name] for name in MEASURED}
+    return digest({**known, **measured, "root": settings["data"].get("root")})
 
 
 def by_content(network: dict[str, Any]) -> dict[str, Any]:
@@ -131,8 +144,9 @@ def teacher_key(
             "val_fraction": settings["data"]["val_fraction"],
             "split_seed": settings["data"]["split_seed"],
             "augment": {name: value for name, value in settings["data"]["augment"].items() if value is not None},
+            **{name: settings["data"][name] for name, plain in UNCHANGED.items() if settings["data"][name] != plain},
         },
-        "recipe": recipe,
+        "recipe": {name: value for name, value in recipe.items() if (name, value) != ("ema", None)},
         "speed": without(settings["speed"], AFTER_TRAINING),
         "seed": seed,
         "trainer": without(settings["trainer"], PLACEMENT | OBSERVING | LIMITS),
@@ -171,7 +185,7 @@ def variant(overrides: Sequence[str], networks: Sequence[str], knobs: Iterable[s
     """The overrides that a result record has no column for, and that set the run of these networks apart."""
     columns = {"method", *knobs, "seed", "student", "teacher", "data", "experiment"}
     silent = {"logger", "trainer", "teacher_store", "threads"}
-    silent |= {f"trainer.{name}" for name in PLACEMENT | OBSERVING} | {f"data.{name}" for name in STORAGE}
+    silent |= {f"trainer.{name}" for name in PLACEMENT | OBSERVING} | {f"data.{name}" for name in STORAGE | MEASURED}
     absent = _absent(networks, chain)
 
     def counts(override: str) -> bool:

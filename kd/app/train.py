@@ -9,6 +9,7 @@ from lightning import Callback, seed_everything
 from kd.app.build import Builder, Plan
 from kd.runs.results import Result
 from kd.teachers.frozen import FrozenTeacher
+from kd.training.ema import WeightAverage
 from kd.training.fit import parameter_count, train
 
 
@@ -27,6 +28,7 @@ def train_network(
     build.begin(net)
     module = build.module(plan, net, taught_by)
     count = parameter_count(module.inference_net)
+    averaged = [] if plan.recipe.ema is None else [WeightAverage(plan.recipe.ema)]
     counted = replace(record, student_params=count) if record.student else replace(record, teacher_params=count)
     return train(
         module,
@@ -37,7 +39,7 @@ def train_network(
         metadata=build.metadata(plan),
         make_trainer=build.trainer(plan),
         logger=build.logger(directory),
-        callbacks=callbacks,
+        callbacks=[*averaged, *callbacks],
         timed=timed,
         alone=build.single_process(plan),
     )

@@ -5,7 +5,8 @@ A crop with padding p has (2p + 1)^2 places and a flip has two states, so that a
     view = ((2p + 1) * dy + dx) * 2 + flip,    dy, dx in 0..2p
 
 At the usual p = 4 that makes 162. The number is part of the batch, as the key of anything stored per view.
-Cutout has too many states to be numbered, and so have mixtures of images (`kd.data.mix`); with them every view is -1.
+Cutout has too many states to be numbered, and so have mixtures of images (`kd.data.mix`) and policies
+(`kd.data.policy`); with them every view is -1.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ class Augment:
             arXiv 1708.04552), partly outside the image near its border; 0 for none.
         mixup, cutmix: parameter of the Beta distribution by which each image is mixed with another one of its step, see
             `kd.data.mix.draw`; None for neither.
+        policy: "trivialaugment" or "randaugment", after crop and flip, see `kd.data.policy`; None for neither.
+        strength: of RandAugment, in [0, 1]; None for the published one.
 
     Raises:
         ValueError: for a value outside its range or of another type.
@@ -38,6 +41,8 @@ class Augment:
     cutout: int
     mixup: float | None = None
     cutmix: float | None = None
+    policy: str | None = None
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         require("data.augment.crop", self.crop)
@@ -46,6 +51,12 @@ class Augment:
         for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if alpha is not None:
                 require(f"data.augment.{name}", alpha)
+        if self.policy is not None:
+            require("data.augment.policy", self.policy)
+        if self.strength is not None:
+            require("data.augment.strength", self.strength)
+            if self.policy != "randaugment":
+                raise ValueError("data.augment.strength is for data.augment.policy=randaugment; leave it out")
 
     def check_size(self, size: int) -> None:
         """Check that crop and cutout leave something of images of this height and width in pixels.
@@ -72,7 +83,7 @@ class Augment:
     @property
     def views(self) -> int | None:
         """The number of views of an image; None if they cannot be numbered."""
-        return None if self.cutout or self.mixes else 2 * (2 * self.crop + 1) ** 2
+        return None if self.cutout or self.mixes or self.policy else 2 * (2 * self.crop + 1) ** 2
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """Draw (n,) random views, int64, on the generator's device."""

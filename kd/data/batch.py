@@ -12,7 +12,8 @@ class Batch(NamedTuple):
     x: Tensor
     """(B, 3, H, W), float, zero mean and unit variance per channel over the training images."""
     y: Tensor
-    """(B,), int64 labels in [0, C); (B, C), float, the share of each class, where images are mixed."""
+    """(B,), int64 labels in [0, C); (B, C), float, the share of each class, where images are mixed, times the weight of
+    the class, where classes are weighted."""
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which no batch needs
     """(B,), int64, which image of its data set this is, the same in every epoch and run; test images are counted
     on after the training images. -1 where it is not known, or is a mixture."""

@@ -1,6 +1,7 @@
 """Image files in one folder per class."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -63,6 +64,31 @@ def folder(
         sizes=train.sizes | test.sizes,
         notes=(*notes, *tree.notes(), *change_notes(train, test)),
     )
+
+
+def folder_test(root: Path, classes: Sequence[str], image_size: int, in_memory: bool = True) -> tuple[Tensor, Tensor]:
+    """Load images in one folder a class, of a data set's classes or some of them: (M, 3, H, W) uint8, and (M,) labels.
+
+    If root has a test split, these are the folders in it; else in its validation split; else in root itself.
+
+    Args:
+        root: the folder.
+        classes: names of the data set's classes, by label.
+        image_size, in_memory: as of `folder`.
+
+    Raises:
+        UserError: as `folder`, and for a folder that is called like none of the classes.
+        OSError: for what cannot be read.
+    """
+    tree = Tree(root, SUFFIXES)
+    found = split_folders(tree.entries(root).folders)
+    split = found.get("test", found.get("val", root))
+    named = _classes(tree, split)
+    unknown = [label for label in named if label not in classes]
+    if unknown:
+        raise UserError(f"{printable(split)}: none of the data set's classes is called {_few(unknown)}")
+    decoded = _load("also-test", named, image_size, None if in_memory else root)
+    return decoded.x, torch.tensor([classes.index(label) for label, files in named.items() for _ in files])
 
 
 def _splits(tree: Tree) -> tuple[tuple[Classes, Classes], tuple[str, ...]]:

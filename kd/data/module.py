@@ -1,20 +1,23 @@
 """From a data set to batches: the split, the order, the views, the LightningDataModule."""
 
-import math
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kd.data import mix
+from kd.data import mix, policy
+from kd.data.also_test import AlsoTest
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.data.mix import Mix
+from kd.data.policy import Policy
+from kd.data.subset import noisy_labels, smallest_share, stratified_part
 from kd.errors import UserError
 from kd.hashing import derive
 from kd.ranges import require
@@ -48,11 +51,7 @@ def smallest_fraction(y: Tensor) -> float | None:
     None if no class has more than one.
     """
     sizes: list[int] = [size for size in y.bincount().tolist() if size > 1]
-    if not sizes:
-        return None
-    least = 0.5 / min(sizes)  # an exact half is rounded to even, here 0
-    unit = 10.0 ** (math.floor(math.log10(least)) - 1)
-    return round(unit * (math.floor(least / unit) + 1), 12)
+    return smallest_share(min(sizes)) if sizes else None
 
 
 def _val_too_small(fraction: float, y: Tensor) -> UserError:
@@ -76,6 +75,8 @@ class BatchIndices:
     mix: Mix | None = None
     """How each image is mixed with that of `partners`; None if it is not."""
     partners: "BatchIndices | None" = None
+    policy: Policy | None = None
+    """What else is done to each image; None for nothing."""
 
     @property
     def fetched(self) -> Tensor:
@@ -84,7 +85,9 @@ class BatchIndices:
 
     def part(self, part: slice | Tensor) -> "BatchIndices":
         """Return some of the images, without what they are mixed with."""
-        return BatchIndices(self.index[part], self.view[part], None if self.cut is None else self.cut[part])
+        cut = None if self.cut is None else self.cut[part]
+        policy = None if self.policy is None else self.policy.part(part)
+        return BatchIndices(self.index[part], self.view[part], cut, policy=policy)
 
     def mixed(self, mix: Mix, partners: Tensor) -> "BatchIndices":
         """Return the same images, mixed with those at other places (B,) of the step."""
@@ -99,9 +102,21 @@ class BatchIndices:
 
 
 class Shuffled:
-    """A training epoch: all images in random order, one random view each; a last, partial batch is dropped."""
+    """A training epoch: all images in random order, one random view each; a last, partial batch is dropped.
 
-    def __init__(self, index: Tensor, batch_size: int, augment: Augment, image_size: int, seed: int) -> None:
+    With `odds` (N,) as many images are drawn by these, some of them several times.
+    """
+
+    def __init__(
+        self,
+        index: Tensor,
+        batch_size: int,
+        augment: Augment,
+        image_size: int,
+        seed: int,
+        odds: Tensor | None = None,
+    ) -> None:
+        self.odds = odds
         self.index, self.batch_size, self.augment = index, batch_size, augment
         self.image_size, self.seed, self.epoch = image_size, seed, 0
 
@@ -118,12 +133,19 @@ class Shuffled:
             for purpose in ("order", "views", "cuts", "mixes")
         )
         n = len(self.index)
-        index = self.index[torch.randperm(n, generator=order)]
+        if self.odds is None:
+            index = self.index[torch.randperm(n, generator=order)]
+        else:
+            index = self.index[torch.multinomial(self.odds, n, replacement=True, generator=order)]
         view = self.augment.draw(n, views)
         cut = torch.randint(self.image_size, (n, 2), generator=cuts) if self.augment.cutout else None
+        done = None
+        if self.augment.policy is not None:
+            policies = torch.Generator().manual_seed(derive("policy", self.seed, self.epoch))
+            done = policy.draw(n, self.augment.policy, self.augment.strength, policies)
+        epoch = BatchIndices(index, view, cut, policy=done)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            step = slice(start, start + self.batch_size)
-            images = BatchIndices(index[step], view[step], None if cut is None else cut[step])
+            images = epoch.part(slice(start, start + self.batch_size))
             if self.augment.mixes:
                 partners = torch.randperm(self.batch_size, generator=mixes)
                 alphas = self.augment.mixup, self.augment.cutmix
@@ -202,7 +224,9 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         first: int = 0,
+        class_weights: Tensor | None = None,
     ) -> None:
+        self.class_weights = None if class_weights is None else class_weights.to(device)
         self.pixels, self.augment, self.device, self.rank, self.ranks = pixels, augment, device, rank, ranks
         self.memory_format, self.first, self.num_classes = memory_format, first, num_classes
         # Named as in a DataLoader whose sampler yields whole batches: Lightning sets the epoch of `sampler`.
@@ -231,13 +255,18 @@ class Loader:
                 images, share = step.mix.blend(images, self._shown(step.partners, x[n:]))
                 labels = mix.mixed_labels(labels, y[n:], share, self.num_classes)
                 index = torch.full_like(index, -1)
-            if step.cut is not None or step.mix is not None:
+            if self.class_weights is not None:
+                shares = labels if labels.is_floating_point() else F.one_hot(labels, self.num_classes)
+                labels = shares * self.class_weights
+            if step.cut is not None or step.mix is not None or step.policy is not None:
                 view = torch.full_like(view, -1)
             yield Batch(images.contiguous(memory_format=self.memory_format), labels, index, view)
 
     def _shown(self, step: BatchIndices, x: Tensor) -> Tensor:
         """Turn pixels (B, 3, H, W) into what a network is shown, before any mixing."""
-        x = self.augment.apply(x, step.view.to(self.device)) * self.scale + self.shift
+        x = self.augment.apply(x, step.view.to(self.device))
+        x = x if step.policy is None else step.policy.apply(x)
+        x = x * self.scale + self.shift
         return x if step.cut is None else self.augment.cut(x, step.cut.to(self.device))
 
 
@@ -257,11 +286,19 @@ class DataModule(L.LightningDataModule):
         memory_format: of the batches; convolutions run about twice as fast when channels lie side by side.
         in_memory: whether to put all images on the device; otherwise worker processes fetch them.
         workers: number of worker processes, at least 0; with 0 this process fetches the images itself.
+        fraction: share of the training images of each class that are trained on, in (0, 1]; those for validation are
+            the same with every fraction. Also decided by `split_seed`.
+        noise: share of the training labels that are wrong, in [0, 1), see `kd.data.subset.noisy_labels`; labels for
+            validation and test stay right. Also decided by `split_seed`.
+        also_test: further test sets.
+        balance: what is done about classes of different size: "none"; "sampling", by which each image of an epoch is
+            one of any class with equal odds; "weights", by which the labels' loss weighs an image by n / (K n_c), with
+            n training images, n_c of its class and K classes, so that the mean weight is 1.
 
     Raises:
         ValueError: for a value outside its range or of another type, or too large for the images.
-        UserError: if there are fewer training images than `batch_size`, or none for validation though `val_fraction`
-            is above 0.
+        UserError: for a single class; if there are fewer training images than `batch_size`, none for validation though
+            `val_fraction` is above 0, or none of a class in this `fraction`.
     """
 
     def __init__(
@@ -275,17 +312,32 @@ class DataModule(L.LightningDataModule):
         memory_format: torch.memory_format = torch.channels_last,
         in_memory: bool = True,
         workers: int = 0,
+        fraction: float = 1.0,
+        noise: float = 0.0,
+        also_test: Sequence[AlsoTest] = (),
+        balance: str = "none",
     ) -> None:
         super().__init__()
         require("data.val_fraction", val_fraction)
+        require("data.fraction", fraction)
+        require("data.noise", noise)
+        require("data.balance", balance)
         require("data.workers", workers)
         require("data.in_memory", in_memory)
         augment.check_size(images.train_x.shape[-1])
+        if len(images.classes) < 2:
+            raise UserError(f"{images.name} has one class only, {images.classes[0]}: there is nothing to tell apart")
         self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
         self.memory_format, self.in_memory, self.workers = memory_format, in_memory, workers
+        self.also_test, self.balance = also_test, balance
         self.train_index, self.val_index = stratified_split(images.train_y, val_fraction, split_seed)
         if val_fraction and not len(self.val_index):
             raise _val_too_small(val_fraction, images.train_y)
+        self.train_index = stratified_part(images.train_y, self.train_index, fraction, split_seed, images.classes)
+        self.train_y = images.train_y
+        """(N,), int64: the labels that are trained and validated on."""
+        if noise:
+            self.train_y = noisy_labels(images.train_y, self.train_index, noise, split_seed, len(images.classes))
         require("batch_size", batch_size)
         n = len(self.train_index)
         if batch_size > n:
@@ -293,6 +345,24 @@ class DataModule(L.LightningDataModule):
             raise UserError(
                 f"batch_size={batch_size} is more than the {n:,} training images; give batch_size={fitting}"
             )
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,), int64: the label of every training image by its index, -1 for images that are not trained on."""
+        labels = torch.full_like(self.train_y, -1)
+        labels[self.train_index] = self.train_y[self.train_index]
+        return labels
+
+    @property
+    def class_weights(self) -> Tensor:
+        """(C,): n / (K n_c) of n training images in K classes, n_c of each; 0 for a class without any."""
+        counts = self.train_y[self.train_index].bincount(minlength=len(self.images.classes))
+        return (counts.sum() / ((counts > 0).sum() * counts)).nan_to_num(posinf=0)
+
+    @property
+    def noisy_labels(self) -> int:
+        """The number of training labels that are wrong."""
+        return int((self.train_y != self.images.train_y).sum())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -304,18 +374,26 @@ class DataModule(L.LightningDataModule):
                 f"batch_size must be a multiple of the {self.trainer.world_size} devices, got {self.batch_size}"
             )
         image_size = self.images.train_x.shape[-1]
-        sampler = Shuffled(self.train_index, self.batch_size, self.augment, image_size, self.seed)
-        return self.loader("train", sampler, self.images.train_x, self.images.train_y)
+        odds = self.class_weights[self.train_y[self.train_index]] if self.balance == "sampling" else None
+        sampler = Shuffled(self.train_index, self.batch_size, self.augment, image_size, self.seed, odds)
+        return self.loader("train", sampler, self.images.train_x, self.train_y)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         if not len(self.val_index):
             return []
-        return self.loader("val", Sequential(self.val_index, self.augment), self.images.train_x, self.images.train_y)
+        return self.loader("val", Sequential(self.val_index, self.augment), self.images.train_x, self.train_y)
 
     def test_dataloader(self, device: torch.device = CPU) -> Loader:
         """Return the test batches, on the Trainer's device, or on `device` without a Trainer."""
         images, sampler = self.images, Sequential(torch.arange(len(self.images.test_y)), self.augment)
         return self.loader("test", sampler, images.test_x, images.test_y, len(images.train_y), device)
+
+    def also_test_dataloader(self, test: AlsoTest, device: torch.device) -> Loader:
+        """Return the batches of a further test set; `Batch.index` counts its own images."""
+        # A batch at a time: some are larger than the training images.
+        pixels = OnDisk(test.x, test.y, device, workers=0)
+        sampler, classes = Sequential(torch.arange(len(test.y)), self.augment), len(self.images.classes)
+        return Loader(pixels, sampler, self.augment, self.images.mean_std, classes, self.memory_format, device)
 
     def pixels(self, split: str, x: Tensor, y: Tensor, device: torch.device) -> InMemory | OnDisk:
         """Return where a loader of this split fetches its pixels."""
@@ -335,5 +413,6 @@ class DataModule(L.LightningDataModule):
         if self.trainer is not None:
             device, rank, ranks = self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
         pixels = self.pixels(split, x, y, device)
-        mean_std, classes = self.images.mean_std, len(self.images.classes)
-        return Loader(pixels, sampler, self.augment, mean_std, classes, self.memory_format, device, rank, ranks, first)
+        weights = self.class_weights if self.balance == "weights" and split == "train" else None
+        mean_std, classes, form = self.images.mean_std, len(self.images.classes), self.memory_format
+        return Loader(pixels, sampler, self.augment, mean_std, classes, form, device, rank, ranks, first, weights)

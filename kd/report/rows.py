@@ -19,6 +19,8 @@ MOST_NOTES = 5
 """Notes of one kind, such as on records that cannot be read."""
 MOST_WARNINGS = 20
 MOST_OVERRIDES = 100
+TELLING = 0.005
+"""Difference from the accuracy from which on the mean of the classes' accuracies is shown."""
 MOST_PIECES = 12
 """Pieces of a row's name."""
 
@@ -116,6 +118,22 @@ class Row:
     @property
     def test_ece(self) -> float | None:
         return _mean(run.test_ece for run in self.runs)
+
+    @cached_property
+    def balanced_acc(self) -> Spread | None:
+        """The mean of the classes' accuracies."""
+        return _spread(run.test_balanced_acc for run in self.runs)
+
+    @property
+    def also_tested(self) -> list[str]:
+        """Names of the further test sets that all runs were tested on, without those of parts."""
+        return [name for name in self.first.also_test_acc if "/" not in name and self.also_test_acc(name)]
+
+    def also_test_acc(self, name: str) -> Spread | None:
+        return _spread(run.also_test_acc.get(name) for run in self.runs)
+
+    def also_test_nll(self, name: str) -> float | None:
+        return _mean(run.also_test_nll.get(name) for run in self.runs)
 
     @property
     def agreement(self) -> float | None:
@@ -242,6 +260,9 @@ def _prepared(run: Result, total: int) -> Result:
     changes: dict[str, Any] = {name: text for name, text in texts.items() if text != getattr(run, name)}
     knobs = {shortened(visible(name)): _visible(value) for name, value in run.knobs.items()}
     changes |= {"knobs": knobs} if knobs != run.knobs else {}
+    for field in ("also_test_acc", "also_test_nll"):
+        figures = {shortened(visible(name)): value for name, value in getattr(run, field).items()}
+        changes |= {field: figures} if figures != getattr(run, field) else {}
     warnings = [shortened(visible(warning), 500) for warning in run.warnings]
     changes |= {"warnings": warnings} if warnings != run.warnings else {}
     if run.trial is None and run.test_images is not None and run.test_images < total:
@@ -357,6 +378,17 @@ def _complete(values: Iterable[float | None]) -> list[float]:
     every = list(values)
     known = [value for value in every if value is not None]
     return known if len(known) == len(every) else []
+
+
+def also_tested(rows: Iterable[Row]) -> list[str]:
+    """Return the names of the further test sets of some rows, in order of first appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row.also_tested))
+
+
+def show_balanced(rows: Iterable[Row]) -> bool:
+    """Return whether the mean of the classes' accuracies tells something else than the accuracy: by `TELLING`."""
+    known = [(row.balanced_acc.mean, row.test_acc.mean) for row in rows if row.balanced_acc and row.test_acc]
+    return any(abs(balanced - acc) >= TELLING for balanced, acc in known)
 
 
 def _explanations(rows: Sequence[Row]) -> list[str]:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kd.report.comparison import Comparison, by_baseline
 from kd.report.knobs import knob_columns, knob_names, knob_text, knob_value, number
-from kd.report.rows import Role, Row, Spread, role
+from kd.report.rows import TELLING, Role, Row, Spread, also_tested, role, show_balanced
 from kd.report.statistics import FEWEST, Interval
 from kd.report.text import comma_separated, encodable, escaped, visible
 from kd.runs.results import Result
@@ -29,6 +29,14 @@ def to_csv(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> str:
     records = [_record(row, _difference(compared.get(id(row)), baseline) if comparisons else {}) for row in rows]
     if any(row.trial for row in rows):
         records = [{**record, "trial": row.trial or ""} for row, record in zip(rows, records, strict=True)]
+    if show_balanced(rows):
+        for row, record in zip(rows, records, strict=True):
+            record["balanced_acc_mean"] = row.balanced_acc and row.balanced_acc.mean
+    for name in also_tested(rows):
+        for row, record in zip(rows, records, strict=True):
+            acc = row.also_test_acc(name)
+            record |= {f"{name}_acc_mean": acc and acc.mean, f"{name}_acc_std": acc and acc.std}
+            record |= {f"{name}_nll_mean": row.also_test_nll(name)}
     knobs = knob_columns((row.first for row in rows), records[0])
     for row, record in zip(rows, records, strict=True):
         record |= {header: knob_value(row.first.knobs.get(name)) for header, name in knobs.items()}
@@ -113,7 +121,7 @@ COLUMNS = (
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return a Markdown table for people, with percentages. Empty columns are left out."""
     run, *rest = _filled(COLUMNS, rows)
-    columns = [run, *_knob_columns(rows), *rest]
+    columns = [run, *_knob_columns(rows), *rest, *_further_columns(rows)]
     left = [column.header for column in columns if not column.numeric]
     return markdown([column.header for column in columns], [[c.cell(row) for c in columns] for row in rows], left)
 
@@ -127,6 +135,16 @@ def _knob_columns(rows: Sequence[Row]) -> list[Column]:
         return Column(escaped(name), lambda row: knob_text(row.first.knobs.get(name, "")), numeric, terminal=False)
 
     return [column(name) for name in knob_names(row.first for row in rows)]
+
+
+def _further_columns(rows: Sequence[Row]) -> list[Column]:
+    """Return columns for the mean of the classes' accuracies, where that tells something, and further test sets."""
+
+    def column(name: str) -> Column:
+        return Column(f"{escaped(name)}, %", lambda row: _plus_minus(row.also_test_acc(name)), terminal=False)
+
+    balanced = Column("balanced accuracy, %", lambda row: _plus_minus(row.balanced_acc), terminal=False)
+    return [*([balanced] if show_balanced(rows) else []), *(column(name) for name in also_tested(rows))]
 
 
 def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
@@ -266,6 +284,8 @@ def _single(result: Result) -> Table:
     student = {"network": result.student or "", "parameters": parameters(result.student_params)}
     trained = {
         "test accuracy": _percent(result.test_acc, 2, " %"),
+        "balanced accuracy": _balanced(result),
+        **{f"{name} accuracy": _percent(acc, 2, " %") for name, acc in result.also_test_acc.items() if "/" not in name},
         "retention": _percent(result.retention, 1, " %"),
         "agreement": _percent(result.agreement, 2, " %"),
         "test NLL": _decimals(result.test_nll),
@@ -280,6 +300,13 @@ def _single(result: Result) -> Table:
         networks["student"] = student | trained
     lines = [[name, *(cells.get(name, "") for cells in networks.values())] for name in student | trained]
     return _table(["", *networks], [line for line in lines if any(line[1:])])
+
+
+def _balanced(result: Result) -> str:
+    """Return the mean of the classes' accuracies, where it tells something else than the accuracy."""
+    balanced, acc = result.test_balanced_acc, result.test_acc
+    telling = balanced is not None and acc is not None and abs(balanced - acc) >= TELLING
+    return _percent(balanced, 2, " %") if telling else ""
 
 
 def _table(headers: Sequence[str], lines: Iterable[Sequence[str]], widths: Sequence[int] | None = None) -> Table:

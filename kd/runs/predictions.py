@@ -43,6 +43,15 @@ class Predictions(NamedTuple):
         right: NDArray[np.bool_] = self.logits.argmax(axis=1) == self.labels
         return right
 
+    @property
+    def class_accuracy(self) -> NDArray[np.float64]:
+        """(C,), the share of each class's images that are classified correctly; NaN for a class without images."""
+        C = self.logits.shape[1]
+        counts = np.bincount(self.labels, minlength=C)
+        right = np.bincount(self.labels[self.correct], minlength=C)
+        accuracy: NDArray[np.float64] = np.divide(right, counts, out=np.full(C, np.nan), where=counts > 0)
+        return accuracy
+
 
 def write(predictions: Predictions, path: Path) -> None:
     """Write the file whole or not at all, with logits in float16.

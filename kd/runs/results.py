@@ -37,7 +37,7 @@ Knob = Scalar | list[Scalar]
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Settings and outcome of one run: flat but for `knobs` and the curves.
+    """Settings and outcome of one run: flat but for `knobs`, the curves, and figures by test set.
 
     Accuracies, agreement and retention are fractions of 1. None means unknown.
     """
@@ -63,9 +63,17 @@ class Result:
     data_id: str = ""
     """Hash of its pixels and labels."""
     epochs: int
+    train_images: int | None = None
+    """Number of images that were trained on, those for validation and those beyond `data.fraction` left out."""
+    noisy_labels: int | None = None
+    """How many of their labels were made wrong, by `data.noise`."""
     val_acc: float | None = None
     """Accuracy with the last epoch's weights, like all test figures; None without a validation split."""
     test_acc: float | None = None
+    test_balanced_acc: float | None = None
+    """Mean of the classes' accuracies: of those with test images."""
+    test_class_acc: list[float] = field(default_factory=list)
+    """Accuracy on the test images of each class, by label; NaN for a class without any."""
     test_images: int | None = None
     """Number of images that were tested on, which bounds the precision of the test accuracy."""
     test_total: int | None = None
@@ -74,6 +82,10 @@ class Result:
     """Mean negative log-likelihood of the test labels, in nats."""
     test_ece: float | None = None
     """Expected calibration error, a fraction of 1."""
+    also_test_acc: dict[str, float] = field(default_factory=dict)
+    """Accuracy on each further test set by its name, and on each part of one, as in "CIFAR-10-C/fog/3"."""
+    also_test_nll: dict[str, float] = field(default_factory=dict)
+    """Mean negative log-likelihood there, in nats."""
     teacher_test_acc: float | None = None
     retention: float | None = None
     """Test accuracy of the student divided by that of its teacher."""
@@ -135,9 +147,11 @@ _CHECKED_LATER = ("seed", "epochs")
 """Settings that the first record of a run has as they were typed: what is wrong with them is found after it."""
 _SPANS = {
     **dict.fromkeys(("val_acc", "test_acc", "teacher_test_acc", "agreement", "test_ece"), "[0, 1]"),
+    **dict.fromkeys(("also_test_acc", "test_balanced_acc", "test_class_acc"), "[0, 1]"),
     **dict.fromkeys(("epoch_train_acc", "epoch_val_acc"), "[0, 1]"),
-    **dict.fromkeys(("test_nll", "epoch_train_loss", "epoch_val_loss"), _FIGURE),
+    **dict.fromkeys(("test_nll", "also_test_nll", "epoch_train_loss", "epoch_val_loss"), _FIGURE),
     **dict.fromkeys(("student_params", "teacher_params", "test_images", "test_total"), "whole [0, 1e15]"),
+    **dict.fromkeys(("train_images", "noisy_labels"), "whole [0, 1e15]"),
     **dict.fromkeys(_CHECKED_LATER, "whole [-1e15, 1e15]"),
     **dict.fromkeys(("retention", "train_seconds", "images_per_second"), "[0, 1e12]"),
 }
@@ -340,6 +354,10 @@ def _typed(name: str, value: Any) -> Any:
     kind = _KINDS[name]
     if kind == dict[str, Knob]:
         return _knobs(name, value)
+    if kind == dict[str, float]:
+        if not isinstance(value, dict) or not {type(item) for item in value.values()} <= {float, int, NoneType}:
+            raise TypeError(f"{name} is not numbers by name")
+        return {part: math.nan if item is None else float(item) for part, item in value.items()}
     if kind == list[float]:
         if not isinstance(value, list) or not {type(item) for item in value} <= {float, int, NoneType}:
             raise TypeError(f"{name} is not a list of numbers")
@@ -366,6 +384,12 @@ def _require(name: str, value: Any) -> None:
         if value not in STATUSES:
             raise ValueError(f"status is {value!r:.40}, not one of {', '.join(STATUSES)}")
     elif name in _SPANS:
+        if isinstance(value, dict):
+            if len(value) > MOST_ITEMS:
+                raise ValueError(f"{name} has {len(value):,} items")
+            for part in value:
+                _require_text(f"a name in {name}", part)
+            value = list(value.values())
         known = [item for item in value if not math.isnan(item)] if isinstance(value, list) else [value]
         for end in (min(known), max(known)) if known else ():
             ranges.require(name, end, _SPANS[name])

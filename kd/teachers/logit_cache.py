@@ -190,7 +190,8 @@ def open_logits(
         teacher, folder, key, images, classes, limit_gb: see `StoredLogits` and `prepare_file`.
     """
     if views is None:
-        log.info("the teacher's logits are not kept: with cutout, mixup or cutmix an image has too many views")
+        why = "with cutout, mixup or cutmix an image has too many views, as it has with a policy"
+        log.info("the teacher's logits are not kept: %s", why)
         return None
     path = prepare_file(folder, key, images, views, classes, limit_gb)
     return RoundedLogits(teacher, images) if path is None else StoredLogits(teacher, path, key, images, views, classes)

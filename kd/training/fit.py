@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -27,6 +28,7 @@ from kd.runs.predictions import write as write_predictions
 from kd.runs.results import FILE, Result, write
 from kd.runs.status import CHECKPOINTS
 from kd.runs.weights import not_finite, save_weights
+from kd.training.also_test import measure
 from kd.training.callbacks import ADVICE, EpochSeed, History, KeepPredictions
 from kd.training.checkpoints import PREVIOUS, AtomicCheckpoints
 from kd.training.loggers import Samples, abandon, conclude, log_confusion, name_run
@@ -124,6 +126,7 @@ def train(
             if broken is not None:
                 raise UserError(f"training diverged: {broken} ends with weights that are not finite; {ADVICE}")
             trainer.test(module, data, verbose=False)
+            further = measure(module, data, trainer)
         except BaseException as error:
             abandon(trainer.loggers)
             if lacks_memory(error):
@@ -131,15 +134,22 @@ def train(
             raise
 
     predictions = keep_predictions.predictions(trainer)
+    class_acc = predictions.class_accuracy
     test = {name: value.item() for name, value in trainer.callback_metrics.items()}
     record = replace(
         record,
+        train_images=len(data.train_index),
+        noisy_labels=data.noisy_labels,
         val_acc=history.rows[-1].get("val/acc") if history.rows else None,
         test_acc=test["test/acc"],
+        test_balanced_acc=float(np.nanmean(class_acc)),
+        test_class_acc=class_acc.tolist(),
         test_images=len(predictions.labels),
         test_total=len(data.images.test_y),
         test_nll=test["test/nll"],
         test_ece=test["test/ece"],
+        also_test_acc=further.acc,
+        also_test_nll=further.nll,
         agreement=test.get("test/agreement"),
         train_seconds=history.seconds,
         images_per_second=history.images / history.seconds if history.seconds else None,
@@ -155,7 +165,7 @@ def train(
     )
     if record.teacher_test_acc:
         record = replace(record, retention=test["test/acc"] / record.teacher_test_acc)
-    record = replace(record, warnings=[*record.warnings, *_doubts(record, predictions, len(data.images.classes))])
+    record = replace(record, warnings=[*record.warnings, *_doubts(record, predictions, data.images.classes)])
     if trainer.is_global_zero:
         # What cannot be made again comes first.
         write_predictions(predictions, directory / PREDICTIONS)
@@ -219,19 +229,22 @@ def _trial(trainer: L.Trainer, data: DataModule, epochs: int, trained: int, test
     return ", ".join(parts) or None
 
 
-def _doubts(record: Result, predictions: Predictions, classes: int) -> list[str]:
+def _doubts(record: Result, predictions: Predictions, classes: Sequence[str]) -> list[str]:
     """Return and log what a reader of the network's own figures should know; nothing of a trial, which shows little."""
     doubts = []
     if record.diverged:
-        doubts.append(
-            f"training diverged: test NLL {record.test_nll:.4g}, and guessing has {math.log(classes):.3g}; {ADVICE}"
-        )
+        guessing = math.log(len(classes))
+        doubts.append(f"training diverged: test NLL {record.test_nll:.4g}, and guessing has {guessing:.3g}; {ADVICE}")
     elif record.trial is None and record.test_acc is not None:
         chance = near_chance(record.test_acc, predictions.labels)
         if chance is not None:
             doubts.append(
                 f"the {'student' if record.student else 'teacher'} reaches {100 * record.test_acc:.1f} %, {chance}"
             )
+    untested = [classes[label] for label, acc in enumerate(record.test_class_acc) if math.isnan(acc)]
+    if untested and record.trial is None:
+        more = f" and {len(untested) - 3:,} more classes" if len(untested) > 3 else ""
+        doubts.append(f"there are no test images of {', '.join(untested[:3])}{more}")
     for doubt in doubts:
         log.warning("%s", doubt)
     return doubts

@@ -4,7 +4,7 @@ import pytest
 
 from kd.app.build import Builder
 from kd.app.compose import compose, plain
-from kd.app.identity import cohort_key, decisive, fingerprint, logit_key, variant
+from kd.app.identity import cohort_key, decisive, fingerprint, group, logit_key, variant
 
 
 def composed(*overrides):
@@ -32,6 +32,13 @@ def store_key(command):
         ("data.augment.crop=1", True, True),
         ("data.val_fraction=0.2", True, True),
         ("data.source.image_size=16", True, True),
+        ("teacher_recipe.ema=0.9", True, True),
+        ("recipe.ema=0.9", False, True),
+        ("data.augment.policy=trivialaugment", True, True),
+        ("data.fraction=0.5", True, True),
+        ("data.noise=0.2", True, True),
+        ("data.balance=weights", True, True),
+        ("data.also_test=[.]", False, True),
         ("speed.fused=false", True, True),
         ("trainer.precision=32-true", True, True),
         ("+trainer.limit_train_batches=2", True, True),
@@ -80,6 +87,11 @@ def test_fingerprint_ignores_networks_that_take_no_part():
     assert fingerprint(settings("method=teacher", "recipe.epochs=31")) == teacher
     assert fingerprint(settings("method=teacher", "seed=5")) != teacher
     assert teacher != base
+
+
+def test_group_is_the_same_whatever_a_network_is_also_tested_on():
+    assert group(settings("data.also_test=[.]")) == group(settings())
+    assert variant(("data.also_test=[.]", "data.fraction=0.5"), ["student"], []) == "data.fraction=0.5"
 
 
 def test_fingerprint_knows_given_weights_by_their_content(tmp_path):
@@ -147,3 +159,6 @@ def test_teacher_key_is_that_of_the_teachers_which_are_there():
     key = store_key(composed("trainer.precision=32-true"))
     assert key["trainer"] == {"_target_": "lightning.Trainer", "precision": "32-true", "deterministic": False}
     assert key["format"] == 2
+    assert "ema" not in key["recipe"]
+    assert key["data"].keys() == {"id", "val_fraction", "split_seed", "augment"}
+    assert key["data"]["augment"].keys() == {"_target_", "crop", "flip", "cutout"}

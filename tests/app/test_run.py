@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -27,7 +28,7 @@ from kd.runs.results import read, write
 from kd.runs.weights import fill, load_weights
 from kd.training.performance import PackedDropout, choose_precision
 from tests import processes
-from tests.common import ROOT, SMALL
+from tests.common import QUICK, ROOT, SMALL
 
 
 def metric_rows(directory: Path) -> list[dict[str, str]]:
@@ -512,6 +513,49 @@ def test_folder_data_trains_in_memory_and_on_disk(run, tmp_path):
     assert read(tmp_path / "run" / "result.json").dataset == "mine"
     assert run(*small, "method=logits", "hydra.run.dir=disk", "data.in_memory=false")[0] == 0
     assert same_weights(tmp_path / "run" / "student.safetensors", tmp_path / "disk" / "student.safetensors")
+
+
+def test_run_with_few_and_wrong_labels_and_further_test_sets_records_them(run, tmp_path):
+    images = digits(16)
+    (tmp_path / "again").mkdir()
+    x = images.test_x.permute(0, 2, 3, 1).contiguous().numpy()
+    np.save(tmp_path / "again" / "again_data.npy", x)
+    np.save(tmp_path / "again" / "again_labels.npy", images.test_y.numpy())
+    few = (*QUICK, "epochs=1", "batch_size=32", "data.fraction=0.1", "data.noise=0.2", "method=standard")
+    assert run(*few, "data.also_test=[again]", "hydra.run.dir=run")[0] == 0
+    record = read(tmp_path / "run" / "result.json")
+    assert " data.fraction=0.1 data.noise=0.2 " in record.variant
+    assert "also_test" not in record.variant
+    assert 120 < record.train_images < 140  # a tenth of nine tenths of 1,438
+    assert record.noisy_labels == round(0.2 * record.train_images)
+    assert record.also_test_acc == pytest.approx({"again": record.test_acc})
+    assert record.also_test_nll == pytest.approx({"again": record.test_nll}, rel=1e-4)
+
+
+def test_averaged_weights_are_tested_and_kept_and_change_no_training(run, tmp_path):
+    same = (*QUICK, "method=standard")
+    for name, *more in (("plain",), ("averaged", "recipe.ema=0.9")):
+        assert run(*same, *more, f"hydra.run.dir={name}")[0] == 0
+    plain, averaged = (read(tmp_path / name / "result.json") for name in ("plain", "averaged"))
+    assert plain.epoch_train_loss == averaged.epoch_train_loss
+    assert plain.test_nll != averaged.test_nll
+    kept = load_file(tmp_path / "averaged" / "student.safetensors")
+    (state,) = (
+        state
+        for name, state in torch.load(tmp_path / "averaged" / "checkpoints" / "last.ckpt")["callbacks"].items()
+        if "WeightAverage" in name
+    )
+    assert any(torch.equal(kept["classifier.weight"], tensor) for tensor in state["average"])
+
+
+def test_cohort_gives_the_students_of_single_runs_with_every_setting_of_the_images(run, tmp_path):
+    same = (
+        *QUICK, "epochs=1", "method=logits", "data.order_seed=0", "recipe.ema=0.9", "data.fraction=0.5",
+        "data.noise=0.2", "data.balance=weights", "data.augment.policy=randaugment", "data.augment.cutmix=1",
+    )  # fmt: skip
+    assert run(*same, "T=2", "hydra.run.dir=alone")[0] == 0
+    assert run("-m", *same, "T=4,2", "hydra/launcher=cohort", "hydra.sweep.dir=both")[0] == 0
+    assert same_weights(tmp_path / "alone" / "student.safetensors", tmp_path / "both" / "1" / "student.safetensors")
 
 
 @pytest.mark.parametrize(

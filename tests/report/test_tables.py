@@ -113,6 +113,28 @@ def test_to_markdown_has_a_column_for_each_knob_and_aligns_text_left():
     assert logits[1:6] == ["4", "0.1", "auto", "20", "true"]
 
 
+def test_tables_have_columns_for_further_test_sets_but_not_for_their_parts():
+    also = {"also_test_acc": {"C": 0.5, "C/fog/1": 0.4}, "also_test_nll": {"C": 1.5, "C/fog/1": 2.0}}
+    runs = [ALONE, *(replace(run, **also) for run in seeds(DISTILLED, 0.8, 0.9))]
+    standard, logits = records(runs)
+    assert list(standard)[-3:] == ["C_acc_mean", "C_acc_std", "C_nll_mean"]
+    assert (logits["C_acc_mean"], logits["C_acc_std"], logits["C_nll_mean"]) == ("0.5", "0.0", "1.5")
+    assert standard["C_acc_mean"] == ""
+    header, _, *lines = to_markdown(summarize(runs).rows).splitlines()
+    assert [line.split("|")[-2].strip() for line in (header, *lines)] == ["C, %", "", "50.00 ± 0.00"]
+    assert "C accuracy" in text(single(runs[1]))
+    partly = [replace(runs[1], also_test_acc={}), runs[2]]
+    assert "C_acc_mean" not in records(partly)[0]  # never a mean over some of the seeds
+
+
+def test_tables_show_the_balanced_accuracy_where_it_tells_something():
+    near, far = (replace(ALONE, test_balanced_acc=ALONE.test_acc - less) for less in (0.004, 0.2))
+    assert "balanced" not in to_markdown(summarize([near]).rows) + ",".join(records([near])[0]) + text(single(near))
+    assert float(records([far])[0]["balanced_acc_mean"]) == pytest.approx(ALONE.test_acc - 0.2)
+    assert "balanced accuracy, %" in to_markdown(summarize([far]).rows)
+    assert "balanced accuracy" in text(single(far))
+
+
 def compared(*results):
     summary = summarize([*seeds(ALONE, 0.80, 0.81, 0.80), *seeds(DISTILLED, 0.82, 0.83, 0.824), *results])
     return summary.rows, compare(summary.rows)

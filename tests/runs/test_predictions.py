@@ -27,6 +27,12 @@ def test_predictions_restore_bf16_logits_to_the_bit(tmp_path, with_teacher):
     assert restored.correct.tolist() == (example().logits.argmax(1) == example().labels).tolist()
 
 
+def test_class_accuracy_is_each_classs_own():
+    logits = np.eye(4, dtype=np.float32)[[0, 0, 1, 0, 3]]
+    accuracy = Predictions(np.array([0, 0, 0, 1, 3]), logits).class_accuracy
+    assert accuracy.tolist() == pytest.approx([2 / 3, 0, np.nan, 1], nan_ok=True)
+
+
 def test_predictions_clip_logits_beyond_half_precision(tmp_path):
     write(Predictions(np.array([0]), np.array([[1e6, -1e6]], np.float32)), tmp_path / "p.npz")
     assert read(tmp_path / "p.npz").logits.tolist() == [[65504.0, -65504.0]]

@@ -31,10 +31,10 @@ DONE = Result(
 )
 CONTRACT = """
     method knobs seed student teacher teacher_id student_params teacher_params taught dataset data_id
-    epochs val_acc test_acc test_images test_total test_nll test_ece teacher_test_acc retention agreement train_seconds
-    images_per_second device precision git versions status command cwd config_dir variant fingerprint group date error
-    trial diverged warnings
-    epoch_train_loss epoch_train_acc epoch_val_loss epoch_val_acc
+    epochs train_images noisy_labels val_acc test_acc test_balanced_acc test_class_acc test_images test_total test_nll
+    test_ece also_test_acc also_test_nll teacher_test_acc retention agreement train_seconds images_per_second device
+    precision git versions status command cwd config_dir variant fingerprint group date error trial diverged
+    warnings epoch_train_loss epoch_train_acc epoch_val_loss epoch_val_acc
 """
 
 
@@ -64,6 +64,24 @@ def test_read_returns_what_write_wrote(tmp_path):
     assert list(json.loads(path.read_text())) == CONTRACT.split()
     assert path.read_text().startswith('{\n  "method": "logits",\n')
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_read_returns_figures_by_test_set_and_refuses_others(tmp_path):
+    path = tmp_path / "result.json"
+    figures = replace(DONE, also_test_acc={"C": 0.5, "C/fog/1": 1.0}, also_test_nll={"C": 2.0})
+    write(figures, path)
+    assert read(path) == figures
+    write(replace(DONE, also_test_nll={"C": math.inf}), path)
+    assert math.isnan(read(path).also_test_nll["C"])
+    for wrong, message in (
+        ([0.5], "also_test_acc is not numbers by name"),
+        ({"C": "0.5"}, "also_test_acc is not numbers by name"),
+        ({"C": 1.5}, r"also_test_acc must be in \[0, 1\], got 1.5"),
+        ({"x" * 1001: 0.5}, "a name in also_test_acc has 1,001 characters"),
+        ({str(i): 0.5 for i in range(1001)}, "also_test_acc has 1,001 items"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(put(tmp_path / "wrong", also_test_acc=wrong))
 
 
 def test_write_leaves_the_usual_permissions(tmp_path):

@@ -1,0 +1,77 @@
+"""An exponential moving average of the weights, which is validated, tested and kept in their place."""
+
+from typing import Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from kd.ranges import require
+from kd.training.modules import Classifier
+
+
+class WeightAverage(L.Callback):
+    """Average the weights of the network that is kept, and its BatchNorm statistics, over the steps of training.
+
+    After step t, counted from 1, average = d * average + (1 - d) * weights with d = min(decay, (1 + t) / (10 + t)), so
+    that the initial weights are soon forgotten. The average takes the weights' place during validation, and for good
+    when training has ended. It is part of the checkpoint.
+
+    Source: Polyak, Juditsky 1992, in the exponential form of Tarvainen, Valpola 2017, arXiv 1703.01780.
+
+    Args:
+        decay: in (0, 1).
+
+    Raises:
+        ValueError: for a decay outside its range.
+    """
+
+    def __init__(self, decay: float) -> None:
+        require("recipe.ema", decay)
+        self.decay = decay
+        self._steps = 0
+        self._average: list[Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self._steps, "average": self._average}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._steps, self._average = state_dict["steps"], list(state_dict["average"])
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        weights = _weights(pl_module)
+        source = self._average or weights
+        self._average = [tensor.detach().clone().to(weight) for tensor, weight in zip(source, weights, strict=True)]
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._steps:  # gradients are still accumulated
+            return
+        self._steps = trainer.global_step
+        decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
+        torch._foreach_lerp_(self._average, [weight.detach() for weight in _weights(pl_module)], 1 - decay)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._exchange(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._exchange(pl_module)
+
+    @torch.no_grad()
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for weight, average in zip(_weights(pl_module), self._average, strict=True):
+            weight.copy_(average)
+
+    @torch.no_grad()
+    def _exchange(self, module: L.LightningModule) -> None:
+        """Put the average in the weights' place and the weights in the average's; to the bit."""
+        for weight, average in zip(_weights(module), self._average, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+
+def _weights(module: L.LightningModule) -> list[Tensor]:
+    """Return all floating-point parameters and buffers of the network that is kept, themselves."""
+    net: nn.Module = cast(Classifier, module).inference_net
+    return [tensor for tensor in (*net.parameters(), *net.buffers()) if tensor.is_floating_point()]
