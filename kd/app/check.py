@@ -17,7 +17,8 @@ from kd.ranges import KINDS, RANGES, SWITCH, TEXT, WHOLE_NUMBERS, require, requi
 from kd.runs.given import weights_file
 
 MAY_BE_NULL = {"clip_norm", "cutmix", "ema", "head", "image_size", "mixup", "name", "policy", "pretrained", "size"}
-MAY_BE_NULL |= {"strength", "student.stages", "target", "teacher.stages", "teacher_stages", "teacher_weights", "threads"}
+MAY_BE_NULL |= {"strength", "student.stages", "target", "teacher.stages", "teacher_stages", "teacher_weights"}
+MAY_BE_NULL |= {"threads"}
 
 SET_ELSEWHERE = {
     **dict.fromkeys(("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"), "epochs"),
