@@ -23,7 +23,7 @@ from kd.app.check import several_processes
 from kd.app.compose import Command, plain
 from kd.app.explain import missing_package
 from kd.data.also_test import AlsoTest, also_test
-from kd.data.images import Images
+from kd.data.images import Images, require_classes
 from kd.data.module import DataModule
 from kd.data.resize import images_of_size
 from kd.errors import UserError
@@ -166,6 +166,7 @@ class Builder:
     @cached_property
     def images(self) -> Images:
         images: Images = self.shared("images", self._images)
+        require_classes(images)  # before a network is built for them
         return images
 
     def _images(self) -> Images:

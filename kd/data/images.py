@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from kd.errors import UserError
+
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
 
@@ -72,6 +74,16 @@ class Images:
             means.append(mean.item())
             stds.append((share * (values - mean) ** 2).sum().sqrt().item())
         return tuple(means), tuple(stds)
+
+
+def require_classes(images: Images) -> None:
+    """Check that there are classes to tell apart.
+
+    Raises:
+        UserError: for a single class.
+    """
+    if len(images.classes) < 2:
+        raise UserError(f"{images.name} has one class only, {images.classes[0]}: there is nothing to tell apart")
 
 
 def draw_test_split(y: Tensor) -> Tensor:

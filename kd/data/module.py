@@ -14,7 +14,7 @@ from kd.data import mix, policy
 from kd.data.also_test import AlsoTest
 from kd.data.augment import Augment
 from kd.data.batch import Batch
-from kd.data.images import Images
+from kd.data.images import Images, require_classes
 from kd.data.mix import Mix
 from kd.data.policy import Policy
 from kd.data.subset import noisy_labels, smallest_share, stratified_part
@@ -325,8 +325,7 @@ class DataModule(L.LightningDataModule):
         require("data.workers", workers)
         require("data.in_memory", in_memory)
         augment.check_size(images.train_x.shape[-1])
-        if len(images.classes) < 2:
-            raise UserError(f"{images.name} has one class only, {images.classes[0]}: there is nothing to tell apart")
+        require_classes(images)
         self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
         self.memory_format, self.in_memory, self.workers = memory_format, in_memory, workers
         self.also_test, self.balance = also_test, balance
