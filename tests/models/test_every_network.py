@@ -16,11 +16,11 @@ from kd.app.compose import compose, plain
 from kd.methods.maps import classifier_head
 from kd.models.output import probe
 from kd.training.performance import Speed
-from scripts.networks import build
+from scripts.networks import build, names
 from tests.common import CONF
 
 DIGITS = ("data=digits", "data.source.image_size=16", "trainer=cpu", "logger=none", "trainer.enable_progress_bar=false")
-NAMES = sorted(path.stem for path in (CONF / "student").glob("*.yaml"))
+NAMES = names()
 SMALL = {
     "cnn16": {"scale": 4},
     "densenet_bc_100_12": {"depth": 16},
@@ -77,7 +77,8 @@ def test_small_networks_are_one_of_every_family():
 
 
 def test_every_network_is_student_and_teacher_with_its_settings_in_one_file():
-    assert sorted(path.stem for path in (CONF / "teacher").glob("*.yaml")) == NAMES
+    students, teachers = ({path.stem for path in (CONF / role).glob("*.yaml")} for role in ("student", "teacher"))
+    assert students == teachers
     for name in NAMES:
         described = (CONF / "student" / f"{name}.yaml").read_text().splitlines()[0]
         file = (CONF / "teacher" / f"{name}.yaml").read_text()

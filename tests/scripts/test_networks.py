@@ -16,7 +16,7 @@ PAGE = (ROOT / networks.PAGE).read_text(encoding="utf-8").splitlines()
 measured = cache(networks.measured)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "student").glob("*.yaml")))
+@pytest.mark.parametrize("name", networks.names())
 def test_figures_of_a_network_are_right_in_the_table_and_in_its_file(name):
     network = measured(name)
     assert networks.row(network) in PAGE
