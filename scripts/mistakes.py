@@ -27,15 +27,17 @@ class Right(Logits):
     """No mistake.
 
     Args:
-        T, alpha, label_smoothing: see `kd.methods.logits`.
+        T, alpha, label_smoothing, standardize: see `kd.methods.logits`.
         source: settings of the data set, for mistakes that show the teacher other pixels.
         augment: settings of its augmentation, likewise.
     """
 
     own_images = True  # so that nothing is stored: some of the mistakes are in what the teacher is shown
 
-    def __init__(self, T: float, alpha: float, label_smoothing: float, source: Any, augment: Any) -> None:
-        super().__init__(T, alpha, label_smoothing)
+    def __init__(
+        self, T: float, alpha: float, label_smoothing: float, source: Any, augment: Any, standardize: bool = False
+    ) -> None:
+        super().__init__(T, alpha, label_smoothing, standardize)
         self.source, self.augment = source, augment
 
     def step(self, student: nn.Module, teacher: Teacher | None, batch: Batch) -> Step:
@@ -137,7 +139,7 @@ class _OtherPixels(Right):
         images: Images = instantiate(self.source)
         device, everything = torch.device("cpu"), Sequential(torch.arange(len(images.train_y)), self.views)
         pixels = InMemory(images.train_x, images.train_y, device)
-        return Loader(pixels, everything, self.views, images.mean_std, torch.channels_last, device)
+        return Loader(pixels, everything, self.views, images.mean_std, len(images.classes), torch.channels_last, device)
 
     def seen(self, batch: Batch, view: Tensor) -> Batch:
         (other,) = self.loader.batches([BatchIndices(batch.index.cpu(), view, None)])

@@ -99,7 +99,9 @@ def trainer(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 def call(*arguments: str) -> int:
     """Call `train.py` in this process and return its exit code."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HYDRA_FULL_ERROR", "")  # the program sets it itself; undone at the end
+        patch.setenv("HYDRA_FULL_ERROR", "")  # the program sets it and the next two itself; undone at the end
+        for name in ("PYTHONPATH", "PYTHONSAFEPATH"):
+            patch.setenv(name, os.environ.get(name, ""))
         patch.setattr(sys, "argv", ["train.py", *arguments])
         try:
             main()

@@ -58,7 +58,7 @@ def test_explain_leaves_no_line_empty_and_nothing_unprintable(error, line):
         ("Method=logits", "did you mean method"),
         ("trainer.max_epochs=3", "trainer.max_epochs is set by the run itself; give epochs=3 instead"),
         ("trainer.limit_train_batches=2", "write +trainer.limit_train_batches=2"),
-        ("beta=0.3", "there is no setting 'beta' with the default method; it is a knob of crd, dkd, feature"),
+        ("beta=0.3", "there is no setting 'beta' with the default method; it is a knob of ab, abkd, at, cc, crd"),
     ],
 )
 def test_explain_names_what_was_meant(name, answer):
@@ -87,7 +87,7 @@ def test_explain_translates_what_cannot_be_composed(override, answer):
 def test_explain_names_the_methods_of_a_sweep_that_lack_a_knob():
     arguments = ["-m", "method=standard,logits", "T=1,4"]
     assert explain(Exception("Could not override 'T'."), arguments).startswith(
-        "not all of method=standard,logits have T, a knob of ban"
+        "not all of method=standard,logits have T, a knob of ab, abkd, at, ban"
     )
 
 

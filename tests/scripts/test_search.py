@@ -333,10 +333,18 @@ def test_search_help_has_an_example():
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiment_jobs_pass_the_check(path):
     params = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
-    grid = [[f"{name}={choice}" for choice in str(choices).split(",")] for name, choices in params.items()]
+    grid = [[f"{name}={choice.strip()}" for choice in str(choices).split(",")] for name, choices in params.items()]
+    first = next(itertools.product(*grid))
+
+    def counts(job):
+        """Whether it has the first seed, or differs by its seed alone from the first job: others say nothing new."""
+        new = {setting.partition("=")[0] for setting in set(job) - set(first)}
+        return "seed" not in new or new == {"seed"}
+
+    jobs = [job for job in itertools.product(*grid) if counts(job)]
     seen = set()
-    for job in itertools.product(*grid):
+    for job in jobs:
         command, _ = compose([f"experiment={path.stem}", *job])
         check_command(command)
         seen.add(fingerprint(plain(command.cfg)))
-    assert len(seen) == len(list(itertools.product(*grid)))
+    assert len(seen) == len(jobs)
