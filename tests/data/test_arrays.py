@@ -117,6 +117,7 @@ def test_svhn_refuses_missing_and_damaged_files(tmp_path, damage, message):
         (b"text", "damaged or another kind of file"),
         (gzip.compress(idx(np.zeros((21, 28, 28), np.uint8))), "21 images and labels of shape"),
     ],
+    ids=["cut", "huge", "floats", "half packed", "text", "too many"],
 )
 def test_fashion_mnist_refuses_damaged_files(tmp_path, content, message):
     put_fashion(tmp_path)
