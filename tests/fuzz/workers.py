@@ -26,8 +26,8 @@ from kd.errors import UserError
 SECONDS = 10.0
 """Of processor time; a case that takes more hangs. One that waits for something hangs after `PATIENCE` times that."""
 PATIENCE = 6
-MEGABYTES = 2000
-"""Resident, the 800 of the loaded libraries included."""
+MEGABYTES = 1200
+"""Resident beyond what the process held before the case: 2 GB with the 800 of the loaded libraries."""
 
 
 class RefusedError(Exception):
@@ -131,7 +131,7 @@ def _isolate(temporary: Path) -> None:
         setattr(sys, stream, io.TextIOWrapper(open(number, "wb", closefd=False), encoding="utf-8"))  # noqa: SIM115
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + 2 * MEGABYTES * 10**6,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (size + 4 * 10**9,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -144,7 +144,7 @@ def _tried(case: Case, name: str, seed: int, originals: Path) -> Outcome:
         signal.signal(kind, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE * SECONDS)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    before = time.process_time()
+    before, held = time.process_time(), _resident("VmRSS")
     try:
         case(random.Random(f"{name} {seed}"), originals, Path.cwd())
         verdict, note = "accepted", ""
@@ -161,11 +161,15 @@ def _tried(case: Case, name: str, seed: int, originals: Path) -> Outcome:
     seconds = time.process_time() - before
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.setitimer(signal.ITIMER_PROF, 0)
-    status = Path("/proc/self/status").read_text()
-    megabytes = int(status.split("VmHWM:")[1].split()[0]) // 1000
-    if megabytes > MEGABYTES:
+    megabytes = _resident("VmHWM")
+    if megabytes > held + MEGABYTES:
         verdict, note = "memory", f"{megabytes} MB; {verdict}: {note}"
     return Outcome(seed, verdict, note, round(seconds, 3), megabytes)
+
+
+def _resident(which: str) -> int:
+    """Megabytes that this process holds (VmRSS), or has held at most (VmHWM)."""
+    return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0]) // 1000
 
 
 def wrong_line(message: str) -> str | None:
