@@ -161,13 +161,12 @@ class Classifier(L.LightningModule):
             self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
         return loss
 
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """As Lightning; before that, an optimiser that treats the labels apart is given the gradients of their term."""
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Give an optimiser that treats the labels apart the gradients of their term."""
         task, self._task = self._task, None
         optimizer = self.optimizers(use_pl_optimizer=False)
         if isinstance(optimizer, DOT):
             optimizer.add_task_gradients(self._task_gradients(optimizer, task))
-        super().backward(loss, *args, **kwargs)
 
     def _task_gradients(self, optimizer: DOT, task: Tensor | None) -> Sequence[Tensor | None]:
         """The gradients of the labels' term, averaged over the ranks; the graph is kept for the whole loss."""
