@@ -14,13 +14,11 @@ import argparse
 import json
 import logging
 import os
-import platform
 import resource
 import sys
 import tempfile
 import time
 import warnings
-from datetime import datetime, timezone
 from functools import cache, cached_property, partial
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -46,7 +44,7 @@ from kd.errors import UserError
 from kd.models.cnn import CNN
 from kd.report.speed import IMAGES, LOOPS, ratio, remarks, to_rich
 from kd.runs.results import Result
-from kd.runs.status import git_revision, versions
+from kd.runs.status import measured_by
 from kd.runs.weights import save_weights
 from kd.training.fit import device_name
 
@@ -121,12 +119,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         timed = {workload: take_turns(workload, pipes, options.rounds) for workload in options.workloads}
     workloads = {workload: entry(turns, options.steps * options.batch) for workload, turns in timed.items()}
     machine = {
-        "device": device_name(torch_device(options)),
-        "system": platform.platform(),
-        "versions": versions(),
-        "git": git_revision(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
+        **measured_by("scripts/benchmark.py", device_name(torch_device(options))),
         "batch_size": options.batch,
         "rounds": options.rounds,
         "steps": options.steps,

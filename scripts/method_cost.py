@@ -10,12 +10,10 @@ import argparse
 import json
 import logging
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -33,7 +31,7 @@ from kd.app.run import check_command
 from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.errors import UserError
-from kd.runs.status import git_revision, versions
+from kd.runs.status import measured_by
 from kd.teachers.frozen import FrozenTeacher
 from kd.training.fit import device_name
 
@@ -129,12 +127,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     logging.disable(logging.WARNING)
     tables = [table(pair, batch, options) for pair in options.pairs for batch in options.batches]
     machine = {
-        "device": device_name(torch_device(options)),
-        "system": platform.platform(),
-        "versions": versions(),
-        "git": git_revision(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "scripts/method_cost.py", *sys.argv[1:]]),
+        **measured_by("scripts/method_cost.py", device_name(torch_device(options))),
         "rounds": options.rounds,
         "steps": options.steps,
     }

@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -279,3 +281,20 @@ def git_revision() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.strip()
+
+
+def measured_by(program: str, device: str) -> dict[str, Any]:
+    """Return what figures of a benchmark need beside them: where, when, and with what they were measured.
+
+    Args:
+        program: its path in the repository; the arguments are those of this process.
+        device: its name.
+    """
+    return {
+        "device": device,
+        "system": platform.platform(),
+        "versions": versions(),
+        "git": git_revision(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python", program, *sys.argv[1:]]),
+    }
