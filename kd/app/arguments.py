@@ -58,6 +58,8 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
         raise UserError(f"{error.argument_name}: {error.message}; see --hydra-help") from error
     for argument in unknown:
         raise UserError(_unknown_flag(argument, argv, [*parser._option_string_actions]))
+    if known.config_path:
+        raise UserError("--config-path: our own settings are needed; give a folder with yours as --config-dir=DIR")
     if known.experimental_rerun:
         raise UserError("--experimental-rerun would run what is in a pickle; use resume=RUN_DIR instead")
     overrides: list[str] = list(known.overrides)

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kd.app.arguments import Arguments, in_shell, read_arguments, refuse_wrong_choices, sweeps
 from kd.app.check import several_processes
-from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain
+from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain, run_composed
 from kd.app.explain import explain, settings_of
 from kd.app.identity import fingerprint
 from kd.app.resume import expand_resume, refuse_other_settings
@@ -96,6 +96,9 @@ compares students with their teacher image by image, `python scripts/search.py D
 the best validation accuracy.
 """
 
+EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
+"""Errors that a line explains. Of others a run shows where they come from."""
+
 GROUPS = ("data", "recipe", "student", "teacher", "trainer", "speed", "logger", "debug", "experiment")
 
 
@@ -150,10 +153,6 @@ def _description(path: Path) -> str:
     return next((comment for comment in comments if not comment.startswith("@package")), "")
 
 
-class JobError(BaseException):
-    """The error of a run on its way through Hydra, which prints a line of its own about any `Exception`."""
-
-
 def main() -> None:
     """Run the program: every mistake in one line and exit code 1, unless HYDRA_FULL_ERROR=1 requests the traceback."""
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -163,38 +162,39 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped is stopped: resumable, exit code 130
-    arguments = sys.argv[1:]
+    arguments, node = sys.argv[1:], None
     try:
         Path.cwd()  # an error where the folder is gone
         if {"-h", "--help"} & set(arguments):
             print(help_text(conf_dir()).replace("python train.py", program()))
             return
-        sys.argv[1:] = arguments = prepared(arguments).argv
-        _main()
+        known, node = prepared(arguments)
+        sys.argv[1:] = arguments = known.argv
+        if node is None:
+            _main()
+        else:
+            run_composed(node, _single, known.config_dir)
     except KeyboardInterrupt:
         sys.exit(130)
-    except JobError as error:
-        cause = cast(Exception, error.__cause__)
-        if wants_traceback or not isinstance(cause, UserError | HydraException | OmegaConfBaseException | OSError):
-            raise cause from cause.__cause__
-        fail(cause, arguments)
     except Exception as error:  # Hydra's own may be any
-        if wants_traceback:
+        if wants_traceback or (node is not None and not isinstance(error, EXPECTED)):
             raise
         fail(error, arguments)
 
 
 def fail(error: Exception, arguments: Sequence[str]) -> NoReturn:
     """Print what is wrong, in a line, and leave with exit code 1."""
-    expected = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError)
-    expected |= isinstance(error.__cause__, OSError)
+    expected = isinstance(error, EXPECTED) or isinstance(error.__cause__, OSError)
     more = "" if expected else f" ({type(error).__name__}; HYDRA_FULL_ERROR=1 shows where)"
     print(f"error: {explain(error, arguments)}{more}", file=sys.stderr)
     sys.exit(1)
 
 
-def prepared(argv: list[str]) -> Arguments:
+def prepared(argv: list[str]) -> tuple[Arguments, DictConfig | None]:
     """Take the command line apart, and refuse what is wrong with it before Hydra makes a directory for the run.
+
+    Returns:
+        The command line, and for a single run the `hydra` node of its configuration.
 
     Raises:
         UserError, HydraException, OmegaConfBaseException: for a mistake in it.
@@ -202,12 +202,12 @@ def prepared(argv: list[str]) -> Arguments:
     arguments, record = expand_resume(read_arguments(argv), program())
     refuse_wrong_choices(arguments.overrides, arguments.config_dir)
     if not arguments.runs or arguments.multirun:
-        return arguments  # a multirun's jobs are checked one by one
+        return arguments, None  # a multirun's jobs are checked one by one
     several = sweeps(arguments.overrides)
     single = [override for override in arguments.overrides if override not in several]
     command, node = compose(single, config_dir=arguments.config_dir, config_name=arguments.config_name)
     if node.mode is RunMode.MULTIRUN:
-        return arguments
+        return arguments, None
     if several:
         name, _, values = several[0].partition("=")
         others = "" if "(" in values else f"; a list is written {name}=[{values}], a text \"{name}='{values}'\""
@@ -222,7 +222,7 @@ def prepared(argv: list[str]) -> Arguments:
     if record is not None:
         refuse_other_settings(record, command, argv, program())
     refuse_another(previous, fingerprint(plain(command.cfg)), Path(node.run.dir))
-    return arguments
+    return arguments, node
 
 
 def job(cfg: DictConfig, make_builder: "Callable[[Command], Builder] | None" = None) -> Result:
@@ -242,22 +242,20 @@ def program() -> str:
 
 @hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="config")
 def _main(cfg: DictConfig) -> float | None:
-    """One run. Returns the last epoch's validation accuracy, for whatever searches over runs."""
-    single_run = HydraConfig.get().mode is RunMode.RUN
-    try:
-        result = job(cfg)
-    except Exception as error:
-        if single_run:
-            raise JobError from error
-        raise
-    if single_run and first_process(several_processes(plain(cfg.trainer))):
+    """A job of a multirun. Returns the last epoch's validation accuracy, for whatever searches over runs."""
+    return job(cfg).val_acc
+
+
+def _single(cfg: DictConfig) -> None:
+    """A run by itself, with its result printed."""
+    result = job(cfg)
+    if first_process(several_processes(plain(cfg.trainer))):
         from rich.console import Console
         from rich.text import Text
 
         from kd.report.tables import single
 
         Console().print(single(result), Text(HydraConfig.get().runtime.output_dir, style="dim"), sep="\n")
-    return result.val_acc
 
 
 if __name__ == "__main__":

@@ -1,16 +1,22 @@
 """From a command to a configuration: where conf/ lies, and what Hydra composes from it. No torch import."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import yaml
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.hydra import Hydra
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobStatus, run_job
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 import kd
@@ -97,20 +103,50 @@ def compose(
         HydraException, OmegaConfBaseException: for an unknown group, choice or setting.
         UserError: for a file that cannot be read.
     """
-    texts = list(overrides)
     if config_dir is not None:
         _refuse_bombs(config_dir)
-    if config_dir is not None and not any(text.lstrip("+").startswith("hydra.searchpath=") for text in texts):
-        texts.append(f"hydra.searchpath=['file://{escaped(str(config_dir))}']")
     try:
-        if GlobalHydra.instance().is_initialized():
-            cfg = hydra.compose(config_name, texts, return_hydra_config=True)
-        else:
-            with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
-                cfg = hydra.compose(config_name, texts, return_hydra_config=True)
+        with nullcontext() if GlobalHydra.instance().is_initialized() else _initialized(config_dir):
+            cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"a configuration file cannot be read: {' '.join(str(error).split())}") from error
     return Command.of(without_hydra(cfg), cfg.hydra, launcher), cfg.hydra
+
+
+@contextmanager
+def _initialized(config_dir: Path | None) -> Iterator[None]:
+    """Hydra with the folders that its own main would give it."""
+    with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
+        if config_dir is not None:
+            folders = GlobalHydra.instance().config_loader().get_search_path()
+            folders.prepend("command-line", f"file://{config_dir}", SearchPathQuery(provider="schema"))
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2("app", folders)
+        yield
+
+
+def run_composed(node: DictConfig, task: TaskFunction, config_dir: Path | None = None) -> None:
+    """Do what Hydra's main does with a single run, whose configuration it would compose twice more.
+
+    Args:
+        node: the `hydra` node of the configuration, as `compose` returns it.
+        task: the run.
+        config_dir: see `compose`.
+
+    Raises:
+        Exception: what the task raises.
+    """
+    cfg = cast(DictConfig, node._get_parent())
+    node.mode = RunMode.RUN
+    callbacks = Callbacks(cfg)
+    about = {"config": cfg, "config_name": node.job.config_name}
+    with _initialized(config_dir):
+        callbacks.on_run_start(**about)
+        context = HydraContext(GlobalHydra.instance().config_loader(), callbacks)
+        done = run_job(task, cfg, job_dir_key="hydra.run.dir", job_subdir_key=None, hydra_context=context)
+        callbacks.on_run_end(**about, job_return=done)
+    if done.status is not JobStatus.COMPLETED:
+        raise done._return_value
 
 
 def _refuse_bombs(folder: Path) -> None:

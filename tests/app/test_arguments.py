@@ -39,6 +39,10 @@ from kd.errors import UserError
         (["--cfg", "all", "-m"], "one of --run, --multirun, --cfg and --info at a time"),
         (["--resolve"], "--resolve goes with --cfg job"),
         (["--package", "x"], "--package goes with --cfg job"),
+        (
+            ["--config-path=/mine"],
+            "--config-path: our own settings are needed; give a folder with yours as --config-dir",
+        ),
         (["--config-dir=nowhere"], "--config-dir=nowhere: no such folder"),
         (["--experimental-rerun", "config.pickle"], "would run what is in a pickle; use resume=RUN_DIR instead"),
     ],

@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.experimental.callback import Callback
 
 from kd.app.compose import compose
 from kd.errors import UserError
+from tests.common import QUICK
 
 BOMB = "b0: &b0 [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"b{i}: &b{i} [{','.join([f'*b{i - 1}'] * 10)}]\n" for i in range(1, 9)
@@ -34,3 +39,45 @@ def test_compose_takes_aliases_that_are_few(tmp_path):
     own(tmp_path, "_target_: kd.models.cnn.CNN\nscale: &s 3\nhead_dropout: *s\n")
     command, _ = compose(["student=own"], config_dir=tmp_path)
     assert command.cfg.student.head_dropout == 3
+
+
+def test_compose_finds_files_of_both_folders_that_a_command_adds(tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    own(tmp_path / "first", "_target_: kd.models.cnn.CNN\nscale: 3\n")
+    second = own(tmp_path / "second", "_target_: kd.models.cnn.CNN\nscale: 4\n")
+    second.rename(second.with_name("further.yaml"))
+    added = f"hydra.searchpath=[file://{tmp_path / 'second'}]"
+    for choice, scale in {"own": 3, "further": 4}.items():
+        command, _ = compose([f"student={choice}", added], config_dir=tmp_path / "first")
+        assert command.cfg.student.scale == scale
+        assert command.config_dir == str(tmp_path / "first")
+
+
+def test_single_run_composes_its_configuration_once(run, monkeypatch):
+    composed, load = [], ConfigLoaderImpl.load_configuration
+    monkeypatch.setattr(
+        ConfigLoaderImpl,
+        "load_configuration",
+        lambda self, **arguments: composed.append(arguments["overrides"]) or load(self, **arguments),
+    )
+    code, printed = run(*QUICK, "method=standard", "epochs=1", "hydra.run.dir=run")
+    assert (code, len(composed)) == (0, 1), printed
+
+
+def test_single_run_calls_the_callbacks_that_hydra_calls(run, monkeypatch):
+    calls = []
+
+    class Recorder(Callback):
+        def on_run_start(self, config, **_):
+            calls.append(("start", config.seed, Path("run").exists()))
+
+        def on_job_end(self, config, job_return, **_):
+            calls.append(("job", job_return.status.name, Path("run").exists()))
+
+        def on_run_end(self, config, job_return, **_):
+            calls.append(("end", job_return.status.name, config.hydra.mode.name))
+
+    monkeypatch.setattr("kd.Recorder", Recorder, raising=False)
+    run(*QUICK, "method=standard", "epochs=1", "hydra.run.dir=run", "+hydra.callbacks.mine._target_=kd.Recorder")
+    assert calls == [("start", 0, False), ("job", "COMPLETED", True), ("end", "COMPLETED", "RUN")]
