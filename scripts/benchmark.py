@@ -37,7 +37,7 @@ from kd.app.build import Builder
 from kd.app.cli import THREAD_WAITING
 from kd.app.compose import Command, compose
 from kd.app.explain import explain
-from kd.app.programs import Parser, check_settings, file, positive
+from kd.app.programs import check_settings
 from kd.app.run import check_command, describe, run
 from kd.data.images import Images
 from kd.errors import UserError
@@ -46,6 +46,7 @@ from kd.report.speed import IMAGES, LOOPS, ratio, remarks, to_rich
 from kd.runs.results import Result
 from kd.runs.status import measured_by
 from kd.runs.weights import save_weights
+from kd.terminal import Parser, file, positive
 from kd.training.fit import device_name
 
 WORKLOADS = {

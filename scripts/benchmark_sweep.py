@@ -15,9 +15,9 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from kd.app.programs import Parser, file, positive
 from kd.errors import UserError
 from kd.runs.status import git_revision, versions
+from kd.terminal import Parser, file, positive
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = (

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kd.errors import UserError
-from kd.report.arguments import end_with_the_pipe, out_dir, parser, tolerant_stdout
+from kd.report.arguments import out_dir, parser
 from kd.report.text import visible
+from kd.terminal import end_with_the_pipe, tolerant_stdout
 
 if TYPE_CHECKING:
     from kd.data.images import Images

@@ -26,13 +26,14 @@ from torch.profiler import ProfilerActivity, profile
 from kd.app.build import Builder
 from kd.app.compose import compose, conf_dir, plain
 from kd.app.explain import explain
-from kd.app.programs import Parser, check_settings, file, positive
+from kd.app.programs import check_settings
 from kd.app.run import check_command
 from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.errors import UserError
 from kd.runs.status import measured_by
 from kd.teachers.frozen import FrozenTeacher
+from kd.terminal import Parser, file, positive
 from kd.training.fit import device_name
 
 BASELINE = "logits"

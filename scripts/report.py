@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.text import Text
 
 from kd.errors import UserError
-from kd.report.arguments import end_with_the_pipe, out_dir, parser, tolerant_stdout
+from kd.report.arguments import out_dir, parser
 from kd.report.comparison import Comparison, by_baseline, compare, comparison_notes
 from kd.report.ranking import best, leaders
 from kd.report.rows import Row, Summary, summarize, titled
 from kd.report.tables import differences_to_rich, to_rich
 from kd.report.text import encodable, visible
 from kd.runs.results import collect
+from kd.terminal import end_with_the_pipe, tolerant_stdout
 
 MANY = 40
 """With more rows than MANY, the terminal shows FEW of them; the files have all."""

@@ -28,7 +28,7 @@ from kd.app.check import knobs, leaves, nearest
 from kd.app.compose import Command, compose, plain, run_wide
 from kd.app.explain import OTHER_NAMES, explain
 from kd.app.identity import fingerprint
-from kd.app.programs import Parser, check_settings, command_line, positive, refuse_setting
+from kd.app.programs import check_settings, command_line, refuse_setting
 from kd.app.run import check_command, describe, number, run
 from kd.errors import UserError
 from kd.hashing import derive
@@ -37,6 +37,7 @@ from kd.runs.results import FILE, Result, read
 from kd.runs.status import tracked, write_once
 from kd.sweeps.progress import console
 from kd.sweeps.spans import Range
+from kd.terminal import Parser, positive
 
 STUDY = "study.db"
 LEARNING_RATE = "recipe.optimizer.lr"

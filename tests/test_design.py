@@ -12,6 +12,7 @@ HEAVY = {"torch", "torchvision", "torchmetrics", "lightning"}
 ORDER = (
     ("kd.app",),
     ("kd.sweeps",),
+    ("kd.deploy",),
     ("kd.report",),
     ("kd.inference",),
     ("kd.training",),
@@ -21,6 +22,7 @@ ORDER = (
     ("kd.data",),
     ("kd.runs",),
     ("kd.losses",),
+    ("kd.terminal",),
     ("kd.errors", "kd.files", "kd.hashing", "kd.ranges"),
 )
 """Rooms from top to bottom: every import points downwards, or stays in its room."""

@@ -7,6 +7,7 @@ import sys
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 from kd.runs.results import collect
 from tests.common import ROOT
@@ -27,8 +28,12 @@ def installed(tmp_path_factory):
 
 
 def kd_train(installed, tmp_path, *arguments):
+    return installed_program(installed, "kd-train", tmp_path, *arguments)
+
+
+def installed_program(installed, name, tmp_path, *arguments):
     site, environment = installed
-    command = [sys.executable, str(site / "bin" / "kd-train"), *arguments]
+    command = [sys.executable, str(site / "bin" / name), *arguments]
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
 
@@ -58,6 +63,10 @@ def test_kd_train_distils_in_an_empty_directory(installed, tmp_path):
     assert done.returncode == 0, done.stderr
     (record,) = collect([tmp_path / "runs"]).results
     assert (record.status, record.knobs["T"]) == ("done", 4)
+    Image.new("L", (8, 8), 77).save(tmp_path / "grey.png")
+    (run,) = (tmp_path / "runs").glob("*/*")
+    classified = installed_program(installed, "kd-predict", tmp_path, str(run), "grey.png")
+    assert (classified.returncode, classified.stdout.split()[:1]) == (0, ["grey.png"]), classified.stderr
     assert "kd-train" not in done.stderr
     # A sweep uses the plugins, which find the program again in every job.
     sweep = ("-m", *small, "method=standard,logits", "hydra.sweep.dir=sweep", "hydra/launcher=cohort")

@@ -24,9 +24,9 @@ from kd.app.identity import fingerprint
 from kd.app.resume import expand_resume, refuse_other_settings
 from kd.app.run import check_command, execute
 from kd.errors import UserError
-from kd.report.arguments import tolerant_stdout
 from kd.runs.results import Result
 from kd.runs.status import check_free, first_process, recorded, refuse_another
+from kd.terminal import tolerant_stdout
 
 if TYPE_CHECKING:
     from kd.app.build import Builder

@@ -1,41 +1,11 @@
 """The command line of the programs beside `train.py` that run trainings, and what programs print to go on with."""
 
-import argparse
 import os
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import NoReturn
 
 from kd.app.arguments import NAME, in_shell, read_arguments, refuse_wrong_choices, sweeps
 from kd.errors import UserError
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, like all others of a program."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a `UserError` instead of printing the usage and leaving with exit code 2."""
-        raise UserError(f"{message}; see --help")
-
-
-def positive(text: str) -> int:
-    """Return a number of things, at least 1, as a type for `Parser.add_argument`."""
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text}") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-def file(text: str) -> Path:
-    """Return the path of a file that can be written later, as a type for `Parser.add_argument`."""
-    path = Path(text).expanduser()
-    if not path.parent.is_dir() or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: {'is a folder' if path.is_dir() else f'no folder {path.parent}'}")
-    return path
 
 
 def check_settings(overrides: Sequence[str], several: str = "give a single value") -> None:

@@ -1,9 +1,6 @@
-"""Command line and output that the scripts on result records share."""
+"""The command line that the scripts on result records share."""
 
 import argparse
-import io
-import signal
-import sys
 from pathlib import Path
 
 from kd.errors import UserError
@@ -44,15 +41,3 @@ def out_dir(args: argparse.Namespace) -> Path:
     if default.is_symlink():
         raise UserError(f"{default} is a link; name the place of the report by --out")
     return default
-
-
-def tolerant_stdout() -> None:
-    """Print characters that the terminal's encoding lacks as escapes, instead of ending with a traceback."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def end_with_the_pipe() -> None:
-    """Let a pipe's end, as in `| head`, end this process quietly: for programs that do nothing but print."""
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)

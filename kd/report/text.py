@@ -76,19 +76,20 @@ def escaped(text: str, brackets: bool = False) -> str:
 
 
 def comma_separated(headers: Sequence[str], lines: Iterable[dict[str, object]]) -> str:
-    """Return a CSV; cells without a value are empty.
+    """Return a CSV of `cell`s; those without a value are empty."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(cell, headers))
+    writer.writerows([cell(line.get(header)) for header in headers] for line in lines)
+    return file.getvalue()
+
+
+def cell(value: object) -> object:
+    """Return a cell of a CSV.
 
     A text that a spreadsheet would compute, as it begins with = + - or @, gets an apostrophe before it; a number does
     not.
     """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(map(_cell, headers))
-    writer.writerows([_cell(line.get(header)) for header in headers] for line in lines)
-    return file.getvalue()
-
-
-def _cell(value: object) -> object:
     formula = isinstance(value, str) and _FORMULA.match(value) and not NUMBER.fullmatch(value)
     return f"'{value}" if formula else value
 

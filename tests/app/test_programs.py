@@ -8,8 +8,9 @@ import pytest
 
 from kd.app.arguments import quoted
 from kd.app.compose import compose
-from kd.app.programs import Parser, command_line, refuse_setting
+from kd.app.programs import command_line, refuse_setting
 from kd.errors import UserError
+from kd.terminal import Parser
 
 
 @pytest.mark.parametrize("argument", ["data=digits", "+x=1", "recipe/optimizer=adamw", "T=4"])

@@ -1,0 +1,324 @@
+"""Classify images with a trained network: the program `scripts/predict.py`, where installed `kd-predict`."""
+
+import argparse
+import csv
+import glob
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kd.data.decode import read_rgb
+from kd.data.folder import SUFFIXES
+from kd.data.tree import Tree, printable
+from kd.errors import UserError
+from kd.files import open_regular
+from kd.inference import Prediction, Predictor, load
+from kd.report.text import cell, encodable, visible
+from kd.terminal import Parser, end_with_the_pipe, file, positive, tolerant_stdout
+from kd.training.performance import choose_device
+
+STDIN = "-"
+LARGEST_FILE = 2**30
+"""Bytes of one image file: a longer one is no photo, and memory is taken for all of it."""
+
+WIDEST = 60
+"""Characters of a column."""
+
+SHEET = 100
+"""Images of a picture sheet."""
+THUMBNAIL = (256, 256)
+"""Width and height in pixels that an image is shrunk to for it, at most."""
+
+
+class Answer(NamedTuple):
+    """What the networks make of one image."""
+
+    name: str
+    """Of its file, as it was given or found."""
+    top: list[Prediction]
+    """The most probable classes, the best first."""
+    teacher: list[Prediction] | None
+    """The same by the network beside it."""
+
+
+class _Input(NamedTuple):
+    name: str
+    x: list[Tensor]
+    """(1, 3, S, S) for each network."""
+
+
+class Classification:
+    """Classifies images batch by batch; those that cannot be read are told and left out.
+
+    Args:
+        networks: the network, and perhaps another one whose answers are shown beside.
+        top: how many classes of each image, at least 1.
+        batch_size: of images that are classified together, at least 1.
+        tell: called with what is wrong with an image, in one line.
+        keep: called with each image that was read, upright and RGB.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[Predictor],
+        top: int,
+        batch_size: int,
+        tell: Callable[[str], None],
+        keep: Callable[[str, Image.Image], None] = lambda name, image: None,
+    ) -> None:
+        self.networks, self.top, self.batch_size, self.tell, self.keep = networks, top, batch_size, tell, keep
+        self.failures = 0
+
+    def answers(self, names: Iterable[str]) -> Iterator[Answer]:
+        """Yield the answer to each image that can be read, in order."""
+        inputs = self._inputs(names)
+        while batch := list(islice(inputs, self.batch_size)):
+            columns = [
+                ranked(network, torch.cat(x), self.top)
+                for network, x in zip(self.networks, zip(*(one.x for one in batch), strict=True), strict=True)
+            ]
+            for one, *tops in zip(batch, *columns, strict=True):
+                yield Answer(one.name, tops[0], tops[1] if len(tops) > 1 else None)
+
+    def _inputs(self, names: Iterable[str]) -> Iterator[_Input]:
+        for name in names:
+            try:
+                image = read(name)
+            except UserError as error:
+                self.failures += 1
+                self.tell(str(error))
+                continue
+            self.keep(name, image)
+            # Resized here: a batch of photos as they are could be larger than the memory.
+            yield _Input(name, [network.preprocess(image) for network in self.networks])
+
+
+@torch.inference_mode()
+def ranked(predictor: Predictor, x: Tensor, top: int) -> list[list[Prediction]]:
+    """Return the most probable classes of each preprocessed image, at most `top`, the best first."""
+    probabilities: Tensor = predictor(x).logits.float().softmax(dim=1)
+    best = probabilities.topk(min(top, len(predictor.classes)))
+    return [
+        [Prediction(predictor.classes[place], value) for place, value in zip(places, values, strict=True)]
+        for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def read(name: str) -> Image.Image:
+    """Return the image in a file, upright and RGB, or that on standard input for "-".
+
+    Raises:
+        UserError: naming it, for what is missing, no file, or no image.
+    """
+    try:
+        if name == STDIN:
+            data = sys.stdin.buffer.read(LARGEST_FILE)
+        else:
+            with open_regular(Path(name)) as file:
+                data = file.read(LARGEST_FILE)
+    except FileNotFoundError as error:
+        raise UserError(f"no image at {printable(name)}") from error
+    except OSError as error:
+        raise UserError(f"{printable(name)}: {error.strerror or error}") from error
+    return read_rgb("the image on standard input" if name == STDIN else name, data, Counter())
+
+
+def found(argument: str) -> list[str]:
+    """Return the files that an argument means: folders and patterns are searched, everything else is as it is.
+
+    Raises:
+        UserError: for a folder or pattern without images.
+    """
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        return _inside(path)
+    if argument == STDIN or path.exists() or not glob.has_magic(argument):
+        return [argument if argument == STDIN else str(path)]
+    matching = sorted(glob.glob(str(path), recursive=True))
+    if not matching:
+        raise UserError(f"{printable(argument)}: nothing has a name of this pattern")
+    files = [_inside(Path(match)) if Path(match).is_dir() else [match] for match in matching]
+    return list(dict.fromkeys(chain.from_iterable(files)))
+
+
+def _inside(folder: Path) -> list[str]:
+    try:
+        files = [str(file) for file in Tree(folder, SUFFIXES).files(folder)]
+    except OSError as error:
+        raise UserError(f"{printable(error.filename or folder)}: {error.strerror or error}") from error
+    if not files:
+        raise UserError(f"{printable(folder)}: no images in this folder ({', '.join(SUFFIXES)})")
+    return files
+
+
+class Line:
+    """An answer as a line of text, in columns.
+
+    Args:
+        names: of all images, for the width of the first column.
+        classes: for the width of the others.
+    """
+
+    def __init__(self, names: Sequence[str], classes: Iterable[str]) -> None:
+        self.width = min(max((len(visible(name)) for name in names), default=0), WIDEST)
+        self.class_width = min(max(len(visible(name)) for name in classes), WIDEST)
+
+    def __call__(self, answer: Answer) -> str:
+        parts = [f"{visible(answer.name):<{self.width}}", *map(self._ranked, answer.top)]
+        if answer.teacher is not None:
+            parts += ["| teacher:", *map(self._ranked, answer.teacher)]
+        return encodable("  ".join(parts).rstrip(), sys.stdout.encoding or "ascii")
+
+    def _ranked(self, prediction: Prediction) -> str:
+        return f"{visible(prediction.label):<{self.class_width}} {percent(prediction.probability):>7}"
+
+
+def json_line(answer: Answer) -> str:
+    """Return an answer as an object of JSON, on one line."""
+    return json.dumps(
+        {
+            "image": visible(answer.name),
+            "top": [prediction._asdict() for prediction in answer.top],
+            **({} if answer.teacher is None else {"teacher": [prediction._asdict() for prediction in answer.teacher]}),
+        },
+        ensure_ascii=False,
+    )
+
+
+def csv_line(answer: Answer) -> str:
+    """Return an answer as a row of a CSV: image, then class and probability in turn, the teacher's last."""
+    cells: list[object] = [visible(answer.name)]
+    for prediction in [*answer.top, *(answer.teacher or [])]:
+        cells += [prediction.label, f"{prediction.probability:.6f}"]
+    row = io.StringIO()
+    csv.writer(row, lineterminator="").writerow(map(cell, cells))
+    return row.getvalue()
+
+
+def csv_header(top: int, teacher: bool) -> str:
+    """Return the names of the columns of `csv_line`."""
+    of = [f"{whose}{what}{'' if place == 1 else f'_{place}'}"
+          for whose in (["", "teacher_"] if teacher else [""])
+          for place in range(1, top + 1)
+          for what in ("class", "probability")]  # fmt: skip
+    return ",".join(["image", *of])
+
+
+def percent(probability: float) -> str:
+    return f"{100 * probability:.1f} %"
+
+
+def main() -> int:
+    tolerant_stdout()
+    end_with_the_pipe()
+    program = Path(sys.argv[0]).name
+    try:
+        args = _arguments()
+        device = _device(args.device)
+        paths = [path for path in (args.network, args.teacher) if path is not None]
+        networks = [load(path, args.trust).to(device) for path in paths]
+    except UserError as error:
+        print(f"{program}: {visible(str(error))}", file=sys.stderr)
+        return 1
+
+    def tell(line: str) -> None:
+        print(f"{program}: {visible(line)}", file=sys.stderr)
+
+    names: list[str] = []
+    failures = 0
+    for argument in args.images:
+        try:
+            names += found(argument)
+        except UserError as error:
+            failures += 1
+            tell(str(error))
+    pictures: list[Image.Image] = []
+
+    def keep(name: str, image: Image.Image) -> None:
+        if args.sheet is not None and len(pictures) < SHEET:
+            pictures.append(image.copy())
+            pictures[-1].thumbnail(THUMBNAIL)
+
+    classification = Classification(networks, args.top, args.batch_size, tell, keep)
+    top = min(args.top, len(networks[0].classes))
+    form: Callable[[Answer], str]
+    if args.csv:
+        print(csv_header(top, args.teacher is not None))
+    form = csv_line if args.csv else json_line if args.json else Line(names, networks[0].classes)
+    shown: list[Answer] = []
+    for answer in classification.answers(_with_progress(names)):
+        print(form(answer), flush=sys.stdout.isatty())
+        shown += [answer] if len(shown) < len(pictures) else []
+    if shown:
+        from kd.deploy.sheet import Shown, draw  # matplotlib takes a second
+
+        drawn = [
+            Shown(picture, one.name, one.top[0], one.teacher[0] if one.teacher else None)
+            for picture, one in zip(pictures, shown, strict=True)
+        ]
+        try:
+            draw(args.sheet, drawn, len(names) - classification.failures)
+        except UserError as error:
+            tell(str(error))
+            return 1
+    return 1 if failures + classification.failures else 0
+
+
+def _with_progress(names: Sequence[str]) -> Iterable[str]:
+    """Yield the names, with a progress bar where it disturbs no other lines."""
+    if sys.stdout.isatty() or not sys.stderr.isatty():
+        return names
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(names, "images", console=Console(stderr=True), transient=True)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return choose_device("auto", 1)
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: torch {torch.__version__} finds no such device here") from error
+
+
+def _arguments() -> argparse.Namespace:
+    program = Path(sys.argv[0]).name
+    program = f"python scripts/{program}" if program.endswith(".py") else program
+    parser = Parser(
+        description="Classify images with a trained network. Prints a line for each: its most probable classes. Exit\n"
+        "code 1 if any image could not be read; the others are classified nevertheless.",
+        epilog="examples:\n"
+        f"  {program} runs/2026-01-31/12-00-00 cat.png photos/ 'more/**/*.jpg'\n"
+        f"  {program} student.safetensors photos/ --top 3 --csv > classes.csv\n"
+        f"  {program} RUN_DIR photos/ --teacher teachers/8bfaa4799f5659b9 --sheet sheet.png\n"
+        f"  curl -s https://example.com/cat.png | {program} RUN_DIR -",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("network", metavar="RUN_OR_WEIGHTS", help="run directory, or its file of weights")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="file, folder, pattern, or - for an image on standard input"
+    )
+    parser.add_argument("--top", type=positive, default=1, metavar="K", help="classes of each image (default: 1)")
+    parser.add_argument("--teacher", metavar="RUN_OR_WEIGHTS", help="another network, whose classes are shown beside")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print an object of JSON a line")
+    form.add_argument("--csv", action="store_true", help="print a table with commas")
+    parser.add_argument("--sheet", type=file, metavar="FILE", help=f"draw the first {SHEET} images with their classes")
+    parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="default: 256")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    parser.add_argument(
+        "--trust", action="store_true", help="weights of your own, which may name any code to build their network"
+    )
+    return parser.parse_args()
