@@ -100,7 +100,7 @@ class Speed:
         """
         net = copy.deepcopy(net).eval().requires_grad_(False)
         if self.fold_teacher:
-            net = _folded(net)
+            net = folded(net)
             if half:
                 net = net.to(torch.bfloat16)
         return net.to(memory_format=self.memory_format)
@@ -114,7 +114,11 @@ def _keep_layout(flatten: nn.Module, args: tuple[Tensor]) -> None:
         )
 
 
-def _folded(net: nn.Module) -> nn.Module:
+def folded(net: nn.Module) -> nn.Module:
+    """Return a copy with each BatchNorm folded into the convolution before it, for inference.
+
+    A network that torch.fx cannot trace is returned as it is.
+    """
     try:
         folded: nn.Module = fuse(net)
     except (TraceError, TypeError, ValueError, RuntimeError, KeyError):

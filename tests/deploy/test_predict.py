@@ -7,35 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from kd.deploy import predict
 from kd.errors import UserError
 from kd.inference import load
-from kd.models.cnn import CNN
-from kd.runs.weights import save_weights
-
-CLASSES = ["cat", "=dog", "eel"]
-
-
-def weights(path, seed=0, size=8):
-    torch.manual_seed(seed)
-    facts = {
-        "model": {"_target_": "kd.models.cnn.CNN", "scale": 2, "activation": "relu"},
-        "num_classes": 3,
-        "image_size": size,
-        "classes": CLASSES,
-        "mean": [0.5, 0.25, 0.125],
-        "std": [0.5, 0.25, 0.2],
-    }
-    facts["model"] |= {"conv_dropout": 0.5, "head_dropout": 0.5}
-    net = CNN(2, 3, size, "relu", 0.5, 0.5)
-    with torch.no_grad():  # classes that differ
-        net.classifier.weight.mul_(30)
-        net.classifier.bias -= net.eval()(torch.randn(99, 3, size, size) / 0.9).logits.mean(0)
-    save_weights(net, path, facts)
-    return path
+from tests.deploy.common import CLASSES, weights
 
 
 @pytest.fixture

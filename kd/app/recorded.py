@@ -1,0 +1,66 @@
+"""The images that a run was trained and tested on, from its record."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import OmegaConf
+
+from kd.app.arguments import parse, quoted, read_arguments, refuse_wrong_choices
+from kd.app.compose import compose
+from kd.app.resume import to_be_typed
+from kd.errors import UserError
+from kd.runs.results import FILE, Result, read
+
+if TYPE_CHECKING:
+    from kd.app.build import Builder
+
+
+def recorded_data(weights: Path, typed: Sequence[str], image_size: int | None = None) -> "Builder":
+    """Return what builds the images of a run, and splits them as the run did.
+
+    Args:
+        weights: the run's file of weights. Without a record beside it, what is typed must name the images.
+        typed: settings of the data, such as data.root=DIR; they come after the run's own.
+        image_size: in pixels, of images that are not the run's own.
+
+    Raises:
+        UserError: if there is neither a record nor `data=`, or the record's command may run code.
+        HydraException, OmegaConfBaseException: for an unknown setting.
+    """
+    refuse_wrong_choices(read_arguments(typed).overrides)
+    keys = [str(override.key_or_group) for override in parse(typed)]
+    for override, key in zip(typed, keys, strict=True):
+        if key.partition(".")[0].partition("/")[0] != "data":
+            raise UserError(f"{override}: only settings of the data are taken here, such as data.root=DIR")
+    own: list[str] = []
+    record = _record(weights)
+    if record is not None and "data" not in keys:
+        own = shlex.split(record.command or "")
+        untold = to_be_typed(own)
+        if untold:
+            raise UserError(
+                f"{weights.parent / FILE} has {' '.join(untold)}, which may run code; name the images by "
+                "data=NAME data.root=DIR"
+            )
+    elif "data" not in keys:
+        raise UserError(f"no record of a run beside {weights}; name the images by data=NAME data.root=DIR")
+    elif image_size is not None and "data.image_size" not in keys:
+        typed = [*typed, f"data.image_size={image_size}"]
+    from kd.app.build import Builder  # imports torch
+
+    config_dir = Path(record.config_dir) if record and record.config_dir else None
+    command, _ = compose([*own, *typed], config_dir=config_dir)
+    root = OmegaConf.select(command.cfg, "data.root")
+    if own and "data.root" not in keys and root is not None and record and record.cwd:
+        there = Path(record.cwd, Path(str(root)).expanduser())
+        command, _ = compose([*own, *typed, quoted("data.root", str(there))], config_dir=config_dir)
+    return Builder(command)
+
+
+def _record(weights: Path) -> Result | None:
+    try:
+        return read(weights.parent / FILE)
+    except (UserError, OSError):
+        return None

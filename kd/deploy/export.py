@@ -1,0 +1,205 @@
+"""Trained networks as files that other programs run: ONNX and `torch.export`, checked against the network."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kd.errors import UserError
+from kd.files import replaced
+from kd.inference import Predictor
+from kd.training.performance import folded
+
+OPSET = 20
+"""Of ONNX: the newest that ONNX Runtime 1.20 runs in full."""
+BATCH = 256
+"""Images that are run together."""
+EXTRA = "pip install 'kd[export]'"
+
+Pixels = NDArray[np.uint8]
+"""(B, H, W, 3)."""
+Logits = NDArray[np.float32]
+"""(B, C)."""
+
+
+class Deployed(nn.Module):
+    """A trained network as a program of others calls it: a tensor in, a tensor out, BatchNorm folded.
+
+    Args:
+        predictor: the trained network.
+        preprocessing: whether it takes uint8 pixels (B, S, S, 3) and returns probabilities (B, C); else it takes
+            normalised images (B, 3, S, S) in fp32 and returns logits (B, C).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, predictor: Predictor, preprocessing: bool) -> None:
+        super().__init__()
+        self.net = folded(predictor.net)
+        self.preprocessing, self.size = preprocessing, predictor.image_size
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (predictor.mean, predictor.std))
+        self.register_buffer("scale", (1 / (255 * std)).float()[:, None, None])
+        self.register_buffer("shift", (-mean / std).float()[:, None, None])
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.preprocessing:
+            logits: Tensor = self.net(images).logits
+            return logits
+        x = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        return torch.softmax(self.net(x).logits, dim=1)
+
+    def example(self, n: int = 2) -> Tensor:
+        """Return n black images as `forward` takes them."""
+        if self.preprocessing:
+            return torch.zeros(n, self.size, self.size, 3, dtype=torch.uint8)
+        return torch.zeros(n, 3, self.size, self.size)
+
+    def inputs(self, pixels: Pixels) -> Tensor:
+        """Return images as `forward` takes them."""
+        images = torch.from_numpy(pixels)
+        return images if self.preprocessing else images.permute(0, 3, 1, 2).float() * self.scale + self.shift
+
+
+def to_onnx(deployed: Deployed, path: Path, facts: dict[str, Any]) -> None:
+    """Write an ONNX file, one without a second file for its weights, whose batch may have any size.
+
+    Args:
+        deployed: the network.
+        path: of the file.
+        facts: what the file's metadata say, as JSON each.
+
+    Raises:
+        UserError: without the extra `export`, or for a network that the exporter cannot trace.
+    """
+    onnx = required("onnx")
+    required("onnxscript")
+    name = "images"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter's own workings
+            program = torch.onnx.export(
+                deployed,
+                (deployed.example(),),
+                input_names=[name],
+                output_names=["probabilities" if deployed.preprocessing else "logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter may raise anything about foreign code
+        raise UserError(f"{_kind(deployed)} cannot be exported to ONNX: {_first_line(error)}") from error
+    if program is None:
+        raise UserError(f"{_kind(deployed)} cannot be exported to ONNX")
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+    with replaced(path) as temporary:
+        onnx.save(model, str(temporary))
+
+
+def to_torch_export(deployed: Deployed, path: Path, facts: dict[str, Any]) -> None:
+    """Write a `torch.export` archive (.pt2), which `torch.export.load` reads without kd.
+
+    Args:
+        deployed, path, facts: as `to_onnx`; the facts are the extra file kd.json in the archive.
+
+    Raises:
+        UserError: for a network that the exporter cannot trace.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                deployed, (deployed.example(),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+            )
+    except Exception as error:
+        raise UserError(f"{_kind(deployed)} cannot be exported by torch.export: {_first_line(error)}") from error
+    with replaced(path) as temporary, open(temporary, "wb") as file:
+        torch.export.save(program, file, extra_files={"kd.json": json.dumps(facts)})
+
+
+class Runner(Protocol):
+    """Runs an exported file: images as it takes them -> its output, (B, C)."""
+
+    def __call__(self, images: Tensor, /) -> Logits: ...
+
+
+def onnx_runner(path: Path, threads: int | None = None) -> Runner:
+    """Return ONNX Runtime with a file, on the processor.
+
+    Args:
+        path: the file.
+        threads: of one operation; None for all cores.
+
+    Raises:
+        UserError: without the extra `export`, or for a file that it cannot run.
+    """
+    runtime = required("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UserError(f"{path}: ONNX Runtime cannot run it: {_first_line(error)}") from error
+    name = session.get_inputs()[0].name
+
+    def run(images: Tensor) -> Logits:
+        output: Logits = session.run(None, {name: images.numpy()})[0]
+        return output
+
+    return run
+
+
+def torch_export_runner(path: Path) -> Runner:
+    """Return the program in a .pt2 archive of ours."""
+    with open(path, "rb") as file:
+        module = torch.export.load(file).module()
+
+    def run(images: Tensor) -> Logits:
+        with torch.no_grad():
+            output: Logits = module(images).numpy()
+        return output
+
+    return run
+
+
+def required(module: str) -> Any:
+    """Import a module of the extra `export`.
+
+    Raises:
+        UserError: with the command that installs it.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"this needs {module}, which is not installed: {EXTRA}") from error
+
+
+def batches(images: Tensor, size: int = BATCH) -> Iterator[Pixels]:
+    """Yield uint8 images (N, 3, H, W) batch by batch, as (B, H, W, 3)."""
+    for start in range(0, len(images), size):
+        yield images[start : start + size].permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _kind(deployed: Deployed) -> str:
+    return f"a network of {type(deployed.net).__name__}"
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what an exporter says, which is often a report of many lines."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,170 @@
+"""Export a trained network to ONNX or torch.export, in fp32 or int8, and check the file on the test images."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from kd.app.explain import explain
+from kd.app.recorded import recorded_data
+from kd.errors import UserError
+from kd.files import replaced
+from kd.report.text import visible
+from kd.runs.given import weights_file
+from kd.terminal import Parser, file, positive, tolerant_stdout
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kd.deploy.export import Deployed
+
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
+"""Of the formats. The run's own file of weights is safetensors."""
+MOST_LOST = 0.01
+"""Share of held-out training images that int8 may lose; more than that is refused."""
+HELD_OUT = 2000
+"""Training images that this is measured on, none of them among those for calibration."""
+
+
+def main() -> int:
+    tolerant_stdout()
+    args = argparse.Namespace(settings=[])
+    try:
+        args = _arguments()
+        export(args)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"export.py: {visible(explain(error, args.settings))}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the file, and print what it is and what it loses.
+
+    Raises:
+        UserError: for what cannot be exported, or loses too much; no file is left then.
+    """
+    weights = weights_file(args.network)
+    target = args.out or weights.with_name(weights.stem + (".int8" if args.int8 else "") + SUFFIXES[args.format])
+    _refuse_target(target, args)
+    from kd.deploy.check import check, own_labels
+    from kd.deploy.export import Deployed, onnx_runner, torch_export_runner
+    from kd.inference import load
+    from kd.runs.weights import load_weights
+
+    predictor = load(weights, args.trust)
+    images = recorded_data(weights, args.settings, predictor.image_size).images
+    test_y, train_y = (own_labels(labels, images.classes, predictor) for labels in (images.test_y, images.train_y))
+    deployed = Deployed(predictor, args.preprocessing)
+    facts = {**load_weights(weights)[1], "preprocessing": args.preprocessing, "license": args.license}
+    with replaced(target) as temporary:
+        _write(temporary, deployed, facts, args, images.train_x)
+        run = (onnx_runner if args.format == "onnx" else torch_export_runner)(temporary)
+        if args.int8:
+            place = _apart(len(train_y), args.calibrate)[1]
+            lost = -check(run, deployed, predictor, images.train_x[place], train_y[place]).change
+            if lost > MOST_LOST and not args.force:
+                raise UserError(
+                    f"int8 loses {100 * lost:.1f} points on {len(place):,} training images that it was not calibrated "
+                    "on; --calibrate more images, keep fp32, or write it nevertheless by --force"
+                )
+        found = check(run, deployed, predictor, images.test_x, test_y)
+    size = f"{target.stat().st_size / 1e6:.2f} MB"
+    takes, gives = (
+        ("uint8 pixels (batch, {0}, {0}, 3)", "probabilities")
+        if args.preprocessing
+        else ("normalised images (batch, 3, {0}, {0})", "logits")
+    )
+    print(f"{target}: {size}, {takes.format(predictor.image_size)} -> {gives} (batch, {len(predictor.classes)})")
+    print(
+        f"{images.name}, {len(test_y):,} test images: {found.same:.2%} the same prediction as PyTorch, {gives} differ "
+        f"by {found.largest:.1e} at most"
+    )
+    low, high = found.interval
+    reference = found.reference_right.mean()
+    print(f"accuracy of the file {found.accuracy:.2%} [{low:.2%}, {high:.2%}], of PyTorch {reference:.2%}")
+    if args.int8:
+        low, high = found.change_interval
+        print(f"int8 changes it by {100 * found.change:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]")
+
+
+def _write(path: Path, deployed: "Deployed", facts: dict[str, Any], args: argparse.Namespace, train: "Tensor") -> None:
+    from kd.deploy.export import batches, to_onnx, to_torch_export
+    from kd.deploy.quantise import to_int8
+
+    if args.format == "torch_export":
+        to_torch_export(deployed, path, facts)
+        return
+    if not args.int8:
+        to_onnx(deployed, path, facts)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        full = Path(folder, "full.onnx")
+        to_onnx(deployed, full, facts)
+        chosen = train[_apart(len(train), args.calibrate)[0]]
+        to_int8(full, path, (deployed.inputs(pixels) for pixels in batches(chosen, 64)))
+
+
+def _apart(images: int, calibrate: int) -> "tuple[Tensor, Tensor]":
+    """Return the places of training images to calibrate on, and of others to measure the loss on."""
+    import torch
+
+    if images <= calibrate:
+        raise UserError(f"--calibrate {calibrate}: there are {images:,} training images, and some are to measure with")
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
+    return order[:calibrate], order[calibrate : calibrate + HELD_OUT]
+
+
+def _refuse_target(target: Path, args: argparse.Namespace) -> None:
+    if args.int8 and args.format != "onnx":
+        raise UserError(f"--int8 goes with --format onnx, not {args.format}")
+    if target.suffix != SUFFIXES[args.format]:
+        raise UserError(f"--out {target}: a file of {args.format} ends in {SUFFIXES[args.format]}")
+    if target.exists() and not args.overwrite:
+        raise UserError(f"{target} is there; give another --out, or --overwrite")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = Parser(
+        description="Export a trained network, and compare the file with it on the test images of its run.",
+        epilog="examples:\n"
+        "  python scripts/export.py RUN_DIR --preprocessing\n"
+        "  python scripts/export.py RUN_DIR --int8 --calibrate 1000 --out student.int8.onnx\n"
+        "  python scripts/export.py student.safetensors data=cifar10 data.root=data --format torch_export",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("network", metavar="RUN_OR_WEIGHTS", help="run directory, or its file of weights")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="data.NAME=VALUE",
+        help="the images, if not the run's own",
+    )
+    parser.add_argument("--format", choices=list(SUFFIXES), default="onnx", help="default: onnx")
+    parser.add_argument("--out", type=file, metavar="FILE", help="default: beside the weights, by their name")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument(
+        "--preprocessing",
+        action="store_true",
+        help="take uint8 pixels (batch, height, width, 3) and return probabilities; else normalised images and logits",
+    )
+    parser.add_argument("--int8", action="store_true", help="weights and activations of 8 bits")
+    parser.add_argument(
+        "--calibrate",
+        type=positive,
+        default=512,
+        metavar="N",
+        help="training images that give their ranges (default: 512)",
+    )
+    parser.add_argument("--force", action="store_true", help="write an int8 file that loses much, too")
+    parser.add_argument("--license", default="not stated", metavar="NAME", help="of the weights, for the metadata")
+    parser.add_argument("--trust", action="store_true", help="weights of your own, whose network any code may build")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

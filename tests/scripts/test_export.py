@@ -1,0 +1,81 @@
+import shutil
+import sys
+
+import pytest
+
+from kd.runs.results import read
+from scripts import export
+from tests import processes
+from tests.common import ROOT
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch, capsys, finished):
+    """Calls the program in this process with a run, in run/; returns exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished / "run", "run")
+
+    def program(*arguments):
+        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
+        return export.main(), *capsys.readouterr()
+
+    return program
+
+
+def test_export_script_writes_a_file_and_compares_it_on_the_runs_own_images(tmp_path, finished):
+    arguments = (finished / "run", "--preprocessing", "--out", "student.onnx")
+    done = processes.run(ROOT / "scripts" / "export.py", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    file, same, accuracy = done.stdout.splitlines()
+    assert file.endswith("uint8 pixels (batch, 16, 16, 3) -> probabilities (batch, 10)")
+    assert same.startswith("digits, 359 test images: 100.00% the same prediction as PyTorch")
+    record = read(finished / "run" / "result.json")
+    assert accuracy.startswith(f"accuracy of the file {record.test_acc:.2%} [")
+    assert (tmp_path / "student.onnx").stat().st_size > 10_000
+
+
+def test_export_writes_int8_and_refuses_what_loses_too_much(program, monkeypatch, tmp_path):
+    arguments = ("run", "data=digits", "data.source.image_size=16", "--int8", "--calibrate", "200")
+    code, printed, errors = program(*arguments)
+    assert (code, errors) == (0, "")
+    assert "int8 changes it by " in printed
+    assert (tmp_path / "run" / "student.int8.onnx").is_file()
+    monkeypatch.setattr(export, "MOST_LOST", -1.0)  # nothing is good enough
+    code, printed, errors = program(*arguments, "--out", "other.onnx")
+    assert (code, printed) == (1, "")
+    assert "points on 1,238 training images that it was not calibrated on; --calibrate more images" in errors
+    assert not (tmp_path / "other.onnx").exists()
+    assert program(*arguments, "--out", "other.onnx", "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (("run", "--int8", "--format", "torch_export"), "--int8 goes with --format onnx, not torch_export"),
+        (("run", "--out", "a.pb"), "--out a.pb: a file of onnx ends in .onnx"),
+        (("run", "--out", "no/a.onnx"), "no folder no; see --help"),
+        (("run", "--out", "there.onnx"), "there.onnx is there; give another --out, or --overwrite"),
+        (("run", "seed=1"), "seed=1: only settings of the data are taken here"),
+        (("run", "data.rot=x"), "data.rot"),
+        (("run", "--int8", "--calibrate", "1438"), "--calibrate 1438: there are 1,438 training images"),
+        (("alone.safetensors",), "no record of a run beside alone.safetensors; name the images by data=NAME"),
+        (("nowhere",), "no weights at nowhere"),
+        (("run", "--format", "tflite"), "invalid choice"),
+    ],
+)
+def test_export_refuses_in_a_line(program, tmp_path, arguments, answer):
+    (tmp_path / "there.onnx").touch()
+    shutil.copy("run/student.safetensors", "alone.safetensors")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    code, printed, errors = program(*arguments)
+    assert (code, printed, errors.count("\n")) == (1, "", 1)
+    assert answer in errors
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_export_takes_no_code_from_a_record(program, tmp_path):
+    record = tmp_path / "run" / "result.json"
+    record.write_text(record.read_text().replace("method=logits", "+data.source._target_=os.system method=logits"))
+    code, _, errors = program("run")
+    assert code == 1
+    assert "which may run code; name the images by data=NAME data.root=DIR" in errors
