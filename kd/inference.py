@@ -1,6 +1,8 @@
 """From the weights of a run to predictions for images."""
 
 import importlib
+import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from kd.data.decode import read_rgb, to_rgb
 from kd.errors import UserError
+from kd.files import open_regular
 from kd.methods.base import restored_net
 from kd.models.external import bind
 from kd.models.output import Output, checked
@@ -25,6 +28,9 @@ OURS = "kd.models."
 
 FOREIGN = f"{OURS}external.custom"
 """The one of them that itself names code, in its argument `target`."""
+
+MAX_TEMPERATURE = 2**16
+"""Bytes of the file with a temperature that are read."""
 
 Pictures: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8] | Tensor | Sequence[Pictures]"
 """One image or several: files, PIL images, or uint8 pixels (H, W, 3), (3, H, W), (B, H, W, 3) or (B, 3, H, W)."""
@@ -47,14 +53,22 @@ class Predictor(nn.Module):
         classes: the C class names.
         image_size: height and width in pixels of the images that it was trained on.
         mean, std: of each channel, as fractions of the range of a pixel.
+        temperature: what logits are divided by before they become probabilities, above 0.
     """
 
     def __init__(
-        self, net: nn.Module, classes: Sequence[str], image_size: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        net: nn.Module,
+        classes: Sequence[str],
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.net, self.classes, self.image_size = net, tuple(classes), image_size
         self.mean, self.std = tuple(mean), tuple(std)
+        self.temperature = temperature
         self.eval()
 
     def preprocess(self, images: Pictures) -> Tensor:
@@ -77,11 +91,14 @@ class Predictor(nn.Module):
         """(B, 3, S, S) normalised images -> `Output`."""
         return checked(self.net(x), self.net)
 
+    def probabilities(self, x: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised images -> (B, C), in fp32."""
+        return torch.softmax(self(x).logits.float() / self.temperature, dim=1)
+
     @torch.no_grad()
     def predict(self, images: Pictures) -> list[Prediction]:
         """Return the most probable class of each image, all in one pass; see `preprocess` for errors."""
-        probabilities = self(self.preprocess(images)).logits.float().softmax(dim=1)
-        best = probabilities.max(dim=1)
+        best = self.probabilities(self.preprocess(images)).max(dim=1)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Prediction(self.classes[index], probability) for index, probability in pairs]
 
@@ -96,7 +113,8 @@ class Predictor(nn.Module):
 def load(path: str | Path, trust: bool = False) -> Predictor:
     """Load a trained network from a run directory, or from its file of weights.
 
-    The network is built as the file's metadata describe it.
+    The network is built as the file's metadata describe it. A temperature that was stored beside the weights is used
+    (scripts/evaluate.py --fit-temperature).
 
     Args:
         path: the directory, with student.safetensors or teacher.safetensors in it, or the file.
@@ -121,7 +139,26 @@ def load(path: str | Path, trust: bool = False) -> Predictor:
     if not isinstance(net, nn.Module):
         raise UserError(f"{path}: {facts.model['_target_']} makes no network")
     fill(net, tensors, path)
-    return Predictor(net, facts.classes, facts.image_size, facts.mean, facts.std)
+    return Predictor(net, facts.classes, facts.image_size, facts.mean, facts.std, _temperature(path))
+
+
+def temperature_file(weights: Path) -> Path:
+    """Return where the temperature for these weights is stored, whether or not there is one."""
+    return weights.with_name(f"{weights.stem}.temperature.json")
+
+
+def _temperature(weights: Path) -> float:
+    file = temperature_file(weights)
+    try:
+        with open_regular(file) as opened:
+            value = json.loads(opened.read(MAX_TEMPERATURE))["temperature"]
+        if not isinstance(value, float) or not 0 < value < math.inf:
+            raise ValueError("it is no positive number")
+    except FileNotFoundError:
+        return 1.0
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file}: no temperature in it ({error}); remove it, or have it fitted again") from error
+    return value
 
 
 class _Facts(NamedTuple):

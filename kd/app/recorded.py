@@ -14,6 +14,8 @@ from kd.errors import UserError
 from kd.runs.results import FILE, Result, read
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kd.app.build import Builder
 
 
@@ -57,6 +59,29 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: int | None = 
         there = Path(record.cwd, Path(str(root)).expanduser())
         command, _ = compose([*own, *typed, quoted("data.root", str(there))], config_dir=config_dir)
     return Builder(command)
+
+
+def split(build: "Builder", name: str) -> "tuple[Tensor, Tensor]":
+    """Return the images of a split, uint8, and their labels.
+
+    Args:
+        build: what builds the images, see `recorded_data`.
+        name: train, val or test. Training images are those that were not held out for validation.
+
+    Raises:
+        UserError: for the validation split of a run that held out no images.
+    """
+    from kd.data.module import stratified_split
+
+    images, data = build.images, build.settings["data"]
+    if name == "test":
+        return images.test_x, images.test_y
+    if name == "val" and not data["val_fraction"]:
+        raise UserError(
+            "the run held out no images for validation (data.val_fraction=0), and was trained on all of them"
+        )
+    place = stratified_split(images.train_y, data["val_fraction"], data["split_seed"])[name == "val"]
+    return images.train_x[place], images.train_y[place]
 
 
 def _record(weights: Path) -> Result | None:

@@ -1,5 +1,6 @@
 """What an exported file loses: its predictions on test images, compared with those of the trained network."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,9 +63,8 @@ def check(run: Runner, deployed: Deployed, predictor: Predictor, images: Tensor,
     for pixels, y in zip(batches(images), torch.split(labels, BATCH), strict=True):
         output = run(deployed.inputs(pixels))
         with torch.inference_mode():
-            expected = predictor(predictor.preprocess(pixels)).logits.float()
-        if deployed.preprocessing:
-            expected = expected.softmax(dim=1)
+            x = predictor.preprocess(pixels)
+            expected = predictor.probabilities(x) if deployed.preprocessing else predictor(x).logits.float()
         if output.shape != tuple(expected.shape) or not np.isfinite(output).all():
             raise UserError(f"the exported file returns {output.shape} for {len(y)} images, or numbers that are none")
         largest = max(largest, float(np.abs(output - expected.numpy()).max()))
@@ -75,18 +75,20 @@ def check(run: Runner, deployed: Deployed, predictor: Predictor, images: Tensor,
     return Check(np.concatenate(right), np.concatenate(reference_right), float(np.concatenate(same).mean()), largest)
 
 
-def own_labels(labels: Tensor, classes: tuple[str, ...], predictor: Predictor) -> Tensor:
-    """Return labels of a data set as those of the network, whose classes may be in another order.
+def own_labels(labels: Tensor, classes: Sequence[str], predictor: Predictor) -> Tensor:
+    """Return labels of a data set with these classes as those of the network; see `places`."""
+    return torch.tensor(places(classes, predictor))[labels]
+
+
+def places(classes: Sequence[str], predictor: Predictor) -> list[int]:
+    """Return where a data set's classes are among those of the network, which may be in another order.
 
     Raises:
         UserError: if the two do not have the same classes.
     """
-    if classes == predictor.classes:
-        return labels
     if sorted(classes) != sorted(predictor.classes):
         missing = [name for name in classes if name not in predictor.classes]
         few = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
         known = f"{len(predictor.classes)} classes, the images {len(classes)}"
         raise UserError(f"the network has {f'no {few}, a class of the images' if missing else known}")
-    places = torch.tensor([predictor.classes.index(name) for name in classes])
-    return places[labels]
+    return [predictor.classes.index(name) for name in classes]

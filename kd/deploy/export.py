@@ -44,6 +44,7 @@ class Deployed(nn.Module):
         super().__init__()
         self.net = folded(predictor.net)
         self.preprocessing, self.size = preprocessing, predictor.image_size
+        self.temperature = predictor.temperature
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in (predictor.mean, predictor.std))
         self.register_buffer("scale", (1 / (255 * std)).float()[:, None, None])
         self.register_buffer("shift", (-mean / std).float()[:, None, None])
@@ -54,7 +55,7 @@ class Deployed(nn.Module):
             logits: Tensor = self.net(images).logits
             return logits
         x = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        return torch.softmax(self.net(x).logits, dim=1)
+        return torch.softmax(self.net(x).logits / self.temperature, dim=1)
 
     def example(self, n: int = 2) -> Tensor:
         """Return n black images as `forward` takes them."""

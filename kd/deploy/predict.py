@@ -105,8 +105,7 @@ class Classification:
 @torch.inference_mode()
 def ranked(predictor: Predictor, x: Tensor, top: int) -> list[list[Prediction]]:
     """Return the most probable classes of each preprocessed image, at most `top`, the best first."""
-    probabilities: Tensor = predictor(x).logits.float().softmax(dim=1)
-    best = probabilities.topk(min(top, len(predictor.classes)))
+    best = predictor.probabilities(x).topk(min(top, len(predictor.classes)))
     return [
         [Prediction(predictor.classes[place], value) for place, value in zip(places, values, strict=True)]
         for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)

@@ -1,0 +1,67 @@
+import json
+import shutil
+import sys
+
+import pytest
+
+from kd.runs.results import read
+from scripts import evaluate
+from tests import processes
+from tests.common import ROOT
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch, capsys, finished):
+    """Calls the program in this process in a folder with a run in run/; returns exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished / "run", "run")
+
+    def program(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+        return evaluate.main(), *capsys.readouterr()
+
+    return program
+
+
+def test_evaluate_script_finds_the_accuracy_of_the_record(tmp_path, finished):
+    (teacher,) = (finished / "teachers").glob("*/teacher.safetensors")
+    arguments = (finished / "run", "--json", "figures.json", "--other", teacher.parent)
+    done = processes.run(ROOT / "scripts" / "evaluate.py", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    record = read(finished / "run" / "result.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["images"] == record.test_images
+    assert figures["accuracy"] == pytest.approx(record.test_acc, abs=0.003)  # in fp32, and the record perhaps in bf16
+    assert figures["nll"] == pytest.approx(record.test_nll, abs=0.02)
+    assert figures["class_accuracy"] == pytest.approx(record.test_class_acc, abs=0.03)
+    assert figures["other"]["accuracy"] == pytest.approx(record.teacher_test_acc, abs=0.003)
+    assert figures["other"]["agreement"] == pytest.approx(record.agreement, abs=0.01)
+    assert f"accuracy {figures['accuracy']:.2%} [" in done.stdout
+
+
+def test_evaluate_fits_a_temperature_on_the_images_that_were_held_out(program, tmp_path):
+    code, _, errors = program("run", "--split", "val", "--fit-temperature", "--json", "figures.json")
+    assert (code, errors) == (0, "")
+    stored = json.loads((tmp_path / "run" / "student.temperature.json").read_text())
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert stored["images"] == figures["images"] == 143
+    assert stored["temperature"] == figures["temperature"] != 1
+    program("run", "--split", "val", "--json", "again.json")
+    assert json.loads((tmp_path / "again.json").read_text())["nll"] == pytest.approx(figures["nll"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (("run", "data.val_fraction=0", "--split", "val"), "held out no images for validation (data.val_fraction=0)"),
+        (("run", "data.val_fraction=0", "--fit-temperature"), "held out no images for validation"),
+        (("run", "epochs=1"), "epochs=1: only settings of the data are taken here"),
+        (("run", "data=folder", "data.root=nowhere"), "nowhere"),
+        (("run", "--other", "nowhere"), "no weights at nowhere"),
+        (("run", "--json", "no/figures.json"), "no folder no"),
+    ],
+)
+def test_evaluate_refuses_in_a_line(program, arguments, answer):
+    code, printed, errors = program(*arguments)
+    assert (code, printed, errors.count("\n")) == (1, "", 1)
+    assert answer in errors
