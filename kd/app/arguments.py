@@ -227,8 +227,7 @@ def _refuse_no_setting(override: Override, name: str, parsed: Sequence[Override]
 
 
 def _check_choice(override: Override, name: str, files: list[str]) -> None:
-    in_folders = {file.rpartition("/")[0] for file in files if "/" in file}
-    listed = ", ".join([*(file for file in files if "/" not in file), *(f"{folder}/..." for folder in sorted(in_folders))])
+    listed = ", ".join(dict.fromkeys(f"{file.rpartition('/')[0]}/..." if "/" in file else file for file in files))
     if override.is_add() and not override.package:
         raise UserError(f"+{name}: write {str(override.input_line).lstrip('+')}, without +")
     if override.is_delete():
