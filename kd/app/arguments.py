@@ -188,7 +188,7 @@ def refuse_wrong_choices(overrides: Iterable[str], config_dir: Path | None = Non
     folders = [conf_dir(), *([config_dir] if config_dir else []), *_search_path(parsed)]
     for override in parsed:
         name = str(override.key_or_group)
-        files = sorted({path.stem for folder in folders for path in folder.glob(f"{name}/*.yaml")})
+        files = choices(name, folders)
         if name.startswith("hydra"):
             continue
         if files:
@@ -197,6 +197,23 @@ def refuse_wrong_choices(overrides: Iterable[str], config_dir: Path | None = Non
         _refuse_no_setting(override, name, parsed)
         if "." in name:
             _refuse_dotted_group(override, name, folders)
+
+
+def choices(group: str, folders: Iterable[Path]) -> list[str]:
+    """Return the files of a group as they are typed, in alphabetical order; experiments may lie in folders of theirs.
+
+    Folders called `shared` hold parts of other files, which are no choice.
+    """
+    files = {path.stem for folder in folders for path in folder.glob(f"{group}/*.yaml")}
+    if group != "experiment":
+        return sorted(files)
+    paths = [
+        path.relative_to(folder / group).with_suffix("")
+        for folder in folders
+        for depth in ("*/*", "*/*/*")
+        for path in folder.glob(f"{group}/{depth}.yaml")
+    ]
+    return [*sorted(files), *sorted({path.as_posix() for path in paths if "shared" not in path.parts[:-1]})]
 
 
 def _refuse_no_setting(override: Override, name: str, parsed: Sequence[Override]) -> None:
@@ -212,7 +229,7 @@ def _refuse_no_setting(override: Override, name: str, parsed: Sequence[Override]
 
 
 def _check_choice(override: Override, name: str, files: list[str]) -> None:
-    listed = ", ".join(files)
+    listed = ", ".join(dict.fromkeys(f"{file.rpartition('/')[0]}/..." if "/" in file else file for file in files))
     if override.is_add() and not override.package:
         raise UserError(f"+{name}: write {str(override.input_line).lstrip('+')}, without +")
     if override.is_delete():

@@ -88,6 +88,7 @@ Examples
   python train.py method=feature T=4 alpha=0.1 beta=0.3      on CIFAR-10
   python train.py -m method=logits T=1,2,4,8 seed=0,1,2      twelve runs
   python train.py experiment=seed_table                      teacher, standard, logits and feature, three seeds each
+  python train.py experiment=cifar100/vgg13_vgg8             a pair of the published tables (docs/cifar100.md)
   python train.py data=folder data.root=my_images            your own images: train/CLASS/*.png and test/CLASS/*.png
 
 More: --cfg job shows the whole configuration without running it, --hydra-help what Hydra itself offers,

@@ -119,6 +119,8 @@ def train(
         warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging")
         # It is not empty when a run is resumed, as intended.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+        # No validation images: only with limit_val_batches, as debug=fast_dev_run has it, does Lightning look.
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         try:
             with _restoring(last, history):
                 trainer.fit(module, data, ckpt_path=last, weights_only=True)

@@ -80,6 +80,9 @@ def test_quoted_texts_come_back_from_hydras_grammar_and_from_interpolation(text)
             "there is no experiment=sed_table; did you mean experiment=seed_table? There are",
         ),
         ("experiment=seeds,sed_table", "there is no experiment=sed_table"),
+        ("experiment=cifar100/vgg13_vgg9", "did you mean experiment=cifar100/vgg13_vgg8? There are best_100k"),
+        ("experiment=typo", "temperature_alpha, cifar100/fast/..., cifar100/..."),
+        ("experiment=shared/cifar100", "there is no experiment=shared/cifar100"),
         ("debug=limt", "did you mean debug=limit?"),
         ("method=null", "there is no method=null. There are ab, abkd"),
         ("student=1", "there is no student=1. There are cnn16"),
@@ -121,6 +124,7 @@ def test_choices_that_are_there_are_taken(tmp_path):
     refuse_wrong_choices(["method=mine", "student=cnn16", "experiment=seeds", "recipe.optimizer.lr=1"], tmp_path)
     refuse_wrong_choices(["method=logits,mine", f"hydra.searchpath=[file://{tmp_path}]", "student={scale:4}"])
     refuse_wrong_choices(["student._target_=my.Net", "~student.scale"])
+    refuse_wrong_choices(["experiment=cifar100/vgg13_vgg8,cifar100/fast/vgg13_vgg8"])
     with pytest.raises(UserError, match="there is no method=mine"):
         refuse_wrong_choices(["method=mine"])
 

@@ -28,36 +28,63 @@ def test_experiment_composes(run, file):
     assert "_target_" in composed["student"]
 
 
-def test_best_1m_has_under_1_1m_parameters():
+@pytest.mark.parametrize(
+    ("experiment", "student", "parameters"),
+    [
+        ("best_1m", "se_resnet56", 862_889),
+        ("best_1m", "densenet_bc_100_12", 769_162),
+        ("best_100k", "densenet_bc_46_8", 99_006),
+    ],
+)
+def test_best_student_is_below_its_limit_and_learns_as_described(experiment, student, parameters):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", ["experiment=best_1m"])
+        cfg = compose("config", [f"experiment={experiment}", f"student={student}"])
     with torch.device("meta"):
-        student = instantiate(cfg.student, num_classes=10, image_size=32)
-    assert sum(p.numel() for p in student.parameters()) < 1_100_000
-    assert (cfg.data.val_fraction, cfg.data.augment.cutout) == (0, 16)
+        net = instantiate(cfg.student, num_classes=10, image_size=32)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert parameters < {"best_1m": 1_100_000, "best_100k": 100_000}[experiment]
+    assert (cfg.recipe.epochs, cfg.recipe.ema, cfg.ensemble, cfg.data.val_fraction) == (300, 0.999, 3, 0)
+    assert (cfg.data.augment.policy, cfg.data.augment.cutmix) == ("trivialaugment", 1)
 
 
-def test_best_1m_runs(run, tmp_path):
-    networks = [f"{role}.{size}" for role in ("teacher", "student") for size in ("depth=10", "widen=1")]
+@pytest.fixture
+def best(run):
+    """Runs an experiment on tiny networks; a student's settings are those of its family."""
+    networks = ("teacher.depth=10", "teacher.widen=1")
     short = ("recipe.epochs=1", "teacher_recipe.epochs=1", "trainer=cpu", "trainer.enable_progress_bar=false")
-    digits = (
-        "data=digits",
-        "data.source.image_size=8",
-        "data.augment.cutout=4",
-        "logger=none",
-        "hydra.sweep.dir=sweep",
-    )
-    code, printed = run("experiment=best_1m", *networks, *short, *digits)
+    digits = ("data=digits", "data.source.image_size=8", "data.fraction=0.2", "logger=none")
+    sizes = {"best_1m": ("student.depth=8", "student.stem=4"), "best_100k": ("student.depth=10", "student.growth=2")}
+
+    def best(experiment, *more):
+        return run(f"experiment={experiment}", *networks, *sizes[experiment], *short, *digits, *more)
+
+    return best
+
+
+def test_best_1m_runs_in_parts(best, tmp_path):
+    """One teacher alone, then one student, then the rest by the same command; nothing is trained twice."""
+    code, printed = best("best_1m", "method=teacher", "seed=1")
     assert code == 0, printed
-    records = [read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
-    assert [(record.seed, record.method, record.status) for record in records] == [
-        (seed, "logits", "done") for seed in range(3)
-    ]
-    assert {(record.student, record.teacher) for record in records} == {("wrn22_2", "wrn16_8")}
-    assert len({record.teacher_id for record in records}) == 1
-    assert len(list((tmp_path / "teachers").glob("*/entry.json"))) == 1
+    code, printed = best("best_1m", "seed=0")
+    assert code == 0, printed
+    assert printed.count("training the teacher, to be kept") == 2
+    code, printed = best("best_1m")
+    assert code == 0, printed
+    assert "seed=0: done before" in printed
+    assert "training the teacher" not in printed
+    records = [read(path) for path in sorted(tmp_path.glob("multirun/best_1m/*/result.json"))]
+    students = [record for record in records if record.method == "logits"]
+    assert sorted(record.seed for record in students) == [0, 1, 2]
+    assert {(record.student, record.teacher) for record in students} == {("se_resnet56", "3 x wrn16_8")}
+    assert len({record.teacher_id for record in students}) == 1
+    assert len(list((tmp_path / "teachers").glob("*/entry.json"))) == 3
     assert all(record.val_acc is None for record in records)
-    assert len({record.test_nll for record in records}) == 3
+    assert len({record.test_nll for record in students}) == 3
+    code, printed = best("best_100k", "seed=0")  # the teachers are the same
+    assert code == 0, printed
+    assert "training the teacher" not in printed
+    (record,) = [read(path) for path in tmp_path.glob("multirun/best_100k/*/result.json")]
+    assert (record.student, record.teacher_id, record.status) == ("densenet_bc_46_8", students[0].teacher_id, "done")
 
 
 def test_seed_anomaly_trains_every_kind_of_mistake(run, tmp_path):

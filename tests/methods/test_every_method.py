@@ -28,8 +28,8 @@ from tests.methods import every
 from tests.methods.every import FILES
 
 TAUGHT = [file for file in FILES if yaml.safe_load(file.read_text())["method"] is not None]
-CHAINED = {"takd", "ban"}
-"""What they do lies in the chain of teachers; each link is taught by another method's class."""
+NAMED = {"kd", "takd", "ban"}
+"""Names and defaults of another method's class, for a chain of teachers in two of them."""
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 each_method = pytest.mark.parametrize("file", TAUGHT, ids=lambda file: file.stem)
@@ -47,7 +47,7 @@ def cls(file):
 def test_every_method_has_a_module_and_a_file():
     modules = {path.stem for path in (ROOT / "kd" / "methods").glob("*.py")} - {"__init__", "base", "maps"}
     assert {"standard", "teacher", "logits", "feature"} <= {file.stem for file in FILES}
-    assert modules == {file.stem for file in TAUGHT} - CHAINED
+    assert modules == {file.stem for file in TAUGHT} - NAMED
 
 
 @each_file
@@ -71,7 +71,7 @@ def test_file_is_global_and_describes_itself_in_one_line(file):
 @each_method
 def test_constructor_takes_exactly_the_keys_of_the_file(file):
     node = plain(composed(file).method)
-    assert file.stem in CHAINED or node["_target_"].startswith(f"kd.methods.{file.stem}.")
+    assert file.stem in NAMED or node["_target_"].startswith(f"kd.methods.{file.stem}.")
     assert issubclass(cls(file), Method)
     parameters = inspect.signature(cls(file)).parameters.values()
     assert {p.name for p in parameters} == node.keys() - {"_target_"}
@@ -83,7 +83,7 @@ def test_constructor_has_the_defaults_of_the_file(file):
     node = plain(composed(file).method)
     defaults = {name: p.default for name, p in inspect.signature(cls(file)).parameters.items()}
     as_lists = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
-    if file.stem not in CHAINED:  # which have published defaults of their own for another method's knobs
+    if file.stem not in NAMED:  # which have published defaults of their own for another method's knobs
         assert as_lists == {name: value for name, value in node.items() if name != "_target_"}
     cls(file)()
 
