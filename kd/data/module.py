@@ -20,7 +20,7 @@ from kd.data.policy import Policy
 from kd.data.subset import noisy_labels, smallest_share, stratified_part
 from kd.errors import UserError
 from kd.hashing import derive
-from kd.ranges import require
+from kd.ranges import Size, require
 
 EVAL_BATCH = 1000
 CPU = torch.device("cpu")
@@ -112,7 +112,7 @@ class Shuffled:
         index: Tensor,
         batch_size: int,
         augment: Augment,
-        image_size: int,
+        image_size: Size,
         seed: int,
         odds: Tensor | None = None,
     ) -> None:
@@ -138,7 +138,7 @@ class Shuffled:
         else:
             index = self.index[torch.multinomial(self.odds, n, replacement=True, generator=order)]
         view = self.augment.draw(n, views)
-        cut = torch.randint(self.image_size, (n, 2), generator=cuts) if self.augment.cutout else None
+        cut = mix.draw_places(n, self.image_size, cuts) if self.augment.cutout else None
         done = None
         if self.augment.policy is not None:
             policies = torch.Generator().manual_seed(derive("policy", self.seed, self.epoch))
@@ -168,7 +168,7 @@ class Sequential:
 
 
 Fetched = tuple[BatchIndices, Tensor, Tensor]
-"""The indices of a step, the pixels (B, 3, H, W) of the images to fetch, uint8, and their labels (B,)."""
+"""The indices of a step, the pixels (B, C, H, W) of the images to fetch, uint8, and their labels (B,)."""
 
 
 class InMemory:
@@ -263,7 +263,7 @@ class Loader:
             yield Batch(images.contiguous(memory_format=self.memory_format), labels, index, view)
 
     def _shown(self, step: BatchIndices, x: Tensor) -> Tensor:
-        """Turn pixels (B, 3, H, W) into what a network is shown, before any mixing."""
+        """Turn pixels (B, C, H, W) into what a network is shown, before any mixing."""
         x = self.augment.apply(x, step.view.to(self.device))
         x = x if step.policy is None else step.policy.apply(x)
         x = x * self.scale + self.shift
@@ -324,7 +324,7 @@ class DataModule(L.LightningDataModule):
         require("data.balance", balance)
         require("data.workers", workers)
         require("data.in_memory", in_memory)
-        augment.check_size(images.train_x.shape[-1])
+        augment.check_size(images.image_size)
         require_classes(images)
         self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
         self.memory_format, self.in_memory, self.workers = memory_format, in_memory, workers
@@ -372,7 +372,7 @@ class DataModule(L.LightningDataModule):
             raise UserError(
                 f"batch_size must be a multiple of the {self.trainer.world_size} devices, got {self.batch_size}"
             )
-        image_size = self.images.train_x.shape[-1]
+        image_size = self.images.image_size
         odds = self.class_weights[self.train_y[self.train_index]] if self.balance == "sampling" else None
         sampler = Shuffled(self.train_index, self.batch_size, self.augment, image_size, self.seed, odds)
         return self.loader("train", sampler, self.images.train_x, self.train_y)
