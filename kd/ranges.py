@@ -106,7 +106,7 @@ def require(name: str, value: object, span: str | None = None) -> None:
     last = name.rpartition(".")[2]
     span = ({**RANGES, **KINDS}.get(name) or {**RANGES, **KINDS}[last]) if span is None else span
     if last in SIDES and isinstance(value, list | tuple):
-        if len(value) != 2:
+        if len(value) != 2 or any(isinstance(side, list | tuple) for side in value):
             raise ValueError(f"{name} must be one number for squares, or [HEIGHT,WIDTH], {_got(value)}")
         for side in value:
             require(name, side, span)

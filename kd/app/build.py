@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -234,8 +234,7 @@ class Builder:
         """The metadata of this run's data, as they are shown to this network of the plan."""
         return {**self.metadata(plan), **(net.view if isinstance(net, External) else {})}
 
-    def data(self, plan: Plan, also_test: Sequence[AlsoTest] = ()) -> DataModule:
-        """The plan's data; those of the student have its further test sets, others the given ones."""
+    def data(self, plan: Plan) -> DataModule:
         data = self.cfg.data
         return DataModule(
             self.images,
@@ -249,7 +248,7 @@ class Builder:
             data.workers,
             data.fraction,
             data.noise,
-            self.also_test if plan.weights == STUDENT_WEIGHTS else also_test,
+            self.also_test if plan.weights == STUDENT_WEIGHTS else (),
             data.balance,
         )
 

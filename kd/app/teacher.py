@@ -166,7 +166,8 @@ def also_tested(build: Builder, prepared: Prepared, record: Result) -> Result:
     """The record with the teacher's figures on the further test sets; those in the store are without."""
     if not build.also_test:
         return record
-    measured = measure_teacher(prepared.teacher, build.data(build.first_teachers[0], build.also_test), build.device)
+    data = build.data(build.first_teachers[0])
+    measured = measure_teacher(prepared.teacher, build.also_test, data, build.device)
     return replace(record, also_test_acc=measured.acc, also_test_nll=measured.nll)
 
 

@@ -5,18 +5,17 @@ Read are CIFAR-10-C and CIFAR-10.1 in the forms that they are published in, and 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kd.data.folder import folder_test
 from kd.data.images import Images
+from kd.data.npy import open_array
 from kd.data.tree import printable
 from kd.errors import UserError
-from kd.files import open_regular
 
 SEVERITIES = 5
 """Equal parts of each file of CIFAR-10-C, one after the other, from mild to severe."""
@@ -114,7 +113,7 @@ def _corrupted(path: Path, files: Sequence[Path], images: Images) -> list[AlsoTe
 
 def _pair(data: Path, labels: Path, images: Images) -> tuple[Tensor, Tensor]:
     """Return images (M, C, H, W), mapped, and their labels (M,)."""
-    x, y = _array(data), _array(labels)
+    x, y = open_array(data), open_array(labels)
     channels, height, width = images.train_x.shape[1:]
     if channels == 1 and x.ndim == 3:
         x = x[..., None]
@@ -133,16 +132,3 @@ def _pair(data: Path, labels: Path, images: Images) -> tuple[Tensor, Tensor]:
             f"{len(images.classes):,} classes"
         )
     return torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y.astype(np.int64))
-
-
-def _array(file: Path) -> NDArray[Any]:
-    """Map the array in a file; objects, which would have to be unpickled, are refused."""
-    try:
-        open_regular(file).close()
-        # Copy on write: torch has no read-only tensors, and these are never written to.
-        array: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{printable(file)}: not a whole .npy array of numbers ({error})") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{printable(file)}: an archive of arrays, not one array")
-    return array

@@ -32,9 +32,9 @@ def folder(
     """Load the images root/train/<class>/**/*.png and root/test/<class>/**/*.png, or .jpg, .webp, .bmp, .gif, .tif.
 
     Classes are the folders' names, sorted, by value if all are whole numbers; images are in the order of their classes
-    and paths. Without test/, val/ is the test split; where train/ is alone, a fifth of each of its classes, drawn with a
-    fixed seed. Without train/, test/ and val/, the class folders lie in root itself. `Images.summary` has what was decided and what was
-    passed over, see `kd.data.tree`.
+    and paths. Without test/, val/ is the test split; where train/ is alone, it is a fifth of each of its classes, drawn
+    with a fixed seed. Without any of them, the class folders lie in root itself and are split likewise.
+    `Images.summary` has what was decided and what was passed over, see `kd.data.tree`.
 
     Args:
         root: the folder; `~` is expanded.
@@ -118,10 +118,10 @@ def _splits(tree: Tree) -> tuple[tuple[Classes, Classes], tuple[str, ...]]:
         found["test"] = found.pop("val")
         notes.append(f"{found['test'].name}/ taken as the test split")
     if top.folders == [found.get("train")]:  # another folder beside it may be a test split of another name
-        classes = _classes(tree, found["train"])
-        _require_two(found["train"], classes)
+        images = _classes(tree, found["train"])
+        _require_two(found["train"], images)
         note = f"no test split found: a fifth of each class of {found['train'].name}/, drawn with a fixed seed, is it"
-        return _drawn(classes), (note,)
+        return _drawn(images), (note,)
     for missing in {"train", "test"} - found.keys():
         there = ", ".join(f"{printable(folder.name)}/" for folder in top.folders)
         alone = " or leave train/ alone there," if missing == "test" else ""

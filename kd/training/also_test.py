@@ -58,10 +58,12 @@ def measure(module: Classifier, data: DataModule, trainer: L.Trainer) -> Measure
     return measured
 
 
-def measure_teacher(teacher: FrozenTeacher, data: DataModule, device: torch.device) -> Measured:
+def measure_teacher(
+    teacher: FrozenTeacher, tests: Iterable[AlsoTest], data: DataModule, device: torch.device
+) -> Measured:
     """Test a teacher on each further test set, as it was tested on its own; means of parts come first."""
     return _by_name(
-        data.also_test,
+        tests,
         lambda test: data.also_test_dataloader(test, device),
         lambda batch: teacher.forward_fp32(batch).logits,
     )

@@ -394,3 +394,20 @@ def test_read_rgb_refuses_damaged_pixels_of_a_png_with_transparency():
     data[60] ^= 255  # in the compressed pixels
     with pytest.raises(UserError, match="damaged"):
         read_rgb("a.png", bytes(data), Counter())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_decode_resizes_to_height_and_width_as_pil_does(pixels, channels):
+    image = Image.fromarray(pixels[0].permute(1, 2, 0).contiguous().numpy())
+    expected = image.convert("L" if channels == 1 else "RGB").resize((24, 10), Image.Resampling.BILINEAR)
+    found = decode([("a", saved(image))], 1, [10, 24], channels=channels)
+    assert torch.equal(found.x[0], torch.from_numpy(np.array(expected).reshape(10, 24, channels)).permute(2, 0, 1))
+    assert found.sizes == {(32, 32)}
+
+
+def test_cache_has_a_place_for_each_size_and_number_of_channels(tmp_path):
+    file = tmp_path / "a"
+    file.touch()
+    forms = [(32, None), (32, 1), ([32, 48], 3), ([48, 32], 3), ([48, 32], 1)]
+    assert len({cache_of(tmp_path, "a", [file], *form).path for form in forms}) == len(forms)
+    assert cache_of(tmp_path, "a", [file], 32, 3) == cache_of(tmp_path, "a", [file], 32)

@@ -17,6 +17,7 @@ from tests.fuzz import mutate
 from tests.fuzz.originals import call, patched, settings
 from tests.fuzz.workers import NonsenseError, RefusedError, printed
 
+NETWORKS = tuple(sorted(file.stem for file in (conf_dir() / "student").glob("*.yaml")))
 KNOBS: dict[str, tuple[str, ...]] = {
     "T": ("1", "2.5", "4", "1e3"),
     "alpha": ("0", "0.1", "1", ".5"),
@@ -66,7 +67,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "method": ("logits", "feature", "standard", "dkd", "dml", "teacher", "crd", "takd"),
     "data": ("folder", "parquet", "digits"),
     "recipe": ("default", "published", "adamw"),
-    **{role: tuple(sorted(path.stem for path in (conf_dir() / role).glob("*.yaml"))) for role in ("student", "teacher")},
+    "student": NETWORKS,
+    "teacher": NETWORKS,
     "speed": ("fast", "reference"),
     "trainer": ("cpu", "auto"),
     "debug": ("fast_dev_run", "limit"),
