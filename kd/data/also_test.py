@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd.data.decode import read_only
 from kd.data.folder import folder_test
 from kd.data.images import Images
 from kd.data.npy import open_array
@@ -131,4 +132,4 @@ def _pair(data: Path, labels: Path, images: Images) -> tuple[Tensor, Tensor]:
             f"{printable(labels)}: labels from {y.min()} to {y.max()}, and {images.name} has "
             f"{len(images.classes):,} classes"
         )
-    return torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y.astype(np.int64))
+    return read_only(x).permute(0, 3, 1, 2), torch.from_numpy(y.astype(np.int64))

@@ -194,12 +194,19 @@ def _cached(file: Path, facts: Path, shape: tuple[int, ...], key: str) -> Decode
         if found["key"] != key:
             return None
         with open_regular(file):  # no FIFO
-            # Copy on write: torch has no read-only tensors, and these are never written to.
-            pixels: NDArray[np.uint8] = np.lib.format.open_memmap(file, "c")
+            # Not copy on write, which limits of memory count as if all of it were copied.
+            pixels: NDArray[np.uint8] = np.lib.format.open_memmap(file, "r")
         whole = pixels.shape == shape and pixels.dtype == np.uint8 and _checksum(pixels) == found["sha256"]
     except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError, RecursionError, MemoryError):
         return None
-    return Decoded(torch.from_numpy(pixels), *known) if whole else None
+    return Decoded(read_only(pixels), *known) if whole else None
+
+
+def read_only(pixels: NDArray[Any]) -> Tensor:
+    """Return a mapped array as a tensor; torch has none that are read-only, and it must not be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(pixels)
 
 
 def _new_mapping(file: Path, shape: tuple[int, ...]) -> Mapped:

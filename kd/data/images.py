@@ -77,10 +77,11 @@ class Images:
         """
         values = torch.arange(256, dtype=torch.float64) / 255
         means, stds = [], []
+        at_once = max(1, 1000 * 32 * 32 // self.train_x[0, 0].numel())
         for channel in range(self.train_x.shape[1]):
             counts = torch.zeros(256, dtype=torch.int64)
-            for start in range(0, len(self.train_x), 1000):  # counting takes eight times the memory of the pixels
-                counts += torch.bincount(self.train_x[start : start + 1000, channel].flatten(), minlength=256)
+            for start in range(0, len(self.train_x), at_once):  # counting takes eight times the memory of the pixels
+                counts += torch.bincount(self.train_x[start : start + at_once, channel].flatten(), minlength=256)
             share = counts.double() / counts.sum()
             mean = (share * values).sum()
             means.append(mean.item())

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kd.data.decode import read_only
 from kd.data.images import Images, draw_test_split
 from kd.data.resize import images_of_channels, images_of_size
 from kd.data.tree import check_class_names, in_order, printable
@@ -83,8 +84,8 @@ def open_array(file: Path) -> NDArray[Any]:
     """
     try:
         open_regular(file).close()
-        # Copy on write: torch has no read-only tensors, and these are never written to.
-        array: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
+        # Not copy on write, which limits of memory count as if all of it were copied.
+        array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise UserError(f"{printable(file)}: not a whole .npy array of numbers ({error})") from error
     if not isinstance(array, np.ndarray):
@@ -105,7 +106,7 @@ def _split(top: Path, split: str, in_memory: bool) -> tuple[Tensor, Tensor]:
         raise UserError(
             f"{printable(file)}: {y.dtype} of shape {y.shape}, not labels of {len(x):,} images: whole numbers from 0"
         )
-    pixels = torch.from_numpy(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2)
+    pixels = read_only(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2)
     return pixels.contiguous() if in_memory else pixels, torch.from_numpy(y.reshape(-1).astype(np.int64))
 
 

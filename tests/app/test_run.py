@@ -551,7 +551,7 @@ def test_teacher_alone_is_also_tested(run, tmp_path):
     assert read(next(tmp_path.glob("teachers/*/result.json"))).also_test_acc == {}
 
 
-@pytest.mark.parametrize("method", ["ofd", "reviewkd", "mlkd"])
+@pytest.mark.parametrize("method", ["ofd", "mlkd"])
 def test_wide_grey_images_are_kept_from_the_source_to_the_file_of_weights(run, tmp_path, method):
     small = (
         "data=digits", "epochs=1", "batch_size=256", "trainer=cpu", "trainer.enable_progress_bar=false", "threads=1",
