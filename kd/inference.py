@@ -15,11 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kd.data.decode import read_rgb, to_rgb
+from kd.data.resize import resized
 from kd.errors import UserError
 from kd.files import open_regular
 from kd.methods.base import restored_net
 from kd.models.external import bind
 from kd.models.output import Output, checked
+from kd.ranges import Size, sides
 from kd.runs.given import weights_file
 from kd.runs.weights import fill, load_weights
 
@@ -33,7 +35,10 @@ MAX_TEMPERATURE = 2**16
 """Bytes of the file with a temperature that are read."""
 
 Pictures: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8] | Tensor | Sequence[Pictures]"
-"""One image or several: files, PIL images, or uint8 pixels (H, W, 3), (3, H, W), (B, H, W, 3) or (B, 3, H, W)."""
+"""One image or several: files, PIL images, or uint8 pixels (H, W, C), (C, H, W), (B, H, W, C) or (B, C, H, W).
+
+C is the network's number of channels, or 3 for one on grey images. Files and PIL images are for RGB and grey.
+"""
 
 
 class Prediction(NamedTuple):
@@ -51,7 +56,7 @@ class Predictor(nn.Module):
     Args:
         net: the network, which returns `Output`.
         classes: the C class names.
-        image_size: height and width in pixels of the images that it was trained on.
+        image_size: height and width in pixels of the images that it was trained on, one number for squares.
         mean, std: of each channel, as fractions of the range of a pixel.
         temperature: what logits are divided by before they become probabilities, above 0.
     """
@@ -60,7 +65,7 @@ class Predictor(nn.Module):
         self,
         net: nn.Module,
         classes: Sequence[str],
-        image_size: int,
+        image_size: Size,
         mean: Sequence[float],
         std: Sequence[float],
         temperature: float = 1.0,
@@ -72,14 +77,14 @@ class Predictor(nn.Module):
         self.eval()
 
     def preprocess(self, images: Pictures) -> Tensor:
-        """Return images as the network takes them: (B, 3, S, S), normalised, on its device.
+        """Return images as the network takes them: (B, C, H, W), normalised, on its device.
 
         Images are read and resized as those of a data set are; see `kd.data.decode`.
 
         Raises:
             UserError: for no images, a file that is missing or no image, pixels that are not uint8 or of another shape.
         """
-        separate = _separate(images)
+        separate = _separate(images, len(self.mean))
         if not separate:
             raise UserError("no images were given")
         weight = next(self.parameters())
@@ -88,11 +93,11 @@ class Predictor(nn.Module):
         return (pixels * (1 / (255 * std)) - mean / std).to(weight.dtype)
 
     def forward(self, x: Tensor) -> Output:
-        """(B, 3, S, S) normalised images -> `Output`."""
+        """(B, C, H, W) normalised images -> `Output`."""
         return checked(self.net(x), self.net)
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised images -> (B, C), in fp32."""
+        """(B, C, H, W) normalised images -> (B, number of classes), in fp32."""
         return torch.softmax(self(x).logits.float() / self.temperature, dim=1)
 
     @torch.no_grad()
@@ -102,12 +107,16 @@ class Predictor(nn.Module):
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Prediction(self.classes[index], probability) for index, probability in pairs]
 
-    def _resized(self, image: Image.Image) -> Tensor:
-        size = (self.image_size, self.image_size)
+    def _resized(self, image: Image.Image | Tensor) -> Tensor:
+        if isinstance(image, Tensor):
+            return resized(image[None], self.image_size)[0]
+        height, width = sides("image_size", self.image_size)
         image = to_rgb(image, "the image", Counter())
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        if len(self.mean) == 1:
+            image = image.convert("L")
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image).reshape(height, width, -1)).permute(2, 0, 1)
 
 
 def load(path: str | Path, trust: bool = False) -> Predictor:
@@ -129,7 +138,10 @@ def load(path: str | Path, trust: bool = False) -> Predictor:
     tensors, metadata = load_weights(path)
     facts = _Facts.of(metadata, path)
     try:
-        net = _build({**facts.model, "num_classes": len(facts.classes), "image_size": facts.image_size}, trust)
+        shape = {"num_classes": len(facts.classes), "image_size": facts.image_size}
+        if len(facts.mean) != 3:
+            shape["in_channels"] = len(facts.mean)
+        net = _build({**facts.model, **shape}, trust)
         if isinstance(net, nn.Module):
             net = bind(net, facts.classes, facts.mean, facts.std)
             net = restored_net(net, tensors, metadata.get("method"))
@@ -166,7 +178,7 @@ class _Facts(NamedTuple):
 
     model: dict[str, Any]
     classes: list[str]
-    image_size: int
+    image_size: int | list[int]
     mean: list[float]
     std: list[float]
 
@@ -183,15 +195,16 @@ class _Facts(NamedTuple):
 
     def _fits(self) -> dict[str, bool]:
         def numbers(values: object) -> bool:
-            return isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
+            return isinstance(values, list) and values != [] and all(isinstance(v, int | float) for v in values)
 
-        size = self.image_size
+        size: Any = self.image_size
+        parts = size if isinstance(size, list) and len(size) == 2 else [size]
         return {
             "model": isinstance(self.model, dict) and isinstance(self.model.get("_target_"), str),
             "classes": isinstance(self.classes, list) and all(isinstance(name, str) for name in self.classes),
-            "image_size": isinstance(size, int) and not isinstance(size, bool) and size > 0,
+            "image_size": all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in parts),
             "mean": numbers(self.mean),
-            "std": numbers(self.std) and all(self.std),
+            "std": numbers(self.std) and all(self.std) and len(self.std) == len(self.mean),
         }
 
 
@@ -223,7 +236,10 @@ def _resolve(target: str, trust: bool) -> Any:
     return found
 
 
-def _separate(images: Any) -> list[Image.Image]:
+def _separate(images: Any, channels: int) -> list[Image.Image | Tensor]:
+    """The images one by one; those that PIL has no form for as (C, H, W), uint8."""
+    if isinstance(images, str | Path | Image.Image) and channels not in (1, 3):
+        raise UserError(f"images must be pixels of {channels} channels, as the network's; a file is grey or RGB")
     if isinstance(images, str | Path):
         try:
             return [read_rgb(str(images), Path(images).read_bytes(), Counter())]
@@ -234,14 +250,21 @@ def _separate(images: Any) -> list[Image.Image]:
     if isinstance(images, Image.Image):
         return [images]
     if isinstance(images, list | tuple):
-        return [image for part in images for image in _separate(part)]
+        return [image for part in images for image in _separate(part, channels)]
     if not isinstance(images, Tensor | np.ndarray):
         raise UserError(f"images must be files, PIL images or uint8 pixels, got {type(images).__name__}")
     pixels = images.cpu().numpy() if isinstance(images, Tensor) else images
     if pixels.dtype != np.uint8:
         raise UserError(f"pixels must be uint8, from 0 to 255, got {pixels.dtype}")
+    if channels == 1 and pixels.ndim == 2:
+        pixels = pixels[..., None]
     batch = pixels[None] if pixels.ndim == 3 else pixels
-    if batch.ndim != 4 or 3 not in (batch.shape[1], batch.shape[3]):
-        raise UserError(f"pixels must be (H, W, 3), (3, H, W), (B, H, W, 3) or (B, 3, H, W), got {pixels.shape}")
-    batch = batch if batch.shape[3] == 3 else batch.transpose(0, 2, 3, 1)
-    return [Image.fromarray(np.ascontiguousarray(image)) for image in batch]
+    found = set() if batch.ndim != 4 else {channels, 3 if channels == 1 else channels} & {*batch.shape[1::2]}
+    if not found:
+        last, first = f"H, W, {channels}", f"{channels}, H, W"
+        raise UserError(f"pixels must be ({last}), ({first}), (B, {last}) or (B, {first}), got {pixels.shape}")
+    batch = batch if batch.shape[3] in found else batch.transpose(0, 2, 3, 1)
+    if channels not in (1, 3):
+        return [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) for image in batch]
+    grey = batch.shape[3] == 1
+    return [Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image)) for image in batch]

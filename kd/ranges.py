@@ -6,7 +6,8 @@ constructor; a test compares the two.
 It does not import torch, so that a mistake in a command is reported at once.
 """
 
-from typing import cast
+from collections.abc import Sequence
+from typing import TypeAlias, cast
 
 RANGES = {
     "accumulate_grad_batches": "whole [1, inf)",
@@ -58,6 +59,12 @@ RANGES = {
 }
 """Ranges by the last part of the setting's name. A bracket includes its end, a parenthesis does not."""
 
+SIDES = ("image_size", "size")
+"""Settings that are one such number for squares, or two of them, height and width."""
+
+Size: TypeAlias = int | Sequence[int]
+"""Of images in pixels: the height and width of squares, or [height, width]."""
+
 SWITCH = "true or false"
 TEXT = "text"
 WHOLE_NUMBERS = "a list of whole numbers"
@@ -77,6 +84,7 @@ KINDS = {
     "precision": "one of auto, 16-mixed, 16-true, 32-true, 64-true, bf16-mixed, bf16-true, 16, 32, 64, bf16",
     **dict.fromkeys(("stages", "teacher_stages"), WHOLE_NUMBERS),
     "also_test": FOLDERS,
+    **dict.fromkeys(("data.channels", "data.source.channels"), "one of 1, 3"),
     "balance": "one of none, weights, sampling",
     "stored_logits": "one of auto, true, false",
 }
@@ -96,7 +104,13 @@ def require(name: str, value: object, span: str | None = None) -> None:
         ValueError: naming setting, range and value.
     """
     last = name.rpartition(".")[2]
-    span = {**RANGES, **KINDS}[last] if span is None else span
+    span = ({**RANGES, **KINDS}.get(name) or {**RANGES, **KINDS}[last]) if span is None else span
+    if last in SIDES and isinstance(value, list | tuple):
+        if len(value) != 2 or any(isinstance(side, list | tuple) for side in value):
+            raise ValueError(f"{name} must be one number for squares, or [HEIGHT,WIDTH], {_got(value)}")
+        for side in value:
+            require(name, side, span)
+        return
     if span[-1] not in "])":
         if not _is_of_kind(value, span):
             raise ValueError(f"{name} must be {span}, {_got(value)}")
@@ -112,6 +126,28 @@ def require(name: str, value: object, span: str | None = None) -> None:
     if not (above and below and finite):
         shown = f"{number:g}" if finite or isinstance(value, float) else "a number of hundreds of digits"
         raise ValueError(f"{name} must be {'a whole number ' if kind != 'number' else ''}in {interval}, got {shown}")
+
+
+def sides(name: str, size: Size) -> tuple[int, int]:
+    """Check a size in pixels; return height and width.
+
+    Raises:
+        ValueError: as `require`.
+    """
+    require(name, size)
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return height, width
+
+
+def size_text(size: Size) -> str:
+    """Return a size in pixels as messages have it, width first: "32x32"."""
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return f"{width}x{height}"
+
+
+def short_size(size: Size) -> str:
+    """Return a size in pixels, the one number of squares: "32", else as `size_text`."""
+    return f"{size}" if isinstance(size, int) else size_text(size)
 
 
 def _is_of_kind(value: object, kind: str) -> bool:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
     network = load(weights, args.trust)
     other = None if args.other is None else load(args.other, args.trust)
-    build = recorded_data(weights, args.settings, network.image_size)
+    build = recorded_data(weights, args.settings, network.image_size, len(network.mean))
     classes = build.images.classes
     if args.fit_temperature:
         network.temperature = 1.0

@@ -57,7 +57,7 @@ def export(args: argparse.Namespace) -> None:
     from kd.runs.weights import load_weights
 
     predictor = load(weights, args.trust)
-    images = recorded_data(weights, args.settings, predictor.image_size).images
+    images = recorded_data(weights, args.settings, predictor.image_size, len(predictor.mean)).images
     test_y, train_y = (own_labels(labels, images.classes, predictor) for labels in (images.test_y, images.train_y))
     deployed = Deployed(predictor, args.preprocessing)
     facts = {**load_weights(weights)[1], "preprocessing": args.preprocessing, "license": args.license}
@@ -74,12 +74,10 @@ def export(args: argparse.Namespace) -> None:
                 )
         found = check(run, deployed, predictor, images.test_x, test_y)
     size = f"{target.stat().st_size / 1e6:.2f} MB"
-    takes, gives = (
-        ("uint8 pixels (batch, {0}, {0}, 3)", "probabilities")
-        if args.preprocessing
-        else ("normalised images (batch, 3, {0}, {0})", "logits")
-    )
-    print(f"{target}: {size}, {takes.format(predictor.image_size)} -> {gives} (batch, {len(predictor.classes)})")
+    gives = "probabilities" if args.preprocessing else "logits"
+    shape = ", ".join(["batch", *map(str, deployed.example(1).shape[1:])])
+    takes = f"{'uint8 pixels' if args.preprocessing else 'normalised images'} ({shape})"
+    print(f"{target}: {size}, {takes} -> {gives} (batch, {len(predictor.classes)})")
     print(
         f"{images.name}, {len(test_y):,} test images: {found.same:.2%} the same prediction as PyTorch, {gives} differ "
         f"by {found.largest:.1e} at most"

@@ -1,21 +1,40 @@
-"""Write the table of networks in docs/models.md anew: `python scripts/networks.py`."""
+"""Write the tables of networks in docs/models.md anew: `python scripts/networks.py`.
+
+With `--time FILE` measure a training step of each network first: forward and backward pass of the cross-entropy on
+images of noise, 32x32 pixels, in the precision that training has here. All networks take turns of a few steps: what
+slows the machine slows them all. A factor is the median over rounds of a network's time divided by that of `resnet20`
+in the same round.
+"""
 
 import argparse
+import json
+import statistics
 import sys
+import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import nn
 
+from kd.app.programs import Parser, file, positive
 from kd.errors import UserError
 from kd.models.output import Output
+from kd.runs.status import measured_by
+from kd.training.fit import device_name
+from kd.training.performance import choose_device, choose_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = "docs/models.md"
 MARK, END = "<!-- networks -->\n", "<!-- /networks -->\n"
+TIME_MARK, TIME_END = "<!-- step time -->\n", "<!-- /step time -->\n"
+TIMES = "docs/results/network_time/two_cores.json"
+"""Figures that the page shows."""
+BASELINE = "resnet20"
 
 HE = "[He et al. 2015](https://arxiv.org/abs/1512.03385), table 6"
 CRD = "[CRD](https://arxiv.org/abs/1910.10699), counted in the authors' code"
@@ -75,16 +94,14 @@ class Network(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
-    check = parser.parse_args().check
     try:
+        options = arguments()
+        check = options.check
+        if options.time is not None:
+            options.time.write_text(json.dumps(times(options), indent=2) + "\n", encoding="utf-8")
         page = (ROOT / PAGE).read_text(encoding="utf-8")
-        before, mark, rest = page.partition(MARK)
-        _, end, after = rest.partition(END)
-        if not (mark and end):
-            raise UserError(f"{PAGE} has no place for the networks: {MARK.strip()} to {END.strip()}")
-        wanted = f"{before}{mark}{table(networks())}{end}{after}"
+        wanted = filled(page, "the networks", MARK, END, table(networks()))
+        wanted = filled(wanted, "their step time", TIME_MARK, TIME_END, time_table())
         if not check:
             (ROOT / PAGE).write_text(wanted, encoding="utf-8")
         elif wanted != page:
@@ -94,6 +111,105 @@ def main() -> int:
         print(f"networks.py: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--check", action="store_true", help="write nothing; exit with 1 if something differs")
+    add("--time", type=file, metavar="FILE", help=f"measure steps first, and write the figures; shown is {TIMES}")
+    add("--networks", nargs="+", metavar="NAME", help="those to measure (default: all of conf/student)")
+    add("--batch", type=positive, default=64, metavar="B", help="images a step (default: 64)")
+    add("--rounds", type=positive, default=5, help="turns of each network (default: 5)")
+    add("--steps", type=positive, default=2, help="timed steps of a turn (default: 2)")
+    options = parser.parse_args()
+    if options.check and options.time is not None:
+        raise UserError("--check writes nothing; leave out --time")
+    known = names()
+    for name in options.networks or ():
+        if name not in known:
+            raise UserError(f"--networks: no network {name} to measure; there are {', '.join(known)}")
+    return options
+
+
+def filled(page: str, what: str, mark: str, end: str, text: str) -> str:
+    """Return a page with a text between two marks."""
+    before, found, rest = page.partition(mark)
+    _, found_end, after = rest.partition(end)
+    if not (found and found_end):
+        raise UserError(f"{PAGE} has no place for {what}: {mark.strip()} to {end.strip()}")
+    return f"{before}{mark}{text}{end}{after}"
+
+
+def times(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a step of each network, and of `BASELINE`, in turns."""
+    device = choose_device("auto", 1)
+    half = choose_precision("auto", "auto").startswith("bf16")
+    chosen = list(dict.fromkeys([BASELINE, *(options.networks or names())]))
+    steps = {name: training(name, options.batch, device, half) for name in chosen}
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    for _ in range(options.rounds):
+        for name, step in steps.items():
+            step()  # untimed: what the last network left in the caches is none of its own
+            synchronize(device)
+            started = time.perf_counter()
+            for _ in range(options.steps):
+                step()
+            synchronize(device)
+            seconds[name].append((time.perf_counter() - started) / options.steps)
+    return {
+        "machine": {
+            **measured_by("scripts/networks.py", device_name(device)),
+            "precision": "bf16-mixed" if half else "32-true",
+            "batch_size": options.batch,
+            "rounds": options.rounds,
+            "steps": options.steps,
+        },
+        "networks": {
+            name: {
+                "ms": statistics.median(taken) * 1e3,
+                "factor": statistics.median(a / b for a, b in zip(taken, seconds[BASELINE], strict=True)),
+                "seconds": taken,
+            }
+            for name, taken in seconds.items()
+        },
+    }
+
+
+def training(name: str, batch: int, device: torch.device, half: bool) -> Callable[[], None]:
+    """Return a function that does one step: forward and backward pass."""
+    net = build(name, 10).to(device, memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    y = torch.arange(batch, device=device) % 10
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            logits = net(x).logits
+        F.cross_entropy(logits.float(), y).backward()
+        net.zero_grad()
+
+    return step
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_table() -> str:
+    """Return the table of step times from the figures in the repository; a line where there are none."""
+    path = ROOT / TIMES
+    if not path.is_file():
+        return f"Not measured yet: `python scripts/networks.py --time {TIMES}`.\n"
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    machine, found = figures["machine"], figures["networks"]
+    ordered = sorted(found, key=lambda name: found[name]["factor"])
+    rows = [f"| `{name}` | {found[name]['ms']:.1f} | {found[name]['factor']:.2f} |" for name in ordered]
+    note = (
+        f"{machine['device']}, {machine['precision']}, {machine['batch_size']} images; medians over "
+        f"{machine['rounds']} rounds of {machine['steps']} steps, {machine['date'][:10]}: `{machine['command']}`."
+    )
+    return "\n".join([f"| network | ms | × {BASELINE} |", "| :--- | ---: | ---: |", *rows, "", note, ""])
 
 
 def networks() -> list[Network]:

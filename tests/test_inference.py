@@ -258,3 +258,28 @@ def test_load_refuses_weights_of_another_program(tmp_path):
     save_file({"weight": torch.zeros(2)}, path, {"format": "pt", "classes": json.dumps(["a"])})
     with pytest.raises(UserError, match=f"^{path} was not written by kd.* lack model, image_size, mean, std$"):
         load(path)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, [8, 12]), (3, [12, 8]), (4, [8, 12])])
+def test_preprocess_takes_the_size_and_channels_that_the_network_does(tmp_path, channels, size):
+    stats = {"mean": [0.5] * channels, "std": [0.25] * channels, "image_size": size}
+    torch.manual_seed(0)
+    net = CNN(2, 3, size, "relu", 0.5, 0.5, channels)
+    save_weights(net, tmp_path / "student.safetensors", {**FACTS, **stats})
+    predictor = load(tmp_path)
+    x = pixels(5, *size, channels)
+    shown = predictor.preprocess(x)
+    assert shown.shape == (5, channels, *size)
+    torch.testing.assert_close(shown, (x.permute(0, 3, 1, 2) / 255 - 0.5) / 0.25)
+    assert torch.equal(predictor.preprocess(x.permute(0, 3, 1, 2)), shown)
+    assert predictor.preprocess(pixels(20, 30, channels)).shape == (1, channels, *size)
+    assert len(predictor.predict(x)) == 5
+    colour = Image.fromarray(pixels(9, 9, 3).numpy())
+    if channels == 4:
+        with pytest.raises(UserError, match=r"^images must be pixels of 4 channels, as the network's; a file is"):
+            predictor.preprocess(colour)
+    else:
+        assert predictor.preprocess(colour).shape == (1, channels, *size)
+    if channels == 1:
+        assert torch.equal(predictor.preprocess(x[0, ..., 0]), shown[:1])
+        torch.testing.assert_close(predictor.preprocess(colour), predictor.preprocess(colour.convert("L")))

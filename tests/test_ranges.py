@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from kd.ranges import RANGES, require, require_sum
+from kd.ranges import RANGES, require, require_sum, short_size, sides, size_text
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,24 @@ def test_require_sum_ignores_rounding():
     require_sum("[0, 1]", alpha=0.7, beta=0.1 + 0.2)
     with pytest.raises(ValueError, match=r"^alpha \+ beta must be in \[0, 1\], got alpha=0.8 and beta=0.3$"):
         require_sum("[0, 1]", alpha=0.8, beta=0.3)
+
+
+@pytest.mark.parametrize("name", ["data.image_size", "student.size"])
+def test_require_takes_one_side_or_height_and_width(name):
+    for size in (1, 4096, [48, 64], (1, 4096)):
+        require(name, size)
+    for size, message in (
+        ([48], r"must be one number for squares, or \[HEIGHT,WIDTH\], got \[48\]"),
+        ([1, 2, 3], r"must be one number for squares, or \[HEIGHT,WIDTH\], got \[1, 2, 3\]"),
+        ([0, 8], r"must be a whole number in \[1, 4096\], got 0"),
+        ([8, "8"], r"must be a whole number in \[1, 4096\], got 8"),
+        ("48x64", r"must be a whole number in \[1, 4096\], got 48x64"),
+        ([[8, 8], 8], r"must be a whole number in \[1, 4096\], got \[8, 8\]|one number for squares"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} .*{message}"):
+            require(name, size)
+
+
+def test_size_text_has_the_width_first():
+    assert (sides("image_size", 8), sides("image_size", [48, 64])) == ((8, 8), (48, 64))
+    assert (size_text(8), size_text([48, 64]), short_size(8), short_size([48, 64])) == ("8x8", "64x48", "8", "64x48")

@@ -25,7 +25,7 @@ from kd.app.explain import missing_package
 from kd.data.also_test import AlsoTest, also_test
 from kd.data.images import Images, require_classes
 from kd.data.module import DataModule
-from kd.data.resize import images_of_size
+from kd.data.resize import images_of_channels, images_of_size
 from kd.errors import UserError
 from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
@@ -170,16 +170,21 @@ class Builder:
         return images
 
     def _images(self) -> Images:
-        source, size = self.cfg.data.source, self.cfg.data.image_size
-        if size is None or "image_size" in source:  # a source that takes a size decodes to it
-            images: Images = self._new(source, **({} if size is None else {"image_size": size}))
-            return images
+        data = self.settings["data"]
+        wanted = {name: data[name] for name in ("image_size", "channels") if data[name] is not None}
+        # A source that takes a size, or a number of channels, decodes to it.
+        taken = {name: value for name, value in wanted.items() if name in data["source"]}
+        images: Images = self._new(self.cfg.data.source, **taken, _convert_="all")
         with user_errors():
-            return images_of_size(self._new(source), size)
+            if "image_size" in wanted.keys() - taken.keys():
+                images = images_of_size(images, wanted["image_size"])
+            if "channels" in wanted.keys() - taken.keys():
+                images = images_of_channels(images, int(wanted["channels"]))
+        return images
 
     @cached_property
     def also_test(self) -> tuple[AlsoTest, ...]:
-        """Further test sets of the student."""
+        """Further test sets of the student, or of a teacher that is all that is wanted."""
         paths, in_memory = self.settings["data"]["also_test"], self.cfg.data.in_memory
         with user_errors():
             return self.shared("further test sets", lambda: also_test(paths, self.images, in_memory))
@@ -199,8 +204,10 @@ class Builder:
 
     def net(self, node: Mapping[str, Any]) -> nn.Module:
         images = self.images
-        size = images.train_x.shape[-1]
-        net: nn.Module = self._new(node, num_classes=len(images.classes), image_size=size, _convert_="all")
+        shape: dict[str, Any] = {"num_classes": len(images.classes), "image_size": images.image_size}
+        if images.channels != 3:  # a network that does not take it is for RGB
+            shape["in_channels"] = images.channels
+        net: nn.Module = self._new(node, **shape, _convert_="all")
         if not isinstance(net, External):
             return net
         with user_errors():
@@ -265,11 +272,11 @@ class Builder:
                 f"{name} needs the label of each image, and data.{does}; write data.{instead}, or choose a method that "
                 "takes shares of classes"
             )
-        size = images.train_x.shape[-1]
+        size, channels = images.image_size, images.channels
         with user_errors():
             pair = Pair(
-                probe(student, size),
-                None if teacher is None else probe(teacher, size),
+                probe(student, size, channels),
+                None if teacher is None else probe(teacher, size, channels),
                 self.data(plan).labels,
                 len(images.classes),
                 student,
@@ -348,7 +355,7 @@ class Builder:
         return {
             "model": identity.by_content(plain(plan.network)),
             "num_classes": len(images.classes),
-            "image_size": images.train_x.shape[-1],
+            "image_size": images.image_size,
             "classes": images.classes,
             "mean": mean,
             "std": std,
@@ -362,6 +369,7 @@ class Builder:
     def dry_run(self, directory: Path) -> None:
         """Build everything once and throw it away: a mistake in the last knob shows before a teacher is trained."""
         self._check_devices()
+        _ = self.also_test  # loaded before a teacher is trained
         student = [self.student] if "student" in self.networks else []
         for plan in [*self.first_teachers, *self.chain, *student]:
             self._check_memory(plan)
@@ -411,9 +419,11 @@ class Builder:
         needed = count * (16 if self.device.type == "cpu" else 4)
         if needed > free:
             name = "student" if plan.weights == STUDENT_WEIGHTS else "teacher"
+            own = [key for key in ("scale", "widen", "width", "growth", "depth") if key in plan.network]
+            by = f", such as by {name}.{own[0]}" if own else ""
             raise UserError(
                 f"a {name} of {count:,} parameters takes {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are "
-                f"free; choose a smaller network, such as by {name}.scale or {name}.widen"
+                f"free; choose a smaller network{by}"
             )
 
     def _check_limits(self, data: DataModule) -> None:
@@ -478,6 +488,8 @@ def _reason(error: BaseException) -> str:
             f"{surplus[1]} takes no {surplus[2]}, which every network is given here: write a function that takes "
             "num_classes and image_size and returns kd.wrap(net), and name it as _target_; see docs/extending.md"
         )
+    if surplus and surplus[2] == "in_channels":
+        return f"{surplus[1]} takes no in_channels, so that it is for RGB images alone; write data.channels=3"
     if surplus:
         return f"{surplus[1]} has no setting '{surplus[2]}'; leave it out"
     wanted = re.search(r"tried to allocate (\d+) bytes", text)

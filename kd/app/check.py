@@ -18,7 +18,7 @@ from kd.runs.given import weights_file
 
 MAY_BE_NULL = {"clip_norm", "cutmix", "ema", "head", "image_size", "mixup", "name", "policy", "pretrained", "size"}
 MAY_BE_NULL |= {"strength", "student.stages", "target", "teacher.stages", "teacher_stages", "teacher_weights"}
-MAY_BE_NULL |= {"threads"}
+MAY_BE_NULL |= {"threads", "data.channels", "data.source.channels"}
 
 SET_ELSEWHERE = {
     **dict.fromkeys(("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"), "epochs"),
@@ -233,7 +233,7 @@ def _check_knobs(settings: dict[str, Any], run_wide: Iterable[str], read: str, g
     if method.get("label_smoothing", smoothing) != smoothing:
         raise UserError("method.label_smoothing takes the value of recipe.label_smoothing; give that instead")
     for role in ("student", "teacher"):
-        for name in ("num_classes", "image_size"):
+        for name in ("num_classes", "image_size", "in_channels"):
             if name in settings[role]:
                 raise UserError(f"{role}.{name} comes from the data; leave it out")
     if "save_dir" in (settings["logger"] or {}):
@@ -311,8 +311,6 @@ def _check_teacher(settings: dict[str, Any], given: Iterable[str]) -> None:
 
 def _check_data(settings: dict[str, Any]) -> None:
     paths = settings["data"]["also_test"]
-    if paths and "student" not in settings["spec"]["networks"]:
-        raise UserError("data.also_test is measured on students; to have it of this network, train it as one")
     for path in paths:
         if not Path(path).expanduser().is_dir():
             raise UserError(f"data.also_test: no folder {path}")

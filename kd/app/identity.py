@@ -70,9 +70,14 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     absent = _absent(networks, settings["chain"])
     kept = {**without(settings, IRRELEVANT | SHORTHANDS | absent), "networks": networks}
     kept["trainer"] = without(kept["trainer"], PLACEMENT | OBSERVING)
-    kept["data"] = without(kept["data"], STORAGE | MEASURED)
-    kept["data"]["source"] = without(kept["data"]["source"], STORAGE)
+    kept["data"] = _of_own_channels(without(kept["data"], STORAGE | MEASURED))
+    kept["data"]["source"] = _of_own_channels(without(kept["data"]["source"], STORAGE))
     return kept
+
+
+def _of_own_channels(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without a `channels` of null, so that runs from before there was such a setting are found."""
+    return {name: value for name, value in settings.items() if (name, value) != ("channels", None)}
 
 
 def fingerprint(settings: dict[str, Any]) -> str:

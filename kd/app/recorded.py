@@ -11,6 +11,7 @@ from kd.app.arguments import parse, quoted, read_arguments, refuse_wrong_choices
 from kd.app.compose import compose
 from kd.app.resume import to_be_typed
 from kd.errors import UserError
+from kd.ranges import Size, sides
 from kd.runs.results import FILE, Result, read
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
     from kd.app.build import Builder
 
 
-def recorded_data(weights: Path, typed: Sequence[str], image_size: int | None = None) -> "Builder":
+def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channels: int) -> "Builder":
     """Return what builds the images of a run, and splits them as the run did.
 
     Args:
         weights: the run's file of weights. Without a record beside it, what is typed must name the images.
         typed: settings of the data, such as data.root=DIR; they come after the run's own.
-        image_size: in pixels, of images that are not the run's own.
+        image_size, channels: of the network, for images that are not the run's own.
 
     Raises:
         UserError: if there is neither a record nor `data=`, or the record's command may run code.
@@ -48,8 +49,10 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: int | None = 
             )
     elif "data" not in keys:
         raise UserError(f"no record of a run beside {weights}; name the images by data=NAME data.root=DIR")
-    elif image_size is not None and "data.image_size" not in keys:
-        typed = [*typed, f"data.image_size={image_size}"]
+    else:
+        height, width = sides("image_size", image_size)
+        shape = {"data.image_size": f"[{height},{width}]", **({"data.channels": 1} if channels == 1 else {})}
+        typed = [*typed, *(f"{name}={value}" for name, value in shape.items() if name not in keys)]
     from kd.app.build import Builder  # imports torch
 
     config_dir = Path(record.config_dir) if record and record.config_dir else None

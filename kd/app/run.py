@@ -70,7 +70,7 @@ def execute(
 
 def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[Callback]" = ()) -> Result:
     """Prepare the teacher if one is wanted, then train and test the student if one is wanted."""
-    from kd.app.teacher import only, prepare_teacher
+    from kd.app.teacher import also_tested, only, prepare_teacher
     from kd.app.train import train_network
     from kd.teachers.store import copy_from_store
     from kd.training.fit import parameter_count
@@ -99,6 +99,7 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
             warnings=prepared.warnings,
         )
     if "student" not in build.networks:
+        record = also_tested(build, only(prepared), record)
         return copy_from_store(only(prepared).directory, record, directory, several)
 
     teacher = None if prepared is None else prepared.teacher

@@ -5,6 +5,7 @@ taught itself, by a method and a teacher of its own, and its key in the store ho
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from kd.runs.results import FILE, Result, read
 from kd.runs.weights import read_weights
 from kd.teachers.frozen import FrozenTeacher, check_origin, joined, load, verify
 from kd.teachers.store import find_or_train
+from kd.training.also_test import measure_teacher
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +160,15 @@ def _name(build: Builder, level: int, count: int) -> str:
         changes = [f"{key}={value}" for key, value in plan.network.items() if base.get(key) != value]
         names.append(" ".join(changes) or build.command.choices["student"])
     return " > ".join(names)
+
+
+def also_tested(build: Builder, prepared: Prepared, record: Result) -> Result:
+    """The record with the teacher's figures on the further test sets; those in the store are without."""
+    if not build.also_test:
+        return record
+    data = build.data(build.first_teachers[0])
+    measured = measure_teacher(prepared.teacher, build.also_test, data, build.device)
+    return replace(record, also_test_acc=measured.acc, also_test_nll=measured.nll)
 
 
 def only(prepared: Prepared | None) -> Prepared:

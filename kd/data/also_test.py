@@ -5,18 +5,18 @@ Read are CIFAR-10-C and CIFAR-10.1 in the forms that they are published in, and 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from kd.data.decode import read_only
 from kd.data.folder import folder_test
 from kd.data.images import Images
+from kd.data.npy import open_array
 from kd.data.tree import printable
 from kd.errors import UserError
-from kd.files import open_regular
 
 SEVERITIES = 5
 """Equal parts of each file of CIFAR-10-C, one after the other, from mild to severe."""
@@ -32,7 +32,7 @@ class AlsoTest(NamedTuple):
     name: str
     """As in "cifar10.1_v6", or "CIFAR-10-C/fog/3" for a part."""
     x: Tensor
-    """(M, 3, H, W), uint8, mapped from the file where it is an array."""
+    """(M, C, H, W), uint8, mapped from the file where it is an array."""
     y: Tensor
     """(M,), int64."""
     mean_of: str | None = None
@@ -47,8 +47,8 @@ def also_test(paths: Sequence[str], images: Images, in_memory: bool = True) -> t
     * pairs NAME_data.npy and NAME_labels.npy, as CIFAR-10.1 has them. Each is a test set.
     * image files in one folder a class, or those in its test/ or val/; see `kd.data.folder.folder_test`.
 
-    Arrays of images are (M, H, W, 3), uint8, of the height and width of the data set; they are mapped, not read. Their
-    labels are trusted to be in the order of the data set's classes.
+    Arrays of images are (M, H, W, C), uint8, of the height, width and channels of the data set, or (M, H, W); they are
+    mapped, not read. Their labels are trusted to be in the order of the data set's classes.
 
     Sources: Hendrycks, Dietterich 2019, arXiv 1903.12261; Recht et al. 2018, arXiv 1806.00451.
 
@@ -82,7 +82,12 @@ def _opened(path: Path, images: Images, in_memory: bool) -> list[AlsoTest]:
                 AlsoTest(printable(data.stem.removesuffix("_data")), *_pair(data, labels, images))
                 for data, labels in sorted(pairs)
             ]
-        x, y = folder_test(path, images.classes, images.train_x.shape[-1], in_memory)
+        if images.channels not in (1, 3):
+            raise UserError(
+                f"data.also_test: image files are grey or RGB, and images of {images.name} have {images.channels} "
+                "channels; give arrays in .npy files"
+            )
+        x, y = folder_test(path, images.classes, images.image_size, in_memory, images.channels)
         return [AlsoTest(printable(path.name), x, y)]
     except OSError as error:
         raise UserError(f"data.also_test: {printable(error.filename or path)}: {error.strerror or error}") from error
@@ -108,11 +113,13 @@ def _corrupted(path: Path, files: Sequence[Path], images: Images) -> list[AlsoTe
 
 
 def _pair(data: Path, labels: Path, images: Images) -> tuple[Tensor, Tensor]:
-    """Return images (M, 3, H, W), mapped, and their labels (M,)."""
-    x, y = _array(data), _array(labels)
-    height, width = images.train_x.shape[-2:]
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != 3 or not len(x):
-        raise UserError(f"{printable(data)}: {x.dtype} of shape {x.shape}, not images: uint8 of (M, H, W, 3)")
+    """Return images (M, C, H, W), mapped, and their labels (M,)."""
+    x, y = open_array(data), open_array(labels)
+    channels, height, width = images.train_x.shape[1:]
+    if channels == 1 and x.ndim == 3:
+        x = x[..., None]
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != channels or not len(x):
+        raise UserError(f"{printable(data)}: {x.dtype} of shape {x.shape}, not images: uint8 of (M, H, W, {channels})")
     if x.shape[1:3] != (height, width):
         raise UserError(
             f"{printable(data)}: images of {x.shape[2]}x{x.shape[1]} pixels, those of {images.name} have "
@@ -125,17 +132,4 @@ def _pair(data: Path, labels: Path, images: Images) -> tuple[Tensor, Tensor]:
             f"{printable(labels)}: labels from {y.min()} to {y.max()}, and {images.name} has "
             f"{len(images.classes):,} classes"
         )
-    return torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y.astype(np.int64))
-
-
-def _array(file: Path) -> NDArray[Any]:
-    """Map the array in a file; objects, which would have to be unpickled, are refused."""
-    try:
-        open_regular(file).close()
-        # Copy on write: torch has no read-only tensors, and these are never written to.
-        array: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{printable(file)}: not a whole .npy array of numbers ({error})") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{printable(file)}: an archive of arrays, not one array")
-    return array
+    return read_only(x).permute(0, 3, 1, 2), torch.from_numpy(y.astype(np.int64))

@@ -20,6 +20,7 @@ from kd.data.resize import images_of_size
 from kd.data.tree import printable
 from kd.errors import UserError
 from kd.files import open_regular
+from kd.ranges import Size
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
@@ -27,7 +28,7 @@ MOST_BYTES = 4 << 30
 """Of one array: several times as many as the largest has."""
 
 
-def svhn(root: str | os.PathLike[str], image_size: int = 32) -> Images:
+def svhn(root: str | os.PathLike[str], image_size: Size = 32) -> Images:
     """Load the cropped digits of SVHN from root/train_32x32.mat and root/test_32x32.mat; extra_32x32.mat is not used.
 
     73,257 training and 26,032 test images of 32x32 pixels; label 10 of the files is digit 0.
@@ -37,7 +38,7 @@ def svhn(root: str | os.PathLike[str], image_size: int = 32) -> Images:
 
     Args:
         root: the folder; `~` is expanded.
-        image_size: height and width in pixels; other images are resized, see `kd.data.resize`.
+        image_size: height and width in pixels, one number for squares; other images are resized, see `kd.data.resize`.
 
     Raises:
         UserError: for a missing, damaged or unreadable file.
@@ -49,7 +50,7 @@ def svhn(root: str | os.PathLike[str], image_size: int = 32) -> Images:
     return images_of_size(_images("SVHN", "0123456789", [_matlab(file) for file in files], files), image_size)
 
 
-def fashion_mnist(root: str | os.PathLike[str], image_size: int = 28) -> Images:
+def fashion_mnist(root: str | os.PathLike[str], image_size: Size = 28) -> Images:
     """Load FashionMNIST from root/train-images-idx3-ubyte.gz and its three companions, packed or unpacked.
 
     60,000 training and 10,000 test images of 28x28 pixels, grey: their one channel is repeated over three. Folders that
@@ -71,7 +72,7 @@ def fashion_mnist(root: str | os.PathLike[str], image_size: int = 28) -> Images:
     return images_of_size(_images("FashionMNIST", FASHION, parts, files), image_size)
 
 
-def stl10(root: str | os.PathLike[str], image_size: int = 96) -> Images:
+def stl10(root: str | os.PathLike[str], image_size: Size = 96) -> Images:
     """Load STL-10 from root/train_X.bin, train_y.bin, test_X.bin and test_y.bin, or those in root/stl10_binary/.
 
     5,000 training and 8,000 test images of 96x96 pixels. The 100,000 without labels are not used.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from kd.ranges import require
+from kd.ranges import Size, require, sides, size_text
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,17 @@ class Augment:
             if self.policy != "randaugment":
                 raise ValueError("data.augment.strength is for data.augment.policy=randaugment; leave it out")
 
-    def check_size(self, size: int) -> None:
-        """Check that crop and cutout leave something of images of this height and width in pixels.
+    def check_size(self, size: Size) -> None:
+        """Check that crop and cutout leave something of images of this size in pixels.
 
         Raises:
             ValueError: naming setting, limit and value.
         """
-        for name, value, most in (("crop", self.crop, size), ("cutout", self.cutout, size - 1)):
+        least = min(sides("image_size", size))
+        for name, value, most in (("crop", self.crop, least), ("cutout", self.cutout, least - 1)):
             if value > most:
                 raise ValueError(
-                    f"data.augment.{name} must be at most {most} for images of {size}x{size} pixels, got {value}"
+                    f"data.augment.{name} must be at most {most} for images of {size_text(size)} pixels, got {value}"
                 )
 
     @property
@@ -105,7 +106,10 @@ class Augment:
 
     def cut(self, x: Tensor, centres: Tensor) -> Tensor:
         """Zero the square around each centre (B, 2), row and column, in a normalised batch: the mean colour."""
-        places = torch.arange(x.shape[-1], device=x.device)
-        low = centres[..., None] - self.cutout // 2
-        inside = (places >= low) & (places < low + self.cutout)
-        return x.masked_fill((inside[:, 0, :, None] & inside[:, 1, None, :])[:, None], 0)
+
+        def inside(side: int, centre: Tensor) -> Tensor:
+            places, low = torch.arange(side, device=x.device), centre[:, None] - self.cutout // 2
+            return (places >= low) & (places < low + self.cutout)
+
+        rows, columns = inside(x.shape[2], centres[:, 0]), inside(x.shape[3], centres[:, 1])
+        return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)

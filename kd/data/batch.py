@@ -10,7 +10,7 @@ class Batch(NamedTuple):
     """B images on the device that trains, augmented and normalised."""
 
     x: Tensor
-    """(B, 3, H, W), float, zero mean and unit variance per channel over the training images."""
+    """(B, channels, H, W), float, zero mean and unit variance per channel over the training images."""
     y: Tensor
     """(B,), int64 labels in [0, C); (B, C), float, the share of each class, where images are mixed, times the weight of
     the class, where classes are weighted."""

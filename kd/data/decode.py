@@ -21,7 +21,7 @@ from kd.data.tree import CACHE, printable
 from kd.errors import UserError
 from kd.files import TEMPORARY, clear_leftovers, open_regular, replaced, reserve
 from kd.hashing import digest
-from kd.ranges import require
+from kd.ranges import Size, require, short_size, sides, size_text
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is read, recognised by content. Nothing else is: other formats of PIL start programs (EPS) or have no use."""
@@ -59,7 +59,7 @@ SPECIAL = {"transparency", "loop", "exif", "Raw profile type exif", "xmp", "XML:
 
 class Decoded(NamedTuple):
     x: Tensor
-    """(N, 3, size, size), uint8, RGB."""
+    """(N, 3, H, W), uint8, RGB; or grey, (N, 1, H, W)."""
     jpeg: bool
     """Whether any of the images is a JPEG: pixels that were re-encoded are not the original's."""
     sizes: frozenset[tuple[int, int]]
@@ -77,7 +77,9 @@ class Cache(NamedTuple):
     """Changes when any of the files does."""
 
 
-def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, cache: Cache | None = None) -> Decoded:
+def decode(
+    encoded: Iterable[tuple[str, bytes]], n: int, size: Size, cache: Cache | None = None, channels: int | None = None
+) -> Decoded:
     """Decode N image files.
 
     Images become upright (EXIF), RGB, 8 bits, and opaque:
@@ -90,23 +92,26 @@ def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, cache: Cache
     Args:
         encoded: the name of each image for errors, and its file's content, in one of `FORMATS`; N pairs.
         n: N.
-        size: height and width in pixels, at least 1.
+        size: height and width in pixels, at least 1; one number for squares.
         cache: see `cache_of`: pixels that were decoded there before are used, if key, shape and checksum agree; else
             they are written there. They are memory-mapped. By default the pixels are in memory.
+        channels: 1 for grey images, RGB ones made grey; 3 or None for RGB.
 
     Raises:
         UserError: for an image that cannot be decoded, has more than `MAX_PIXELS`, or pixels of 32 bits; for pixels
             that memory does not hold, or that cannot be written.
         ValueError: for a size below 1.
     """
-    require("data.image_size", size)
-    shape = (n, 3, size, size)
+    if channels is not None:
+        require("data.channels", channels)
+    shape = (n, 3 if channels is None else int(channels), *sides("data.image_size", size))
     if cache is None:
         try:
             pixels = np.empty(shape, np.uint8)
         except (MemoryError, ValueError) as error:
             raise UserError(
-                f"{n:,} images of {size}x{size} pixels do not fit into memory; give a smaller data.source.image_size"
+                f"{n:,} images of {size_text(size)} pixels do not fit into memory; "
+                "give a smaller data.source.image_size, or data.in_memory=false"
             ) from error
         return Decoded(torch.from_numpy(pixels), *_fill(pixels, encoded))
     file, facts = cache.path.with_suffix(".npy"), cache.path.with_suffix(".json")
@@ -153,7 +158,7 @@ def change_notes(*decoded: Decoded) -> tuple[str, ...]:
 Mapped = np.memmap[Any, np.dtype[np.uint8]]
 
 
-def cache_of(root: Path, name: str, files: Iterable[Path], size: int) -> Cache:
+def cache_of(root: Path, name: str, files: Iterable[Path], size: Size, channels: int | None = None) -> Cache:
     """Return the place under root for the decoded pixels of some files.
 
     The key has what the file system knows of each file, and not its content, which would have to be read in every run:
@@ -165,6 +170,7 @@ def cache_of(root: Path, name: str, files: Iterable[Path], size: int) -> Cache:
         name: of the source and split.
         files: in order.
         size: of the decoded images, in pixels.
+        channels: of the decoded images, as of `decode`.
 
     Raises:
         OSError: for a file that is missing.
@@ -174,7 +180,8 @@ def cache_of(root: Path, name: str, files: Iterable[Path], size: int) -> Cache:
         of = file.stat()  # as text: numbers of 64 bits are more than `digest` tells apart
         identity = f"{of.st_size} {of.st_mtime_ns} {of.st_ctime_ns} {of.st_ino}"
         known.append((str(file.relative_to(root)), identity))
-    return Cache(root / CACHE / f"{name}-{size}", digest([FORMAT, known]))
+    grey = "-grey" if channels is not None and int(channels) == 1 else ""
+    return Cache(root / CACHE / f"{name}-{short_size(size)}{grey}", digest([FORMAT, known]))
 
 
 def _cached(file: Path, facts: Path, shape: tuple[int, ...], key: str) -> Decoded | None:
@@ -187,12 +194,19 @@ def _cached(file: Path, facts: Path, shape: tuple[int, ...], key: str) -> Decode
         if found["key"] != key:
             return None
         with open_regular(file):  # no FIFO
-            # Copy on write: torch has no read-only tensors, and these are never written to.
-            pixels: NDArray[np.uint8] = np.lib.format.open_memmap(file, "c")
+            # Not copy on write, which limits of memory count as if all of it were copied.
+            pixels: NDArray[np.uint8] = np.lib.format.open_memmap(file, "r")
         whole = pixels.shape == shape and pixels.dtype == np.uint8 and _checksum(pixels) == found["sha256"]
     except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError, RecursionError, MemoryError):
         return None
-    return Decoded(torch.from_numpy(pixels), *known) if whole else None
+    return Decoded(read_only(pixels), *known) if whole else None
+
+
+def read_only(pixels: NDArray[Any]) -> Tensor:
+    """Return a mapped array as a tensor; torch has none that are read-only, and it must not be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(pixels)
 
 
 def _new_mapping(file: Path, shape: tuple[int, ...]) -> Mapped:
@@ -223,18 +237,21 @@ Facts = tuple[bool, frozenset[tuple[int, int]], Counter[str]]
 
 
 def _fill(pixels: NDArray[np.uint8], encoded: Iterable[tuple[str, bytes]]) -> Facts:
-    """Decode into (N, 3, size, size)."""
-    size = pixels.shape[-2:]
+    """Decode into (N, 3, H, W), or grey into (N, 1, H, W)."""
+    channels, height, width = pixels.shape[1:]
+    size = width, height
     jpeg, sizes, changes = False, set(), Counter[str]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, of damaged metadata, which are not used
         # No threads: on images this small PIL holds the interpreter's lock, and two threads were slower than one.
         for target, (name, data) in zip(pixels, encoded, strict=True):
             image = read_rgb(name, data, changes)
+            if channels == 1:
+                image = image.convert("L")  # what was grey has its values again
             if image.size != size:
                 sizes.add(image.size)
                 image = image.resize(size, Image.Resampling.BILINEAR)
-            target[:] = np.asarray(image).transpose(2, 0, 1)
+            target[:] = np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
             jpeg |= data.startswith(b"\xff\xd8")
     return jpeg, frozenset(sizes), changes
 

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from kd.data.images import Images, draw_test_split
-from kd.ranges import require
+from kd.ranges import Size, sides
 
 
-def digits(image_size: int = 32) -> Images:
+def digits(image_size: Size = 32) -> Images:
     """Load 1,797 handwritten digits in ten classes, grey 8x8 images bundled with scikit-learn.
 
     Grey levels 0..16 are scaled to 0..255, resized to `image_size` pixels (bilinear) and repeated over three
@@ -22,12 +22,12 @@ def digits(image_size: int = 32) -> Images:
     """
     from sklearn.datasets import load_digits
 
-    require("data.image_size", image_size)
+    size = sides("data.image_size", image_size)
     original = load_digits()
     grey = torch.from_numpy(original.images).float()[:, None] * (255 / 16)
-    x = F.interpolate(grey, size=(image_size, image_size), mode="bilinear").round().to(torch.uint8)
+    x = F.interpolate(grey, size=size, mode="bilinear").round().to(torch.uint8)
     x = x.repeat(1, 3, 1, 1)
     y = torch.from_numpy(original.target).long()
     test = draw_test_split(y)
-    sizes = frozenset() if image_size == 8 else frozenset({(8, 8)})
+    sizes = frozenset() if size == (8, 8) else frozenset({(8, 8)})
     return Images("digits", tuple("0123456789"), x[~test], y[~test], x[test], y[test], sizes)

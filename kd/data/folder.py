@@ -11,6 +11,7 @@ from kd.data.decode import Decoded, cache_of, change_notes, decode, display_name
 from kd.data.images import Images, draw_test_split
 from kd.data.tree import SPLITS, Tree, check_class_names, in_order, printable, split_folders
 from kd.errors import UserError
+from kd.ranges import Size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -22,20 +23,26 @@ Classes = dict[str, list[Path]]
 
 
 def folder(
-    root: str | os.PathLike[str], image_size: int = 32, name: str | None = None, in_memory: bool = True
+    root: str | os.PathLike[str],
+    image_size: Size = 32,
+    name: str | None = None,
+    in_memory: bool = True,
+    channels: int | None = None,
 ) -> Images:
     """Load the images root/train/<class>/**/*.png and root/test/<class>/**/*.png, or .jpg, .webp, .bmp, .gif, .tif.
 
     Classes are the folders' names, sorted, by value if all are whole numbers; images are in the order of their classes
-    and paths. Without test/, val/ is the test split. Without train/, test/ and val/, the class folders lie in root
-    itself, and a fifth of each class, drawn with a fixed seed, is the test split. `Images.summary` has what was
-    decided and what was passed over, see `kd.data.tree`.
+    and paths. Without test/, val/ is the test split; where train/ is alone, it is a fifth of each of its classes, drawn
+    with a fixed seed. Without any of them, the class folders lie in root itself and are split likewise.
+    `Images.summary` has what was decided and what was passed over, see `kd.data.tree`.
 
     Args:
         root: the folder; `~` is expanded.
-        image_size: height and width in pixels; images of another size are resized, see `kd.data.decode`.
+        image_size: height and width in pixels, one number for squares; images of another size are resized, see
+            `kd.data.decode`.
         name: the data set's name, by default root's. " (JPEG)" is appended if any training image is one.
         in_memory: whether the pixels are decoded to memory, or once to files under root/.decoded.
+        channels: 1 to have all images grey; 3 or None for RGB.
 
     Raises:
         UserError: for a missing or unreadable file or folder, no classes, a class without images or whose name is not
@@ -46,7 +53,7 @@ def folder(
         tree = Tree(root, SUFFIXES)
         splits, notes = _splits(tree)
         train, test = (
-            _load(split, classes, image_size, None if in_memory else root)
+            _load(split, classes, image_size, None if in_memory else root, channels)
             for split, classes in zip(("train", "test"), splits, strict=True)
         )
     except OSError as error:
@@ -66,15 +73,17 @@ def folder(
     )
 
 
-def folder_test(root: Path, classes: Sequence[str], image_size: int, in_memory: bool = True) -> tuple[Tensor, Tensor]:
-    """Load images in one folder a class, of a data set's classes or some of them: (M, 3, H, W) uint8, and (M,) labels.
+def folder_test(
+    root: Path, classes: Sequence[str], image_size: Size, in_memory: bool = True, channels: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Load images in one folder a class, of a data set's classes or some of them: (M, C, H, W) uint8, and (M,) labels.
 
     If root has a test split, these are the folders in it; else in its validation split; else in root itself.
 
     Args:
         root: the folder.
         classes: names of the data set's classes, by label.
-        image_size, in_memory: as of `folder`.
+        image_size, in_memory, channels: as of `folder`.
 
     Raises:
         UserError: as `folder`, and for a folder that is called like none of the classes.
@@ -87,7 +96,7 @@ def folder_test(root: Path, classes: Sequence[str], image_size: int, in_memory: 
     unknown = [label for label in named if label not in classes]
     if unknown:
         raise UserError(f"{printable(split)}: none of the data set's classes is called {_few(unknown)}")
-    decoded = _load("also-test", named, image_size, None if in_memory else root)
+    decoded = _load("also-test", named, image_size, None if in_memory else root, channels)
     return decoded.x, torch.tensor([classes.index(label) for label, files in named.items() for _ in files])
 
 
@@ -108,11 +117,17 @@ def _splits(tree: Tree) -> tuple[tuple[Classes, Classes], tuple[str, ...]]:
     elif "val" in found:
         found["test"] = found.pop("val")
         notes.append(f"{found['test'].name}/ taken as the test split")
+    if top.folders == [found.get("train")]:  # another folder beside it may be a test split of another name
+        images = _classes(tree, found["train"])
+        _require_two(found["train"], images)
+        note = f"no test split found: a fifth of each class of {found['train'].name}/, drawn with a fixed seed, is it"
+        return _drawn(images), (note,)
     for missing in {"train", "test"} - found.keys():
         there = ", ".join(f"{printable(folder.name)}/" for folder in top.folders)
+        alone = " or leave train/ alone there," if missing == "test" else ""
         raise UserError(
             f"{printable(root)}: no {missing}/ there, but {there}; add it, or move the class folders into data.root "
-            f"itself to have a fifth of the images for testing{_aside(tree)}"
+            f"itself,{alone} to have a fifth of the images for testing{_aside(tree)}"
         )
     train, test = found["train"], found["test"]
     for other in top.folders:
@@ -144,13 +159,18 @@ def _unsplit(tree: Tree, folders: list[Path]) -> Classes:
         names = _few([f"{printable(below.name)}/" for below in folders])
         raise UserError(f"{printable(tree.root)}: {names} hold folders and no images; is one of them train/ or test/?")
     classes = _read(tree, tree.root, folders)
+    _require_two(tree.root, classes)
+    return classes
+
+
+def _require_two(where: Path, classes: Classes) -> None:
+    """Refuse a class that a test split cannot be drawn from."""
     single = [label for label, files in classes.items() if len(files) < 2]
     if single:
         raise UserError(
-            f"{printable(tree.root)}: a single image in {_few(single)}, which cannot be split into training and "
+            f"{printable(where)}: a single image in {_few(single)}, which cannot be split into training and "
             "test images; add one, or delete the class"
         )
-    return classes
 
 
 def _drawn(classes: Classes) -> tuple[Classes, Classes]:
@@ -195,11 +215,13 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
-def _load(split: str, classes: Classes, image_size: int, cache_root: Path | None) -> Decoded:
+def _load(
+    split: str, classes: Classes, image_size: Size, cache_root: Path | None, channels: int | None = None
+) -> Decoded:
     paths = [path for files in classes.values() for path in files]
-    cache = None if cache_root is None else cache_of(cache_root, f"folder-{split}", paths, image_size)
+    cache = None if cache_root is None else cache_of(cache_root, f"folder-{split}", paths, image_size, channels)
     encoded = ((str(path), _content(path)) for path in paths)
-    return decode(encoded, len(paths), image_size, cache)
+    return decode(encoded, len(paths), image_size, cache, channels)
 
 
 def _labels(classes: Classes) -> Tensor:

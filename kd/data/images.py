@@ -22,17 +22,28 @@ class Images:
     classes: tuple[str, ...]
     """Class names; label i means classes[i]."""
     train_x: Tensor
-    """(N, 3, H, W), uint8."""
+    """(N, C, H, W), uint8; C is 3 for RGB, 1 for grey."""
     train_y: Tensor
     """(N,), int64."""
     test_x: Tensor
-    """(M, 3, H, W), uint8."""
+    """(M, C, H, W), uint8."""
     test_y: Tensor
     """(M,), int64."""
     sizes: frozenset[tuple[int, int]] = frozenset()
     """Width and height in pixels of the images before they were resized; empty if none was."""
     notes: tuple[str, ...] = ()
     """How the images were found and prepared, as far as a user could expect otherwise; parts of `summary`."""
+
+    @property
+    def channels(self) -> int:
+        """C, the number of channels."""
+        return self.train_x.shape[1]
+
+    @property
+    def image_size(self) -> int | list[int]:
+        """Height and width in pixels: one number for squares, else both."""
+        height, width = self.train_x.shape[2:]
+        return height if height == width else [height, width]
 
     @property
     def summary(self) -> str:
@@ -54,7 +65,8 @@ class Images:
         digest = hashlib.blake2b(digest_size=8)
         for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
             digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.contiguous().numpy().data)
+            for start in range(0, len(tensor), 1000):  # a mapped file is not copied into memory
+                digest.update(tensor[start : start + 1000].contiguous().numpy().data)
         return digest.hexdigest()
 
     @cached_property
@@ -65,10 +77,11 @@ class Images:
         """
         values = torch.arange(256, dtype=torch.float64) / 255
         means, stds = [], []
+        at_once = max(1, 1000 * 32 * 32 // self.train_x[0, 0].numel())
         for channel in range(self.train_x.shape[1]):
             counts = torch.zeros(256, dtype=torch.int64)
-            for start in range(0, len(self.train_x), 1000):  # counting takes eight times the memory of the pixels
-                counts += torch.bincount(self.train_x[start : start + 1000, channel].flatten(), minlength=256)
+            for start in range(0, len(self.train_x), at_once):  # counting takes eight times the memory of the pixels
+                counts += torch.bincount(self.train_x[start : start + at_once, channel].flatten(), minlength=256)
             share = counts.double() / counts.sum()
             mean = (share * values).sum()
             means.append(mean.item())

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from kd.ranges import Size, sides
+
 
 @dataclass(frozen=True)
 class Mix:
@@ -30,7 +32,7 @@ class Mix:
         return second + weight[:, None] * (first - second), weight.float().mean(dim=(1, 2))
 
 
-def draw(n: int, image_size: int, mixup: float | None, cutmix: float | None, generator: Generator) -> Mix:
+def draw(n: int, image_size: Size, mixup: float | None, cutmix: float | None, generator: Generator) -> Mix:
     """Draw how n images are mixed; where both are wanted, each image is mixed by one of them, with equal odds.
 
     Mixup weighs the images by a number from Beta(mixup, mixup). Cutmix shows the second in a box whose area is a number
@@ -41,13 +43,22 @@ def draw(n: int, image_size: int, mixup: float | None, cutmix: float | None, gen
     """
     shares = {alpha: _beta(n, alpha, generator) for alpha in (mixup, cutmix) if alpha is not None}
     boxed = torch.rand(n, generator=generator) < (0 if cutmix is None else 1 if mixup is None else 0.5)
-    centre = torch.randint(image_size, (n, 2), generator=generator)
-    side = image_size * (1 - shares[cutmix]).sqrt() if cutmix is not None else torch.zeros(n)
-    half = (side * boxed / 2).round().long()[:, None]
-    low, high = (centre - half).clamp(min=0), (centre + half).clamp(max=image_size)
+    centre = draw_places(n, image_size, generator)
+    size = torch.tensor(sides("image_size", image_size))
+    side = size * (1 - shares[cutmix]).sqrt()[:, None] if cutmix is not None else torch.zeros(n, 2)
+    half = (side * boxed[:, None] / 2).round().long()
+    low, high = (centre - half).clamp(min=0), (centre + half).minimum(size)
     share = torch.ones(n) if mixup is None else shares[mixup].masked_fill(boxed, 1)
     box = torch.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], dim=1)
     return Mix(share, box * boxed[:, None])
+
+
+def draw_places(n: int, image_size: Size, generator: Generator) -> Tensor:
+    """Draw n places in an image: (n, 2), int64, row and column."""
+    height, width = sides("image_size", image_size)
+    if height == width:
+        return torch.randint(height, (n, 2), generator=generator)
+    return torch.stack([torch.randint(side, (n,), generator=generator) for side in (height, width)], dim=1)
 
 
 def mixed_labels(first: Tensor, second: Tensor, share: Tensor, num_classes: int) -> Tensor:

@@ -20,9 +20,10 @@ from kd.data.policy import Policy
 from kd.data.subset import noisy_labels, smallest_share, stratified_part
 from kd.errors import UserError
 from kd.hashing import derive
-from kd.ranges import require
+from kd.ranges import Size, require, sides
 
 EVAL_BATCH = 1000
+"""Images a batch of an evaluation, of up to 64x64 pixels; fewer of larger ones, whose maps take more memory."""
 CPU = torch.device("cpu")
 
 
@@ -112,7 +113,7 @@ class Shuffled:
         index: Tensor,
         batch_size: int,
         augment: Augment,
-        image_size: int,
+        image_size: Size,
         seed: int,
         odds: Tensor | None = None,
     ) -> None:
@@ -138,7 +139,7 @@ class Shuffled:
         else:
             index = self.index[torch.multinomial(self.odds, n, replacement=True, generator=order)]
         view = self.augment.draw(n, views)
-        cut = torch.randint(self.image_size, (n, 2), generator=cuts) if self.augment.cutout else None
+        cut = mix.draw_places(n, self.image_size, cuts) if self.augment.cutout else None
         done = None
         if self.augment.policy is not None:
             policies = torch.Generator().manual_seed(derive("policy", self.seed, self.epoch))
@@ -156,11 +157,13 @@ class Shuffled:
 class Sequential:
     """An evaluation: every image once, unaugmented, in batches of nearly equal size, so that every rank has a part."""
 
-    def __init__(self, index: Tensor, augment: Augment) -> None:
+    def __init__(self, index: Tensor, augment: Augment, image_size: Size = 64) -> None:
         self.index, self.augment = index, augment
+        height, width = sides("image_size", image_size)
+        self.at_once = max(1, min(EVAL_BATCH, EVAL_BATCH * 64 * 64 // (height * width)))
 
     def __len__(self) -> int:
-        return -(-len(self.index) // EVAL_BATCH)
+        return -(-len(self.index) // self.at_once)
 
     def __iter__(self) -> Iterator[BatchIndices]:
         for index in self.index.tensor_split(len(self)):
@@ -168,7 +171,7 @@ class Sequential:
 
 
 Fetched = tuple[BatchIndices, Tensor, Tensor]
-"""The indices of a step, the pixels (B, 3, H, W) of the images to fetch, uint8, and their labels (B,)."""
+"""The indices of a step, the pixels (B, C, H, W) of the images to fetch, uint8, and their labels (B,)."""
 
 
 class InMemory:
@@ -263,7 +266,7 @@ class Loader:
             yield Batch(images.contiguous(memory_format=self.memory_format), labels, index, view)
 
     def _shown(self, step: BatchIndices, x: Tensor) -> Tensor:
-        """Turn pixels (B, 3, H, W) into what a network is shown, before any mixing."""
+        """Turn pixels (B, C, H, W) into what a network is shown, before any mixing."""
         x = self.augment.apply(x, step.view.to(self.device))
         x = x if step.policy is None else step.policy.apply(x)
         x = x * self.scale + self.shift
@@ -324,7 +327,7 @@ class DataModule(L.LightningDataModule):
         require("data.balance", balance)
         require("data.workers", workers)
         require("data.in_memory", in_memory)
-        augment.check_size(images.train_x.shape[-1])
+        augment.check_size(images.image_size)
         require_classes(images)
         self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
         self.memory_format, self.in_memory, self.workers = memory_format, in_memory, workers
@@ -372,7 +375,7 @@ class DataModule(L.LightningDataModule):
             raise UserError(
                 f"batch_size must be a multiple of the {self.trainer.world_size} devices, got {self.batch_size}"
             )
-        image_size = self.images.train_x.shape[-1]
+        image_size = self.images.image_size
         odds = self.class_weights[self.train_y[self.train_index]] if self.balance == "sampling" else None
         sampler = Shuffled(self.train_index, self.batch_size, self.augment, image_size, self.seed, odds)
         return self.loader("train", sampler, self.images.train_x, self.train_y)
@@ -380,18 +383,21 @@ class DataModule(L.LightningDataModule):
     def val_dataloader(self) -> Loader | list[Loader]:
         if not len(self.val_index):
             return []
-        return self.loader("val", Sequential(self.val_index, self.augment), self.images.train_x, self.train_y)
+        sampler = Sequential(self.val_index, self.augment, self.images.image_size)
+        return self.loader("val", sampler, self.images.train_x, self.train_y)
 
     def test_dataloader(self, device: torch.device = CPU) -> Loader:
         """Return the test batches, on the Trainer's device, or on `device` without a Trainer."""
-        images, sampler = self.images, Sequential(torch.arange(len(self.images.test_y)), self.augment)
+        images = self.images
+        sampler = Sequential(torch.arange(len(images.test_y)), self.augment, images.image_size)
         return self.loader("test", sampler, images.test_x, images.test_y, len(images.train_y), device)
 
     def also_test_dataloader(self, test: AlsoTest, device: torch.device) -> Loader:
         """Return the batches of a further test set; `Batch.index` counts its own images."""
         # A batch at a time: some are larger than the training images.
         pixels = OnDisk(test.x, test.y, device, workers=0)
-        sampler, classes = Sequential(torch.arange(len(test.y)), self.augment), len(self.images.classes)
+        sampler = Sequential(torch.arange(len(test.y)), self.augment, self.images.image_size)
+        classes = len(self.images.classes)
         return Loader(pixels, sampler, self.augment, self.images.mean_std, classes, self.memory_format, device)
 
     def pixels(self, split: str, x: Tensor, y: Tensor, device: torch.device) -> InMemory | OnDisk:

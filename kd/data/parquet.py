@@ -21,6 +21,7 @@ from kd.data.images import Images
 from kd.data.tree import LONGEST_NAME, SPLITS, Tree, check_class_names, in_order, printable
 from kd.errors import UserError
 from kd.files import checksum
+from kd.ranges import Size
 
 IMAGE = ("img", "image", "bytes")
 LABEL = ("label", "labels", "fine_label", "fine_labels")
@@ -36,7 +37,11 @@ PACKED = 100
 
 
 def parquet(
-    root: str | os.PathLike[str], image_size: int = 32, name: str | None = None, in_memory: bool = True
+    root: str | os.PathLike[str],
+    image_size: Size = 32,
+    name: str | None = None,
+    in_memory: bool = True,
+    channels: int | None = None,
 ) -> Images:
     """Load the images in the train and test parquet files below root.
 
@@ -52,9 +57,11 @@ def parquet(
 
     Args:
         root: the folder; `~` is expanded.
-        image_size: height and width in pixels; images of another size are resized, see `kd.data.decode`.
+        image_size: height and width in pixels, one number for squares; images of another size are resized, see
+            `kd.data.decode`.
         name: the data set's name, by default root's. " (JPEG)" is appended if any training image is one.
         in_memory: whether the pixels are decoded to memory, or once to files under root/.decoded.
+        channels: 1 to have all images grey; 3 or None for RGB.
 
     Raises:
         UserError: for a missing or unreadable folder or file, a split without files, with a shard missing or with
@@ -73,7 +80,7 @@ def parquet(
     names = _class_names(train, test)
     labels = [torch.cat([shard.targets(names) for shard in shards]) for shards in (train, test)]
     cache_root = None if in_memory else root
-    decoded = [_decode(*split, image_size, cache_root) for split in (("train", train), ("test", test))]
+    decoded = [_decode(*split, image_size, cache_root, channels) for split in (("train", train), ("test", test))]
     return Images(
         name=display_name(name or printable(root.name), "JPEG" if decoded[0].jpeg else ""),
         classes=names,
@@ -259,11 +266,13 @@ def _class_names(train: list[_Shard], test: list[_Shard]) -> tuple[str, ...]:
     return names
 
 
-def _decode(split: str, shards: list[_Shard], image_size: int, cache_root: Path | None) -> Decoded:
+def _decode(
+    split: str, shards: list[_Shard], image_size: Size, cache_root: Path | None, channels: int | None
+) -> Decoded:
     files = [shard.file for shard in shards]
-    cache = None if cache_root is None else cache_of(cache_root, f"parquet-{split}", files, image_size)
+    cache = None if cache_root is None else cache_of(cache_root, f"parquet-{split}", files, image_size, channels)
     encoded = chain.from_iterable(shard.encoded() for shard in shards)
-    return decode(encoded, sum(len(shard.labels) for shard in shards), image_size, cache)
+    return decode(encoded, sum(len(shard.labels) for shard in shards), image_size, cache, channels)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Policy:
         return Policy(self.kind, self.operation[part], self.strength[part])
 
     def apply(self, x: Tensor) -> Tensor:
-        """Return changed images (B, 3, H, W), uint8; the tensor itself stays as it is."""
+        """Return changed images (B, C, H, W), uint8; the tensor itself stays as it is."""
         x = x.clone()
         for operation, strength in zip(self.operation.T, self.strength.T, strict=True):
             # The draws lie on the CPU, so that nothing waits for the device.
@@ -76,7 +76,7 @@ def draw(n: int, kind: str, strength: float | None, generator: Generator) -> Pol
 
 
 def _apply(name: str, x: Tensor, amount: Tensor, largest: dict[str, float]) -> Tensor:
-    """Apply one operation to images (b, 3, H, W), uint8, by amounts (b,) of the largest."""
+    """Apply one operation to images (b, C, H, W), uint8, by amounts (b,) of the largest."""
     if name in GEOMETRY:
         return _moved(name, x, amount, largest)
     if name == "identity":
@@ -107,7 +107,9 @@ def _other(name: str, x: Tensor) -> Tensor:
             inner = F.conv2d(x, kernel.expand(x.shape[1], 1, 3, 3), groups=x.shape[1])
             smooth[:, :, 1:-1, 1:-1] = inner.round()
         return smooth
-    luma = (x * torch.tensor(_LUMA, device=x.device)[:, None, None]).sum(dim=1, keepdim=True).floor()
+    channels = x.shape[1]
+    weights = torch.tensor(_LUMA if channels == 3 else [1 / channels] * channels, device=x.device)
+    luma = (x * weights[:, None, None]).sum(dim=1, keepdim=True).floor()
     return luma if name == "colour" else luma.mean(dim=(1, 2, 3), keepdim=True)
 
 

@@ -10,13 +10,16 @@ from kd.data.images import Images
 from kd.data.tree import check_class_names, printable
 from kd.errors import UserError
 from kd.files import open_regular
+from kd.ranges import Size
 
 SOURCE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MOST_BYTES = 64 << 20
 """Of a text file or an image: more than any needs."""
 
 
-def tiny_imagenet(root: str | os.PathLike[str], image_size: int = 64, in_memory: bool = True) -> Images:
+def tiny_imagenet(
+    root: str | os.PathLike[str], image_size: Size = 64, in_memory: bool = True, channels: int | None = None
+) -> Images:
     """Load Tiny ImageNet: 100,000 training images of 64x64 pixels in 200 classes.
 
     The 10,000 of its validation split are the test split; the files of test/ have no labels and are not used. Read are
@@ -28,7 +31,7 @@ def tiny_imagenet(root: str | os.PathLike[str], image_size: int = 64, in_memory:
 
     Args:
         root: the folder; `~` is expanded.
-        image_size, in_memory: as of `kd.data.folder.folder`.
+        image_size, in_memory, channels: as of `kd.data.folder.folder`.
 
     Raises:
         UserError: for a missing or unreadable file, an image without a class or a class without images, an image that
@@ -48,7 +51,7 @@ def tiny_imagenet(root: str | os.PathLike[str], image_size: int = 64, in_memory:
                 what = f"no images of {lacking[0]}" if lacking else f"images of {unknown[0]}, which wnids.txt lacks"
                 raise UserError(f"{printable(top / where)}: {printable(what)}; unpack {SOURCE} again")
         splits = [
-            _decoded(split, [path for path, _ in found], image_size, None if in_memory else top)
+            _decoded(split, [path for path, _ in found], image_size, None if in_memory else top, channels)
             for split, found in (("train", train), ("val", test))
         ]
         names = _names(top, wnids)
@@ -71,9 +74,9 @@ def tiny_imagenet(root: str | os.PathLike[str], image_size: int = 64, in_memory:
     )
 
 
-def _decoded(split: str, paths: list[Path], size: int, cache_root: Path | None) -> Decoded:
-    cache = None if cache_root is None else cache_of(cache_root, f"tiny-imagenet-{split}", paths, size)
-    return decode(((str(path), _content(path)) for path in paths), len(paths), size, cache)
+def _decoded(split: str, paths: list[Path], size: Size, cache_root: Path | None, channels: int | None) -> Decoded:
+    cache = None if cache_root is None else cache_of(cache_root, f"tiny-imagenet-{split}", paths, size, channels)
+    return decode(((str(path), _content(path)) for path in paths), len(paths), size, cache, channels)
 
 
 def _content(path: Path) -> bytes:

@@ -53,7 +53,7 @@ def check(run: Runner, deployed: Deployed, predictor: Predictor, images: Tensor,
         run: the file.
         deployed: what it was made from.
         predictor: the trained network.
-        images: (M, 3, S, S), uint8.
+        images: (M, C, H, W), uint8.
         labels: (M,), int64.
 
     Raises:

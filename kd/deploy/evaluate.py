@@ -82,7 +82,7 @@ def evaluate(predictor: Predictor, images: Tensor, labels: Tensor, classes: Sequ
 
     Args:
         predictor: the network.
-        images: (M, 3, H, W), uint8.
+        images: (M, channels, H, W), uint8.
         labels: (M,), int64.
         classes: the C class names of the labels; the network may have them in another order.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kd.errors import UserError
 from kd.files import replaced
 from kd.inference import Predictor
+from kd.ranges import sides
 from kd.training.performance import folded
 
 OPSET = 20
@@ -23,9 +24,9 @@ BATCH = 256
 EXTRA = "pip install 'kd[export]'"
 
 Pixels = NDArray[np.uint8]
-"""(B, H, W, 3)."""
+"""(B, H, W, C)."""
 Logits = NDArray[np.float32]
-"""(B, C)."""
+"""(B, number of classes)."""
 
 
 class Deployed(nn.Module):
@@ -33,8 +34,8 @@ class Deployed(nn.Module):
 
     Args:
         predictor: the trained network.
-        preprocessing: whether it takes uint8 pixels (B, S, S, 3) and returns probabilities (B, C); else it takes
-            normalised images (B, 3, S, S) in fp32 and returns logits (B, C).
+        preprocessing: whether it takes uint8 pixels (B, H, W, C) and returns probabilities; else it takes normalised
+            images (B, C, H, W) in fp32 and returns logits. Either has a row for each image.
     """
 
     scale: Tensor
@@ -43,7 +44,8 @@ class Deployed(nn.Module):
     def __init__(self, predictor: Predictor, preprocessing: bool) -> None:
         super().__init__()
         self.net = folded(predictor.net)
-        self.preprocessing, self.size = preprocessing, predictor.image_size
+        self.preprocessing = preprocessing
+        self.shape = (len(predictor.mean), *sides("image_size", predictor.image_size))
         self.temperature = predictor.temperature
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in (predictor.mean, predictor.std))
         self.register_buffer("scale", (1 / (255 * std)).float()[:, None, None])
@@ -59,9 +61,10 @@ class Deployed(nn.Module):
 
     def example(self, n: int = 2) -> Tensor:
         """Return n black images as `forward` takes them."""
+        channels, height, width = self.shape
         if self.preprocessing:
-            return torch.zeros(n, self.size, self.size, 3, dtype=torch.uint8)
-        return torch.zeros(n, 3, self.size, self.size)
+            return torch.zeros(n, height, width, channels, dtype=torch.uint8)
+        return torch.zeros(n, *self.shape)
 
     def inputs(self, pixels: Pixels) -> Tensor:
         """Return images as `forward` takes them."""
@@ -189,7 +192,7 @@ def required(module: str) -> Any:
 
 
 def batches(images: Tensor, size: int = BATCH) -> Iterator[Pixels]:
-    """Yield uint8 images (N, 3, H, W) batch by batch, as (B, H, W, 3)."""
+    """Yield uint8 images (N, C, H, W) batch by batch, as (B, H, W, C)."""
     for start in range(0, len(images), size):
         yield images[start : start + size].permute(0, 2, 3, 1).contiguous().numpy()
 

@@ -53,7 +53,7 @@ class Answer(NamedTuple):
 class _Input(NamedTuple):
     name: str
     x: list[Tensor]
-    """(1, 3, S, S) for each network."""
+    """(1, C, H, W) for each network."""
 
 
 class Classification:

@@ -48,8 +48,8 @@ class AB(TwoStages):
 
     Use:
         Between families, where in published tables (CIFAR-100) it is 0.3 to 3.1 points above the student alone. Within
-        a family it is -0.8 to 0.7. The networks have to show maps before their activation: cnn and wrn do, others by
-        kd.wrap(net, preacts=True).
+        a family it is -0.8 to 0.7. The networks have to show maps before their activation: all of this
+        program do but resnet9, those of others by preacts=true or kd.wrap(net, preacts=True).
 
     Deviations:
         * Paper: a first stage without labels, then training from its result. Popular code: 30 epochs before 240. Here:

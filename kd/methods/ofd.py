@@ -66,8 +66,8 @@ class OFD(SoftTargets):
         C_t H W, so that beta belongs to a family of teachers and a size of images; published 0.001 for CIFAR.
 
     Use:
-        Where the networks show maps before their activation: cnn and wrn do, others by kd.wrap(net, preacts=True).
-        It assumes that the teacher's activation is ReLU or alike.
+        Where the networks show maps before their activation: all of this program do but resnet9, those of others by
+        preacts=true or kd.wrap(net, preacts=True). It assumes that the teacher's activation is ReLU or alike.
 
     Deviations:
         * Authors' code and mdistiller leave the teacher in train mode, so that its BatchNorm statistics drift. Here:
@@ -130,11 +130,14 @@ def _batchnorms(net: nn.Module | None, output: Output) -> list[_BatchNorm | None
     def maker(preact: Tensor) -> _BatchNorm | None:
         return next((layer for layer, result, then in made if result is preact and torch.equal(result, then)), None)
 
+    convs = (layer.in_channels for layer in probed.modules() if isinstance(layer, nn.Conv2d))
+    channels = next(convs, 3)
     shapes, first = [preact.shape[1:] for preact in output.preacts], output.preacts[0]
     for factor in (1, 2, 4, 8, 16, 32):
         made.clear()
         height, width = (factor * side for side in first.shape[2:])
-        images = torch.linspace(-1, 1, 6 * height * width, device=first.device).view(2, 3, height, width)
+        shape = 2, channels, height, width
+        images = torch.linspace(-1, 1, math.prod(shape), device=first.device).view(shape)
         try:
             preacts = probed(images).preacts
         except Exception:  # whatever a network raises for images of a size that it does not fit

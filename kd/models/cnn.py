@@ -1,9 +1,11 @@
 """The plain CNN that teacher and student share; only its width tells them apart."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from kd.models.output import Output, preact_and_feature
-from kd.ranges import require
+from kd.ranges import Size, require
 
 ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU}
 
@@ -18,10 +20,11 @@ class CNN(nn.Module):
     Args:
         scale: channels of the first stage, s; the second has 2s and the hidden layer 32s. At least 1.
         num_classes: C, at least 2.
-        image_size: height and width of the input in pixels, a multiple of 4.
+        image_size: height and width of the input in pixels, multiples of 4; one number for squares.
         activation: "relu" or "elu".
         conv_dropout: probability of dropping an element after each stage, in [0, 1).
         head_dropout: the same for the hidden layer, in [0, 1).
+        in_channels: of the images.
 
     Raises:
         ValueError: for a value outside its range.
@@ -31,16 +34,18 @@ class CNN(nn.Module):
         self,
         scale: int,
         num_classes: int,
-        image_size: int,
+        image_size: Size,
         activation: str,
         conv_dropout: float,
         head_dropout: float,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         require("scale", scale)
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        if image_size < 4 or image_size % 4:
+        height, width = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+        if min(height, width) < 4 or height % 4 or width % 4:
             raise ValueError(f"image_size must be a multiple of 4, got {image_size}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation}")
@@ -48,18 +53,18 @@ class CNN(nn.Module):
         require("head_dropout", head_dropout)
 
         act = ACTIVATIONS[activation]
-        self.stages = nn.ModuleList([_stage(3, scale, act), _stage(scale, 2 * scale, act)])
+        self.stages = nn.ModuleList([_stage(in_channels, scale, act), _stage(scale, 2 * scale, act)])
         self.downsample = nn.Sequential(nn.MaxPool2d(2), nn.Dropout(conv_dropout))
         self.hidden = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(2 * scale * (image_size // 4) ** 2, 32 * scale),
+            nn.Linear(2 * scale * (height // 4) * (width // 4), 32 * scale),
             act(inplace=True),
             nn.Dropout(head_dropout),
         )
         self.classifier = nn.Linear(32 * scale, num_classes)
 
     def forward(self, x: Tensor) -> Output:
-        """(B, 3, H, W) normalised images -> `Output` with features (B, s, H, W) and (B, 2s, H/2, W/2)."""
+        """(B, in_channels, H, W) normalised images -> `Output` with features (B, s, H, W) and (B, 2s, H/2, W/2)."""
         features, preacts = [], []
         for stage in self.stages:
             preact, feature = preact_and_feature(stage, x)

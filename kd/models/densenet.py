@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.models.layers import Staged, bn_relu, check_images, conv, init_he
-from kd.ranges import require
+from kd.ranges import Size, require
 
 
 class DenseNet(Staged):
@@ -21,13 +21,15 @@ class DenseNet(Staged):
         depth: d = 6n + 4 layers with weights, at least 10.
         growth: k, at least 1.
         num_classes: C, at least 2.
-        image_size: height and width of the input in pixels, at least 4. No weight depends on it.
+        image_size: height and width of the input in pixels, at least 4; one number for squares. No weight
+            depends on it.
+        in_channels: of the images.
 
     Raises:
         ValueError: for a value outside its range.
     """
 
-    def __init__(self, depth: int, growth: int, num_classes: int, image_size: int) -> None:
+    def __init__(self, depth: int, growth: int, num_classes: int, image_size: Size, in_channels: int = 3) -> None:
         require("depth", depth)
         if depth < 10 or depth % 6 != 4:
             raise ValueError(f"depth must be 6n + 4 with n at least 1, such as 10, 40 or 100, got {depth}")
@@ -44,7 +46,7 @@ class DenseNet(Staged):
             channels += growth * n
             # The ReLU is not in place, or the map before it would be lost.
             stages.append(nn.Sequential(*transition, *layers, nn.BatchNorm2d(channels), nn.ReLU()))
-        super().__init__(conv(3, 2 * growth), stages, nn.Linear(channels, num_classes))
+        super().__init__(conv(in_channels, 2 * growth), stages, nn.Linear(channels, num_classes))
         init_he(self)
         nn.init.zeros_(self.classifier.bias)
 

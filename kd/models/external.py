@@ -13,34 +13,38 @@ from torch import Tensor, nn
 
 from kd.models.output import Output, checked, probe
 from kd.models.wrap import Wrapped, wrap
-from kd.ranges import require
+from kd.ranges import Size, short_size, sides
 
 SMALLEST_STD = 1 / 255
 """Of a channel without contrast, which a batch is divided by in place of 0."""
 
 _SIZE = "give size= to have them resized"
+_CHANNELS = "it is for RGB images; choose a network of this program, or one of your own that takes in_channels"
+_SQUARE = "give size= one number to have them resized to squares"
 
 
 class External(nn.Module):
     """A network from elsewhere, wrapped by `kd.wrap`; its images can be resized and normalised otherwise.
 
     What the batch's normalisation and the data's classes are, `bind` has to say first where `mean` or `classes` is
-    given. Neither is part of the state dict: the names are those of the network itself behind "net.module.", or behind
+    given. Grey images, of one channel, are repeated over three where the network runs on RGB images alone. Nothing of
+    this is part of the state dict: the names are those of the network itself behind "net.module.", or behind
     "net." if it returns `Output` by itself.
 
     Args:
-        make: makes the network for a number of classes and a height and width in pixels.
+        make: makes the network for a number of classes and a size in pixels.
         title: what it is, for messages.
         num_classes: C of the data.
-        image_size: height and width of the batch's images in pixels.
+        image_size: height and width of the batch's images in pixels, one number for squares.
         stages: see `kd.wrap`; None to have them found.
         head: see `kd.wrap`; None to have it found.
         preacts: see `kd.wrap`.
         pretrained: file of weights that a training begins with; noted here and read by whatever trains the network.
-        size: height and width that images are resized to, by bilinear interpolation with antialiasing; None for their
-            own.
+        size: height and width that images are resized to, by bilinear interpolation with antialiasing, one number for
+            squares; None for their own.
         mean, std: of each channel, as fractions of a pixel's range, which the network's images are normalised by; None
             for the data's.
+        in_channels: of the batch's images.
         classes: name of each output, in their order, where they are not the data's; all of the data's have to be among
             them.
 
@@ -55,18 +59,19 @@ class External(nn.Module):
 
     def __init__(
         self,
-        make: Callable[[int, int], nn.Module],
+        make: Callable[[int, Size], nn.Module],
         title: str,
         num_classes: int,
-        image_size: int,
+        image_size: Size,
         stages: Sequence[str] | None,
         head: str | None,
         preacts: bool,
         pretrained: str | None,
-        size: int | None,
+        size: Size | None,
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
         classes: Sequence[str] | None,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         if (mean is None) != (std is None):
@@ -74,8 +79,8 @@ class External(nn.Module):
         self.mean, self.std = _numbers("mean", mean), _numbers("std", std)
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std must be above 0, got {list(self.std)}")
-        if size is not None:
-            require("size", size)
+        self.pixels = None if size is None else sides("size", size)
+        """Height and width that images are resized to."""
         self.classes = None if classes is None else tuple(str(name) for name in classes)
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes must name each output once, got {', '.join(self.classes)}")
@@ -85,10 +90,19 @@ class External(nn.Module):
         outputs, pixels = num_classes if self.classes is None else len(self.classes), size or image_size
         try:
             net = make(outputs, pixels)
-        except AssertionError as error:  # as transformers have it of sizes that are no multiple of a patch
-            raise ValueError(f"{title} cannot be made for images of {pixels} pixels: {error}; {_SIZE}") from error
-        self.net = _readable(net, title, stages, head, preacts, pixels)
-        found = probe(self.net, pixels).logits.shape[1]
+        except (AssertionError, TypeError) as error:  # as transformers have it of sizes that are no multiple of a patch
+            if isinstance(error, TypeError) and isinstance(pixels, int):
+                raise
+            ways_out = _SIZE if isinstance(pixels, int) else _SQUARE
+            raise ValueError(
+                f"{title} cannot be made for images of {short_size(pixels)} pixels: {error}; {ways_out}"
+            ) from error
+        _require_images_alone(net, title)
+        self.in_channels = in_channels
+        if in_channels == 1 and _failure(net, pixels, 1) is not None and _failure(net, pixels, 3) is None:
+            self.in_channels = 3
+        self.net = _readable(net, title, stages, head, preacts, pixels, self.in_channels)
+        found = probe(self.net, pixels, self.in_channels).logits.shape[1]
         if found != outputs:
             raise ValueError(f"{title} returns {found} logits for {outputs} classes")
 
@@ -104,14 +118,14 @@ class External(nn.Module):
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
 
     def forward(self, x: Tensor) -> Output:
-        """(B, 3, H, W), normalised as the data are -> `Output`, its logits in the order of the data's classes."""
+        """(B, C, H, W), normalised as the data are -> `Output`, its logits in the order of the data's classes."""
         if (self.mean is not None and self.scale is None) or (self.classes is not None and self.columns is None):
             raise ValueError("the network has other classes or another normalisation than the data; call bind first")
         shown = x
-        if self.size is not None and x.shape[-2:] != (self.size, self.size):
-            shown = F.interpolate(
-                x.float(), (self.size, self.size), mode="bilinear", align_corners=False, antialias=True
-            )
+        if self.pixels is not None and x.shape[-2:] != self.pixels:
+            shown = F.interpolate(x.float(), self.pixels, mode="bilinear", align_corners=False, antialias=True)
+        if shown.shape[1] == 1 < self.in_channels:
+            shown = shown.expand(-1, self.in_channels, -1, -1)
         if self.scale is not None and self.shift is not None:
             shown = shown * self.scale + self.shift
         output = checked(self.net(shown.to(x.dtype)), self.net)
@@ -132,8 +146,9 @@ def bind(net: nn.Module, classes: Sequence[str], mean: Sequence[float], std: Seq
     if not isinstance(net, External):
         return net
     if net.mean is not None and net.std is not None:
-        if len(net.mean) != len(mean):
-            raise ValueError(f"mean must have {len(mean)} numbers, one a channel, got {len(net.mean)}")
+        if len(net.mean) != net.in_channels or len(net.std) != net.in_channels:
+            count = len(net.mean if len(net.mean) != net.in_channels else net.std)
+            raise ValueError(f"mean must have {net.in_channels} numbers, one a channel, got {count}")
         ours, theirs = ([torch.tensor(v)[:, None, None] for v in pair] for pair in ((mean, std), (net.mean, net.std)))
         net.scale = ours[1].clamp(min=SMALLEST_STD) / theirs[1]
         net.shift = (ours[0] - theirs[0]) / theirs[1]
@@ -151,43 +166,46 @@ def bind(net: nn.Module, classes: Sequence[str], mean: Sequence[float], std: Seq
 def torchvision(
     name: str | None,
     num_classes: int,
-    image_size: int,
+    image_size: Size,
     stages: Sequence[str] | None,
     head: str | None,
     preacts: bool,
     pretrained: str | None,
-    size: int | None,
+    size: Size | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     classes: Sequence[str] | None,
+    in_channels: int = 3,
 ) -> External:
     """Make a classifier of torchvision by its name, such as "resnet18", with initial weights; see `External`."""
     from torchvision import models
 
     known = _known("torchvision", name, models.list_models(module=models))
 
-    def make(outputs: int, pixels: int) -> nn.Module:
+    def make(outputs: int, pixels: Size) -> nn.Module:
         def build(**more: Any) -> Any:
             return models.get_model(known, weights=None, num_classes=outputs, **more)
 
         return _for_pixels(build, "image_size", pixels)
 
     title = f"torchvision's {known}"
-    return External(make, title, num_classes, image_size, stages, head, preacts, pretrained, size, mean, std, classes)
+    shape = num_classes, image_size
+    return External(make, title, *shape, stages, head, preacts, pretrained, size, mean, std, classes, in_channels)
 
 
 def timm(
     name: str | None,
     num_classes: int,
-    image_size: int,
+    image_size: Size,
     stages: Sequence[str] | None,
     head: str | None,
     preacts: bool,
     pretrained: str | None,
-    size: int | None,
+    size: Size | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     classes: Sequence[str] | None,
+    in_channels: int = 3,
 ) -> External:
     """Make a classifier of timm by its name, such as "resnet18" or "vit_tiny_patch16_224", with initial weights.
 
@@ -199,14 +217,27 @@ def timm(
     library = importlib.import_module("timm")
     known = _known("timm", name, library.list_models())
 
-    def make(outputs: int, pixels: int) -> nn.Module:
+    def make(outputs: int, pixels: Size) -> nn.Module:
         def build(**more: Any) -> Any:
-            return library.create_model(known, pretrained=False, num_classes=outputs, **more)
+            channels = {} if in_channels in (1, 3) else {"in_chans": in_channels}
+            return library.create_model(known, pretrained=False, num_classes=outputs, **channels, **more)
 
         return _for_pixels(build, "img_size", pixels)
 
     return External(
-        make, f"timm's {known}", num_classes, image_size, stages, head, preacts, pretrained, size, mean, std, classes
+        make,
+        f"timm's {known}",
+        num_classes,
+        image_size,
+        stages,
+        head,
+        preacts,
+        pretrained,
+        size,
+        mean,
+        std,
+        classes,
+        in_channels,
     )
 
 
@@ -214,45 +245,58 @@ def custom(
     target: str | None,
     settings: Mapping[str, Any] | None,
     num_classes: int,
-    image_size: int,
+    image_size: Size,
     stages: Sequence[str] | None,
     head: str | None,
     preacts: bool,
     pretrained: str | None,
-    size: int | None,
+    size: Size | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     classes: Sequence[str] | None,
+    in_channels: int = 3,
 ) -> External:
     """Make a network of one's own; see `External`. Its code is imported.
 
     Args:
         target: full name of the class or function that makes it, such as "my_pkg.Net".
-        settings: its arguments, if it needs any. Of `num_classes` and `image_size` it is given those that it takes.
-        num_classes, image_size, stages, head, preacts, pretrained, size, mean, std, classes: see `External`.
+        settings: its arguments, if it needs any. Of `num_classes`, `image_size` and `in_channels` it is given
+            those that it takes.
+        num_classes, image_size, stages, head, preacts, pretrained, size, mean, std, classes, in_channels: see
+            `External`.
     """
     make_net, more = _located(target), settings or {}
 
-    def make(outputs: int, pixels: int) -> nn.Module:
-        given = {"num_classes": outputs, "image_size": pixels}
+    def make(outputs: int, pixels: Size) -> nn.Module:
+        given = {"num_classes": outputs, "image_size": pixels, "in_channels": in_channels}
         takes = inspect.signature(make_net).parameters
         net = make_net(**{name: value for name, value in given.items() if name in takes}, **more)
         if not isinstance(net, nn.Module):
             raise ValueError(f"target={target} makes a {type(net).__name__} and not an nn.Module")
         return net
 
-    for name in ("num_classes", "image_size"):
+    for name in ("num_classes", "image_size", "in_channels"):
         if name in more:
             raise ValueError(f"settings.{name} comes from the data; leave it out")
     return External(
-        make, str(target), num_classes, image_size, stages, head, preacts, pretrained, size, mean, std, classes
+        make,
+        str(target),
+        num_classes,
+        image_size,
+        stages,
+        head,
+        preacts,
+        pretrained,
+        size,
+        mean,
+        std,
+        classes,
+        in_channels,
     )
 
 
-def _readable(
-    net: nn.Module, title: str, stages: Sequence[str] | None, head: str | None, preacts: bool, pixels: int
-) -> nn.Module:
-    """The network as one that returns `Output`."""
+def _require_images_alone(net: nn.Module, title: str) -> None:
+    """Refuse a network whose forward needs more than images."""
     needed = [
         parameter.name
         for parameter in inspect.signature(net.forward).parameters.values()
@@ -262,25 +306,55 @@ def _readable(
     if len(needed) > 1:
         raise ValueError(
             f"{title} needs more than images: its forward takes {', '.join(needed)}; wrap it in a module whose forward "
-            "takes images (B, 3, H, W) alone"
+            "takes images (B, C, H, W) alone"
         )
+
+
+def _failure(net: nn.Module, pixels: Size, channels: int) -> Exception | None:
+    """Return what the network raises for images of a size; None if it runs on them."""
     try:
-        with torch.no_grad():
-            returned = copy.deepcopy(net).eval()(torch.zeros(2, 3, pixels, pixels))
+        _shown_blank(net, pixels, channels)
+    except Exception as error:  # whatever a network raises for images that it does not fit
+        return error
+    return None
+
+
+@torch.no_grad()
+def _shown_blank(net: nn.Module, pixels: Size, channels: int) -> Any:
+    """What the network returns for two blank images, from a copy."""
+    return copy.deepcopy(net).eval()(torch.zeros(2, channels, *sides("size", pixels)))
+
+
+def _readable(
+    net: nn.Module,
+    title: str,
+    stages: Sequence[str] | None,
+    head: str | None,
+    preacts: bool,
+    pixels: Size,
+    channels: int,
+) -> nn.Module:
+    """The network as one that returns `Output`."""
+    try:
+        returned = _shown_blank(net, pixels, channels)
     except Exception as error:  # whatever a network raises for images that it does not fit
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{title} does not run on images of {pixels} pixels: {reason:.200}; {_SIZE}") from error
+        of_channels = "" if channels == 3 else f"{channels} channels and "
+        ways_out = _SIZE if channels == 3 or _failure(net, pixels, 3) is not None else _CHANNELS
+        raise ValueError(
+            f"{title} does not run on images of {of_channels}{short_size(pixels)} pixels: {reason:.200}; {ways_out}"
+        ) from error
     if isinstance(returned, Output) and stages is None and head is None:
         return net
     wrapped = wrap(net, stages, head, preacts, pixels)
     try:
-        probe(wrapped, pixels)
+        probe(wrapped, pixels, channels)
     except TypeError as error:
         raise ValueError(str(error)) from error
     return wrapped
 
 
-def _for_pixels(build: Callable[..., Any], argument: str, pixels: int) -> nn.Module:
+def _for_pixels(build: Callable[..., Any], argument: str, pixels: Size) -> nn.Module:
     """Make a network for images of a size, if it has an argument for that, as transformers have."""
     try:
         net: nn.Module = build(**{argument: pixels})

@@ -5,14 +5,14 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from kd.models.output import Output, preact_and_feature
-from kd.ranges import require
+from kd.ranges import Size, sides
 
 
 class Staged(nn.Module):
     """A stem, stages whose maps are shown, a neck, the mean over all places, and a linear classifier.
 
     Args:
-        stem: (B, 3, H, W) -> what the first stage takes.
+        stem: (B, C, H, W) -> what the first stage takes.
         stages: each an `nn.Sequential` that ends with its activation, which does not work in place; with `nn.Identity`
             where a stage ends linear.
         classifier: reads the mean of the neck's map over all places, which is the embedding.
@@ -27,7 +27,7 @@ class Staged(nn.Module):
         self.neck, self.classifier = neck or nn.Identity(), classifier
 
     def forward(self, x: Tensor) -> Output:
-        """(B, 3, H, W) normalised images -> `Output`, with one map before and one after each stage's activation."""
+        """(B, C, H, W) normalised images -> `Output`, with one map before and one after each stage's activation."""
         x = self.stem(x)
         features, preacts = [], []
         for stage in self.stages:
@@ -85,7 +85,7 @@ def init_classifier(classifier: nn.Linear) -> None:
     nn.init.zeros_(classifier.bias)
 
 
-def check_images(num_classes: int, image_size: int, halvings: int) -> None:
+def check_images(num_classes: int, image_size: Size, halvings: int) -> None:
     """Refuse fewer than two classes, and images too small for a network that halves their size so many times.
 
     Raises:
@@ -93,8 +93,7 @@ def check_images(num_classes: int, image_size: int, halvings: int) -> None:
     """
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-    require("image_size", image_size)
-    if image_size < 2**halvings:
+    if min(sides("image_size", image_size)) < 2**halvings:
         raise ValueError(
             f"image_size must be at least {2**halvings} for a network that halves it {halvings} times, got {image_size}"
         )

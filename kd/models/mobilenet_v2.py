@@ -3,7 +3,7 @@
 from torch import nn
 
 from kd.models.layers import Residual, Staged, bn_relu, check_images, conv, init_classifier, init_he
-from kd.ranges import require
+from kd.ranges import Size, require
 
 STAGES = (
     ((1, 16, 1, 1), (6, 24, 2, 1)),
@@ -30,13 +30,15 @@ class MobileNetV2(Staged):
     Args:
         width: factor of all numbers of channels but the last, in (0, 16]; published 0.5.
         num_classes: C, at least 2.
-        image_size: height and width of the input in pixels, at least 16. No weight depends on it.
+        image_size: height and width of the input in pixels, at least 16; one number for squares. No weight
+            depends on it.
+        in_channels: of the images.
 
     Raises:
         ValueError: for a value outside its range.
     """
 
-    def __init__(self, width: float, num_classes: int, image_size: int) -> None:
+    def __init__(self, width: float, num_classes: int, image_size: Size, in_channels: int = 3) -> None:
         require("width", width)
         if width * 16 < 1:
             raise ValueError(f"width must be at least 0.0625, so that every layer has a channel, got {width:g}")
@@ -53,7 +55,7 @@ class MobileNetV2(Staged):
             stages.append(nn.Sequential(*blocks, nn.Identity()))  # no activation
         last = int(1280 * max(width, 1))
         super().__init__(
-            nn.Sequential(conv(3, stem, stride=2), *bn_relu(stem)),
+            nn.Sequential(conv(in_channels, stem, stride=2), *bn_relu(stem)),
             stages,
             nn.Linear(last, num_classes),
             nn.Sequential(conv(before, last, 1), *bn_relu(last)),

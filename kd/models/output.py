@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kd.ranges import Size, sides
+
 
 class Output(NamedTuple):
     """One forward pass over a batch of B images into C classes."""
@@ -40,19 +42,21 @@ def checked(output: object, source: object) -> Output:
 
 
 @torch.no_grad()
-def probe(net: nn.Module, images: int | Tensor) -> Output:
+def probe(net: nn.Module, images: Size | Tensor, channels: int = 3) -> Output:
     """Return the network's output in eval mode, from a copy, so that the network itself stays as it was.
 
     Args:
         net: the network.
-        images: (B, 3, H, W), on its device; or the height and width in pixels of two, a dark and a bright one. They
+        images: (B, C, H, W), on its device; or the height and width in pixels of two, a dark and a bright one. They
             differ, so that a method can tell from their outputs how these hang together.
+        channels: of those two.
 
     Raises:
         TypeError: if the network returns anything but an `Output`.
     """
-    if isinstance(images, int):
-        images = torch.linspace(-1, 1, 6 * images**2).view(2, 3, images, images)
+    if not isinstance(images, Tensor):
+        height, width = sides("image_size", images)
+        images = torch.linspace(-1, 1, 2 * channels * height * width).view(2, channels, height, width)
     return checked(copy.deepcopy(net).eval()(images), net)
 
 

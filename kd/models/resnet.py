@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from kd.models.layers import Residual, Staged, bn_relu, check_images, conv, init_he, staged
-from kd.ranges import require
+from kd.ranges import Size, require
 
 
 class ResNet(Staged):
@@ -24,16 +24,21 @@ class ResNet(Staged):
         stem: channels of the first convolution, at least 1.
         scale: s, channels of the first stage, at least 1.
         num_classes: C, at least 2.
-        image_size: height and width of the input in pixels, at least 4. No weight depends on it.
+        image_size: height and width of the input in pixels, at least 4; one number for squares. No weight
+            depends on it.
+        in_channels: of the images.
 
     Raises:
         ValueError: for a value outside its range.
     """
 
-    def __init__(self, depth: int, stem: int, scale: int, num_classes: int, image_size: int) -> None:
+    def __init__(
+        self, depth: int, stem: int, scale: int, num_classes: int, image_size: Size, in_channels: int = 3
+    ) -> None:
         check_images(num_classes, image_size, halvings=2)
         stages = _stages(depth, stem, scale, basic_block)
-        super().__init__(nn.Sequential(conv(3, stem), *bn_relu(stem)), stages, nn.Linear(4 * scale, num_classes))
+        first = nn.Sequential(conv(in_channels, stem), *bn_relu(stem))
+        super().__init__(first, stages, nn.Linear(4 * scale, num_classes))
         init_he(self)
 
 
@@ -45,23 +50,33 @@ class SEResNet(Staged):
 
     Args:
         reduction: r, how many times fewer hidden units a gate has than channels; at least 1, published 16.
-        depth, stem, scale, num_classes, image_size: as in `ResNet`.
+        depth, stem, scale, num_classes, image_size, in_channels: as in `ResNet`.
 
     Raises:
         ValueError: for a value outside its range.
     """
 
-    def __init__(self, reduction: int, depth: int, stem: int, scale: int, num_classes: int, image_size: int) -> None:
+    def __init__(
+        self,
+        reduction: int,
+        depth: int,
+        stem: int,
+        scale: int,
+        num_classes: int,
+        image_size: Size,
+        in_channels: int = 3,
+    ) -> None:
         require("reduction", reduction)
         check_images(num_classes, image_size, halvings=2)
         if reduction > scale:
             raise ValueError(f"reduction must be at most scale={scale}, so that a unit is left, got {reduction}")
 
-        def gated_block(in_channels: int, channels: int, stride: int) -> Residual:
-            return basic_block(in_channels, channels, stride, Gate(channels, channels // reduction))
+        def gated_block(before: int, channels: int, stride: int) -> Residual:
+            return basic_block(before, channels, stride, Gate(channels, channels // reduction))
 
         stages = _stages(depth, stem, scale, gated_block)
-        super().__init__(nn.Sequential(conv(3, stem), *bn_relu(stem)), stages, nn.Linear(4 * scale, num_classes))
+        first = nn.Sequential(conv(in_channels, stem), *bn_relu(stem))
+        super().__init__(first, stages, nn.Linear(4 * scale, num_classes))
         init_he(self)
 
 

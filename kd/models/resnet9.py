@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from kd.models.layers import Residual, bn_relu, check_images, conv
 from kd.models.output import Output
-from kd.ranges import require
+from kd.ranges import Size, require
 
 
 class ResNet9(nn.Module):
@@ -20,13 +20,15 @@ class ResNet9(nn.Module):
     Args:
         scale: s, at least 1; published 64.
         num_classes: C, at least 2.
-        image_size: height and width of the input in pixels, at least 8. No weight depends on it.
+        image_size: height and width of the input in pixels, at least 8; one number for squares. No weight
+            depends on it.
+        in_channels: of the images.
 
     Raises:
         ValueError: for a value outside its range.
     """
 
-    def __init__(self, scale: int, num_classes: int, image_size: int) -> None:
+    def __init__(self, scale: int, num_classes: int, image_size: Size, in_channels: int = 3) -> None:
         require("scale", scale)
         check_images(num_classes, image_size, halvings=3)
 
@@ -34,7 +36,7 @@ class ResNet9(nn.Module):
         w = [scale * 2**i for i in range(4)]
         self.stages = nn.ModuleList(
             [
-                nn.Sequential(conv(3, w[0]), *bn_relu(w[0])),
+                nn.Sequential(conv(in_channels, w[0]), *bn_relu(w[0])),
                 nn.Sequential(*_pooled(w[0], w[1]), _residual(w[1])),
                 nn.Sequential(*_pooled(w[1], w[2])),
                 nn.Sequential(*_pooled(w[2], w[3]), _residual(w[3])),
@@ -44,7 +46,7 @@ class ResNet9(nn.Module):
         self.classifier = nn.Linear(w[3], num_classes, bias=False)
 
     def forward(self, x: Tensor) -> Output:
-        """(B, 3, H, W) normalised images -> `Output`.
+        """(B, in_channels, H, W) normalised images -> `Output`.
 
         Its features are (B, s, H, W), (B, 2s, H/2, W/2), (B, 4s, H/4, W/4) and (B, 8s, H/8, W/8), sizes rounded down;
         its embedding (B, 8s) is an eighth of the last one's maxima.

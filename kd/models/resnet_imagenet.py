@@ -4,7 +4,7 @@ from torch import nn
 
 from kd.models.layers import Residual, Staged, bn_relu, check_choice, check_images, conv, init_he, staged
 from kd.models.resnet import basic_block, projection
-from kd.ranges import require
+from kd.ranges import Size, require
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """Blocks a stage by depth; from 50 layers on with bottlenecks."""
@@ -24,13 +24,15 @@ class ImageNetResNet(Staged):
         depth: 18, 34 or 50.
         scale: s, channels of stem and first stage, at least 1; published 64.
         num_classes: C, at least 2.
-        image_size: height and width of the input in pixels, at least 8. No weight depends on it.
+        image_size: height and width of the input in pixels, at least 8; one number for squares. No weight
+            depends on it.
+        in_channels: of the images.
 
     Raises:
         ValueError: for a value outside its range.
     """
 
-    def __init__(self, depth: int, scale: int, num_classes: int, image_size: int) -> None:
+    def __init__(self, depth: int, scale: int, num_classes: int, image_size: Size, in_channels: int = 3) -> None:
         check_choice("depth", depth, BLOCKS)
         require("scale", scale)
         check_images(num_classes, image_size, halvings=3)
@@ -43,7 +45,8 @@ class ImageNetResNet(Staged):
                 made.append((bottleneck if bottlenecks else basic_block)(before, width, stride))
                 before = 4 * width if bottlenecks else width
             stages.append(staged(made))
-        super().__init__(nn.Sequential(conv(3, scale), *bn_relu(scale)), stages, nn.Linear(before, num_classes))
+        stem = nn.Sequential(conv(in_channels, scale), *bn_relu(scale))
+        super().__init__(stem, stages, nn.Linear(before, num_classes))
         init_he(self)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.models.layers import Residual, Staged, bn_relu, check_choice, check_images, conv, staged
+from kd.ranges import Size
 
 WIDTHS = {1: 144, 2: 200, 3: 240}
 """Channels of the first stage by groups, as in table 1 of the paper."""
@@ -25,13 +26,15 @@ class ShuffleNetV1(Staged):
     Args:
         groups: of the 1x1 convolutions: 1, 2 or 3, published 3. They decide w: 144, 200 or 240.
         num_classes: C, at least 2.
-        image_size: height and width of the input in pixels, at least 8. No weight depends on it.
+        image_size: height and width of the input in pixels, at least 8; one number for squares. No weight
+            depends on it.
+        in_channels: of the images.
 
     Raises:
         ValueError: for a value outside its range.
     """
 
-    def __init__(self, groups: int, num_classes: int, image_size: int) -> None:
+    def __init__(self, groups: int, num_classes: int, image_size: Size, in_channels: int = 3) -> None:
         check_choice("groups", groups, WIDTHS)
         check_images(num_classes, image_size, halvings=3)
 
@@ -43,7 +46,7 @@ class ShuffleNetV1(Staged):
             others = (Residual(_convs(width, width // 4, width, groups, groups)) for _ in range(count - 1))
             stages.append(staged([first, *others]))
             before = width
-        super().__init__(nn.Sequential(conv(3, 24, 1), *bn_relu(24)), stages, nn.Linear(before, num_classes))
+        super().__init__(nn.Sequential(conv(in_channels, 24, 1), *bn_relu(24)), stages, nn.Linear(before, num_classes))
 
 
 class _Downsample(nn.Module):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.models.layers import Staged, bn_relu, check_choice, check_images, conv, staged
+from kd.ranges import Size
 
 WIDTHS = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024), 1.5: (176, 352, 704, 1024), 2.0: (224, 488, 976, 2048)}
 """Channels of the stages and of the last convolution by width, as in table 5 of the paper; 224 as in its code."""
@@ -25,13 +26,15 @@ class ShuffleNetV2(Staged):
     Args:
         width: factor of the numbers of channels: 0.5, 1, 1.5 or 2; published 1.
         num_classes: C, at least 2.
-        image_size: height and width of the input in pixels, at least 8. No weight depends on it.
+        image_size: height and width of the input in pixels, at least 8; one number for squares. No weight
+            depends on it.
+        in_channels: of the images.
 
     Raises:
         ValueError: for a value outside its range.
     """
 
-    def __init__(self, width: float, num_classes: int, image_size: int) -> None:
+    def __init__(self, width: float, num_classes: int, image_size: Size, in_channels: int = 3) -> None:
         check_choice("width", width, WIDTHS)
         check_images(num_classes, image_size, halvings=3)
 
@@ -41,7 +44,7 @@ class ShuffleNetV2(Staged):
             for before, channels, count in zip((24, *widths), widths, BLOCKS, strict=False)
         ]
         super().__init__(
-            nn.Sequential(conv(3, 24, 1), *bn_relu(24)),
+            nn.Sequential(conv(in_channels, 24, 1), *bn_relu(24)),
             stages,
             nn.Linear(last, num_classes),
             nn.Sequential(conv(widths[-1], last, 1), *bn_relu(last)),

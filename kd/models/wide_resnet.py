@@ -3,7 +3,7 @@
 from torch import nn
 
 from kd.models.layers import Residual, Staged, bn_relu, conv, init_he
-from kd.ranges import require
+from kd.ranges import Size, require
 
 
 class WideResNet(Staged):
@@ -18,14 +18,18 @@ class WideResNet(Staged):
         depth: d = 6n + 4 convolutions, those in the three shortcuts included (two at k = 1); at least 10.
         widen: k, how many times as wide as a plain residual network; at least 1.
         num_classes: C, at least 2.
-        image_size: height and width of the input in pixels, at least 1. Any fits, and no weight depends on it.
+        image_size: height and width of the input in pixels, at least 1; one number for squares. No weight
+            depends on it.
+        in_channels: of the images.
         dropout: probability of dropping an element between the two convolutions of a block, in [0, 1).
 
     Raises:
         ValueError: for a value outside its range.
     """
 
-    def __init__(self, depth: int, widen: int, num_classes: int, image_size: int, dropout: float) -> None:
+    def __init__(
+        self, depth: int, widen: int, num_classes: int, image_size: Size, dropout: float, in_channels: int = 3
+    ) -> None:
         require("depth", depth)
         if depth < 10 or depth % 6 != 4:
             raise ValueError(f"depth must be 6n + 4 with n at least 1, such as 10, 16 or 22, got {depth}")
@@ -40,7 +44,7 @@ class WideResNet(Staged):
         # Where a block widens, shortcut and convolutions read the same activated map. It is the end of what comes
         # before and not the beginning of the block: that is the map which the stage shows as its feature.
         super().__init__(
-            nn.Sequential(conv(3, w[0]), *(bn_relu(w[0]) if w[0] != w[1] else ())),
+            nn.Sequential(conv(in_channels, w[0]), *(bn_relu(w[0]) if w[0] != w[1] else ())),
             [_stage(w[0], w[1], n, 1, dropout), _stage(w[1], w[2], n, 2, dropout), _stage(w[2], w[3], n, 2, dropout)],
             nn.Linear(w[3], num_classes),
         )

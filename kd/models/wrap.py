@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.models.output import Output
+from kd.ranges import Size, short_size, sides
 
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -31,7 +32,7 @@ def wrap(
     stages: Sequence[str] | None = None,
     head: str | None = None,
     preacts: bool = False,
-    image_size: int | None = None,
+    image_size: Size | None = None,
 ) -> "Wrapped":
     """Wrap a classifier so that it returns `Output`: logits, and what hooks see of its stages and its head.
 
@@ -48,8 +49,8 @@ def wrap(
             last 1x1 convolution.
         preacts: whether to return the maps before each stage's last activation. Where these activations work in
             place, they no longer do; no value changes.
-        image_size: height and width in pixels of the blank images; by default `module.image_size`, or one of `SIZES`
-            with which the network runs.
+        image_size: height and width in pixels of the blank images, one number for squares; by default
+            `module.image_size`, or one of `SIZES` with which the network runs.
 
     Raises:
         ValueError: for a path that the module lacks, a stage without an activation where preacts are wanted, a
@@ -247,14 +248,14 @@ def _last_activation(stage: str, layers: dict[str, nn.Module]) -> str:
 
 
 @torch.no_grad()
-def _find_stages(module: nn.Module, head: str, image_size: int | None) -> list[str]:
+def _find_stages(module: nn.Module, head: str, image_size: Size | None) -> list[str]:
     own_size = getattr(module, "image_size", None)
-    sizes = (image_size,) if image_size else (own_size,) if isinstance(own_size, int) else SIZES
+    sizes: Sequence[Size] = (image_size,) if image_size else (own_size,) if isinstance(own_size, int) else SIZES
     first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
     weight = next(module.parameters())
     error: Exception | None = None
     for size in sizes:
-        images = weight.new_zeros(2, first.in_channels if first else 3, size, size)
+        images = weight.new_zeros(2, first.in_channels if first else 3, *sides("image_size", size))
         try:
             maps = _trace(copy.deepcopy(module).eval(), head, images)
         except Exception as failure:  # whatever a network raises for images of a size that it does not fit
@@ -264,7 +265,7 @@ def _find_stages(module: nn.Module, head: str, image_size: int | None) -> list[s
         return layers if len(blocks) < 2 and len(layers) > 1 else blocks
     raise ValueError(
         f"stages of {type(module).__name__} cannot be found, as it does not run on images of "
-        f"{' or '.join(map(str, sizes))} pixels ({error}); give image_size=, or stages=[...], which may be empty"
+        f"{' or '.join(map(short_size, sizes))} pixels ({error}); give image_size=, or stages=[...], which may be empty"
     ) from error
 
 

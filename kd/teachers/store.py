@@ -80,7 +80,7 @@ def copy_from_store(entry: Path, record: Result, directory: Path, data_parallel:
 
     Args:
         entry: the store's directory of that teacher.
-        record: the run's record, whose settings, teacher and teacher's accuracy are kept.
+        record: the run's record, whose settings, teacher and teacher's accuracies are kept.
         directory: the run directory.
         data_parallel: whether the run has several processes, each of which calls this.
     """
@@ -92,6 +92,8 @@ def copy_from_store(entry: Path, record: Result, directory: Path, data_parallel:
         warnings=list(dict.fromkeys([*trained.warnings, *record.warnings])),
         teacher_id=record.teacher_id,
         teacher_test_acc=record.teacher_test_acc,
+        also_test_acc=record.also_test_acc,
+        also_test_nll=record.also_test_nll,
         data_id=record.data_id,
         command=record.command,
         cwd=record.cwd,

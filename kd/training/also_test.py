@@ -1,6 +1,7 @@
 """Accuracy and NLL on further test sets, once, after the test."""
 
 import logging
+from collections.abc import Callable, Iterable
 from itertools import islice
 from statistics import fmean
 from typing import Any, NamedTuple, cast
@@ -8,9 +9,13 @@ from typing import Any, NamedTuple, cast
 import lightning as L
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from kd.data.module import DataModule, Loader
+from kd.data.also_test import AlsoTest
+from kd.data.batch import Batch
+from kd.data.module import DataModule
 from kd.models.output import checked
+from kd.teachers.frozen import FrozenTeacher
 from kd.training.modules import Classifier
 
 log = logging.getLogger(__name__)
@@ -34,18 +39,47 @@ def measure(module: Classifier, data: DataModule, trainer: L.Trainer) -> Measure
         data: with the further test sets.
         trainer: the one that tested it, for device and precision.
     """
-    measured = Measured({}, {})
     if not data.also_test or not trainer.is_global_zero:
-        return measured
+        return Measured({}, {})
     device, net = trainer.strategy.root_device, module.inference_net
     net.to(device).eval()  # the Trainer has left both to the CPU and to training
+    precision = cast(Any, trainer).precision_plugin
+
+    def logits(batch: Batch) -> Tensor:
+        with precision.test_step_context():
+            return checked(net(precision.convert_input(batch.x)), net).logits
+
+    def batches(test: AlsoTest) -> Iterable[Batch]:
+        loader, limit = data.also_test_dataloader(test, device), trainer.limit_test_batches
+        return islice(loader, limit if isinstance(limit, int) else max(1, int((limit or 1.0) * len(loader))))
+
+    measured = _by_name(data.also_test, batches, logits)
+    net.cpu()
+    return measured
+
+
+def measure_teacher(
+    teacher: FrozenTeacher, tests: Iterable[AlsoTest], data: DataModule, device: torch.device
+) -> Measured:
+    """Test a teacher on each further test set, as it was tested on its own; means of parts come first."""
+    return _by_name(
+        tests,
+        lambda test: data.also_test_dataloader(test, device),
+        lambda batch: teacher.forward_fp32(batch).logits,
+    )
+
+
+def _by_name(
+    tests: Iterable[AlsoTest], batches: Callable[[AlsoTest], Iterable[Batch]], logits: Callable[[Batch], Tensor]
+) -> Measured:
+    """Measure what makes logits of batches on each test set."""
+    measured = Measured({}, {})
     parts: dict[str, list[tuple[float, float]]] = {}
     figures: dict[str, tuple[float, float]] = {}
-    for test in data.also_test:
-        figures[test.name] = _measured(net, data.also_test_dataloader(test, device), trainer)
+    for test in tests:
+        figures[test.name] = _measured(batches(test), logits)
         if test.mean_of is not None:
             parts.setdefault(test.mean_of, []).append(figures[test.name])
-    net.cpu()
     means = {name: (fmean(acc for acc, _ in those), fmean(nll for _, nll in those)) for name, those in parts.items()}
     for name, (acc, nll) in (means | figures).items():
         measured.acc[name], measured.nll[name] = acc, nll
@@ -55,17 +89,13 @@ def measure(module: Classifier, data: DataModule, trainer: L.Trainer) -> Measure
 
 
 @torch.inference_mode()
-def _measured(net: torch.nn.Module, loader: Loader, trainer: L.Trainer) -> tuple[float, float]:
+def _measured(batches: Iterable[Batch], logits: Callable[[Batch], Tensor]) -> tuple[float, float]:
     """Return accuracy and NLL; every image weighs the same."""
-    limit = trainer.limit_test_batches
-    batches = limit if isinstance(limit, int) else max(1, int((1.0 if limit is None else limit) * len(loader)))
-    precision = cast(Any, trainer).precision_plugin
     right = nll = torch.zeros((), dtype=torch.float64)
     images = 0
-    for batch in islice(loader, batches):
-        with precision.test_step_context():
-            logits = checked(net(precision.convert_input(batch.x)), net).logits.float()
-        right = right + (logits.argmax(dim=1) == batch.y).sum().cpu()
-        nll = nll + F.cross_entropy(logits, batch.y, reduction="sum").cpu()
+    for batch in batches:
+        z = logits(batch).float()
+        right = right + (z.argmax(dim=1) == batch.y).sum().cpu()
+        nll = nll + F.cross_entropy(z, batch.y, reduction="sum").cpu()
         images += len(batch.y)
     return float(right) / images, float(nll) / images

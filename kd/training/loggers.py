@@ -200,9 +200,13 @@ def confusion(predictions: Predictions, classes: int) -> NDArray[np.int64]:
 
 
 def sample_grid(loader: Loader) -> NDArray[np.uint8]:
-    """Return the first 64 images of the loader's next epoch, or fewer, as one picture, (H, W, 3) uint8."""
+    """Return the first 64 images of the loader's next epoch, or fewer, as one picture, (H, W, 3) uint8.
+
+    Of more than three channels the first three are shown.
+    """
     x = next(iter(loader)).x[: GRID * GRID]
     pixels = ((x - loader.shift) / loader.scale).round().clamp(0, 255).to(torch.uint8).cpu()
+    pixels = pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
     n, channels, height, width = pixels.shape
     columns = min(GRID, n)
     rows = n // columns

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from torchvision.models import get_model
 
 import kd
 from kd.app.compose import compose, plain
@@ -78,6 +80,30 @@ def test_teacher_of_ones_own_is_used_as_it_was_trained(run, tmp_path, own_net):
     assert loaded.net.scale is not None
     with pytest.raises(UserError, match="it names a class of other code; pass trust=True"):
         kd.load(tmp_path / "first")
+
+
+def test_resnet18_of_torchvision_with_weights_of_its_own_teaches_at_64_pixels(run, tmp_path):
+    for split, count in (("train", 12), ("test", 4)):
+        for i, name in enumerate(("dark", "light")):
+            (tmp_path / "mine" / split / name).mkdir(parents=True)
+            for k in range(count):
+                Image.new("RGB", (64, 64), (150 * i + k,) * 3).save(tmp_path / "mine" / split / name / f"{k}.png")
+    torch.manual_seed(0)
+    own = get_model("resnet18", num_classes=2).eval()
+    torch.save({"state_dict": own.state_dict()}, tmp_path / "own.pth")
+    code, printed = run(
+        "data=folder", "data.root=mine", "data.image_size=64", "method=at", "epochs=1", "batch_size=8",
+        "student=resnet8", "teacher=torchvision", "teacher.name=resnet18", "teacher_weights=own.pth", "trainer=cpu",
+        "trainer.precision=32-true", "trainer.enable_progress_bar=false", "logger=none", "hydra.run.dir=run",
+    )  # fmt: skip
+    assert code == 0, printed
+    record = read(tmp_path / "run" / "result.json")
+    assert record.teacher_params == sum(p.numel() for p in own.parameters()) == 11_177_538
+    predictor = kd.load(tmp_path / "run")
+    mean, std = (torch.tensor(values)[:, None, None] for values in (predictor.mean, predictor.std))
+    levels = torch.tensor([150.0 * i + k for i in range(2) for k in range(4)])[:, None, None, None]
+    found = own((levels.expand(8, 3, 64, 64) / 255 - mean) / std).argmax(dim=1)
+    assert record.teacher_test_acc == (found == torch.arange(8) // 4).float().mean().item()
 
 
 def test_training_begins_with_the_users_weights(run, tmp_path, own_net):

@@ -38,6 +38,7 @@ def store_key(command):
         ("data.fraction=0.5", True, True),
         ("data.noise=0.2", True, True),
         ("data.balance=weights", True, True),
+        ("data.channels=1", True, True),
         ("data.also_test=[.]", False, True),
         ("speed.fused=false", True, True),
         ("trainer.precision=32-true", True, True),

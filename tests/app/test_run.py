@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+import kd
 from kd.data.digits import digits
+from kd.data.resize import images_of_channels
 from kd.models.cnn import CNN
 from kd.runs import predictions
 from kd.runs.results import read, write
@@ -532,6 +534,43 @@ def test_run_with_few_and_wrong_labels_and_further_test_sets_records_them(run, t
     assert record.also_test_nll == pytest.approx({"again": record.test_nll}, rel=1e-4)
 
 
+def test_teacher_alone_is_also_tested(run, tmp_path):
+    images = digits(16)
+    again = tmp_path / "again"
+    again.mkdir()
+    np.save(again / "again_data.npy", images.test_x.permute(0, 2, 3, 1).contiguous().numpy())
+    np.save(again / "again_labels.npy", images.test_y.numpy())
+    same = (*QUICK, "method=teacher", "epochs=1")
+    assert run(*same, "hydra.run.dir=before")[0] == 0  # its teacher is found in the store by the next one
+    code, printed = run(*same, "data.also_test=[again]", "hydra.run.dir=run")
+    assert code == 0, printed
+    record = read(tmp_path / "run" / "result.json")
+    assert record.also_test_acc == pytest.approx({"again": record.test_acc})
+    assert record.also_test_nll == pytest.approx({"again": record.test_nll}, rel=1e-4)
+    assert read(tmp_path / "before" / "result.json").also_test_acc == {}
+    assert read(next(tmp_path.glob("teachers/*/result.json"))).also_test_acc == {}
+
+
+@pytest.mark.parametrize("method", ["ofd", "mlkd"])
+def test_wide_grey_images_are_kept_from_the_source_to_the_file_of_weights(run, tmp_path, method):
+    small = (
+        "data=digits", "epochs=1", "batch_size=256", "trainer=cpu", "trainer.enable_progress_bar=false", "threads=1",
+        "student=resnet8", "teacher=cnn32", "teacher.scale=2", "data.image_size=[12,16]", "data.channels=1",
+        "data.augment.cutout=3", "data.augment.policy=trivialaugment",
+    )  # fmt: skip
+    code, printed = run(*small, f"method={method}", "hydra.run.dir=run")
+    assert code == 0, printed
+    assert "resized from 8x8 to 16x12" in printed
+    assert "made grey" in printed
+    predictor = kd.load(tmp_path / "run")
+    assert (predictor.image_size, len(predictor.mean)) == ([12, 16], 1)
+    assert predictor.net.stem[0].in_channels == 1
+    images = images_of_channels(digits([12, 16]), 1)
+    found = [prediction.label for prediction in predictor.predict(images.test_x)]
+    accuracy = np.mean([images.classes[y] == label for y, label in zip(images.test_y, found, strict=True)])
+    assert accuracy == pytest.approx(read(tmp_path / "run" / "result.json").test_acc, abs=0.01)
+
+
 def test_averaged_weights_are_tested_and_kept_and_change_no_training(run, tmp_path):
     same = (*QUICK, "method=standard")
     for name, *more in (("plain",), ("averaged", "recipe.ema=0.9")):
@@ -597,6 +636,14 @@ def test_run_refuses_a_network_that_memory_does_not_hold(run, tmp_path, monkeypa
     assert f"error: a {name} of 1,090," in printed
     assert f"takes 17 GB of memory, and 10 GB are free; choose a smaller network, such as by {name}.scale" in printed
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "setting"), [("wrn16_1", "widen"), ("resnet9", "scale"), ("vgg8", "depth")])
+def test_memory_is_saved_by_a_setting_that_the_network_has(run, monkeypatch, name, setting):
+    monkeypatch.setattr("kd.app.build.free_memory", lambda: 1000)
+    code, printed = run(*(one for one in SMALL if "student.scale" not in one), "method=standard", f"student={name}")
+    assert code == 1
+    assert f"choose a smaller network, such as by student.{setting}\n" in printed
 
 
 def test_run_out_of_memory_names_the_batch_size_that_fits(run, tmp_path, monkeypatch):

@@ -108,3 +108,17 @@ def test_augment_refuses_a_flip_that_is_no_switch(flip):
         ValueError, match=f"^data.augment.flip must be true or false, got {'null' if flip is None else flip}$"
     ):
         Augment(4, flip, 0)
+
+
+def test_augment_of_a_wide_image_matches_torchvision():
+    x = torch.randint(1, 256, (18, 1, 5, 9), dtype=torch.uint8, generator=Generator().manual_seed(0))
+    augmented = Augment(1, True, 0).apply(x, torch.arange(18))
+    assert all(torch.equal(augmented[view], torchvision_view(x[view], view, 1)) for view in range(18))
+    cut = Augment(0, False, 3).cut(x.float(), tensor([[1, 7]] * 18))
+    assert torch.equal((cut == 0).nonzero()[:9, 2:], torch.cartesian_prod(torch.arange(0, 3), torch.arange(6, 9)))
+
+
+def test_augment_check_size_is_about_the_shorter_side():
+    Augment(4, True, 3).check_size([4, 9])
+    with pytest.raises(ValueError, match=r"^data.augment.crop must be at most 3 for images of 9x3 pixels, got 4$"):
+        Augment(4, True, 0).check_size([3, 9])

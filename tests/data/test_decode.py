@@ -1,16 +1,21 @@
 import errno
 import io
 import os
+import re
+import resource
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from kd.data.augment import Augment
 from kd.data.decode import Cache, cache_of, change_notes, decode, read_rgb
 from kd.data.folder import folder
+from kd.data.module import DataModule
 from kd.data.parquet import parquet
 from kd.errors import UserError
 
@@ -394,3 +399,46 @@ def test_read_rgb_refuses_damaged_pixels_of_a_png_with_transparency():
     data[60] ^= 255  # in the compressed pixels
     with pytest.raises(UserError, match="damaged"):
         read_rgb("a.png", bytes(data), Counter())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_decode_resizes_to_height_and_width_as_pil_does(pixels, channels):
+    image = Image.fromarray(pixels[0].permute(1, 2, 0).contiguous().numpy())
+    expected = image.convert("L" if channels == 1 else "RGB").resize((24, 10), Image.Resampling.BILINEAR)
+    found = decode([("a", saved(image))], 1, [10, 24], channels=channels)
+    assert torch.equal(found.x[0], torch.from_numpy(np.array(expected).reshape(10, 24, channels)).permute(2, 0, 1))
+    assert found.sizes == {(32, 32)}
+
+
+def test_cache_has_a_place_for_each_size_and_number_of_channels(tmp_path):
+    file = tmp_path / "a"
+    file.touch()
+    forms = [(32, None), (32, 1), ([32, 48], 3), ([48, 32], 3), ([48, 32], 1)]
+    assert len({cache_of(tmp_path, "a", [file], *form).path for form in forms}) == len(forms)
+    assert cache_of(tmp_path, "a", [file], 32, 3) == cache_of(tmp_path, "a", [file], 32)
+
+
+def test_images_larger_than_the_limit_of_memory_are_read_from_disk(tmp_path):
+    """105 MB of pixels, and 64 MB that the process may still take."""
+    file = saved(Image.new("RGB", (224, 224), (10, 20, 30)))
+    for split, count in (("train", 300), ("test", 50)):
+        for name in ("cat", "dog"):
+            place = tmp_path / "set" / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                (place / f"{i}.png").write_bytes(file)
+    status = Path("/proc/self/status").read_text()
+    taken = 1024 * int(re.search(r"VmData:\s+(\d+) kB", status)[1])
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + (64 << 20), before[1]))
+    try:
+        with pytest.raises(UserError, match=r"600 images of 224x224 pixels do not fit into memory; .*in_memory=false"):
+            folder(tmp_path / "set", 224)
+        images = folder(tmp_path / "set", 224, in_memory=False)
+        data = DataModule(images, 0, 0, Augment(4, True, 0), 16, 0, in_memory=False)
+        batch = next(iter(data.train_dataloader()))
+        assert len(images.id) == 16
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+    assert batch.x.shape == (16, 3, 224, 224)
+    assert len(next(iter(data.test_dataloader())).y) == 50  # two batches: as many pixels as 1000 images of 64x64 have

@@ -162,6 +162,22 @@ def test_folder_splits_what_has_no_split(unsplit):
     assert folder(unsplit).id == folder(unsplit, in_memory=False).id == images.id
 
 
+@pytest.mark.parametrize("train", ["train", "Training"])
+def test_folder_splits_train_alone_like_what_has_no_split(unsplit, train):
+    expected = folder(unsplit).id
+    classes = [unsplit / "cat", unsplit / "dog"]
+    (unsplit / train).mkdir()
+    for one in classes:
+        one.rename(unsplit / train / one.name)
+    images = folder(unsplit)
+    assert images.id == folder(unsplit, in_memory=False).id == expected  # the same images are drawn
+    note = f"no test split found: a fifth of each class of {train}/, drawn with a fixed seed, is it"
+    assert images.summary == f"set: 18 training and 5 test images, 2 classes, {note}"
+    for name in ("1.png", "2.png"):
+        (unsplit / train / "dog" / name).unlink()
+    assert_refused(unsplit, unsplit / train, "a single image in dog", "add one, or delete the class")
+
+
 def test_folder_takes_no_misspelt_splits_for_classes(tmp_path, encode, write_tree):
     grey = [encode(torch.full((3, 32, 32), level, dtype=torch.uint8)) for level in range(4)]
     for split in ("trian", "tset"):

@@ -122,3 +122,11 @@ def test_mixed_images_train_a_student_and_its_teacher(run, tmp_path):
     assert code == 1
     assert "error: dkd needs the label of each image, and data.augment.cutmix mixes two" in printed
     assert not (tmp_path / "refused" / "checkpoints").exists()
+
+
+def test_draw_covers_a_wide_image_in_its_proportions():
+    cutmix = draw(20_000, [100, 400], None, 1.0, torch.Generator().manual_seed(0)).box
+    inside = (cutmix[:, 0] > 0) & (cutmix[:, 1] < 100) & (cutmix[:, 2] > 0) & (cutmix[:, 3] < 400)
+    height, width = cutmix[inside, 1] - cutmix[inside, 0], cutmix[inside, 3] - cutmix[inside, 2]
+    assert (width - 4 * height).abs().max() <= 5  # both are rounded to even numbers
+    assert (cutmix[:, 1].max().item(), cutmix[:, 3].max().item(), cutmix.min().item()) == (100, 400, 0)

@@ -137,3 +137,12 @@ def test_augment_refuses_another_policy_and_a_strength_without_one():
         replace(PLAIN, policy="randaugment", strength=2)
     with pytest.raises(ValueError, match=r"strength is for data.augment.policy=randaugment"):
         replace(PLAIN, policy="trivialaugment", strength=0.5)
+
+
+@pytest.mark.parametrize("kind", ["trivialaugment", "randaugment"])
+def test_policy_makes_of_grey_images_what_it_makes_of_them_in_three_channels(pixels, kind):
+    one = pixels[:, :1]
+    policy = draw(12, kind, None, torch.Generator().manual_seed(2))
+    in_three = policy.apply(one.repeat(1, 3, 1, 1))
+    assert (policy.apply(one).int() - in_three[:, :1].int()).abs().max() <= 1  # their weights sum to 0.9999
+    assert policy.apply(pixels.repeat(1, 4, 1, 1)).shape == (12, 12, 32, 32)

@@ -17,6 +17,7 @@ from tests.fuzz import mutate
 from tests.fuzz.originals import call, patched, settings
 from tests.fuzz.workers import NonsenseError, RefusedError, printed
 
+NETWORKS = tuple(sorted(file.stem for file in (conf_dir() / "student").glob("*.yaml")))
 KNOBS: dict[str, tuple[str, ...]] = {
     "T": ("1", "2.5", "4", "1e3"),
     "alpha": ("0", "0.1", "1", ".5"),
@@ -36,6 +37,8 @@ KNOBS: dict[str, tuple[str, ...]] = {
     "data.augment.flip": ("true", "false"),
     "data.augment.cutout": ("0", "4"),
     "data.source.image_size": ("8", "12"),
+    "data.image_size": ("null", "12", "[8,12]"),
+    "data.channels": ("null", "1", "3"),
     "recipe.optimizer.lr": ("0.1", "0.01"),
     "recipe.optimizer.weight_decay": ("0", "5e-4"),
     "recipe.label_smoothing": ("0.0", "0.1"),
@@ -64,8 +67,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "method": ("logits", "feature", "standard", "dkd", "dml", "teacher", "crd", "takd"),
     "data": ("folder", "parquet", "digits"),
     "recipe": ("default", "published", "adamw"),
-    "student": ("cnn16", "wrn22_2"),
-    "teacher": ("cnn32",),
+    "student": NETWORKS,
+    "teacher": NETWORKS,
     "speed": ("fast", "reference"),
     "trainer": ("cpu", "auto"),
     "debug": ("fast_dev_run", "limit"),

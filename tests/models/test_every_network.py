@@ -367,3 +367,20 @@ def test_run_refuses_a_network_in_one_line(run, arguments, message):
     assert code == 1
     assert message in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("size", "channels"), [([16, 40], 1), ([24, 16], 5)])
+def test_networks_take_wide_images_of_any_number_of_channels(name, size, channels):
+    net = build(name, 3, image_size=size, in_channels=channels, **SMALL[name]).eval()
+    output = probe(net, size, channels)
+    assert output.logits.shape == (2, 3)
+    for feature in output.features:
+        assert feature.shape[2] / feature.shape[3] == pytest.approx(size[0] / size[1], rel=0.35)
+    assert classifier_head(net, output) is net.classifier
+
+
+@pytest.mark.parametrize(("name", "message"), [("resnet18", "at least 8 .* it 3 times"), ("cnn16", "a multiple")])
+def test_networks_refuse_a_side_that_is_too_short(name, message):
+    with pytest.raises(ValueError, match=rf"^image_size must be {message}.*, got \[6, 32\]$"):
+        build(name, 3, "meta", image_size=[6, 32])

@@ -229,3 +229,36 @@ def test_network_of_torchvision_that_cannot_be_made_is_named(name, message):
 def test_mean_of_another_number_of_channels_is_refused():
     with pytest.raises(ValueError, match=r"^mean must have 3 numbers, one a channel, got 1$"):
         bind(own(mean=(0.5,), std=(0.5,)), NAMES, *OF_DATA)
+
+
+def test_grey_images_are_repeated_for_a_network_on_rgb_images():
+    """As the teacher of grey images: the figures are those of the same images in three channels."""
+    grey, in_three = own(in_channels=1, **IMAGENET).eval(), own(**IMAGENET).eval()
+    bind(grey, NAMES, (0.4,), (0.2,))
+    bind(in_three, NAMES, (0.4,) * 3, (0.2,) * 3)
+    x = noise()[:, :1]
+    torch.testing.assert_close(grey(x).logits, in_three(x.expand(-1, 3, -1, -1)).logits)
+    assert grey.state_dict().keys() == in_three.state_dict().keys()
+    assert torchvision("resnet18", **{**DEFAULTS, "image_size": 32, "in_channels": 1}).in_channels == 3
+
+
+def test_network_that_takes_in_channels_gets_those_of_the_data():
+    net = own("my_pkg.CNN", {"scale": 2, "activation": "relu", "conv_dropout": 0.0, "head_dropout": 0.0}, in_channels=1)
+    assert net.net.stages[0][0].in_channels == net.in_channels == 1
+    assert net(noise()[:, :1]).logits.shape == (3, 5)
+
+
+def test_network_on_rgb_images_refuses_other_channels():
+    with pytest.raises(ValueError, match=r"^my_pkg.Net does not run on images of 13 channels and 16 pixels.*for RGB"):
+        own(in_channels=13)
+
+
+def test_network_is_shown_wide_images_at_a_size_of_its_own():
+    net = own(image_size=[16, 24], size=[12, 32]).eval()
+    x = torch.randn(3, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    expected = F.interpolate(x, (12, 32), mode="bilinear", antialias=True)
+    assert torch.equal(net(x).logits, net.net.module(expected))
+    assert net.view == {"image_size": [12, 32]}
+    assert [tuple(map.shape[2:]) for map in net(x).features] == [(6, 16), (3, 8)]
+    with pytest.raises(ValueError, match=r"vit_b_16 cannot be made for images of 32x16 pixels.*give size= one number"):
+        torchvision("vit_b_16", **{**DEFAULTS, "image_size": [16, 32]})

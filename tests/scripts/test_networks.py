@@ -1,5 +1,6 @@
 """`scripts/networks.py` makes the table of networks, and its figures are the published ones."""
 
+import json
 import re
 import shutil
 from functools import cache
@@ -85,6 +86,28 @@ def test_table_is_that_of_the_networks(tmp_path, monkeypatch, capsys):
         "resnet8",
         "cnn16",
     ]
+    assert "\nNot measured yet: `python scripts/networks.py --time docs/" in page.read_text(encoding="utf-8")
+    times = tmp_path / networks.TIMES
+    times.parent.mkdir(parents=True)
+    few = ("--networks", "resnet8", "--batch", "2", "--rounds", "3", "--steps", "1")
+    shutil.copy(CONF / "student" / "resnet20.yaml", tmp_path / "conf" / "student")
+    assert call("--time", str(times), *few) == 0
+    figures = json.loads(times.read_text(encoding="utf-8"))
+    assert figures["machine"].keys() >= {"device", "date", "command", "git", "versions", "precision", "batch_size"}
+    assert list(figures["networks"]) == ["resnet20", "resnet8"]
+    assert figures["networks"]["resnet20"]["factor"] == 1
+    assert figures["networks"]["resnet8"]["factor"] < 1
+    assert all(len(row["seconds"]) == 3 and row["ms"] > 0 for row in figures["networks"].values())
+    assert re.search(r"^\| `resnet20` \| [\d.]+ \| 1.00 \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    for wrong, message in (
+        (("--networks", "resnet21"), "--networks: no network resnet21 to measure; there are cnn16, resnet20, resnet8"),
+        (("--check", "--time", str(times)), "--check writes nothing; leave out --time"),
+        (("--time", "nowhere/t.json"), "nowhere/t.json: no folder nowhere"),
+        (("--rounds", "0"), "must be at least 1, got 0"),
+    ):
+        capsys.readouterr()
+        assert call(*wrong) == 1
+        assert message in capsys.readouterr().err
     page.write_text("# Networks\n", encoding="utf-8")
     assert call() == 1
     assert "docs/models.md has no place for the networks" in capsys.readouterr().err

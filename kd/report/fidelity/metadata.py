@@ -21,8 +21,8 @@ class Data(NamedTuple):
 
     classes: tuple[str, ...]
     """Names by label, see `class_names`."""
-    image_size: int
-    """Height and width in pixels."""
+    image_size: int | list[int]
+    """Height and width in pixels; one number for squares."""
 
 
 def read(path: Path) -> Data | None:
@@ -38,7 +38,9 @@ def read(path: Path) -> Data | None:
         return None
     if not isinstance(classes, list) or not all(type(name) is str for name in classes):
         return None
-    return Data(class_names(classes), size) if type(size) is int and 0 < size <= MOST_PIXELS else None
+    sides = size if isinstance(size, list) and len(size) == 2 else [size]
+    fits = all(type(side) is int and 0 < side <= MOST_PIXELS for side in sides)
+    return Data(class_names(classes), size) if fits else None
 
 
 def class_names(names: Iterable[str]) -> tuple[str, ...]:

@@ -316,6 +316,9 @@ def test_collect_refuses_more_than_fits_into_memory(runs, monkeypatch):
         ({"classes": '["a"]', "image_size": "1e999"}, None),
         ({"classes": '["a"]', "image_size": "-1"}, None),
         ({"classes": '["a"]', "image_size": "true"}, None),
+        ({"classes": '["a"]', "image_size": "[8, 12]"}, (("a",), [8, 12])),
+        ({"classes": '["a"]', "image_size": "[8]"}, None),
+        ({"classes": '["a"]', "image_size": "[8, 0]"}, None),
         ({"classes": '["a"]', "image_size": "9" * 5000}, None),
     ],
 )
