@@ -1,3 +1,5 @@
+from functools import cache
+
 import pytest
 
 from kd.app.check import check, knobs, leaves, nearest
@@ -7,8 +9,14 @@ from kd.errors import UserError
 from kd.ranges import KINDS, RANGES
 
 
+@cache
+def composed(*overrides):
+    """Not to be changed."""
+    return compose(["data=digits", *overrides])[0]
+
+
 def settings(*overrides):
-    return plain(compose(["data=digits", *overrides])[0].cfg)
+    return plain(composed(*overrides).cfg)
 
 
 def test_check_refuses_a_cohort_with_a_logger_that_takes_one_run_a_process():

@@ -202,19 +202,19 @@ class TestRun:
         assert (tmp_path / "mine" / "thesis.tex").read_text() == "all of it"
 
     def test_teacher_store_gives_the_same_student_warm_or_cold(self, run, tmp_path):
-        assert run(*SMALL, "method=logits", "T=2", "hydra.run.dir=warm")[0] == 0
+        assert run(*SMALL, "method=logits", "T=2", "logger=none", "hydra.run.dir=warm")[0] == 0
         assert same_weights(self.directory / "student.safetensors", tmp_path / "warm" / "student.safetensors")
 
     def test_stored_logits_give_the_same_student_as_live_logits(self, run, tmp_path):
         (file,) = (tmp_path / "teachers" / "logits").glob("*.logits")
         before = file.read_bytes()
-        code, printed = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=again")
+        code, printed = run(*SMALL, "method=logits", "T=2", "logger=none", "hydra.run.dir=again")
         assert code == 0
         found, requested = re.search(r"teacher's logits: (\d+) of (\d+) were in", printed).groups()
         assert found == requested  # the same seed has the same views
         assert file.read_bytes() == before
         file.write_bytes(before[: len(before) // 2])
-        code, printed = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=cut")
+        code, printed = run(*SMALL, "method=logits", "T=2", "logger=none", "hydra.run.dir=cut")
         assert code == 0
         assert "is cut short or not whole; it is made again" in printed
         assert re.search(r"teacher's logits: \d+ of (\d+) were in", printed)[1] == requested
@@ -226,7 +226,7 @@ class TestRun:
         [("data.augment.cutout=4", "too many views"), ("speed.stored_logits_gb=0.000001", "not kept: 0.0 GB")],
     )
     def test_stored_logits_are_optional_where_they_cannot_be_kept(self, run, tmp_path, choice, reason):
-        code, printed = run(*SMALL, "method=logits", "T=2", "recipe.epochs=1", choice, "teacher_store=new")
+        code, printed = run(*QUICK, "method=logits", "T=2", "epochs=1", choice, "teacher_store=new")
         assert code == 0
         assert reason in printed
         assert not list(tmp_path.glob("new/logits/*.logits"))
@@ -234,13 +234,13 @@ class TestRun:
     def test_student_is_the_same_where_no_logits_can_be_kept(self, run, tmp_path):
         shutil.rmtree(tmp_path / "teachers" / "logits")
         (tmp_path / "teachers" / "logits").write_text("in the way")
-        code, printed = run(*SMALL, "method=logits", "T=2", "hydra.run.dir=again")
+        code, printed = run(*SMALL, "method=logits", "T=2", "logger=none", "hydra.run.dir=again")
         assert code == 0
         assert "the teacher's logits are not kept" in printed
         assert same_weights(self.directory / "student.safetensors", tmp_path / "again" / "student.safetensors")
 
     def test_teacher_method_finds_the_same_teacher(self, run, tmp_path):
-        assert run(*SMALL, "method=teacher", "hydra.run.dir=alone")[0] == 0
+        assert run(*SMALL, "method=teacher", "logger=none", "hydra.run.dir=alone")[0] == 0
         teacher = read(tmp_path / "alone" / "result.json")
         assert teacher.test_acc == pytest.approx(self.result.teacher_test_acc)
         assert teacher.teacher_id == self.result.teacher_id
@@ -249,7 +249,14 @@ class TestRun:
 
     def test_teacher_weights_serve_as_teacher(self, run, tmp_path):
         (weights,) = (tmp_path / "teachers").glob("*/teacher.safetensors")
-        arguments = (*SMALL, "method=logits", "T=2", f"teacher_weights={weights}", "teacher_store=elsewhere")
+        arguments = (
+            *SMALL,
+            "method=logits",
+            "T=2",
+            "logger=none",
+            f"teacher_weights={weights}",
+            "teacher_store=elsewhere",
+        )
         assert run(*arguments, "hydra.run.dir=given")[0] == 0
         assert same_weights(self.directory / "student.safetensors", tmp_path / "given" / "student.safetensors")
         assert not list((tmp_path / "elsewhere").rglob("teacher.safetensors"))
@@ -269,7 +276,8 @@ class TestRun:
             metadata = file.metadata()
         metadata |= {name: json.dumps(value) for name, value in changes.items()}
         save_file(load_file(weights) if tensors is None else tensors(load_file(weights)), tmp_path / "given", metadata)
-        return (*SMALL, "method=logits", "T=2", f"teacher_weights={tmp_path / 'given'}", "hydra.run.dir=other")
+        given = f"teacher_weights={tmp_path / 'given'}"
+        return (*SMALL, "method=logits", "T=2", "logger=none", given, "hydra.run.dir=other")
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -385,12 +393,12 @@ def test_ensemble_averages_its_teachers(run, tmp_path, finished):
 
 
 def test_standard_and_feature_record_their_terms(run, tmp_path):
-    assert run(*SMALL, "method=standard", "data.val_fraction=0", "hydra.run.dir=standard")[0] == 0
+    assert run(*QUICK, "method=standard", "data.val_fraction=0", "hydra.run.dir=standard")[0] == 0
     standard = read(tmp_path / "standard" / "result.json")
     assert (standard.teacher, standard.knobs, standard.val_acc, standard.epoch_val_acc) == (None, {}, None, [])
     assert not (tmp_path / "teachers").exists()
 
-    assert run(*SMALL, "method=feature", "method.stages=[0,1]", "logger=none", "hydra.run.dir=feature")[0] == 0
+    assert run(*QUICK, "method=feature", "method.stages=[0,1]", "hydra.run.dir=feature")[0] == 0
     assert {"train/hard", "train/feature", "train/soft"} <= metric_rows(tmp_path / "feature")[0].keys()
     assert not (tmp_path / "feature" / "tensorboard").exists()
     assert not any("adapter" in name for name in load_file(tmp_path / "feature" / "student.safetensors"))
@@ -486,8 +494,9 @@ def test_ddp_trains_the_student_of_one_process(run, tmp_path, finished):
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2  # the teacher and the student, each once
     assert len(list((tmp_path / "teachers").iterdir())) == len(list((finished / "teachers").iterdir()))
 
-    assert run(*SMALL, *student, "hydra.run.dir=alone")[0] == 0
-    assert run(*SMALL, *student, "data.order_seed=1", "hydra.run.dir=otherwise")[0] == 0
+    alone = (*SMALL, *student, "logger=none")
+    assert run(*alone, "hydra.run.dir=alone")[0] == 0
+    assert run(*alone, "data.order_seed=1", "hydra.run.dir=otherwise")[0] == 0
     together, alone, otherwise = (
         load_file(tmp_path / name / "student.safetensors") for name in ("run", "alone", "otherwise")
     )

@@ -11,6 +11,7 @@ from torch import nn
 
 from kd.models.cnn import CNN
 from kd.training.performance import PackedDropout, Speed, choose_device, choose_precision
+from tests import processes
 from tests.common import ROOT
 
 CPU = torch.device("cpu")
@@ -135,8 +136,10 @@ class TestPrepareStudent:
         assert [tuple(grad.shape) for grad in received] == [(8, 8, 4, 4), (8, 4, 8, 8)]
         assert all(grad.is_contiguous(memory_format=torch.channels_last) for grad in received)
 
-    def test_prepare_student_compiled_has_the_same_gradients(self):
-        code = (
+    def test_prepare_student_compiled_has_the_same_gradients(self, tmp_path):
+        """In a process of its own, as it changes torch."""
+        program = tmp_path / "program.py"
+        program.write_text(
             "import copy, functools, torch\n"
             "from kd.models.cnn import CNN\n"
             "from kd.training.performance import Speed\n"
@@ -151,7 +154,8 @@ class TestPrepareStudent:
             "for a, b in zip(plain.parameters(), net.parameters(), strict=True):\n"
             "    torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)\n"
         )
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+        done = processes.run(program, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
 
 
 class TestPackedDropout:
