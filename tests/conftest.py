@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.common import SMALL
+from tests.settings import keep_files
 
 # Set before torch is loaded, which reads it. Networks this small gain nothing from a second thread, and results that
 # are compared bit for bit need the same number of threads.
@@ -56,6 +57,9 @@ def pytest_collection_finish() -> None:
     """Leave out of every later garbage collection what is loaded: a multirun collects after each job."""
     gc.collect()
     gc.freeze()
+
+
+keep_files()
 
 
 class TinyNet(nn.Module):

@@ -34,3 +34,14 @@ def test_compose_takes_aliases_that_are_few(tmp_path):
     own(tmp_path, "_target_: kd.models.cnn.CNN\nscale: &s 3\nhead_dropout: *s\n")
     command, _ = compose(["student=own"], config_dir=tmp_path)
     assert command.cfg.student.head_dropout == 3
+
+
+def test_compose_sees_a_file_that_has_changed(tmp_path):
+    """The tests keep what Hydra reads from a file (tests/settings.py), for as long as it is the same."""
+    file = own(tmp_path, "_target_: kd.models.cnn.CNN\nscale: 3\n")
+    for scale in (3, 14, 5):
+        file.write_text(f"_target_: kd.models.cnn.CNN\nscale: {scale}\n")
+        for _ in range(2):
+            command, _ = compose(["student=own"], config_dir=tmp_path)
+            assert command.cfg.student.scale == scale
+            command.cfg.student.scale = 0
