@@ -45,6 +45,7 @@ LONGEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until all tests are collected, of which nothing is garbage
     config.option.loadscopereorder = False  # pytest-xdist begins with the files of most tests, which are short ones
 
 
@@ -54,9 +55,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave out of every later garbage collection what is loaded: a multirun collects after each job."""
-    gc.collect()
+    """Leave out of every garbage collection what is loaded: a multirun collects after each job."""
     gc.freeze()
+    gc.enable()
 
 
 keep_files()

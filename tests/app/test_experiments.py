@@ -13,7 +13,7 @@ from kd.report.comparison import compare
 from kd.report.rows import summarize
 from kd.report.tables import to_csv
 from kd.runs.results import collect, read
-from tests.common import ROOT, SMALL
+from tests.common import QUICK, ROOT
 
 SHORT = ("recipe.epochs=1", "teacher_recipe.epochs=1", "logger=none", "hydra.sweep.dir=sweep")
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -63,7 +63,7 @@ def test_best_1m_runs(run, tmp_path):
 def test_seed_anomaly_trains_every_kind_of_mistake(run, tmp_path):
     """One mistake of each kind (the loss, the teacher's mode, the teacher's input) beside the correct method."""
     mistakes = ("Right", "LabelsOnly", "NoTSquared", "TeacherInTrainMode", "OtherView")
-    code, printed = run("experiment=seed_anomaly", f"mistake={','.join(mistakes)}", "seed=0", *SMALL, *SHORT)
+    code, printed = run("experiment=seed_anomaly", f"mistake={','.join(mistakes)}", "seed=0", *QUICK, *SHORT)
     assert code == 0, printed
     records = [read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
     assert [record.knobs["mistake"] for record in records] == list(mistakes)
@@ -72,7 +72,7 @@ def test_seed_anomaly_trains_every_kind_of_mistake(run, tmp_path):
 
 
 def test_seed_table_has_a_row_for_each_method(run, tmp_path):
-    code, printed = run("experiment=seed_table", *SMALL, *SHORT)
+    code, printed = run("experiment=seed_table", *QUICK, *SHORT)
     assert code == 0, printed
     rows = summarize(collect([tmp_path / "sweep"]).results).rows
     assert [row.label for row in rows] == ["teacher", "standard", "feature", "logits"]

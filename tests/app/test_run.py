@@ -29,6 +29,7 @@ from kd.runs.weights import fill, load_weights
 from kd.training.performance import PackedDropout, choose_precision
 from tests import processes
 from tests.common import QUICK, ROOT, SMALL
+from tests.conftest import call
 
 
 def metric_rows(directory: Path) -> list[dict[str, str]]:
@@ -567,14 +568,27 @@ def test_cohort_gives_the_students_of_single_runs_with_every_setting_of_the_imag
     assert same_weights(tmp_path / "alone" / "student.safetensors", tmp_path / "both" / "1" / "student.safetensors")
 
 
+LONGER = (*SMALL, "epochs=6", "data.val_fraction=0.7")
+"""More epochs, which are short."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A folder with such a run in whole/ and its teacher in teachers/; not to be changed."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call(*LONGER, "hydra.run.dir=whole") == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     ("teacher_phase", "stop"), [(False, signal.SIGINT), (True, signal.SIGTERM)], ids=["student", "teacher"]
 )
-def test_resume_gives_the_result_of_an_uninterrupted_run(run, tmp_path, teacher_phase, stop):
-    longer = (*SMALL, "epochs=6", "data.val_fraction=0.7")  # short epochs
+def test_resume_gives_the_result_of_an_uninterrupted_run(run, tmp_path, uninterrupted, teacher_phase, stop):
     if not teacher_phase:
-        assert run(*longer, "method=teacher", "hydra.run.dir=teacher")[0] == 0
-    process = processes.start(ROOT / "train.py", *longer, "hydra.run.dir=broken", cwd=tmp_path, merged=True)
+        shutil.copytree(uninterrupted / "teachers", tmp_path / "teachers")
+    process = processes.start(ROOT / "train.py", *LONGER, "hydra.run.dir=broken", cwd=tmp_path, merged=True)
     checkpoints = "teachers/*.partial/checkpoints/last.ckpt" if teacher_phase else "broken/checkpoints/last.ckpt"
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(checkpoints)) and time.monotonic() < deadline:
@@ -589,11 +603,11 @@ def test_resume_gives_the_result_of_an_uninterrupted_run(run, tmp_path, teacher_
     assert interrupted.data_id == digits(16).id  # so that it is not continued with other images
 
     assert run("resume=broken")[0] == 0
-    assert run(*longer, "teacher_store=fresh", "hydra.run.dir=whole")[0] == 0
-    assert same_weights(tmp_path / "broken" / "student.safetensors", tmp_path / "whole" / "student.safetensors")
-    assert metric_rows(tmp_path / "broken") == metric_rows(tmp_path / "whole")
+    finished = uninterrupted / "whole"
+    assert same_weights(tmp_path / "broken" / "student.safetensors", finished / "student.safetensors")
+    assert metric_rows(tmp_path / "broken") == metric_rows(finished)
     timing = {"train_seconds": None, "images_per_second": None, "date": ""}
-    broken, whole = (replace(read(tmp_path / name / "result.json"), **timing) for name in ("broken", "whole"))
+    broken, whole = (replace(read(path / "result.json"), **timing) for path in (tmp_path / "broken", finished))
     assert broken == replace(whole, command=broken.command, variant=broken.variant)
 
 

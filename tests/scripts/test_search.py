@@ -113,10 +113,22 @@ def test_search_records_trials_and_prints_the_best_command(run_search, run, tmp_
     assert [trial.params for trial in load_study(tmp_path / "found").trials] == [trial.params for trial in study.trials]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Arguments of a search, and the settings and values of its trials if nothing stops it."""
+    pytest.importorskip("optuna")
+    arguments, folder = (*ALONE, "--trials", "2", "recipe.epochs=6"), tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["search.py", "found", *arguments])
+        assert search.main() == 0
+    return arguments, [(trial.params, trial.value) for trial in load_study(folder / "found").trials]
+
+
 @pytest.mark.usefixtures("optuna")
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
-def test_search_resumes_the_interrupted_trial(run_search, tmp_path, monkeypatch, stop):
-    arguments = (*ALONE, "--trials", "2", "recipe.epochs=6")
+def test_search_resumes_the_interrupted_trial(run_search, undisturbed, tmp_path, monkeypatch, stop):
+    arguments, expected = undisturbed
     process = processes.start(ROOT / "scripts" / "search.py", "found", *arguments, cwd=tmp_path)
     checkpoint = tmp_path / "found" / "1" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
@@ -147,12 +159,7 @@ def test_search_resumes_the_interrupted_trial(run_search, tmp_path, monkeypatch,
     assert after[0] == before[0]
     assert after[1].params == before[1].params
     assert sorted(after[1].intermediate_values) == list(range(6))
-
-    (tmp_path / "found").rename(tmp_path / "stopped")
-    assert run_search(*arguments)[0] == 0
-    assert [(trial.params, trial.value) for trial in load_study(tmp_path / "found").trials] == [
-        (trial.params, trial.value) for trial in after
-    ]
+    assert [(trial.params, trial.value) for trial in after] == expected
 
 
 def test_search_prunes_trials(run_search, optuna, tmp_path, monkeypatch):
