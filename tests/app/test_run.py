@@ -479,7 +479,7 @@ def test_ddp_trains_the_student_of_one_process(run, tmp_path, finished):
     shutil.copytree(finished / "teachers", tmp_path / "teachers")
     # Neither BatchNorm nor dropout: they treat half a batch otherwise than a whole one.
     plain = ("student._target_=tests.launchers.plain.Plain", "student.activation=elu", "method=logits", "T=2")
-    student = (*plain, "recipe.epochs=8", "recipe.optimizer.lr=0.1")
+    student = (*plain, "recipe.epochs=4", "recipe.optimizer.lr=0.1")
     ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
     small = [setting for setting in SMALL if setting != "trainer=cpu"]
     done = processes.run(ROOT / "train.py", *small, *ddp, *student, "hydra.run.dir=run", cwd=tmp_path)
@@ -501,8 +501,8 @@ def test_ddp_trains_the_student_of_one_process(run, tmp_path, finished):
     together, alone, otherwise = (
         load_file(tmp_path / name / "student.safetensors") for name in ("run", "alone", "otherwise")
     )
-    assert distance(together, alone) < 0.02  # rounded to half precision in other places
-    assert distance(together, otherwise) > 0.06  # as another order of the images comes to
+    assert distance(together, alone) < 0.01  # rounded to half precision in other places
+    assert distance(together, otherwise) > 0.03  # as another order of the images comes to
 
 
 def distance(left, right):
