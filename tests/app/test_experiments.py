@@ -13,7 +13,7 @@ from kd.report.comparison import compare
 from kd.report.rows import summarize
 from kd.report.tables import to_csv
 from kd.runs.results import collect, read
-from tests.common import QUICK, ROOT
+from tests.common import QUICK, ROOT, SMALL
 
 SHORT = ("recipe.epochs=1", "teacher_recipe.epochs=1", "logger=none", "hydra.sweep.dir=sweep")
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -72,7 +72,7 @@ def test_seed_anomaly_trains_every_kind_of_mistake(run, tmp_path):
 
 
 def test_seed_table_has_a_row_for_each_method(run, tmp_path):
-    code, printed = run("experiment=seed_table", *QUICK, *SHORT)
+    code, printed = run("experiment=seed_table", *SMALL, *SHORT)
     assert code == 0, printed
     rows = summarize(collect([tmp_path / "sweep"]).results).rows
     assert [row.label for row in rows] == ["teacher", "standard", "feature", "logits"]
