@@ -21,10 +21,10 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from kd.app.programs import Parser, file, positive
 from kd.errors import UserError
 from kd.models.output import Output
 from kd.runs.status import measured_by
+from kd.terminal import Parser, file, positive
 from kd.training.fit import device_name
 from kd.training.performance import choose_device, choose_precision
 

@@ -1,5 +1,6 @@
 """Fixtures for all tests: a data set, networks and a Trainer, all as small as they can be."""
 
+import gc
 import os
 import sys
 import warnings
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.common import SMALL
+from tests.settings import keep_files
 
 # Set before torch is loaded, which reads it. Networks this small gain nothing from a second thread, and results that
 # are compared bit for bit need the same number of threads.
@@ -21,6 +23,44 @@ from kd.app.cli import main
 from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.models.output import Output
+
+LONGEST = (
+    "sweeps/test_multirun.py",
+    "app/test_run.py",
+    "scripts/test_search.py",
+    "test_readme.py",
+    "launchers/test_local.py",
+    "test_notebook.py",
+    "scripts/test_benchmark.py",
+    "methods/test_every_run.py",
+    "app/test_cli.py",
+    "app/test_experiments.py",
+    "scripts/test_benchmark_sweep.py",
+    "app/test_debug.py",
+    "methods/test_chain.py",
+    "scripts/test_programs.py",
+    "test_installed.py",
+)
+"""Files that take longest. They begin first, as a worker that gets one of them last is waited for by all others."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until all tests are collected, of which nothing is garbage
+    config.option.loadscopereorder = False  # pytest-xdist begins with the files of most tests, which are short ones
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of every garbage collection what is loaded: a multirun collects after each job."""
+    gc.freeze()
+    gc.enable()
+
+
+keep_files()
 
 
 class TinyNet(nn.Module):

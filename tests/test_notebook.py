@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -19,19 +20,19 @@ PICTURES = ("data", "augmented", "softened", "accuracy", "curves")
 METHODS = ("teacher", "standard", "logits", "feature")
 
 
-def execute_on_digits(folder, scratch, cells=None):
+def execute_on_digits(folder, scratch):
     """Run the notebook on digits, started in a folder; it and Jupyter write into another one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KD_NOTEBOOK_OVERRIDES", SMALL)
         patch.setenv("KD_NOTEBOOK_RUNS", str(scratch / "runs"))
         patch.setenv("IPYTHONDIR", str(scratch / "ipython"))
         patch.setenv("JUPYTER_RUNTIME_DIR", str(scratch / "jupyter"))
-        return execute(NOTEBOOK, folder, cells, timeout=900)
+        return execute(NOTEBOOK, folder, timeout=900)
 
 
 @pytest.fixture(scope="module")
 def on_digits(tmp_path_factory):
-    return execute_on_digits(ROOT, tmp_path_factory.mktemp("notebook"))
+    return execute_on_digits(NOTEBOOK.parent, tmp_path_factory.mktemp("notebook"))  # where Jupyter starts it
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +103,14 @@ def test_notebook_analysis_agrees_with_the_table(on_digits):
         assert analysis[method] == [f"{row['test accuracy, %']}%", f"{row['agreement, %']}%"]
 
 
-def test_notebook_starts_from_its_own_folder(tmp_path):
-    cells = [cell.id for cell in nbformat.read(NOTEBOOK, as_version=4).cells]
-    notebook = execute_on_digits(NOTEBOOK.parent, tmp_path, cells.index("data") + 1)
-    assert lines_of(notebook, "data")[0].startswith("digits")
+@pytest.mark.parametrize("folder", [".", "notebooks", "docs/methods"])
+def test_notebook_goes_to_the_repository_wherever_it_was_started(committed, monkeypatch, folder):
+    """Run in this process what its cells do before the first import of ours; all of it was run from notebooks/."""
+    monkeypatch.chdir(ROOT / folder)
+    sources = {cell.id: cell.source for cell in code(committed)}
+    assert list(sources)[:2] == ["settings", "place"]
+    exec("\n".join(sources[name] for name in ("settings", "place")), {})
+    assert Path.cwd() == ROOT
 
 
 class TestCommitted:

@@ -103,8 +103,10 @@ def pictures(tmp_path):
 @pytest.mark.parametrize("command", [command for command in TRAINING if command not in EXPERIMENTS])
 def test_training_command_runs(run, command):
     arguments = shlex.split(command.replace("=/my/cifar10", "=my/cifar10"))[2:]
-    if "-m" in arguments:  # two values of each setting are a sweep, too
-        arguments = [re.sub(r"^(\w+=[^,\[]+,[^,]+),.*", r"\1", argument) for argument in arguments]
+    if "-m" in arguments:  # two values of two settings are a sweep, too
+        swept = [argument for argument in arguments if re.match(r"\w+=[^,\[]+,", argument)]
+        kept = {argument: argument.split(",")[: 2 if place < 2 else 1] for place, argument in enumerate(swept)}
+        arguments = [",".join(kept.get(argument, [argument])) for argument in arguments]
     code, printed = run(*arguments, *SMALL, *(SMALL_WRN if "student=wrn" in command else SMALL_CNN))
     assert code == 0, printed
 

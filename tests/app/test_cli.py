@@ -1,5 +1,6 @@
 """The command line: help, and one line and exit code 1 for every mistake."""
 
+import json
 import os
 import re
 import shutil
@@ -42,28 +43,45 @@ def test_help_text_includes_a_new_method_file(tmp_path):
     assert re.search(r"^  mine +my own way$", help_text(tmp_path), re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--help",),
-        ("method=typo",),
-        ("method=standard", "T=4"),
-        ("student.scal=8",),
-        ("T=0",),
-        ("teacher.conv_dropout=1",),
-        ("recipe.optimizer.lr=fast",),
-        ("teacher_weights=nowhere",),
-    ],
+WITHOUT_TORCH = (
+    ("--help",),
+    ("method=typo",),
+    ("method=standard", "T=4"),
+    ("student.scal=8",),
+    ("T=0",),
+    ("teacher.conv_dropout=1",),
+    ("recipe.optimizer.lr=fast",),
+    ("teacher_weights=nowhere",),
 )
-def test_cli_prints_help_and_mistakes_without_loading_torch(tmp_path, arguments):
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """Returns, for each of these commands, its exit code and which of torch and Lightning is loaded after it."""
     code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['train.py', *{arguments!r}]\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules and 'lightning' not in sys.modules\n"
-    ).replace("sys.argv[0], run", f"{str(ROOT / 'train.py')!r}, run")
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+        "import json, os, runpy, sys\n"
+        "for arguments in json.loads(sys.argv.pop()):\n"
+        "    sys.argv[1:], code = arguments, 0\n"
+        "    os.environ.pop('HYDRA_FULL_ERROR', None)\n"  # the program sets it itself
+        "    try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "    except SystemExit as stop: code = stop.code\n"
+        "    print('\\n', json.dumps([code, sorted({'torch', 'lightning'} & {*sys.modules})]), sep='', flush=True)\n"
+    )
+    code = f"import sys; sys.argv = [{str(ROOT / 'train.py')!r}, sys.argv[1]]\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(WITHOUT_TORCH)],
+        cwd=tmp_path_factory.mktemp("loaded"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    outcomes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    return dict(zip(WITHOUT_TORCH, outcomes, strict=True))
+
+
+@pytest.mark.parametrize("arguments", WITHOUT_TORCH)
+def test_cli_prints_help_and_mistakes_without_loading_torch(loaded, arguments):
+    assert loaded[arguments] == [0 if arguments == ("--help",) else 1, []]
 
 
 @pytest.mark.parametrize(

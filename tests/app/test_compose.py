@@ -81,3 +81,14 @@ def test_single_run_calls_the_callbacks_that_hydra_calls(run, monkeypatch):
     monkeypatch.setattr("kd.Recorder", Recorder, raising=False)
     run(*QUICK, "method=standard", "epochs=1", "hydra.run.dir=run", "+hydra.callbacks.mine._target_=kd.Recorder")
     assert calls == [("start", 0, False), ("job", "COMPLETED", True), ("end", "COMPLETED", "RUN")]
+
+
+def test_compose_sees_a_file_that_has_changed(tmp_path):
+    """The tests keep what Hydra reads from a file (tests/settings.py), for as long as it is the same."""
+    file = own(tmp_path, "_target_: kd.models.cnn.CNN\nscale: 3\n")
+    for scale in (3, 14, 5):
+        file.write_text(f"_target_: kd.models.cnn.CNN\nscale: {scale}\n")
+        for _ in range(2):
+            command, _ = compose(["student=own"], config_dir=tmp_path)
+            assert command.cfg.student.scale == scale
+            command.cfg.student.scale = 0

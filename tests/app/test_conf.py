@@ -5,12 +5,15 @@ import inspect
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from kd.app.compose import compose
+from kd.app.check import leaves
+from kd.app.compose import compose, plain
+from kd.ranges import KINDS, RANGES
 from tests.common import CONF, ROOT
 
 GROUPS = {
@@ -36,9 +39,32 @@ GIVEN = {
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
+ALONE = {"recipe", "debug"}
+"""Groups whose files set what those of other groups set, too."""
+TOGETHER = {
+    group: sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    for group in [*GROUPS, "method"]
+    if group not in ALONE
+}
+ROUNDS = [
+    tuple(f"{group}={stems[place % len(stems)]}" for group, stems in TOGETHER.items())
+    for place in range(max(map(len, TOGETHER.values())))
+]
+"""Choices of files, one of every other group at a time: composing takes longer than what is tested."""
+
+
+@cache
+def composed(*choices):
+    return compose(list(choices))[0].cfg
+
+
+def cfg_of(group, choice):
+    return composed(f"{group}={choice}") if group in ALONE else composed(*ROUNDS[TOGETHER[group].index(choice)])
+
+
 @pytest.mark.parametrize(("group", "choice"), FILES, ids="=".join)
 def test_file_gives_what_its_target_takes(group, choice):
-    cfg = compose([f"{group}={choice}"])[0].cfg
+    cfg = cfg_of(group, choice)
     for path in GROUPS[group]:
         node = OmegaConf.select(cfg, path)
         if node is None:  # logger=none
@@ -69,3 +95,23 @@ def test_threads_wait_as_they_should_before_torch_is_loaded(given):
     expected = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
     assert ast.literal_eval(found) == ({"GOMP_SPINCOUNT": None, **given} if given else expected), done.stderr
     assert torch_loaded == "False"
+
+
+def test_check_knows_what_every_switch_and_list_of_conf_takes():
+    """A switch without an entry in the tables would take any text, and count it as true."""
+    alone = [
+        f"{path.parent.name}={path.stem}" for group in (*ALONE, "experiment") for path in (CONF / group).glob("*.yaml")
+    ]
+    unknown = set()
+    for choices in (*ROUNDS, *([choice] for choice in alone)):
+        settings = plain(composed(*choices))
+        for name, value in leaves({key: part for key, part in settings.items() if key not in ("spec", "chain")}):
+            last = name.rpartition(".")[2]
+            if isinstance(value, bool | list) and not last.startswith("_"):
+                known = last in RANGES or last in KINDS or name in settings["spec"]["ranges"]
+                unknown |= set() if known else {name}
+    assert unknown == {
+        "assistants",
+        "recipe.schedule.milestones",
+        "trainer.fast_dev_run",
+    }  # checked where they are used

@@ -20,7 +20,8 @@ def test_debug_run_leaves_the_store_alone(run, tmp_path, monkeypatch, debug):
     assert f"this is a trial: {record.trial}" in printed
     assert all(read(path).trial for path in tmp_path.glob("teachers/debug/*/result.json"))
     assert f"debug={debug}" in record.variant.split()
-    code, printed = run(*sizes, "method=feature", f"debug={debug}", "T=8")  # finds the teacher, and takes it
+    again = (*sizes, "logger=none", "method=feature", f"debug={debug}", "T=8")
+    code, printed = run(*again)  # finds the teacher, and takes it
     assert code == 0, printed
 
 
@@ -44,7 +45,7 @@ def test_teacher_of_a_run_on_a_part_is_that_of_a_whole_run(run, tmp_path, monkey
     """It is trained, validated and tested as ever, so that it serves every later run and contradicts none."""
     monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 20)
     few = ("+trainer.limit_test_batches=2", "+trainer.limit_val_batches=3", "+trainer.detect_anomaly=true")
-    code, printed = run(*SMALL, "method=logits", *few, "hydra.run.dir=part")
+    code, printed = run(*SMALL, "logger=none", "method=logits", *few, "hydra.run.dir=part")
     assert code == 0, printed
     (entry,) = (read(path) for path in tmp_path.glob("teachers/*/result.json"))
     part = read(tmp_path / "part" / "result.json")
@@ -52,7 +53,7 @@ def test_teacher_of_a_run_on_a_part_is_that_of_a_whole_run(run, tmp_path, monkey
     assert (part.test_images, part.test_total) == (40, 359)
     assert part.trial == "tested on 40 of 359 images, validated on 3 of 8 batches"
     assert part.teacher_test_acc == entry.test_acc
-    code, printed = run(*SMALL, "method=logits", "hydra.run.dir=whole")
+    code, printed = run(*SMALL, "logger=none", "method=logits", "hydra.run.dir=whole")
     assert code == 0, printed
     whole = read(tmp_path / "whole" / "result.json")
     assert len(list(tmp_path.glob("teachers/*/teacher.safetensors"))) == 1

@@ -13,7 +13,7 @@ from kd.report.comparison import compare
 from kd.report.rows import summarize
 from kd.report.tables import to_csv
 from kd.runs.results import collect, read
-from tests.common import ROOT, SMALL
+from tests.common import QUICK, ROOT, SMALL
 
 SHORT = ("recipe.epochs=1", "teacher_recipe.epochs=1", "logger=none", "hydra.sweep.dir=sweep")
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -90,7 +90,7 @@ def test_best_1m_runs_in_parts(best, tmp_path):
 def test_seed_anomaly_trains_every_kind_of_mistake(run, tmp_path):
     """One mistake of each kind (the loss, the teacher's mode, the teacher's input) beside the correct method."""
     mistakes = ("Right", "LabelsOnly", "NoTSquared", "TeacherInTrainMode", "OtherView")
-    code, printed = run("experiment=seed_anomaly", f"mistake={','.join(mistakes)}", "seed=0", *SMALL, *SHORT)
+    code, printed = run("experiment=seed_anomaly", f"mistake={','.join(mistakes)}", "seed=0", *QUICK, *SHORT)
     assert code == 0, printed
     records = [read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
     assert [record.knobs["mistake"] for record in records] == list(mistakes)

@@ -1,5 +1,7 @@
 """Which settings decide a teacher, a result, a cohort. With too little in a key, something wrong is found under it."""
 
+from functools import cache
+
 import pytest
 
 from kd.app.build import Builder
@@ -7,7 +9,9 @@ from kd.app.compose import compose, plain
 from kd.app.identity import cohort_key, decisive, fingerprint, group, logit_key, variant
 
 
+@cache
 def composed(*overrides):
+    """Not to be changed."""
     return compose(["data=digits", *overrides])[0]
 
 

@@ -1,5 +1,6 @@
-"""Two data-parallel ranks that train with every method, one after the other."""
+"""Two data-parallel ranks that train with every method, one after the other: `ranks.py RANK FOLDER` is one of them."""
 
+import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -69,3 +70,7 @@ def work(rank: int, folder: Path) -> None:
             result = traceback.format_exc()
         torch.save(result, folder / f"{name}.{rank}.pt")
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), Path(sys.argv[2]))

@@ -3,15 +3,21 @@
 import pytest
 import torch
 
+from tests import processes
+from tests.common import ROOT
 from tests.methods.every import PROGRESS, each_method
-from tests.methods.ranks import RANKS, part, prepared, trained, work
+from tests.methods.ranks import RANKS, part, prepared, trained
 
 
 @pytest.fixture(scope="module")
 def parameters(tmp_path_factory):
     """Return what each rank has made of a method, by name: both processes are started once, for all methods."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (folder,), nprocs=RANKS)
+    program = ROOT / "tests" / "methods" / "ranks.py"
+    ranks = [processes.start(program, str(rank), folder, cwd=folder) for rank in range(RANKS)]
+    for rank in ranks:
+        _, errors = rank.communicate()
+        assert rank.returncode == 0, errors
     return lambda name: [torch.load(folder / f"{name}.{rank}.pt") for rank in range(RANKS)]
 
 

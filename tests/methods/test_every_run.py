@@ -22,7 +22,7 @@ def jobs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("survey")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        small = (*QUICK, "epochs=1", "speed.stored_logits=false", "hydra/launcher=cohort")
+        small = (*QUICK, "epochs=1", "data.source.image_size=8", "speed.stored_logits=false", "hydra/launcher=cohort")
         code = call("-m", *small, f"method={','.join(NAMES)}", "hydra.sweep.dir=sweep")
     records = [path.parent for path in (folder / "sweep").glob("*/result.json")]
     return {read(path / "result.json").method: path for path in records}, folder, code

@@ -1,15 +1,13 @@
 import json
-import subprocess
-import sys
 
+from tests import processes
 from tests.common import ROOT
 
 
 def test_fuzz_counts_cases_of_the_kinds_that_are_given(tmp_path):
-    script = [sys.executable, ROOT / "scripts" / "fuzz.py", "images", "parquet"]
-    done = subprocess.run(
-        [*script, "--cases", "20", "--json", "out.json"], cwd=tmp_path, capture_output=True, text=True
-    )
+    """By the program that scripts/fuzz.py becomes, which `test_programs.py` starts."""
+    arguments = ("images", "parquet", "--cases", "20", "--json", "out.json")
+    done = processes.run(ROOT / "tests" / "fuzz" / "__main__.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "20 cases in" in done.stdout
     assert done.stdout.rstrip().endswith("0 failed")

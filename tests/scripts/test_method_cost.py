@@ -1,7 +1,11 @@
 import json
+import logging
+import sys
+from functools import cache
 
 import pytest
 
+from scripts import method_cost
 from tests import processes
 from tests.common import ROOT
 
@@ -20,13 +24,35 @@ SMALL = (
 )
 
 
-def cost(folder, *arguments):
+known = cache(method_cost.methods)
+
+
+@pytest.fixture
+def cost(tmp_path, monkeypatch, capsys):
+    """Calls the script in this process, in which the files of all methods are composed once; returns what it printed.
+
+    Raises:
+        SystemExit: as the script does, with its one line.
+    """
+
+    def cost(*arguments):
+        monkeypatch.setattr(sys, "argv", ["method_cost.py", *arguments])
+        method_cost.main()
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(method_cost, "methods", known)
+    yield cost
+    logging.disable(logging.NOTSET)  # which the script sets for its process
+
+
+def program(folder, *arguments):
     return processes.run(ROOT / "scripts" / "method_cost.py", *arguments, cwd=folder)
 
 
 def test_method_cost_compares_methods_with_logits(tmp_path):
     files = ("--json", "cost.json", "--markdown", "cost.md")
-    done = cost(tmp_path, *SMALL, "--methods", "crd", "standard", "dml", *files)
+    done = program(tmp_path, *SMALL, "--methods", "crd", "standard", "dml", *files)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     figures = json.loads((tmp_path / "cost.json").read_text())
@@ -46,13 +72,10 @@ def test_method_cost_compares_methods_with_logits(tmp_path):
     assert done.stdout.count("| logits |") == 1
 
 
-def test_method_cost_names_what_does_not_fit_the_networks(tmp_path):
+def test_method_cost_names_what_does_not_fit_the_networks(cost):
     networks = ("student.widen=1", "student.depth=10", "teacher.scale=2", "--pairs", "wrn22_2:cnn32")
-    done = cost(tmp_path, *networks, *SMALL[2:], "--methods", "feature")
-    assert done.returncode == 0, done.stderr
-    assert (
-        "feature is not measured: stages: the student's map -1 is 8x8 and the teacher's map -1 is 16x16" in done.stdout
-    )
+    printed = cost(*networks, *SMALL[2:], "--methods", "feature")
+    assert "feature is not measured: stages: the student's map -1 is 8x8 and the teacher's map -1 is 16x16" in printed
 
 
 @pytest.mark.parametrize(
@@ -66,5 +89,13 @@ def test_method_cost_names_what_does_not_fit_the_networks(tmp_path):
         (("--json", "nowhere/cost.json"), "no folder nowhere"),
     ],
 )
-def test_method_cost_reports_a_mistake_in_one_line(tmp_path, one_line, arguments, printed):
-    assert printed in one_line(cost(tmp_path, *arguments))
+def test_method_cost_reports_a_mistake_in_one_line(cost, arguments, printed):
+    with pytest.raises(SystemExit) as stop:
+        cost(*arguments)
+    assert printed in stop.value.code
+    assert stop.value.code.startswith("method_cost.py: ")
+    assert "\n" not in stop.value.code
+
+
+def test_method_cost_as_a_program_ends_with_its_line(tmp_path, one_line):
+    assert "must be at least 1, got 0" in one_line(program(tmp_path, "--rounds", "0"))

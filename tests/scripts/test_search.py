@@ -1,19 +1,22 @@
 """scripts/search.py from its command line, killed and resumed; and the grids in conf/experiment."""
 
+import copy
 import errno
 import itertools
 import logging
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 import yaml
 from filelock import FileLock
+from omegaconf import OmegaConf
 
 from kd.app.compose import compose, plain
 from kd.app.identity import fingerprint
@@ -23,7 +26,7 @@ from kd.runs.results import collect, read
 from kd.training.callbacks import EpochSeed
 from scripts import search
 from tests import processes
-from tests.common import ROOT, SMALL
+from tests.common import CONF, ROOT, SMALL
 
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 QUICK = (*SMALL, "logger=none")
@@ -110,10 +113,22 @@ def test_search_records_trials_and_prints_the_best_command(run_search, run, tmp_
     assert [trial.params for trial in load_study(tmp_path / "found").trials] == [trial.params for trial in study.trials]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Arguments of a search, and the settings and values of its trials if nothing stops it."""
+    pytest.importorskip("optuna")
+    arguments, folder = (*ALONE, "--trials", "2", "recipe.epochs=6"), tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["search.py", "found", *arguments])
+        assert search.main() == 0
+    return arguments, [(trial.params, trial.value) for trial in load_study(folder / "found").trials]
+
+
 @pytest.mark.usefixtures("optuna")
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
-def test_search_resumes_the_interrupted_trial(run_search, tmp_path, monkeypatch, stop):
-    arguments = (*ALONE, "--trials", "2", "recipe.epochs=6")
+def test_search_resumes_the_interrupted_trial(run_search, undisturbed, tmp_path, monkeypatch, stop):
+    arguments, expected = undisturbed
     process = processes.start(ROOT / "scripts" / "search.py", "found", *arguments, cwd=tmp_path)
     checkpoint = tmp_path / "found" / "1" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
@@ -144,12 +159,7 @@ def test_search_resumes_the_interrupted_trial(run_search, tmp_path, monkeypatch,
     assert after[0] == before[0]
     assert after[1].params == before[1].params
     assert sorted(after[1].intermediate_values) == list(range(6))
-
-    (tmp_path / "found").rename(tmp_path / "stopped")
-    assert run_search(*arguments)[0] == 0
-    assert [(trial.params, trial.value) for trial in load_study(tmp_path / "found").trials] == [
-        (trial.params, trial.value) for trial in after
-    ]
+    assert [(trial.params, trial.value) for trial in after] == expected
 
 
 def test_search_prunes_trials(run_search, optuna, tmp_path, monkeypatch):
@@ -324,10 +334,12 @@ def test_search_without_optuna_names_the_extra(run_search, monkeypatch):
     assert "pip install -e '.[search]'" in error_line(run_search(*ALONE))
 
 
-def test_search_help_has_an_example():
-    command = [sys.executable, ROOT / "scripts" / "search.py", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "python scripts/search.py searches/first --trials 30 method=logits data=digits" in shown
+def test_search_help_has_an_example(run_search, capsys):
+    """Started as a shell does by `test_programs.py`."""
+    with pytest.raises(SystemExit) as stop:
+        run_search("--help")
+    assert stop.value.code == 0
+    assert "python scripts/search.py searches/first --trials 30 method=logits data=digits" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -341,10 +353,24 @@ def test_experiment_jobs_pass_the_check(path):
         new = {setting.partition("=")[0] for setting in set(job) - set(first)}
         return "seed" not in new or new == {"seed"}
 
+    @cache
+    def composed(*files):
+        return compose([f"experiment={path.stem}", *files])[0]
+
+    def command_of(job):
+        """What is composed for its choices of files, with its single values set in a copy."""
+        files = [setting for setting in job if (CONF / setting.partition("=")[0]).is_dir()]
+        command, values = composed(*files), [setting for setting in job if setting not in files]
+        cfg = copy.deepcopy(command.cfg)
+        for name, _, value in (setting.partition("=") for setting in values):
+            OmegaConf.update(cfg, name, yaml.safe_load(value))
+        return replace(command, cfg=cfg, overrides=(*command.overrides, *values))
+
     jobs = [job for job in itertools.product(*grid) if counts(job)]
+    assert plain(command_of(jobs[-1]).cfg) == plain(composed(*jobs[-1]).cfg)
     seen = set()
     for job in jobs:
-        command, _ = compose([f"experiment={path.stem}", *job])
+        command = command_of(job)
         check_command(command)
         seen.add(fingerprint(plain(command.cfg)))
     assert len(seen) == len(jobs)

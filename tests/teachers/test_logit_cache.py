@@ -4,8 +4,6 @@ import errno
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 from kd.data.batch import Batch
 from kd.models.output import Output
 from kd.teachers.logit_cache import HEADER, RoundedLogits, StoredLogits, open_logits, prepare_file
+from tests import processes
 
 IMAGES, VIEWS, CLASSES = 12, 18, 10
 SHAPE = {"images": IMAGES, "views": VIEWS, "classes": CLASSES}
@@ -250,7 +249,8 @@ def test_views_without_a_number_are_not_kept(tmp_path, caplog):
 
 
 def test_no_space_is_said_and_nothing_half_written_stays(tmp_path):
-    code = (
+    program = tmp_path / "program.py"
+    program.write_text(
         "import resource, logging, signal\n"
         "from pathlib import Path\n"
         "from kd.teachers.logit_cache import prepare_file\n"
@@ -259,8 +259,7 @@ def test_no_space_is_said_and_nothing_half_written_stays(tmp_path):
         "logging.basicConfig(format='%(message)s')\n"
         f"print(prepare_file(Path('logits'), {KEY!r}, images=12, views=18, classes=10, limit_gb=1))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    done = processes.run(program, cwd=tmp_path)
     assert done.stdout == "None\n"
     assert "the teacher's logits are not kept: " in done.stderr
     assert "File too large" in done.stderr

@@ -1,7 +1,6 @@
 """Speed-ups must not change what is computed."""
 
 import copy
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ from torch import nn
 
 from kd.models.cnn import CNN
 from kd.training.performance import PackedDropout, Speed, choose_device, choose_precision
+from tests import processes
 from tests.common import ROOT
 
 CPU = torch.device("cpu")
@@ -135,8 +135,10 @@ class TestPrepareStudent:
         assert [tuple(grad.shape) for grad in received] == [(8, 8, 4, 4), (8, 4, 8, 8)]
         assert all(grad.is_contiguous(memory_format=torch.channels_last) for grad in received)
 
-    def test_prepare_student_compiled_has_the_same_gradients(self):
-        code = (
+    def test_prepare_student_compiled_has_the_same_gradients(self, tmp_path):
+        """In a process of its own, as it changes torch."""
+        program = tmp_path / "program.py"
+        program.write_text(
             "import copy, functools, torch\n"
             "from kd.models.cnn import CNN\n"
             "from kd.training.performance import Speed\n"
@@ -151,7 +153,8 @@ class TestPrepareStudent:
             "for a, b in zip(plain.parameters(), net.parameters(), strict=True):\n"
             "    torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)\n"
         )
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+        done = processes.run(program, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
 
 
 class TestPackedDropout:
@@ -238,20 +241,15 @@ def test_configure_process_sets_threads(request):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
-def test_keep_memory_saves_page_faults():
-    code = (
+def test_keep_memory_saves_page_faults(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
         "import resource, sys, torch\n"
         "from kd.training.performance import keep_memory\n"
         "if sys.argv[1] == 'keep': keep_memory()\n"
-        "for _ in range(50): torch.ones(40_000_000, dtype=torch.uint8)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(8): torch.ones(40_000_000, dtype=torch.uint8)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
     )
-    kept, returned = (
-        int(
-            subprocess.run(
-                [sys.executable, "-c", code, word], check=True, capture_output=True, text=True, cwd=ROOT
-            ).stdout
-        )
-        for word in ("keep", "give back")
-    )
+    kept, returned = (int(processes.run(program, word, cwd=ROOT).stdout) for word in ("keep", "give back"))
     assert kept < returned / 2
