@@ -56,7 +56,10 @@ def chunks(file: BinaryIO) -> Iterator[Chunk]:
         raise ValueError(f"a footer of {footer_size:,} bytes")
     try:
         footer = Compact(_read(file, size - 8 - footer_size, footer_size)).struct()
+        types = [element[1] for element in footer[2] if not element.get(5)]  # which others are made of
         for place, group in enumerate(footer[4]):
+            if [chunk[3][1] for chunk in group[1]] != types:
+                raise ValueError("columns of another type than the schema has")
             for column, chunk in enumerate(group[1]):
                 about = chunk[3]
                 data, dictionary, packed = about[9], about.get(11, 0), about[7]
