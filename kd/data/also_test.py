@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kd.data.folder import folder_test
 from kd.data.images import Images
+from kd.data.stored import Pixels
 from kd.data.tree import printable
 from kd.errors import UserError
 from kd.files import open_regular
@@ -31,7 +32,7 @@ class AlsoTest(NamedTuple):
 
     name: str
     """As in "cifar10.1_v6", or "CIFAR-10-C/fog/3" for a part."""
-    x: Tensor
+    x: Pixels
     """(M, 3, H, W), uint8, mapped from the file where it is an array."""
     y: Tensor
     """(M,), int64."""

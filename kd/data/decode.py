@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
+from kd.data.stored import Pixels, StoredPixels
 from kd.data.tree import CACHE, printable
 from kd.errors import UserError
 from kd.files import TEMPORARY, clear_leftovers, open_regular, replaced, reserve
@@ -58,7 +58,7 @@ SPECIAL = {"transparency", "loop", "exif", "Raw profile type exif", "xmp", "XML:
 
 
 class Decoded(NamedTuple):
-    x: Tensor
+    x: Pixels
     """(N, 3, size, size), uint8, RGB."""
     jpeg: bool
     """Whether any of the images is a JPEG: pixels that were re-encoded are not the original's."""
@@ -92,7 +92,7 @@ def decode(encoded: Iterable[tuple[str, bytes]], n: int, size: int, cache: Cache
         n: N.
         size: height and width in pixels, at least 1.
         cache: see `cache_of`: pixels that were decoded there before are used, if key, shape and checksum agree; else
-            they are written there. They are memory-mapped. By default the pixels are in memory.
+            they are written there. They stay there, see `kd.data.stored`. By default the pixels are in memory.
 
     Raises:
         UserError: for an image that cannot be decoded, has more than `MAX_PIXELS`, or pixels of 32 bits; for pixels
@@ -186,13 +186,11 @@ def _cached(file: Path, facts: Path, shape: tuple[int, ...], key: str) -> Decode
         known = bool(jpeg), frozenset((int(width), int(height)) for width, height in sizes), Counter[str](changes)
         if found["key"] != key:
             return None
-        with open_regular(file):  # no FIFO
-            # Copy on write: torch has no read-only tensors, and these are never written to.
-            pixels: NDArray[np.uint8] = np.lib.format.open_memmap(file, "c")
-        whole = pixels.shape == shape and pixels.dtype == np.uint8 and _checksum(pixels) == found["sha256"]
+        pixels = StoredPixels(file)
+        whole = pixels.shape == shape and _checksum(pixels) == found["sha256"]
     except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError, RecursionError, MemoryError):
         return None
-    return Decoded(torch.from_numpy(pixels), *known) if whole else None
+    return Decoded(pixels, *known) if whole else None
 
 
 def _new_mapping(file: Path, shape: tuple[int, ...]) -> Mapped:
@@ -203,7 +201,7 @@ def _new_mapping(file: Path, shape: tuple[int, ...]) -> Mapped:
     return pixels
 
 
-def _checksum(pixels: NDArray[np.uint8]) -> str:
+def _checksum(pixels: Mapped | StoredPixels) -> str:
     digest = hashlib.sha256()
     for start in range(0, len(pixels), 1000):
         digest.update(np.ascontiguousarray(pixels[start : start + 1000]).data)

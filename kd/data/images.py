@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from kd.data.stored import Pixels
 from kd.errors import UserError
 
 TEST_FRACTION = 0.2
@@ -15,17 +16,17 @@ SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Images:
-    """A labelled image data set with its train and test splits, in memory or memory-mapped."""
+    """A labelled image data set with its train and test splits, in memory or on disk."""
 
     name: str
     """The display name, shown beside every figure measured on the data, as in "CIFAR-10 (JPEG)"."""
     classes: tuple[str, ...]
     """Class names; label i means classes[i]."""
-    train_x: Tensor
+    train_x: Pixels
     """(N, 3, H, W), uint8."""
     train_y: Tensor
     """(N,), int64."""
-    test_x: Tensor
+    test_x: Pixels
     """(M, 3, H, W), uint8."""
     test_y: Tensor
     """(M,), int64."""
@@ -52,9 +53,10 @@ class Images:
     def id(self) -> str:
         """16 hex digits that depend on every pixel and label, and on nothing else, such as the files' location."""
         digest = hashlib.blake2b(digest_size=8)
-        for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
-            digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.contiguous().numpy().data)
+        for part in (self.train_x, self.train_y, self.test_x, self.test_y):
+            digest.update(str(tuple(part.shape)).encode())
+            for start in range(0, len(part), 1000):  # some are larger than memory
+                digest.update(part[start : start + 1000].contiguous().numpy().data)
         return digest.hexdigest()
 
     @cached_property
@@ -68,7 +70,7 @@ class Images:
         for channel in range(self.train_x.shape[1]):
             counts = torch.zeros(256, dtype=torch.int64)
             for start in range(0, len(self.train_x), 1000):  # counting takes eight times the memory of the pixels
-                counts += torch.bincount(self.train_x[start : start + 1000, channel].flatten(), minlength=256)
+                counts += torch.bincount(self.train_x[start : start + 1000][:, channel].flatten(), minlength=256)
             share = counts.double() / counts.sum()
             mean = (share * values).sum()
             means.append(mean.item())

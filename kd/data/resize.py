@@ -35,5 +35,5 @@ def images_of_size(images: Images, size: int) -> Images:
     height, width = images.train_x.shape[-2:]
     if (height, width) == (size, size):
         return images
-    x, test_x = resized(images.train_x, size), resized(images.test_x, size)
+    x, test_x = resized(images.train_x[:], size), resized(images.test_x[:], size)
     return replace(images, train_x=x, test_x=test_x, sizes=images.sizes or frozenset({(width, height)}))
