@@ -37,31 +37,35 @@ class Parquet:
     def __init__(self, data: bytes) -> None:
         size = int.from_bytes(data[-8:-4], "little")
         self.footer, _ = parse(STRUCT, data, len(data) - 8 - size)
-        self.columns: list[tuple[Field, list[tuple[list[Field], bytes]]]] = []
-        """Of each column in each row group: what the footer has of it, and its pages, header and content."""
+        self.columns: list[tuple[Field, bytes, list[tuple[list[Field], bytes]]]] = []
+        """Of each column in each row group: what the footer has of it, what lies before it, which older versions of
+        pyarrow write, and its pages, header and content."""
+        end = 4
         for group in field(self.footer, 4)[1]:
             for column in field(group, 1)[1]:
                 about = field(column, 3)
                 place = field(about, 11) or field(about, 9)
-                stop, pages = place + field(about, 7), []
+                before, stop, pages = data[end:place], place + field(about, 7), []
                 while place < stop:
                     header, start = parse(STRUCT, data, place)
                     place = start + field(header, 3)
                     pages.append((header, data[start:place]))
-                self.columns.append((about, pages))
+                self.columns.append((about, before, pages))
+                end = stop
+        self.rest = data[end : -8 - size]
 
     def places(self) -> list[Place]:
         """Return all integers: those of the footer, whose path begins with 0, then those of each page header."""
         found = list(_integers(STRUCT, self.footer, (0,)))
-        headers = (header for _, pages in self.columns for header, _ in pages)
+        headers = (header for _, _, pages in self.columns for header, _ in pages)
         return found + [place for i, header in enumerate(headers) for place in _integers(STRUCT, header, (i + 1,))]
 
     def settle(self) -> None:
         """Let the footer have the places and sizes of the columns as they are now."""
         end = 4
-        for about, pages in self.columns:
+        for about, before, pages in self.columns:
             places: dict[int, int] = {}
-            start = end
+            start = end = end + len(before)
             for header, content in pages:
                 places.setdefault(11 if field(header, 1) == DICTIONARY else 9, end)
                 end += len(unparse(STRUCT, header)) + len(content)
@@ -70,9 +74,11 @@ class Parquet:
                 entry[2] = places.get(entry[0], entry[2])
 
     def data(self) -> bytes:
-        pages = (unparse(STRUCT, header) + content for _, pages in self.columns for header, content in pages)
+        data = b"PAR1"
+        for _, before, pages in self.columns:
+            data += before + b"".join(unparse(STRUCT, header) + content for header, content in pages)
         footer = unparse(STRUCT, self.footer)
-        return b"PAR1" + b"".join(pages) + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+        return data + self.rest + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
 def changed(data: bytes, path: tuple[int, ...], value: int) -> bytes:
