@@ -164,7 +164,7 @@ def _logits(returned: Any, module: nn.Module) -> Tensor:
         returned = returned["logits"]
     elif hasattr(returned, "logits"):
         returned = returned.logits
-    elif isinstance(returned, tuple | list) and returned:
+    elif isinstance(returned, (tuple, list)) and returned:
         returned = returned[0]
     if isinstance(returned, Tensor) and returned.dim() == 2:
         return returned
@@ -192,7 +192,7 @@ def _embedding(value: Any, images: Tensor, path: str, linear: bool) -> Tensor:
 
 def _as_map(value: Any, images: Tensor, path: str) -> Tensor:
     """What a stage returned for images (B, 3, H, W), as (B, C, h, w)."""
-    if isinstance(value, tuple | list) and value:
+    if isinstance(value, (tuple, list)) and value:
         value = value[0]
     if not isinstance(value, Tensor) or not 2 <= value.dim() <= 4 or value.shape[0] != images.shape[0]:
         what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
