@@ -6,7 +6,6 @@ and through a mapping the end of the process (SIGBUS).
 
 import os
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,9 @@ from torch import Tensor
 from kd.data.tree import printable
 from kd.errors import UserError
 from kd.files import open_regular
+
+AT_ONCE = 2**24
+"""Bytes of one read, which may have no more than 2 GB."""
 
 
 class StoredPixels:
@@ -51,15 +53,25 @@ class StoredPixels:
         return self.shape[0]
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
-        places: Sequence[int] = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step != 1:
+                raise ValueError(f"pixels on disk are read in their order, not in steps of {step}")
+            at_once = max(1, AT_ONCE // self._size)
+            parts = [(place, min(at_once, stop - place)) for place in range(start, stop, at_once)]
+        else:
+            parts = [(place, 1) for place in rows.tolist()]
+        count = sum(length for _, length in parts)
         try:
-            content = [os.pread(self._descriptor, self._size, self._start + self._size * place) for place in places]
+            content = bytearray().join(
+                os.pread(self._descriptor, self._size * length, self._start + self._size * place)
+                for place, length in parts
+            )
         except OSError as error:
             raise UserError(f"{printable(self.file)}: {error.strerror}") from error
-        joined = bytearray().join(content)
-        if len(joined) != len(places) * self._size:
+        if len(content) != count * self._size:
             raise UserError(f"{printable(self.file)}: was cut while it was in use; give the same command again")
-        return torch.from_numpy(np.frombuffer(joined, np.uint8).reshape(len(places), *self.shape[1:]))
+        return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(count, *self.shape[1:]))
 
 
 Pixels = Tensor | StoredPixels

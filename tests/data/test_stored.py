@@ -46,6 +46,13 @@ def test_stored_pixels_name_a_file_that_is_cut_while_it_is_in_use(file, pixels, 
         print(Images("a", ("b", "c"), stored, torch.zeros(12), stored, torch.zeros(12)).id)
 
 
+def test_stored_pixels_are_read_in_parts(file, pixels, monkeypatch):
+    monkeypatch.setattr("kd.data.stored.AT_ONCE", 5 * 3 * 32 * 32)
+    assert torch.equal(StoredPixels(file)[1:], pixels[1:])
+    with pytest.raises(ValueError, match="not in steps of 2"):
+        StoredPixels(file)[::2]
+
+
 @pytest.mark.parametrize(
     "array", [np.zeros((2, 3, 4), np.uint8), np.zeros((2, 3, 4, 4), np.int8), np.zeros((4, 4, 3, 2), np.uint8).T]
 )
