@@ -125,10 +125,12 @@ class Wrapped(nn.Module):
                 'logits; name the head: kd.wrap(net, head="...")'
             )
         features = tuple(_as_map(calls[path][1], x, path) for path in self.stages)
-        preacts = tuple(
-            _as_map(_preact(calls, stage, activation), x, stage)
-            for stage, activation in zip(self.stages, self._activations, strict=bool(self._activations))
-        )
+        preacts: tuple[Tensor, ...] = ()
+        if self._activations:
+            preacts = tuple(
+                _as_map(_preact(calls, stage, activation), x, stage)
+                for stage, activation in zip(self.stages, self._activations, strict=True)
+            )
         linear = isinstance(self.module.get_submodule(self.head), nn.Linear)
         return Output(logits, features, _embedding(calls[self.head][0], x, self.head, linear), preacts)
 

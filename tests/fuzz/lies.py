@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-BINARY, LIST, STRUCT = 8, 9, 12
+BYTE, BINARY, LIST, STRUCT = 3, 8, 9, 12
 INTEGERS = (4, 5, 6)
 DICTIONARY = 2
 
@@ -130,6 +130,8 @@ def parse(kind: int, data: bytes, place: int) -> tuple[Any, int]:
     if kind in INTEGERS:
         value, place = _varint(data, place)
         return value >> 1 ^ -(value & 1), place
+    if kind == BYTE:
+        return data[place : place + 1], place + 1
     if kind == BINARY:
         length, place = _varint(data, place)
         return data[place : place + length], place + length
@@ -159,6 +161,8 @@ def unparse(kind: int, value: Any) -> bytes:
     """Return the bytes of a value."""
     if kind in INTEGERS:
         return _to_varint((value << 1 ^ value >> 63) & (2**64 - 1))
+    if kind == BYTE:
+        return bytes(value)
     if kind == BINARY:
         return _to_varint(len(value)) + value
     if kind == LIST:
