@@ -20,6 +20,7 @@ from kd.terminal import Parser, file, positive, tolerant_stdout
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kd.data.stored import Pixels
     from kd.deploy.export import Deployed
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -90,7 +91,7 @@ def export(args: argparse.Namespace) -> None:
         print(f"int8 changes it by {100 * found.change:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]")
 
 
-def _write(path: Path, deployed: "Deployed", facts: dict[str, Any], args: argparse.Namespace, train: "Tensor") -> None:
+def _write(path: Path, deployed: "Deployed", facts: dict[str, Any], args: argparse.Namespace, train: "Pixels") -> None:
     from kd.deploy.export import batches, to_onnx, to_torch_export
     from kd.deploy.quantise import to_int8
 

@@ -25,7 +25,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     """A dataset like torchvision's CIFAR10: each image goes from an array to a PIL image to a tensor."""
 
     def __init__(self, images: Images) -> None:
-        self.x, self.y = images.train_x.permute(0, 2, 3, 1).contiguous().numpy(), images.train_y.tolist()
+        self.x, self.y = images.train_x[:].permute(0, 2, 3, 1).contiguous().numpy(), images.train_y.tolist()
         self.transform = transforms.Compose(
             [
                 transforms.RandomCrop(32, padding=4),

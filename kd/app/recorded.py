@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kd.app.build import Builder
+    from kd.data.stored import Pixels
 
 
 def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channels: int) -> "Builder":
@@ -64,7 +65,7 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
     return Builder(command)
 
 
-def split(build: "Builder", name: str) -> "tuple[Tensor, Tensor]":
+def split(build: "Builder", name: str) -> "tuple[Pixels, Tensor]":
     """Return the images of a split, uint8, and their labels.
 
     Args:

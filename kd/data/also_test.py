@@ -15,6 +15,7 @@ from kd.data.decode import read_only
 from kd.data.folder import folder_test
 from kd.data.images import Images
 from kd.data.npy import open_array
+from kd.data.stored import Pixels
 from kd.data.tree import printable
 from kd.errors import UserError
 
@@ -31,7 +32,7 @@ class AlsoTest(NamedTuple):
 
     name: str
     """As in "cifar10.1_v6", or "CIFAR-10-C/fog/3" for a part."""
-    x: Tensor
+    x: Pixels
     """(M, C, H, W), uint8, mapped from the file where it is an array."""
     y: Tensor
     """(M,), int64."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from kd.data.stored import Pixels, StoredPixels
 from kd.data.tree import CACHE, printable
 from kd.errors import UserError
 from kd.files import TEMPORARY, clear_leftovers, open_regular, replaced, reserve
@@ -58,7 +59,7 @@ SPECIAL = {"transparency", "loop", "exif", "Raw profile type exif", "xmp", "XML:
 
 
 class Decoded(NamedTuple):
-    x: Tensor
+    x: Pixels
     """(N, 3, H, W), uint8, RGB; or grey, (N, 1, H, W)."""
     jpeg: bool
     """Whether any of the images is a JPEG: pixels that were re-encoded are not the original's."""
@@ -94,7 +95,7 @@ def decode(
         n: N.
         size: height and width in pixels, at least 1; one number for squares.
         cache: see `cache_of`: pixels that were decoded there before are used, if key, shape and checksum agree; else
-            they are written there. They are memory-mapped. By default the pixels are in memory.
+            they are written there. They stay there, see `kd.data.stored`. By default the pixels are in memory.
         channels: 1 for grey images, RGB ones made grey; 3 or None for RGB.
 
     Raises:
@@ -193,13 +194,11 @@ def _cached(file: Path, facts: Path, shape: tuple[int, ...], key: str) -> Decode
         known = bool(jpeg), frozenset((int(width), int(height)) for width, height in sizes), Counter[str](changes)
         if found["key"] != key:
             return None
-        with open_regular(file):  # no FIFO
-            # Not copy on write, which limits of memory count as if all of it were copied.
-            pixels: NDArray[np.uint8] = np.lib.format.open_memmap(file, "r")
-        whole = pixels.shape == shape and pixels.dtype == np.uint8 and _checksum(pixels) == found["sha256"]
+        pixels = StoredPixels(file)
+        whole = pixels.shape == shape and _checksum(pixels) == found["sha256"]
     except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError, RecursionError, MemoryError):
         return None
-    return Decoded(read_only(pixels), *known) if whole else None
+    return Decoded(pixels, *known) if whole else None
 
 
 def read_only(pixels: NDArray[Any]) -> Tensor:
@@ -217,7 +216,7 @@ def _new_mapping(file: Path, shape: tuple[int, ...]) -> Mapped:
     return pixels
 
 
-def _checksum(pixels: NDArray[np.uint8]) -> str:
+def _checksum(pixels: Mapped | StoredPixels) -> str:
     digest = hashlib.sha256()
     for start in range(0, len(pixels), 1000):
         digest.update(np.ascontiguousarray(pixels[start : start + 1000]).data)

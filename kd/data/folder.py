@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kd.data.decode import Decoded, cache_of, change_notes, decode, display_name
 from kd.data.images import Images, draw_test_split
+from kd.data.stored import Pixels
 from kd.data.tree import SPLITS, Tree, check_class_names, in_order, printable, split_folders
 from kd.errors import UserError
 from kd.ranges import Size
@@ -75,7 +76,7 @@ def folder(
 
 def folder_test(
     root: Path, classes: Sequence[str], image_size: Size, in_memory: bool = True, channels: int | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Pixels, Tensor]:
     """Load images in one folder a class, of a data set's classes or some of them: (M, C, H, W) uint8, and (M,) labels.
 
     If root has a test split, these are the folders in it; else in its validation split; else in root itself.

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from kd.data.stored import Pixels
 from kd.errors import UserError
 
 TEST_FRACTION = 0.2
@@ -15,17 +16,17 @@ SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Images:
-    """A labelled image data set with its train and test splits, in memory or memory-mapped."""
+    """A labelled image data set with its train and test splits, in memory or on disk."""
 
     name: str
     """The display name, shown beside every figure measured on the data, as in "CIFAR-10 (JPEG)"."""
     classes: tuple[str, ...]
     """Class names; label i means classes[i]."""
-    train_x: Tensor
+    train_x: Pixels
     """(N, C, H, W), uint8; C is 3 for RGB, 1 for grey."""
     train_y: Tensor
     """(N,), int64."""
-    test_x: Tensor
+    test_x: Pixels
     """(M, C, H, W), uint8."""
     test_y: Tensor
     """(M,), int64."""
@@ -63,10 +64,10 @@ class Images:
     def id(self) -> str:
         """16 hex digits that depend on every pixel and label, and on nothing else, such as the files' location."""
         digest = hashlib.blake2b(digest_size=8)
-        for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
-            digest.update(str(tuple(tensor.shape)).encode())
-            for start in range(0, len(tensor), 1000):  # a mapped file is not copied into memory
-                digest.update(tensor[start : start + 1000].contiguous().numpy().data)
+        for part in (self.train_x, self.train_y, self.test_x, self.test_y):
+            digest.update(str(tuple(part.shape)).encode())
+            for start in range(0, len(part), 1000):  # some are larger than memory
+                digest.update(part[start : start + 1000].contiguous().numpy().data)
         return digest.hexdigest()
 
     @cached_property
@@ -77,11 +78,11 @@ class Images:
         """
         values = torch.arange(256, dtype=torch.float64) / 255
         means, stds = [], []
-        at_once = max(1, 1000 * 32 * 32 // self.train_x[0, 0].numel())
+        at_once = max(1, 1000 * 32 * 32 // self.train_x.shape[2:].numel())
         for channel in range(self.train_x.shape[1]):
             counts = torch.zeros(256, dtype=torch.int64)
             for start in range(0, len(self.train_x), at_once):  # counting takes eight times the memory of the pixels
-                counts += torch.bincount(self.train_x[start : start + at_once, channel].flatten(), minlength=256)
+                counts += torch.bincount(self.train_x[start : start + at_once][:, channel].flatten(), minlength=256)
             share = counts.double() / counts.sum()
             mean = (share * values).sum()
             means.append(mean.item())

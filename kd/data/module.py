@@ -17,6 +17,7 @@ from kd.data.batch import Batch
 from kd.data.images import Images, require_classes
 from kd.data.mix import Mix
 from kd.data.policy import Policy
+from kd.data.stored import Pixels
 from kd.data.subset import noisy_labels, smallest_share, stratified_part
 from kd.errors import UserError
 from kd.hashing import derive
@@ -189,14 +190,14 @@ class InMemory:
 class OnDisk(Dataset[Fetched]):
     """Pixels that worker processes fetch ahead of their use: for data that does not fit into memory."""
 
-    def __init__(self, x: Tensor, y: Tensor, device: torch.device, workers: int) -> None:
+    def __init__(self, x: Pixels, y: Tensor, device: torch.device, workers: int) -> None:
         self.x, self.y, self.device, self.workers = x, y, device, workers
 
     def __getitem__(self, step: BatchIndices) -> Fetched:
         return step, self.x[step.fetched], self.y[step.fetched]
 
     def fetch(self, indices: Iterable[BatchIndices]) -> Iterator[Fetched]:
-        # Forked workers share the mapped file; spawned ones would receive a copy of all of it.
+        # Forked workers share the file; spawned ones would receive a copy of all pixels that are a tensor.
         forks = "fork" in multiprocessing.get_all_start_methods()
         workers = self.workers if forks else 0
         fetched = DataLoader(
@@ -208,8 +209,11 @@ class OnDisk(Dataset[Fetched]):
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # the global one would change the random numbers of dropout
         )
-        for step, x, y in fetched:
-            yield step, x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        try:
+            for step, x, y in fetched:
+                yield step, x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        except UserError as error:  # of a worker process it has the traceback, too
+            raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
 
 
 class Loader:
@@ -400,15 +404,15 @@ class DataModule(L.LightningDataModule):
         classes = len(self.images.classes)
         return Loader(pixels, sampler, self.augment, self.images.mean_std, classes, self.memory_format, device)
 
-    def pixels(self, split: str, x: Tensor, y: Tensor, device: torch.device) -> InMemory | OnDisk:
+    def pixels(self, split: str, x: Pixels, y: Tensor, device: torch.device) -> InMemory | OnDisk:
         """Return where a loader of this split fetches its pixels."""
-        return InMemory(x, y, device) if self.in_memory else OnDisk(x, y, device, self.workers)
+        return InMemory(x[:], y, device) if self.in_memory else OnDisk(x, y, device, self.workers)
 
     def loader(
         self,
         split: str,
         sampler: Shuffled | Sequential,
-        x: Tensor,
+        x: Pixels,
         y: Tensor,
         first: int = 0,
         device: torch.device = CPU,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kd.data.decode import Decoded, cache_of, change_notes, decode, display_name
 from kd.data.images import Images
+from kd.data.parquet_pages import Chunk, chunks
 from kd.data.tree import LONGEST_NAME, SPLITS, Tree, check_class_names, in_order, printable
 from kd.errors import UserError
 from kd.files import checksum
@@ -209,6 +210,8 @@ class _Shard(NamedTuple):
     """Integers or names, not both."""
     names: tuple[str, ...]
     """Class names of integer labels; empty if the file has none."""
+    at_a_time: int
+    """Rows whose images may be in memory at a time."""
 
     def row(self, i: int) -> str:
         return f"{self.file}, row {i}"
@@ -217,14 +220,16 @@ class _Shard(NamedTuple):
         """Yield the name of each image for errors, and its file's content."""
         row = 0
         with _readable(self.file) as source:
-            for column in _values(source, self.image, AT_A_TIME):
+            for column in _values(source, self.image, self.at_a_time):
                 column = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
                 binary = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
                 for data in column.to_pylist() if binary else map(_bytes, column):
                     if data is None:
                         raise _missing(self.row(row), self.image)
-                    yield self.row(row), data
+                    if row < len(self.labels):
+                        yield self.row(row), data
                     row += 1
+        _check_count(self.file, self.image, row, len(self.labels))
 
     def targets(self, names: tuple[str, ...]) -> Tensor:
         """Return the labels (N,), int64, as places in the class names.
@@ -296,55 +301,68 @@ def _read(file: Path) -> _Shard:
         image = _column(file, schema, IMAGE, "of encoded images", _is_image)
         label = _column(file, schema, LABEL, "of integers or names", _is_label)
         names = _names(file, schema, label)
-        _check_sizes(file, source, (image, label))
-        labels = list(_labels(file, source, label))
+        images, of_labels = (_chunks(file, source, column) for column in (image, label))
+        rows = source.metadata.num_rows
+        _check_sizes(file, rows, {image: images, label: of_labels})
+        for chunk in of_labels:
+            _check_count(file, label, chunk.values, chunk.rows)
+        labels = list(_labels(file, source, label, _rows_at_a_time(of_labels, AT_A_TIME // 2)))  # str takes as much
+        _check_count(file, label, len(labels), rows)
     if not labels:
         raise UserError(f"{printable(file)}: no rows in it; delete it or download it again")
     if None in labels:
         raise _missing(f"{file}, row {labels.index(None)}", label)
-    return _Shard(file, image, cast(list[int | str], labels), names)
+    return _Shard(file, image, cast(list[int | str], labels), names, _rows_at_a_time(images, AT_A_TIME))
 
 
-def _check_sizes(file: Path, source: pq.ParquetFile, columns: tuple[str, ...]) -> None:
-    """Refuse a file that would unpack to far more than it is, by what its footer says."""
-    size, rows = file.stat().st_size, source.metadata.num_rows
+def _chunks(file: Path, source: pq.ParquetFile, column: str) -> list[Chunk]:
+    """Return the parts of a column: of a struct all its fields."""
+    schema = source.schema
+    parts = {i for i in range(len(schema)) if schema.column(i).path.partition(".")[0] == column}
+    with open(file, "rb") as opened:
+        return [chunk for chunk in chunks(opened) if chunk.column in parts]
+
+
+def _check_sizes(file: Path, rows: int, columns: dict[str, list[Chunk]]) -> None:
+    """Refuse a file that would unpack to far more than it is."""
+    size = file.stat().st_size
     if rows > size:
         raise UserError(f"{printable(file)}: {rows:,} rows in {size:,} bytes, which no images are; download it again")
-    for column in columns:
-        packed, unpacked = (sum(sizes) for sizes in zip((0, 0), *_sizes(source, column), strict=False))
+    for name, parts in columns.items():
+        packed, unpacked = sum(chunk.packed for chunk in parts), sum(chunk.unpacked for chunk in parts)
         if unpacked > max(AT_A_TIME, PACKED * packed):
             raise UserError(
-                f"{printable(file)}: {column} unpacks from {packed:,} bytes to {unpacked:,}; if you trust it, write it "
+                f"{printable(file)}: {name} unpacks from {packed:,} bytes to {unpacked:,}; if you trust it, write it "
                 "anew without compression"
             )
 
 
-def _sizes(source: pq.ParquetFile, column: str) -> list[tuple[int, int]]:
-    """Return a column's size in bytes in each row group, on disk and unpacked."""
-    metadata = source.metadata
-    if not metadata.num_row_groups:
-        return []
-    first = metadata.row_group(0)
-    parts = [i for i in range(first.num_columns) if first.column(i).path_in_schema.partition(".")[0] == column]
-    chunks = ([metadata.row_group(group).column(i) for i in parts] for group in range(metadata.num_row_groups))
-    return [
-        (sum(c.total_compressed_size for c in group), sum(c.total_uncompressed_size for c in group)) for group in chunks
-    ]
+def _check_count(file: Path, column: str, values: int, rows: int) -> None:
+    if values != rows:
+        raise UserError(
+            f"{printable(file)}: damaged, {rows:,} rows and {values:,} values of {column}; copy or download it again"
+        )
 
 
-def _values(source: pq.ParquetFile, column: str, at_a_time: int) -> Iterator[pa.Array]:
-    """Yield a column's values, so many rows at a time that they take no more than that many bytes."""
+def _rows_at_a_time(parts: list[Chunk], at_a_time: int) -> int:
+    """Return how many rows of a column take no more than that many bytes in memory, at least one."""
+    of_group: dict[int, int] = defaultdict(int)
+    for chunk in parts:
+        of_group[chunk.group] += chunk.unpacked
     # Each value may be as long as all that is stored of its group: a dictionary stores equal ones once.
-    longest = max((unpacked for _, unpacked in _sizes(source, column)), default=0)
-    rows = max(1, min(ROWS, at_a_time // max(1, longest)))
+    return max(1, min(ROWS, at_a_time // max(1, *of_group.values(), 1)))
+
+
+def _values(source: pq.ParquetFile, column: str, rows: int) -> Iterator[pa.Array]:
+    """Yield a column's values, so many rows at a time."""
     for batch in source.iter_batches(rows, columns=[column]):
         yield batch[0]
 
 
-def _labels(file: Path, source: pq.ParquetFile, column: str) -> Iterator[int | str | None]:
+def _labels(file: Path, source: pq.ParquetFile, column: str, rows: int) -> Iterator[int | str | None]:
     """Yield the labels; equal names are one object."""
     same: dict[int | str | None, int | str | None] = {}
-    for values in _values(source, column, AT_A_TIME // 2):  # which strings of Python take once more
+    for values in _values(source, column, rows):
         part = values.to_pylist()
         new = set(part) - same.keys()
         check_class_names((y for y in new if isinstance(y, str) and len(y) > LONGEST_NAME), file)  # before all are read

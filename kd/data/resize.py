@@ -38,7 +38,7 @@ def images_of_size(images: Images, size: Size) -> Images:
     height, width = images.train_x.shape[-2:]
     if (height, width) == sides("data.image_size", size):
         return images
-    x, test_x = resized(images.train_x, size), resized(images.test_x, size)
+    x, test_x = resized(images.train_x[:], size), resized(images.test_x[:], size)
     return replace(images, train_x=x, test_x=test_x, sizes=images.sizes or frozenset({(width, height)}))
 
 
@@ -64,6 +64,6 @@ def images_of_channels(images: Images, channels: int) -> Images:
             f"data.channels={channels} is for grey and RGB images, and those of {images.name} have {images.channels} "
             "channels; leave it out"
         )
-    x, test_x = (grey(x) if channels == 1 else x.repeat(1, 3, 1, 1) for x in (images.train_x, images.test_x))
+    x, test_x = (grey(x[:]) if channels == 1 else x[:].repeat(1, 3, 1, 1) for x in (images.train_x, images.test_x))
     note = "made grey" if channels == 1 else "grey repeated over three channels"
     return replace(images, train_x=x, test_x=test_x, notes=(*images.notes, note))

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kd.data.stored import Pixels
 from kd.deploy.export import BATCH, Deployed, Runner, batches
 from kd.errors import UserError
 from kd.inference import Predictor
@@ -46,7 +47,7 @@ class Check(NamedTuple):
         return images_interval(self.right[None], self.reference_right[None])
 
 
-def check(run: Runner, deployed: Deployed, predictor: Predictor, images: Tensor, labels: Tensor) -> Check:
+def check(run: Runner, deployed: Deployed, predictor: Predictor, images: Pixels, labels: Tensor) -> Check:
     """Run a file and its network on images.
 
     Args:

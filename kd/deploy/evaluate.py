@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kd.data.stored import Pixels
 from kd.deploy.check import places
 from kd.deploy.export import batches
 from kd.files import replaced
@@ -77,7 +78,7 @@ class Evaluation:
         }
 
 
-def evaluate(predictor: Predictor, images: Tensor, labels: Tensor, classes: Sequence[str]) -> Evaluation:
+def evaluate(predictor: Predictor, images: Pixels, labels: Tensor, classes: Sequence[str]) -> Evaluation:
     """Classify labelled images.
 
     Args:

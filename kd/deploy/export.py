@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kd.data.stored import Pixels
 from kd.errors import UserError
 from kd.files import replaced
 from kd.inference import Predictor
@@ -23,8 +24,8 @@ BATCH = 256
 """Images that are run together."""
 EXTRA = "pip install 'kd[export]'"
 
-Pixels = NDArray[np.uint8]
-"""(B, H, W, C)."""
+Rows = NDArray[np.uint8]
+"""(B, H, W, C), pixels."""
 Logits = NDArray[np.float32]
 """(B, number of classes)."""
 
@@ -66,7 +67,7 @@ class Deployed(nn.Module):
             return torch.zeros(n, height, width, channels, dtype=torch.uint8)
         return torch.zeros(n, *self.shape)
 
-    def inputs(self, pixels: Pixels) -> Tensor:
+    def inputs(self, pixels: Rows) -> Tensor:
         """Return images as `forward` takes them."""
         images = torch.from_numpy(pixels)
         return images if self.preprocessing else images.permute(0, 3, 1, 2).float() * self.scale + self.shift
@@ -191,7 +192,7 @@ def required(module: str) -> Any:
         raise UserError(f"this needs {module}, which is not installed: {EXTRA}") from error
 
 
-def batches(images: Tensor, size: int = BATCH) -> Iterator[Pixels]:
+def batches(images: Pixels, size: int = BATCH) -> Iterator[Rows]:
     """Yield uint8 images (N, C, H, W) batch by batch, as (B, H, W, C)."""
     for start in range(0, len(images), size):
         yield images[start : start + size].permute(0, 2, 3, 1).contiguous().numpy()

@@ -126,10 +126,12 @@ class Wrapped(nn.Module):
                 'logits; name the head: kd.wrap(net, head="...")'
             )
         features = tuple(_as_map(calls[path][1], x, path) for path in self.stages)
-        preacts = tuple(
-            _as_map(_preact(calls, stage, activation), x, stage)
-            for stage, activation in zip(self.stages, self._activations, strict=bool(self._activations))
-        )
+        preacts: tuple[Tensor, ...] = ()
+        if self._activations:
+            preacts = tuple(
+                _as_map(_preact(calls, stage, activation), x, stage)
+                for stage, activation in zip(self.stages, self._activations, strict=True)
+            )
         linear = isinstance(self.module.get_submodule(self.head), nn.Linear)
         return Output(logits, features, _embedding(calls[self.head][0], x, self.head, linear), preacts)
 
@@ -165,7 +167,7 @@ def _logits(returned: Any, module: nn.Module) -> Tensor:
         returned = returned["logits"]
     elif hasattr(returned, "logits"):
         returned = returned.logits
-    elif isinstance(returned, tuple | list) and returned:
+    elif isinstance(returned, (tuple, list)) and returned:
         returned = returned[0]
     if isinstance(returned, Tensor) and returned.dim() == 2:
         return returned
@@ -193,7 +195,7 @@ def _embedding(value: Any, images: Tensor, path: str, linear: bool) -> Tensor:
 
 def _as_map(value: Any, images: Tensor, path: str) -> Tensor:
     """What a stage returned for images (B, 3, H, W), as (B, C, h, w)."""
-    if isinstance(value, tuple | list) and value:
+    if isinstance(value, (tuple, list)) and value:
         value = value[0]
     if not isinstance(value, Tensor) or not 2 <= value.dim() <= 4 or value.shape[0] != images.shape[0]:
         what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

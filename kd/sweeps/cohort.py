@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kd.data.batch import Batch
 from kd.data.module import CPU, DataModule, InMemory, Loader, OnDisk
+from kd.data.stored import Pixels
 from kd.models.output import Output
 from kd.training.callbacks import StopOnInterrupt
 
@@ -150,11 +151,11 @@ class SharedDataModule(DataModule):
         vars(self).update(vars(data))
         self.member = member
 
-    def pixels(self, split: str, x: Tensor, y: Tensor, device: torch.device) -> InMemory | OnDisk:
+    def pixels(self, split: str, x: Pixels, y: Tensor, device: torch.device) -> InMemory | OnDisk:
         if not self.in_memory:
             return super().pixels(split, x, y, device)
         source = "test" if split == "test" else "train"
-        return self.member.shared(f"{source} images on {device}", lambda: InMemory(x, y, device))
+        return self.member.shared(f"{source} images on {device}", lambda: InMemory(x[:], y, device))
 
     def train_dataloader(self) -> Loader:
         return self._shared("train", super().train_dataloader())

@@ -53,8 +53,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
         buffer = io.BytesIO()  # torch's own writing to a file raises no OSError on a full disk
         torch.save({**checkpoint, "training": self.training}, buffer)
         with replaced(target) as temporary:
-            with open(temporary, "wb") as file:
-                file.write(archive := buffer.getbuffer()[:-2])
+            # Released, as Python 3.13 prints an error if a buffer ends before its views, such as after a full disk.
+            with open(temporary, "wb") as file, buffer.getbuffer() as whole, whole[:-2] as archive:
+                file.write(archive)
                 file.write(length := SEAL.to_bytes(2, "little"))
                 digest = hashlib.sha256(archive)
                 digest.update(length)

@@ -68,7 +68,7 @@ class EventFile:
     def add_event(self, event: Event) -> None:
         record = io.BytesIO()
         RecordWriter(record).write(event.SerializeToString())
-        left, start = record.getbuffer(), self._file.tell()
+        left, start = memoryview(record.getvalue()), self._file.tell()
         try:
             while left:
                 left = left[self._file.write(left) :]

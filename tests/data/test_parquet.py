@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from kd.data.parquet import _values, parquet
+from kd.data.parquet import _read, _values, parquet
 from kd.errors import UserError
+from tests.fuzz.lies import Parquet, changed
 
 NAMES = ("cat", "dog", "eel")
 LABELS = [0, 1, 2, 2, 1, 0]
@@ -441,9 +442,56 @@ def test_parquet_unpacks_few_of_many_equal_values_at_a_time(root, pixels, encode
     images, labels = [encode(pixels[0])] * 300, [0, 1] * 150
     pq.write_table(pa.table({"img": images, "label": labels}), root / "train.parquet")  # 300 of 3 kB, stored as one
     with pq.ParquetFile(root / "train.parquet") as source:
-        sizes = [column.nbytes for column in _values(source, "img", 2**16)]
+        sizes = [column.nbytes for column in _values(source, "img", _read(root / "train.parquet").at_a_time)]
     assert max(sizes) <= 2**16 < sum(sizes)
     assert torch.equal(parquet(root).train_x, pixels[0].expand(300, 3, 32, 32))
+
+
+def test_parquet_refuses_or_reads_a_file_that_lies_about_itself(root):
+    """Each number of footer and page headers in turn; pyarrow ended the process (SIGABRT) for some of the footer's."""
+    file, expected = root / "train.parquet", parquet(root).id
+    whole = file.read_bytes()
+    assert Parquet(whole).data() == whole
+    refused = []
+    for place in Parquet(whole).places():
+        for value in (-1, 2**31 - 1):
+            file.write_bytes(changed(whole, place.path, value))
+            try:
+                assert parquet(root).id == expected  # such as with another version of its writer
+            except UserError as error:
+                refused.append(str(error))
+    assert len(refused) > 50
+    assert [line for line in refused if str(file) not in line or "\n" in line] == []
+
+
+@pytest.mark.parametrize("rows", [0, 5, 7, 2**40])
+def test_parquet_names_a_file_that_lies_about_its_rows(root, rows):
+    """Of the file and of the row group alike, as somebody would who knows of both."""
+    file = root / "train.parquet"
+    data = file.read_bytes()
+    file.write_bytes(changed(changed(data, (0, 4, 0, 3), rows), (0, 3), rows))
+    assert_refused(root, file, "rows")
+
+
+def test_parquet_believes_the_pages_about_their_sizes(root, pixels, encode, monkeypatch):
+    """A footer that claims less, so that 300 equal images of 3 kB would be unpacked at a time."""
+    monkeypatch.setattr("kd.data.parquet.AT_A_TIME", 2**16)
+    images, labels = [encode(pixels[0])] * 300, [0, 1] * 150
+    pq.write_table(pa.table({"img": images, "label": labels}), root / "train.parquet")
+    honest = (root / "train.parquet").read_bytes()
+    claim = next(p for p in Parquet(honest).places() if p.path[-2:] == (3, 6) and p.value > 3000)
+    (root / "train.parquet").write_bytes(changed(honest, claim.path, 9))
+    assert _read(root / "train.parquet").at_a_time < 300
+    assert torch.equal(parquet(root).train_x, pixels[0].expand(300, 3, 32, 32))
+
+
+def test_parquet_refuses_a_list_of_millions_of_equal_values(root, monkeypatch):
+    """A run of equal bytes is stored as its length: few bytes in the file and in its pages alike."""
+    monkeypatch.setattr("kd.data.parquet.AT_A_TIME", 2**20)
+    row = pa.ListArray.from_arrays([0, 2_000_000], pa.array(bytes(2_000_000), pa.uint8()))
+    pq.write_table(pa.table({"img": row, "label": [0]}), root / "train.parquet")
+    assert (root / "train.parquet").stat().st_size < 10_000
+    assert_refused(root, f"{root / 'train.parquet'}: img unpacks from ", " bytes to 16,0")
 
 
 @pytest.mark.parametrize("names", [("img", "img", "label"), ("img", "label", "label"), ("0", "img", "1"), ("", "", "")])

@@ -33,6 +33,7 @@ from kd.teachers.store import ENTRY, WEIGHTS
 from kd.training.checkpoints import MARK, SEAL
 from tests.fuzz import mutate
 from tests.fuzz.command import started
+from tests.fuzz.lies import lie
 from tests.fuzz.originals import CLASSES, SIZE, TEACHER, call, patched, picture, settings
 from tests.fuzz.workers import NonsenseError, RefusedError, printed
 
@@ -362,8 +363,11 @@ def parquets(rng: random.Random, originals: Path, here: Path) -> None:
     shutil.copytree(originals / "parquet", here / "parquet")
     split = rng.choice(("train", "test"))
     file = here / "parquet" / f"{split}.parquet"
-    if rng.random() < 0.5:
+    how = rng.random()
+    if how < 0.3:
         file.write_bytes(mutate.damage(rng, file.read_bytes()))
+    elif how < 0.6:
+        file.write_bytes(lie(rng, file.read_bytes()))
     else:
         _table(rng, file)
     read = parquet(here / "parquet", SIZE)
