@@ -1,17 +1,13 @@
 """From a configuration to objects: the one place that instantiates."""
 
 import logging
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
@@ -21,7 +17,8 @@ from torch import nn
 from kd.app import identity
 from kd.app.check import several_processes
 from kd.app.compose import Command, plain
-from kd.app.explain import missing_package
+from kd.app.explain import user_errors
+from kd.app.machine import check_devices, check_limits, check_memory, check_threads, free_memory
 from kd.data.also_test import AlsoTest, also_test
 from kd.data.images import Images, require_classes
 from kd.data.module import DataModule
@@ -78,9 +75,7 @@ class Builder:
         self.stored: StoredLogits | None = None
         """The teacher's logits in a file, once a network is taught with them."""
         self.speed: Speed = self._new(self.cfg.speed)
-        cores = os.cpu_count() or 1
-        if self.cfg.threads is not None and self.cfg.threads > 4 * cores:
-            raise UserError(f"threads={self.cfg.threads} is far more than the {cores} cores here; leave it out for all")
+        check_threads(self.cfg.threads)
         self.speed.configure_process(self.cfg.threads, self.device)
 
     # What a builder of several runs in one process overrides
@@ -368,7 +363,7 @@ class Builder:
 
     def dry_run(self, directory: Path) -> None:
         """Build everything once and throw it away: a mistake in the last knob shows before a teacher is trained."""
-        self._check_devices()
+        check_devices(self.settings["trainer"])
         _ = self.also_test  # loaded before a teacher is trained
         student = [self.student] if "student" in self.networks else []
         for plan in [*self.first_teachers, *self.chain, *student]:
@@ -387,55 +382,16 @@ class Builder:
             taught_by = self._try(plan, self.net(plan.network), taught_by)
         self.logger(directory)
 
-    def _check_devices(self) -> None:
-        accelerator, devices = str(self.cfg.trainer.accelerator), self.cfg.trainer.devices
-        if accelerator in ("cuda", "gpu", "mps"):
-            found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-            if not (any(found.values()) if accelerator == "gpu" else found[accelerator]):
-                raise UserError(
-                    f"trainer.accelerator={accelerator}: torch {torch.__version__} finds no such device here; leave it "
-                    "out, or write trainer=cpu"
-                )
-        trainer = self.settings["trainer"]
-        several_nodes = "num_nodes" in trainer and trainer["num_nodes"] > 1
-        if several_nodes and not {"SLURM_JOB_ID", "MASTER_ADDR"} & os.environ.keys():
-            raise UserError("trainer.num_nodes is for runs that a cluster's launcher has started on every node")
-        count = torch.cuda.device_count() if choose_device(accelerator, 1).type == "cuda" else os.cpu_count() or 1
-        if str(devices).isdecimal() and int(devices) > count:
-            raise UserError(f"trainer.devices={devices}: there are {count} here")
-        if self.cfg.trainer.sync_batchnorm and choose_device(accelerator, devices).type == "cpu":
-            raise UserError("trainer.sync_batchnorm=true is for GPUs; write trainer.sync_batchnorm=false")
-
     def _check_memory(self, plan: Plan) -> None:
         """Refuse a network that would take more memory than is free, before any of it is taken."""
-        free = free_memory()
-        target = str(plan.network["_target_"])
+        free, target = free_memory(), str(plan.network["_target_"])
         if free is None or not target.startswith("kd.models.") or target.startswith(External.__module__):
             return  # others may not be built without memory
         _ = self.images  # loaded outside
         with torch.device("meta"):
             count = sum(p.numel() for p in self.net(plan.network).parameters())
-        # Weights, gradients, two moments of an optimiser; where it is trained on a GPU, the weights until it is there.
-        needed = count * (16 if self.device.type == "cpu" else 4)
-        if needed > free:
-            name = "student" if plan.weights == STUDENT_WEIGHTS else "teacher"
-            own = [key for key in ("scale", "widen", "width", "growth", "depth") if key in plan.network]
-            by = f", such as by {name}.{own[0]}" if own else ""
-            raise UserError(
-                f"a {name} of {count:,} parameters takes {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are "
-                f"free; choose a smaller network{by}"
-            )
-
-    def _check_limits(self, data: DataModule) -> None:
-        """Refuse a share of the batches that is less than one of them, which Lightning finds out after training."""
-        trainer = self.settings["trainer"]
-        batches = {"train": data.steps_per_epoch, "test": len(data.test_dataloader().sampler)}
-        for split in (split for split in batches if f"limit_{split}_batches" in trainer):
-            limit, count = trainer[f"limit_{split}_batches"], batches[split]
-            if isinstance(limit, float) and limit * count < 1:
-                raise UserError(
-                    f"trainer.limit_{split}_batches={limit} is less than one of the {count} batches; give 1 for one"
-                )
+        name = "student" if plan.weights == STUDENT_WEIGHTS else "teacher"
+        check_memory(name, plan.network, count, free, self.device)
 
     def _try(self, plan: Plan, net: nn.Module, taught_by: nn.Module | None) -> nn.Module:
         """Build all that trains a network; return the network that would be kept."""
@@ -445,7 +401,9 @@ class Builder:
             classifier = Classifier(net, len(self.images.classes), optimizer, schedule, plan.recipe.label_smoothing)
             schedule(optimizer(parameter_groups(classifier)), 100)
         with user_errors():
-            self._check_limits(self.data(plan))
+            data = self.data(plan)
+            batches = {"train": data.steps_per_epoch, "test": len(data.test_dataloader().sampler)}
+            check_limits(self.settings["trainer"], batches)
         with user_errors():
             self.trainer(plan)(logger=False)
         return net if plan.method is None else self.method(plan, net, taught_by).inference_net(net)
@@ -453,48 +411,3 @@ class Builder:
     def _new(self, node: Any, **more: Any) -> Any:
         with user_errors():
             return instantiate(node, **more)
-
-
-def free_memory() -> int | None:
-    """Return how many bytes of memory could be taken without swapping; None where the system does not say."""
-    try:
-        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn what a constructor raises about a setting into a message for the user who set it."""
-    try:
-        yield
-    except InstantiationException as error:
-        located = re.match(r"Error locating target '([\w.]+)'", str(error))
-        missing = f"_target_={located[1]}: there is no such class or function" if located else ""
-        raise UserError(missing or _reason(error.__cause__ or error)) from error
-    except UserError:
-        raise
-    except Exception as error:  # constructors raise anything about their arguments
-        raise UserError(_reason(error)) from error
-
-
-def _reason(error: BaseException) -> str:
-    """What is wrong with the settings that something could not be made from."""
-    text = str(error).partition("\n")[0] or type(error).__name__
-    surplus = re.match(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", text)
-    if surplus and surplus[2] in ("num_classes", "image_size"):
-        return (
-            f"{surplus[1]} takes no {surplus[2]}, which every network is given here: write a function that takes "
-            "num_classes and image_size and returns kd.wrap(net), and name it as _target_; see docs/extending.md"
-        )
-    if surplus and surplus[2] == "in_channels":
-        return f"{surplus[1]} takes no in_channels, so that it is for RGB images alone; write data.channels=3"
-    if surplus:
-        return f"{surplus[1]} has no setting '{surplus[2]}'; leave it out"
-    wanted = re.search(r"tried to allocate (\d+) bytes", text)
-    if wanted:
-        return f"there is no memory for {int(wanted[1]) / 1e9:.0f} GB at once; choose smaller networks or batches"
-    if isinstance(error, ImportError):
-        return missing_package(error)
-    return f"a setting has a value of the wrong type: {text}" if isinstance(error, TypeError) else text

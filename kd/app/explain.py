@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.app.check import SET_ELSEWHERE, nearest, trainer_arguments
@@ -152,3 +153,39 @@ def settings_of(path: Path) -> dict[str, Any]:
     """What a file of conf/ sets."""
     settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return settings
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn what a constructor raises about a setting into a message for the user who set it."""
+    try:
+        yield
+    except InstantiationException as error:
+        located = re.match(r"Error locating target '([\w.]+)'", str(error))
+        missing = f"_target_={located[1]}: there is no such class or function" if located else ""
+        raise UserError(missing or _refused(error.__cause__ or error)) from error
+    except UserError:
+        raise
+    except Exception as error:  # constructors raise anything about their arguments
+        raise UserError(_refused(error)) from error
+
+
+def _refused(error: BaseException) -> str:
+    """What is wrong with the settings that something could not be made from."""
+    text = str(error).partition("\n")[0] or type(error).__name__
+    surplus = re.match(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", text)
+    if surplus and surplus[2] in ("num_classes", "image_size"):
+        return (
+            f"{surplus[1]} takes no {surplus[2]}, which every network is given here: write a function that takes "
+            "num_classes and image_size and returns kd.wrap(net), and name it as _target_; see docs/extending.md"
+        )
+    if surplus and surplus[2] == "in_channels":
+        return f"{surplus[1]} takes no in_channels, so that it is for RGB images alone; write data.channels=3"
+    if surplus:
+        return f"{surplus[1]} has no setting '{surplus[2]}'; leave it out"
+    wanted = re.search(r"tried to allocate (\d+) bytes", text)
+    if wanted:
+        return f"there is no memory for {int(wanted[1]) / 1e9:.0f} GB at once; choose smaller networks or batches"
+    if isinstance(error, ImportError):
+        return missing_package(error)
+    return f"a setting has a value of the wrong type: {text}" if isinstance(error, TypeError) else text
