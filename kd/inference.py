@@ -212,6 +212,16 @@ class _UntrustedError(Exception):
     """A file names code that it may not."""
 
 
+def build_network(settings: dict[str, Any]) -> nn.Module:
+    """Return a network of `kd.models`, with random weights.
+
+    Args:
+        settings: {"_target_": a class or function there, its arguments by name}.
+    """
+    net: nn.Module = _build(settings, trust=False)
+    return net
+
+
 def _build(node: Any, trust: bool) -> Any:
     """The object that a node describes: {"_target_": a class or function, its arguments by name}, also nested."""
     if isinstance(node, list):
