@@ -19,7 +19,7 @@ def test_hub_lists_the_networks_of_ours():
     spec.loader.exec_module(module)
     names = [name for name in dir(module) if callable(getattr(module, name))]  # as torch.hub.list does
     assert set(names) == {path.stem for path in (CONF / "student").glob("*.yaml")} - {"timm", "torchvision", "custom"}
-    assert "1.07 M parameters" in torch.hub.help(str(ROOT), "cnn16", source="local")
+    assert "1.07 M parameters" in module.cnn16.__doc__
 
 
 def test_hub_builds_a_network_with_random_weights():
