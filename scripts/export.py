@@ -2,9 +2,8 @@
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -20,8 +19,6 @@ from kd.terminal import Parser, file, positive, tolerant_stdout
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kd.data.stored import Pixels
-    from kd.deploy.export import Deployed
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 """Of the formats. The run's own file of weights is safetensors."""
@@ -53,7 +50,8 @@ def export(args: argparse.Namespace) -> None:
     target = args.out or weights.with_name(weights.stem + (".int8" if args.int8 else "") + SUFFIXES[args.format])
     _refuse_target(target, args)
     from kd.deploy.check import check, own_labels
-    from kd.deploy.export import Deployed, onnx_runner, torch_export_runner
+    from kd.deploy.export import Deployed, onnx_runner, to_onnx, to_torch_export, torch_export_runner
+    from kd.deploy.quantise import to_int8
     from kd.inference import load
     from kd.runs.weights import load_weights
 
@@ -61,17 +59,22 @@ def export(args: argparse.Namespace) -> None:
     images = recorded_data(weights, args.settings, predictor.image_size, len(predictor.mean)).images
     test_y, train_y = (own_labels(labels, images.classes, predictor) for labels in (images.test_y, images.train_y))
     deployed = Deployed(predictor, args.preprocessing)
+    calibration, held_out = _apart(len(train_y), args.calibrate) if args.int8 else (None, None)
     facts = {**load_weights(weights)[1], "preprocessing": args.preprocessing, "license": args.license}
     with replaced(target) as temporary:
-        _write(temporary, deployed, facts, args, images.train_x)
+        if args.format == "torch_export":
+            to_torch_export(deployed, temporary, facts)
+        elif calibration is None:
+            to_onnx(deployed, temporary, facts)
+        else:
+            to_int8(deployed, temporary, facts, images.train_x[calibration])
         run = (onnx_runner if args.format == "onnx" else torch_export_runner)(temporary)
-        if args.int8:
-            place = _apart(len(train_y), args.calibrate)[1]
-            lost = -check(run, deployed, predictor, images.train_x[place], train_y[place]).change
+        if held_out is not None:
+            lost = -check(run, deployed, predictor, images.train_x[held_out], train_y[held_out]).change
             if lost > MOST_LOST and not args.force:
                 raise UserError(
-                    f"int8 loses {100 * lost:.1f} points on {len(place):,} training images that it was not calibrated "
-                    "on; --calibrate more images, keep fp32, or write it nevertheless by --force"
+                    f"int8 loses {100 * lost:.1f} points on {len(held_out):,} training images that it was not "
+                    "calibrated on; --calibrate more images, keep fp32, or write it nevertheless by --force"
                 )
         found = check(run, deployed, predictor, images.test_x, test_y)
     size = f"{target.stat().st_size / 1e6:.2f} MB"
@@ -89,23 +92,6 @@ def export(args: argparse.Namespace) -> None:
     if args.int8:
         low, high = found.change_interval
         print(f"int8 changes it by {100 * found.change:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]")
-
-
-def _write(path: Path, deployed: "Deployed", facts: dict[str, Any], args: argparse.Namespace, train: "Pixels") -> None:
-    from kd.deploy.export import batches, to_onnx, to_torch_export
-    from kd.deploy.quantise import to_int8
-
-    if args.format == "torch_export":
-        to_torch_export(deployed, path, facts)
-        return
-    if not args.int8:
-        to_onnx(deployed, path, facts)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        full = Path(folder, "full.onnx")
-        to_onnx(deployed, full, facts)
-        chosen = train[_apart(len(train), args.calibrate)[0]]
-        to_int8(full, path, (deployed.inputs(pixels) for pixels in batches(chosen, 64)))
 
 
 def _apart(images: int, calibrate: int) -> "tuple[Tensor, Tensor]":

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from kd.data.stored import Pixels, StoredPixels
+from kd.data.stored import Pixels, StoredPixels, chunks
 from kd.data.tree import CACHE, printable
 from kd.errors import UserError
 from kd.files import TEMPORARY, clear_leftovers, open_regular, replaced, reserve
@@ -218,8 +218,8 @@ def _new_mapping(file: Path, shape: tuple[int, ...]) -> Mapped:
 
 def _checksum(pixels: Mapped | StoredPixels) -> str:
     digest = hashlib.sha256()
-    for start in range(0, len(pixels), 1000):
-        digest.update(np.ascontiguousarray(pixels[start : start + 1000]).data)
+    for part in chunks(pixels):
+        digest.update(np.ascontiguousarray(pixels[part]).data)
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kd.data.stored import Pixels
+from kd.data.stored import Pixels, chunks
 from kd.errors import UserError
 
 TEST_FRACTION = 0.2
@@ -66,8 +66,8 @@ class Images:
         digest = hashlib.blake2b(digest_size=8)
         for part in (self.train_x, self.train_y, self.test_x, self.test_y):
             digest.update(str(tuple(part.shape)).encode())
-            for start in range(0, len(part), 1000):  # some are larger than memory
-                digest.update(part[start : start + 1000].contiguous().numpy().data)
+            for places in chunks(part):  # some are larger than memory
+                digest.update(part[places].contiguous().numpy().data)
         return digest.hexdigest()
 
     @cached_property

@@ -4,12 +4,15 @@ They are read by system calls, not through a mapping: a file that somebody cuts,
 and through a mapping the end of the process (SIGBUS).
 """
 
+import math
 import os
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kd.data.tree import printable
@@ -57,21 +60,26 @@ class StoredPixels:
             start, stop, step = rows.indices(len(self))
             if step != 1:
                 raise ValueError(f"pixels on disk are read in their order, not in steps of {step}")
-            at_once = max(1, AT_ONCE // self._size)
-            parts = [(place, min(at_once, stop - place)) for place in range(start, stop, at_once)]
+            found = torch.empty((max(0, stop - start), *self.shape[1:]), dtype=torch.uint8)
+            parts = [(start + part.start, found[part]) for part in chunks(found)]
         else:
-            parts = [(place, 1) for place in rows.tolist()]
-        count = sum(length for _, length in parts)
-        try:
-            content = bytearray().join(
-                os.pread(self._descriptor, self._size * length, self._start + self._size * place)
-                for place, length in parts
-            )
-        except OSError as error:
-            raise UserError(f"{printable(self.file)}: {error.strerror}") from error
-        if len(content) != count * self._size:
-            raise UserError(f"{printable(self.file)}: was cut while it was in use; give the same command again")
-        return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(count, *self.shape[1:]))
+            found = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
+            parts = list(zip(rows.tolist(), found, strict=True))
+        for place, target in parts:
+            try:
+                count = os.preadv(self._descriptor, [target.numpy().data], self._start + self._size * place)
+            except OSError as error:
+                raise UserError(f"{printable(self.file)}: {error.strerror}") from error
+            if count != target.numel():
+                raise UserError(f"{printable(self.file)}: was cut while it was in use; give the same command again")
+        return found
+
+
+def chunks(x: "Tensor | StoredPixels | NDArray[np.uint8]") -> Iterator[slice]:
+    """Yield slices of images, one after the other, that together are all; each has 16 MB of pixels at most, or one."""
+    at_once = max(1, AT_ONCE // max(1, math.prod(x.shape[1:])))
+    for start in range(0, len(x), at_once):
+        yield slice(start, min(start + at_once, len(x)))
 
 
 Pixels = Tensor | StoredPixels

@@ -20,6 +20,7 @@ from kd.training.performance import folded
 
 OPSET = 20
 """Of ONNX: the newest that ONNX Runtime 1.20 runs in full."""
+INPUT = "images"
 BATCH = 256
 """Images that are run together."""
 EXTRA = "pip install 'kd[export]'"
@@ -86,14 +87,13 @@ def to_onnx(deployed: Deployed, path: Path, facts: dict[str, Any]) -> None:
     """
     onnx = required("onnx")
     required("onnxscript")
-    name = "images"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter's own workings
             program = torch.onnx.export(
                 deployed,
                 (deployed.example(),),
-                input_names=[name],
+                input_names=[INPUT],
                 output_names=["probabilities" if deployed.preprocessing else "logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 opset_version=OPSET,

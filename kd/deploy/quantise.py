@@ -7,39 +7,43 @@ from typing import Any
 
 from torch import Tensor
 
-from kd.deploy.export import required
+from kd.deploy.export import INPUT, Deployed, batches, required, to_onnx
 from kd.errors import UserError
 from kd.files import replaced
+
+CALIBRATION_BATCH = 64
 
 QUANTISED = ("Conv", "Gemm", "MatMul", "Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu", "Clip")
 """Operations in int8. The others, such as a softmax and the preprocessing, cost little and lose much."""
 
 
-def to_int8(source: Path, target: Path, images: Iterable[Tensor]) -> None:
+def to_int8(deployed: Deployed, path: Path, facts: dict[str, Any], images: Tensor) -> None:
     """Write an ONNX file in int8: weights per output channel, activations per tensor, both signed (QDQ).
 
     The scales of activations are those of the smallest and largest value on the images.
 
     Args:
-        source: the file in fp32, its BatchNorm folded.
-        target: the file to write; the metadata are kept.
-        images: batches as the file takes them, of training images.
+        deployed: the network, its BatchNorm folded.
+        path: of the file.
+        facts: what the file's metadata say, as JSON each.
+        images: (N, C, H, W), uint8, of training images.
 
     Raises:
-        UserError: without the extra `export`, or if ONNX Runtime cannot quantise the network.
+        UserError: without the extra `export`, or for a network that cannot be exported or quantised.
     """
-    onnx = required("onnx")
-    tools = required("onnxruntime.quantization")
+    onnx, tools = required("onnx"), required("onnxruntime.quantization")
     shapes = required("onnxruntime.quantization.shape_inference")
-    model = onnx.load(str(source))
-    with tempfile.TemporaryDirectory() as folder, replaced(target) as temporary:
-        prepared = Path(folder, "prepared.onnx")
+    with tempfile.TemporaryDirectory() as folder, replaced(path) as temporary:
+        full, prepared = Path(folder, "full.onnx"), Path(folder, "prepared.onnx")
+        to_onnx(deployed, full, facts)
+        properties = {prop.key: prop.value for prop in onnx.load(str(full)).metadata_props}
+        reader = _Reader(INPUT, (deployed.inputs(pixels) for pixels in batches(images, CALIBRATION_BATCH)))
         try:
-            shapes.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            shapes.quant_pre_process(str(full), str(prepared), skip_symbolic_shape=True)
             tools.quantize_static(
                 str(prepared),
                 str(temporary),
-                _Reader(model.graph.input[0].name, images),
+                reader,
                 quant_format=tools.QuantFormat.QDQ,
                 op_types_to_quantize=list(QUANTISED),
                 per_channel=True,
@@ -48,9 +52,9 @@ def to_int8(source: Path, target: Path, images: Iterable[Tensor]) -> None:
                 extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
             )
         except Exception as error:  # of a network's operation that it does not know
-            raise UserError(f"{source}: ONNX Runtime cannot quantise it: {str(error).partition(chr(10))[0]}") from error
+            raise UserError(f"ONNX Runtime cannot quantise this network: {str(error).partition(chr(10))[0]}") from error
         quantised = onnx.load(str(temporary))
-        onnx.helper.set_model_props(quantised, {prop.key: prop.value for prop in model.metadata_props})
+        onnx.helper.set_model_props(quantised, properties)
         onnx.save(quantised, str(temporary))
 
 

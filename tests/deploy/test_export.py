@@ -13,7 +13,6 @@ from kd.deploy.check import check, own_labels
 from kd.deploy.export import (
     OPSET,
     Deployed,
-    batches,
     onnx_runner,
     required,
     to_onnx,
@@ -79,9 +78,9 @@ def test_torch_export_archive_holds_the_facts(folder):
     assert json.loads(extra["kd.json"]) == FACTS
 
 
-def test_int8_keeps_predictions_and_metadata_and_is_integer_arithmetic(folder, predictor, tmp_path):
+def test_int8_keeps_predictions_and_metadata_and_is_integer_arithmetic(predictor, tmp_path):
     deployed = Deployed(predictor, True)
-    to_int8(folder / "pixels.onnx", tmp_path / "int8.onnx", map(deployed.inputs, batches(pixels(200), 50)))
+    to_int8(deployed, tmp_path / "int8.onnx", FACTS, pixels(200))
     model = onnx.load(tmp_path / "int8.onnx")
     assert {prop.key: json.loads(prop.value) for prop in model.metadata_props} == FACTS
     arrays = {array.name: array for array in model.graph.initializer}

@@ -1,3 +1,4 @@
+import logging
 import shutil
 import sys
 
@@ -13,6 +14,7 @@ from tests.common import ROOT
 def program(tmp_path, monkeypatch, capsys, finished):
     """Calls the program in this process with a run, in run/; returns exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.root, "handlers", [])  # those of runs in this process before
     shutil.copytree(finished / "run", "run")
 
     def program(*arguments):

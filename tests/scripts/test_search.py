@@ -344,7 +344,7 @@ def test_search_help_has_an_example(run_search, capsys):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiment_jobs_pass_the_check(path):
-    params = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
+    params = compose([f"experiment={path.stem}"])[1].sweeper.params
     grid = [[f"{name}={choice.strip()}" for choice in str(choices).split(",")] for name, choices in params.items()]
     first = next(itertools.product(*grid))
 
