@@ -16,6 +16,7 @@ from kd.methods.base import Method
 from kd.methods.feature import Feature
 from kd.methods.logits import Logits
 from kd.models.wrap import wrap
+from tests import processes
 from tests.common import ROOT
 
 
@@ -54,6 +55,13 @@ def test_public_names_are_the_objects_themselves():
 def test_documented_examples_of_kd_run():
     failures, attempted = doctest.testmod(kd)
     assert (failures, attempted > 8) == (0, True)
+
+
+def test_example_fine_tunes_a_trained_student(tmp_path, finished):
+    done = processes.run(ROOT / "examples" / "fine_tune.py", finished / "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = re.fullmatch(r"even or odd: (\d+\.\d)% of 517 images that it was not tuned on\n", done.stdout)
+    assert float(found[1]) > 60, done.stdout
 
 
 @pytest.mark.parametrize("name", ["own_loop", "own_trainer"])

@@ -1,13 +1,19 @@
 import logging
+import re
 import shutil
+import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
+from kd.inference import load
 from kd.runs.results import read
 from scripts import export
 from tests import processes
 from tests.common import ROOT
+
+EXAMPLE = ROOT / "examples" / "without_torch.py"
 
 
 @pytest.fixture
@@ -33,7 +39,14 @@ def test_export_script_writes_a_file_and_compares_it_on_the_runs_own_images(tmp_
     assert same.startswith("digits, 359 test images: 100.00% the same prediction as PyTorch")
     record = read(finished / "run" / "result.json")
     assert accuracy.startswith(f"accuracy of the file {record.test_acc:.2%} [")
-    assert (tmp_path / "student.onnx").stat().st_size > 10_000
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (20, 30), (200, 90, 10)).save(folder / "a.png")
+    without = f"import runpy, sys; sys.modules |= dict(torch=None, kd=None); runpy.run_path({str(EXAMPLE)!r})"
+    command = [sys.executable, "-c", without, "student.onnx", "photos"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    (best,) = load(finished / "run").predict(folder / "a.png")
+    assert re.fullmatch(rf"a\.png: {best.label}, \d+\.\d%\n", shown.stdout), shown.stderr
 
 
 def test_export_writes_int8_and_refuses_what_loses_too_much(program, monkeypatch, tmp_path):
