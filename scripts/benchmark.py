@@ -19,13 +19,11 @@ import sys
 import tempfile
 import time
 import warnings
-from functools import cache, cached_property, partial
-from itertools import islice
+from functools import cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import textbook
 import torch
 from hydra.errors import HydraException
@@ -33,7 +31,6 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from turns import Timed, Turns, TurnsOver, processes, spawn, take_turns
 
-from kd.app.build import Builder
 from kd.app.cli import THREAD_WAITING
 from kd.app.compose import Command, compose
 from kd.app.explain import explain
@@ -47,7 +44,7 @@ from kd.runs.results import Result
 from kd.runs.status import measured_by
 from kd.runs.weights import save_weights
 from kd.terminal import Parser, file, positive
-from kd.training.fit import device_name
+from kd.training.performance import device_name
 
 WORKLOADS = {
     "teacher": ["method=teacher"],
@@ -170,44 +167,12 @@ def train_textbook(workload: str, turns: Turns, options: argparse.Namespace, fol
 
 
 def train_ours(workload: str, loop: str, turns: Turns, options: argparse.Namespace, folder: Path) -> None:
-    build = PacedBuilder(command(workload, loop, options, folder), turns, options.rounds)
+    from paced import PacedBuilder  # loads Lightning, which the textbook and mistakes do without
+
+    build = PacedBuilder(command(workload, loop, options, folder), noise(), turns, options.rounds)
     # By hand: `describe` starts git, which would count as a worker in `peak_memory_gb`.
     record = Result(method=workload, seed=0, dataset="noise", epochs=1, status="running")
     run(build, record, folder / f"{loop}_{workload}")
-
-
-class PacedBuilder(Builder):
-    """Builds what `train.py` builds, but with noise for images and a training that takes turns."""
-
-    def __init__(self, command: Command, turns: Turns, rounds: int) -> None:
-        super().__init__(command)
-        self.turns, self.rounds = turns, rounds
-
-    @cached_property
-    def images(self) -> Images:
-        return noise()
-
-    def callbacks(self) -> list[L.Callback]:
-        return [Pace(self, self.turns, self.rounds)]
-
-
-class Pace(L.Callback):
-    """Makes a training take turns. Where the teacher's logits are stored, those of all turns are stored beforehand."""
-
-    def __init__(self, build: Builder, turns: Turns, rounds: int) -> None:
-        self.build, self.turns, self.steps = build, turns, rounds * (turns.warmup + turns.steps)
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if self.build.stored is not None:
-            loader = trainer.datamodule.train_dataloader()
-            for epoch, start in enumerate(range(0, self.steps, len(loader))):
-                loader.sampler.set_epoch(epoch)
-                for batch in islice(loader, self.steps - start):
-                    pl_module.teacher(batch)
-        self.turns.begin()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.turns.step()
 
 
 def command(workload: str, loop: str, options: argparse.Namespace, folder: Path) -> Command:
@@ -238,17 +203,12 @@ def first_step_seconds(options: argparse.Namespace, folder: Path) -> float:
 
 def train_one_step(options: argparse.Namespace, folder: Path) -> None:
     """Do what `python train.py data=digits method=standard` does, up to the end of the first step."""
+    from paced import Builder, Exit
+
     silence()
     task, _ = compose(["data=digits", "method=standard", f"trainer={options.device}"])
     check_command(task)
     run(Builder(task), describe(task), folder / "first_step", [Exit()])
-
-
-class Exit(L.Callback):
-    """Ends the process after the first training step."""
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        os._exit(0)
 
 
 @cache

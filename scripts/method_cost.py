@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from hydra.errors import HydraException
@@ -23,9 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 
-from kd.app.build import Builder
-from kd.app.compose import compose, conf_dir, plain
-from kd.app.explain import explain
+from kd.app.compose import Command, compose, conf_dir
+from kd.app.explain import explain, settings_of
 from kd.app.programs import check_settings
 from kd.app.run import check_command
 from kd.data.batch import Batch
@@ -34,7 +33,10 @@ from kd.errors import UserError
 from kd.runs.status import measured_by
 from kd.teachers.frozen import FrozenTeacher
 from kd.terminal import Parser, file, positive
-from kd.training.fit import device_name
+from kd.training.performance import device_name
+
+if TYPE_CHECKING:
+    from kd.app.build import Builder
 
 BASELINE = "logits"
 IMAGES = 50_000
@@ -61,8 +63,8 @@ def methods() -> list[str]:
     """Return the methods whose steps differ: those that teach a student, and no chain of such."""
     names = []
     for path in sorted((conf_dir() / "method").glob("*.yaml")):
-        settings = plain(compose([f"method={path.stem}"])[0].cfg)
-        if "student" in settings["spec"]["networks"] and not settings["chain"]:
+        settings = settings_of(path)
+        if "student" in (settings.get("spec") or {}).get("networks", ["student"]) and "chain" not in settings:
             names.append(path.stem)
     return names
 
@@ -102,14 +104,18 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-class NoiseBuilder(Builder):
-    """Builds what `train.py` builds, but for a data set without pixels."""
+def noise_builder(command: Command) -> "Builder":
+    """Return what builds what `train.py` builds, but for a data set without pixels."""
+    from kd.app.build import Builder  # Lightning takes five seconds, too long for help and mistakes
 
-    @cached_property
-    def images(self) -> Images:
-        blank, labels = torch.zeros((), dtype=torch.uint8), torch.arange(IMAGES) % 10
-        x = blank.expand(IMAGES, 3, 32, 32)
-        return Images("noise", tuple("abcdefghij"), x, labels, x[:10], labels[:10])
+    class NoiseBuilder(Builder):
+        @cached_property
+        def images(self) -> Images:
+            blank, labels = torch.zeros((), dtype=torch.uint8), torch.arange(IMAGES) % 10
+            x = blank.expand(IMAGES, 3, 32, 32)
+            return Images("noise", tuple("abcdefghij"), x, labels, x[:10], labels[:10])
+
+    return NoiseBuilder(command)
 
 
 class Cost(NamedTuple):
@@ -189,7 +195,7 @@ def training(name: str, pair: str, batch: int, options: argparse.Namespace) -> t
         ]
     )
     check_command(command)
-    build = NoiseBuilder(command)
+    build = noise_builder(command)
     device = torch_device(options)
     torch.manual_seed(0)
     frozen = None

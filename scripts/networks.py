@@ -25,8 +25,7 @@ from kd.errors import UserError
 from kd.models.output import Output
 from kd.runs.status import measured_by
 from kd.terminal import Parser, file, positive
-from kd.training.fit import device_name
-from kd.training.performance import choose_device, choose_precision
+from kd.training.performance import choose_device, choose_precision, device_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = "docs/models.md"

@@ -13,7 +13,6 @@ from kd.files import replaced
 from kd.report.text import visible
 from kd.runs.given import weights_file
 from kd.runs.results import FILE, read, write
-from kd.runs.weights import load_weights
 from kd.terminal import Parser, tolerant_stdout
 
 
@@ -42,6 +41,8 @@ def publish(run: Path, to: Path, license_name: str | None) -> Path:
     weights = weights_file(run)
     if not run.is_dir():
         raise UserError(f"{run}: give the directory of a run, which has its {FILE}")
+    from kd.runs.weights import load_weights  # loads torch
+
     load_weights(weights)  # damaged ones are refused
     record = read(run / FILE)
     text = card(record, weights.name, license_name)

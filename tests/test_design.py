@@ -198,6 +198,6 @@ def test_hydras_global_is_read_in_the_command_line_alone(module):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
 def test_every_program_has_a_test_that_starts_it(path):
-    """A file of its name; textbook.py and turns.py are parts of benchmark.py."""
-    names = {"readme": "readme_script", "textbook": "benchmark"}
+    """A file of its name; paced.py, textbook.py and turns.py are parts of benchmark.py."""
+    names = {"readme": "readme_script", "paced": "benchmark", "textbook": "benchmark"}
     assert (ROOT / "tests" / "scripts" / f"test_{names.get(path.stem, path.stem)}.py").is_file()

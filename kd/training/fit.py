@@ -2,7 +2,6 @@
 
 import logging
 import math
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from kd.training.checkpoints import PREVIOUS, AtomicCheckpoints
 from kd.training.loggers import Samples, abandon, conclude, log_confusion, name_run
 from kd.training.memory import lacks_memory, out_of_memory
 from kd.training.modules import Classifier
+from kd.training.performance import device_name
 
 CHECKPOINT = Path(CHECKPOINTS, "last.ckpt")
 DIVERGED = 10
@@ -263,13 +263,6 @@ def parameter_count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def device_name(device: torch.device) -> str:
-    """Return a readable name: "NVIDIA H100", "AMD EPYC 9R14 (2 threads)"."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_processor() or device.type} ({torch.get_num_threads()} threads)"
-
-
 def _summary(record: Result) -> tuple[dict[str, Any], dict[str, float]]:
     fields = ("seed", "student", "teacher", "dataset", "epochs", "variant")
     settings = {
@@ -286,11 +279,3 @@ def _summary(record: Result) -> tuple[dict[str, Any], dict[str, float]]:
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")

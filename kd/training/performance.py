@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -197,3 +198,18 @@ def keep_memory() -> None:
     libc.mallopt(trim_threshold, 2**31 - 1)
     libc.mallopt(top_pad, 64 * 2**20)
     libc.mallopt(arena_max, 1)  # the arenas of further threads are too small for activations
+
+
+def device_name(device: torch.device) -> str:
+    """Return a readable name: "NVIDIA H100", "AMD EPYC 9R14 (2 threads)"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor() or device.type} ({torch.get_num_threads()} threads)"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")

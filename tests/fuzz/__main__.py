@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -13,34 +14,38 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from tests.fuzz import command, files, workers
-from tests.fuzz.originals import make_images, prepare
+from tests.fuzz import workers
 
 
 class Kind(NamedTuple):
     """What is damaged, and how many of 100 cases it gets: fewer where a case takes a second or more."""
 
-    case: workers.Case
+    case: str
+    """Module and function, which load torch and Lightning: too long for help and mistakes."""
     share: int
 
 
 KINDS = {
-    "command": Kind(command.command, 5),
-    "configuration": Kind(command.configuration, 3),
-    "records": Kind(files.records, 22),
-    "predictions": Kind(files.predictions, 26),
-    "images": Kind(files.images, 29),
-    "parquet": Kind(files.parquets, 12),
-    "checkpoint": Kind(files.checkpoints, 2),
-    "store": Kind(files.store, 1),
+    "command": Kind("command.command", 5),
+    "configuration": Kind("command.configuration", 3),
+    "records": Kind("files.records", 22),
+    "predictions": Kind("files.predictions", 26),
+    "images": Kind("files.images", 29),
+    "parquet": Kind("files.parquets", 12),
+    "checkpoint": Kind("files.checkpoints", 2),
+    "store": Kind("files.store", 1),
 }
 
 
 def main() -> int:
     args = _arguments()
+    from tests.fuzz.originals import make_images, prepare
+
     kinds = args.kinds or list(KINDS)
+    for kind in kinds:
+        _case(kind)  # loaded before the workers are forked from this process, like what follows
     trains = not {"images", "parquet"}.issuperset(kinds)
-    if trains:  # loaded once, before the workers are forked from this process
+    if trains:
         import kd.app.build
         import kd.app.teacher
         import kd.app.train
@@ -75,7 +80,13 @@ def main() -> int:
 
 
 def _part(kind: str, seeds: range, originals: Path) -> list[workers.Outcome]:
-    return list(workers.try_cases(KINDS[kind].case, kind, seeds, originals))
+    return list(workers.try_cases(_case(kind), kind, seeds, originals))
+
+
+def _case(kind: str) -> workers.Case:
+    module, _, name = KINDS[kind].case.partition(".")
+    case: workers.Case = getattr(import_module(f"tests.fuzz.{module}"), name)
+    return case
 
 
 def _print_failure(kind: str, outcome: workers.Outcome) -> None:

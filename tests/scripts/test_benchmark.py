@@ -58,20 +58,21 @@ def test_benchmark_reports_a_mistake_in_one_line(tmp_path, one_line, arguments, 
 def test_pace_stores_the_logits_of_all_turns_beforehand(tmp_path, monkeypatch, noise):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     import benchmark
+    from paced import PacedBuilder
 
     class CountingTurns(benchmark.Turns):
         def begin(self):
             self.asked, self.found = build.stored.requested, build.stored.found
             super().begin()
 
-    monkeypatch.setattr(benchmark, "noise", lambda: noise(train=2000, test=100))
     save_weights(CNN(32, 10, 8, "relu", 0.25, 0.5), tmp_path / benchmark.TEACHER, {})
     options = argparse.Namespace(device="cpu", batch=600, overrides=["data.val_fraction=0"])
     parent, child = multiprocessing.Pipe()
     for go_on in (True, True, False):
         parent.send(go_on)
     turns = CountingTurns(child, warmup=2, steps=2)  # eight steps of two turns, three of which make an epoch
-    build = benchmark.PacedBuilder(benchmark.command("logits_stored", "changed", options, tmp_path), turns, rounds=2)
+    command = benchmark.command("logits_stored", "changed", options, tmp_path)
+    build = PacedBuilder(command, noise(train=2000, test=100), turns, rounds=2)
     record = Result(method="logits", seed=0, dataset="noise", epochs=1, status="running")
     with pytest.raises(benchmark.TurnsOver):
         run(build, record, tmp_path / "run")

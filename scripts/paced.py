@@ -1,0 +1,53 @@
+"""Trainings of `train.py` that take turns, and one that ends after a step. `benchmark.py` uses them."""
+
+import os
+from itertools import islice
+from typing import Any
+
+import lightning as L
+from turns import Turns
+
+from kd.app.build import Builder
+from kd.app.compose import Command
+from kd.data.images import Images
+
+
+class PacedBuilder(Builder):
+    """Builds what `train.py` builds, but with given images and a training that takes turns."""
+
+    def __init__(self, command: Command, images: Images, turns: Turns, rounds: int) -> None:
+        super().__init__(command)
+        self.given, self.turns, self.rounds = images, turns, rounds
+
+    @property
+    def images(self) -> Images:
+        return self.given
+
+    def callbacks(self) -> list[L.Callback]:
+        return [Pace(self, self.turns, self.rounds)]
+
+
+class Pace(L.Callback):
+    """Makes a training take turns. Where the teacher's logits are stored, those of all turns are stored beforehand."""
+
+    def __init__(self, build: Builder, turns: Turns, rounds: int) -> None:
+        self.build, self.turns, self.steps = build, turns, rounds * (turns.warmup + turns.steps)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.build.stored is not None:
+            loader = trainer.datamodule.train_dataloader()
+            for epoch, start in enumerate(range(0, self.steps, len(loader))):
+                loader.sampler.set_epoch(epoch)
+                for batch in islice(loader, self.steps - start):
+                    pl_module.teacher(batch)
+        self.turns.begin()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.turns.step()
+
+
+class Exit(L.Callback):
+    """Ends the process after the first training step."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        os._exit(0)
