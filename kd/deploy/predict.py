@@ -57,14 +57,14 @@ class _Input(NamedTuple):
 
 
 class Classification:
-    """Classifies images batch by batch; those that cannot be read are told and left out.
+    """Classifies images batch by batch; those that cannot be read are reported and left out.
 
     Args:
         networks: the network, and perhaps another one whose answers are shown beside.
         top: how many classes of each image, at least 1.
         batch_size: of images that are classified together, at least 1.
-        tell: called with what is wrong with an image, in one line.
-        keep: called with each image that was read, upright and RGB.
+        on_error: called with what is wrong with an image, in one line.
+        on_image: called with each image that was read, upright and RGB.
     """
 
     def __init__(
@@ -72,10 +72,11 @@ class Classification:
         networks: Sequence[Predictor],
         top: int,
         batch_size: int,
-        tell: Callable[[str], None],
-        keep: Callable[[str, Image.Image], None] = lambda name, image: None,
+        on_error: Callable[[str], None],
+        on_image: Callable[[Image.Image], None] = lambda image: None,
     ) -> None:
-        self.networks, self.top, self.batch_size, self.tell, self.keep = networks, top, batch_size, tell, keep
+        self.networks, self.top, self.batch_size = networks, top, batch_size
+        self.on_error, self.on_image = on_error, on_image
         self.failures = 0
 
     def answers(self, names: Iterable[str]) -> Iterator[Answer]:
@@ -93,13 +94,14 @@ class Classification:
         for name in names:
             try:
                 image = read(name)
+                # Resized here: a batch of photos as they are could be larger than the memory.
+                x = [network.preprocess(image) for network in self.networks]
             except UserError as error:
                 self.failures += 1
-                self.tell(str(error))
+                self.on_error(str(error))
                 continue
-            self.keep(name, image)
-            # Resized here: a batch of photos as they are could be larger than the memory.
-            yield _Input(name, [network.preprocess(image) for network in self.networks])
+            self.on_image(image)
+            yield _Input(name, x)
 
 
 @torch.inference_mode()
@@ -220,18 +222,18 @@ def main() -> int:
     tolerant_stdout()
     end_with_the_pipe()
     program = Path(sys.argv[0]).name
+
+    def print_error(line: str) -> None:
+        print(f"{program}: {visible(line)}", file=sys.stderr)
+
     try:
         args = _arguments()
         device = _device(args.device)
         paths = [path for path in (args.network, args.teacher) if path is not None]
         networks = [load(path, args.trust).to(device) for path in paths]
     except UserError as error:
-        print(f"{program}: {visible(str(error))}", file=sys.stderr)
+        print_error(str(error))
         return 1
-
-    def tell(line: str) -> None:
-        print(f"{program}: {visible(line)}", file=sys.stderr)
-
     names: list[str] = []
     failures = 0
     for argument in args.images:
@@ -239,15 +241,15 @@ def main() -> int:
             names += found(argument)
         except UserError as error:
             failures += 1
-            tell(str(error))
+            print_error(str(error))
     pictures: list[Image.Image] = []
 
-    def keep(name: str, image: Image.Image) -> None:
+    def keep(image: Image.Image) -> None:
         if args.sheet is not None and len(pictures) < SHEET:
             pictures.append(image.copy())
             pictures[-1].thumbnail(THUMBNAIL)
 
-    classification = Classification(networks, args.top, args.batch_size, tell, keep)
+    classification = Classification(networks, args.top, args.batch_size, print_error, keep)
     top = min(args.top, len(networks[0].classes))
     form: Callable[[Answer], str]
     if args.csv:
@@ -267,7 +269,7 @@ def main() -> int:
         try:
             draw(args.sheet, drawn, len(names) - classification.failures)
         except UserError as error:
-            tell(str(error))
+            print_error(str(error))
             return 1
     return 1 if failures + classification.failures else 0
 

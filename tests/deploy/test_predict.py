@@ -136,6 +136,13 @@ def test_predict_escapes_names_that_would_act_on_the_terminal(program, photos):
     assert printed.count("\n") == 1
 
 
+def test_predict_refuses_files_to_a_network_of_many_channels(program, photos, tmp_path):
+    weights(tmp_path / "student.safetensors", channels=5)
+    code, printed, errors = program(photos / "0.png", photos / "1.png")
+    assert (code, printed, errors.count("\n")) == (1, "", 2)
+    assert "images must be pixels of 5 channels" in errors
+
+
 def test_predict_reads_standard_input(program, photos, monkeypatch):
     _, expected, _ = program(photos / "1.png", "--json")
     with open(photos / "1.png", "rb") as file:
