@@ -5,34 +5,18 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from kd.app.explain import explain
+from kd.app.programs import run_program
 from kd.app.recorded import recorded_data, split
-from kd.errors import UserError
 from kd.files import replaced
 from kd.report.text import visible
 from kd.runs.given import weights_file
-from kd.terminal import Parser, file, tolerant_stdout
+from kd.terminal import Parser, file
 
 if TYPE_CHECKING:
     from kd.deploy.evaluate import Evaluation
 
 FEW_CLASSES = 20
 """Of which a table shows all; of more, those with the lowest accuracy."""
-
-
-def main() -> int:
-    tolerant_stdout()
-    args = argparse.Namespace(settings=[])
-    try:
-        args = _arguments()
-        run(args)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"evaluate.py: {visible(explain(error, args.settings))}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def run(args: argparse.Namespace) -> None:
@@ -133,6 +117,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=file, metavar="FILE", help="write all figures there, with the confusion matrix")
     parser.add_argument("--trust", action="store_true", help="weights of your own, whose network any code may build")
     return parser.parse_args()
+
+
+def main() -> int:
+    return run_program("evaluate.py", _arguments, run)
 
 
 if __name__ == "__main__":

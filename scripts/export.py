@@ -5,16 +5,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from kd.app.explain import explain
+from kd.app.programs import run_program
 from kd.app.recorded import recorded_data
 from kd.errors import UserError
 from kd.files import replaced
-from kd.report.text import visible
 from kd.runs.given import weights_file
-from kd.terminal import Parser, file, positive, tolerant_stdout
+from kd.terminal import Parser, file, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,18 +22,6 @@ MOST_LOST = 0.01
 """Share of held-out training images that int8 may lose; more than that is refused."""
 HELD_OUT = 2000
 """Training images that this is measured on, none of them among those for calibration."""
-
-
-def main() -> int:
-    tolerant_stdout()
-    args = argparse.Namespace(settings=[])
-    try:
-        args = _arguments()
-        export(args)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"export.py: {visible(explain(error, args.settings))}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def export(args: argparse.Namespace) -> None:
@@ -149,6 +133,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--license", default="not stated", metavar="NAME", help="of the weights, for the metadata")
     parser.add_argument("--trust", action="store_true", help="weights of your own, whose network any code may build")
     return parser.parse_args()
+
+
+def main() -> int:
+    return run_program("export.py", _arguments, export)
 
 
 if __name__ == "__main__":

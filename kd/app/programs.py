@@ -1,11 +1,38 @@
 """The command line of the programs beside `train.py` that run trainings, and what programs print to go on with."""
 
+import argparse
 import os
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from kd.app.arguments import NAME, in_shell, read_arguments, refuse_wrong_choices, sweeps
+from kd.app.explain import explain
 from kd.errors import UserError
+from kd.report.text import visible
+from kd.terminal import tolerant_stdout
+
+
+def run_program(name: str, parse: Callable[[], argparse.Namespace], work: Callable[[argparse.Namespace], None]) -> int:
+    """Run a program that takes settings of ours, and return its exit code: 1 for a mistake, told in one line.
+
+    Args:
+        name: of the program, as in "export.py".
+        parse: returns its command line, with the settings in `settings`.
+        work: what it does.
+    """
+    tolerant_stdout()
+    args = argparse.Namespace(settings=[])
+    try:
+        args = parse()
+        work(args)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"{name}: {visible(explain(error, args.settings))}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def check_settings(overrides: Sequence[str], several: str = "give a single value") -> None:
