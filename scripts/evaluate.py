@@ -5,7 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from kd.app.programs import run_program
+from kd.app.programs import add_network, run_program
 from kd.app.recorded import recorded_data, split
 from kd.files import replaced
 from kd.report.text import visible
@@ -105,8 +105,7 @@ def _arguments() -> argparse.Namespace:
         "  python scripts/evaluate.py student.safetensors data=folder data.root=my_images --other RUN_DIR",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("network", metavar="RUN_OR_WEIGHTS", help="run directory, or its file of weights")
-    parser.add_argument("settings", nargs="*", metavar="data.NAME=VALUE", help="the images, if not the run's own")
+    add_network(parser)
     parser.add_argument("--split", choices=["test", "val", "train"], default="test", help="default: test")
     parser.add_argument("--other", metavar="RUN_OR_WEIGHTS", help="another network, to compare predictions with")
     parser.add_argument(
@@ -115,7 +114,6 @@ def _arguments() -> argparse.Namespace:
         help="fit a temperature on the validation split, and store it beside the weights, where kd.load finds it",
     )
     parser.add_argument("--json", type=file, metavar="FILE", help="write all figures there, with the confusion matrix")
-    parser.add_argument("--trust", action="store_true", help="weights of your own, whose network any code may build")
     return parser.parse_args()
 
 

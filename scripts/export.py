@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kd.app.programs import run_program
+from kd.app.programs import add_network, run_program
 from kd.app.recorded import recorded_data
 from kd.errors import UserError
 from kd.files import replaced
@@ -106,13 +106,7 @@ def _arguments() -> argparse.Namespace:
         "  python scripts/export.py student.safetensors data=cifar10 data.root=data --format torch_export",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("network", metavar="RUN_OR_WEIGHTS", help="run directory, or its file of weights")
-    parser.add_argument(
-        "settings",
-        nargs="*",
-        metavar="data.NAME=VALUE",
-        help="the images, if not the run's own",
-    )
+    add_network(parser)
     parser.add_argument("--format", choices=list(SUFFIXES), default="onnx", help="default: onnx")
     parser.add_argument("--out", type=file, metavar="FILE", help="default: beside the weights, by their name")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
@@ -131,7 +125,6 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--force", action="store_true", help="write an int8 file that loses much, too")
     parser.add_argument("--license", default="not stated", metavar="NAME", help="of the weights, for the metadata")
-    parser.add_argument("--trust", action="store_true", help="weights of your own, whose network any code may build")
     return parser.parse_args()
 
 

@@ -35,6 +35,13 @@ def run_program(name: str, parse: Callable[[], argparse.Namespace], work: Callab
     return 0
 
 
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Add what programs have in common that run a trained network on labelled images: network, settings, trust."""
+    parser.add_argument("network", metavar="RUN_OR_WEIGHTS", help="run directory, or its file of weights")
+    parser.add_argument("settings", nargs="*", metavar="data.NAME=VALUE", help="the images, if not the run's own")
+    parser.add_argument("--trust", action="store_true", help="weights of your own, whose network any code may build")
+
+
 def check_settings(overrides: Sequence[str], several: str = "give a single value") -> None:
     """Refuse settings of one run that `train.py` would refuse by their form alone.
 

@@ -42,7 +42,7 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
     record = _record(weights)
     if record is not None and "data" not in keys:
         own = shlex.split(record.command or "")
-        untold = to_be_typed(own)
+        untold = to_be_typed(own) + ([] if record.config_dir is None else [f"--config-dir={record.config_dir}"])
         if untold:
             raise UserError(
                 f"{weights.parent / FILE} has {' '.join(untold)}, which may run code; name the images by "
@@ -56,12 +56,11 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
         typed = [*typed, *(f"{name}={value}" for name, value in shape.items() if name not in keys)]
     from kd.app.build import Builder  # imports torch
 
-    config_dir = Path(record.config_dir) if record and record.config_dir else None
-    command, _ = compose([*own, *typed], config_dir=config_dir)
+    command, _ = compose([*own, *typed])
     root = OmegaConf.select(command.cfg, "data.root")
     if own and "data.root" not in keys and root is not None and record and record.cwd:
         there = Path(record.cwd, Path(str(root)).expanduser())
-        command, _ = compose([*own, *typed, quoted("data.root", str(there))], config_dir=config_dir)
+        command, _ = compose([*own, *typed, quoted("data.root", str(there))])
     return Builder(command)
 
 

@@ -1,5 +1,6 @@
 """Trained networks as files that other programs run: ONNX and `torch.export`, checked against the network."""
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ class Deployed(nn.Module):
 
     def __init__(self, predictor: Predictor, preprocessing: bool) -> None:
         super().__init__()
-        self.net = folded(predictor.net)
+        self.net = folded(copy.deepcopy(predictor.net))  # which it returns if it cannot trace it
         self.preprocessing = preprocessing
         self.shape = (len(predictor.mean), *sides("image_size", predictor.image_size))
         self.temperature = predictor.temperature

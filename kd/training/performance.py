@@ -118,7 +118,7 @@ def _keep_layout(flatten: nn.Module, args: tuple[Tensor]) -> None:
 def folded(net: nn.Module) -> nn.Module:
     """Return a copy with each BatchNorm folded into the convolution before it, for inference.
 
-    A network that torch.fx cannot trace is returned as it is.
+    A network that torch.fx cannot trace is itself returned.
     """
     try:
         folded: nn.Module = fuse(net)

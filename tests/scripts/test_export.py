@@ -1,3 +1,4 @@
+import json
 import logging
 import re
 import shutil
@@ -88,9 +89,14 @@ def test_export_refuses_in_a_line(program, tmp_path, arguments, answer):
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-def test_export_takes_no_code_from_a_record(program, tmp_path):
+@pytest.mark.parametrize("changes", [{"command": "data=digits data.source._target_=os.system"}, {"config_dir": "mine"}])
+def test_export_takes_no_code_from_a_record(program, tmp_path, changes):
+    group = tmp_path / "mine" / "data"
+    group.mkdir(parents=True)
+    (group / "digits.yaml").write_text("source: {_target_: pathlib.Path.touch, self: ran}")  # would be called
     record = tmp_path / "run" / "result.json"
-    record.write_text(record.read_text().replace("method=logits", "+data.source._target_=os.system method=logits"))
+    record.write_text(json.dumps({**json.loads(record.read_text()), **changes}))
     code, _, errors = program("run")
-    assert code == 1
+    assert (code, errors.count("\n")) == (1, 1)
     assert "which may run code; name the images by data=NAME data.root=DIR" in errors
+    assert not (tmp_path / "ran").exists()
