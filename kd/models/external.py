@@ -224,21 +224,8 @@ def timm(
 
         return _for_pixels(build, "img_size", pixels)
 
-    return External(
-        make,
-        f"timm's {known}",
-        num_classes,
-        image_size,
-        stages,
-        head,
-        preacts,
-        pretrained,
-        size,
-        mean,
-        std,
-        classes,
-        in_channels,
-    )
+    title, shape = f"timm's {known}", (num_classes, image_size)
+    return External(make, title, *shape, stages, head, preacts, pretrained, size, mean, std, classes, in_channels)
 
 
 def custom(
@@ -278,21 +265,8 @@ def custom(
     for name in ("num_classes", "image_size", "in_channels"):
         if name in more:
             raise ValueError(f"settings.{name} comes from the data; leave it out")
-    return External(
-        make,
-        str(target),
-        num_classes,
-        image_size,
-        stages,
-        head,
-        preacts,
-        pretrained,
-        size,
-        mean,
-        std,
-        classes,
-        in_channels,
-    )
+    title, shape = str(target), (num_classes, image_size)
+    return External(make, title, *shape, stages, head, preacts, pretrained, size, mean, std, classes, in_channels)
 
 
 def _require_images_alone(net: nn.Module, title: str) -> None:
