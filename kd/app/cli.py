@@ -163,7 +163,7 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped is stopped: resumable, exit code 130
-    arguments, node = sys.argv[1:], None
+    arguments, failure = sys.argv[1:], None
     try:
         Path.cwd()  # an error where the folder is gone
         if {"-h", "--help"} & set(arguments):
@@ -174,13 +174,17 @@ def main() -> None:
         if node is None:
             _main()
         else:
-            run_composed(node, _single, known.config_dir)
+            failure = run_composed(node, _single, known.config_dir)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # Hydra's own may be any
-        if wants_traceback or (node is not None and not isinstance(error, EXPECTED)):
+        if wants_traceback:
             raise
         fail(error, arguments)
+    if failure is not None:
+        if wants_traceback or not isinstance(failure, EXPECTED):
+            raise failure
+        fail(failure, arguments)
 
 
 def fail(error: Exception, arguments: Sequence[str]) -> NoReturn:

@@ -125,7 +125,7 @@ def _initialized(config_dir: Path | None) -> Iterator[None]:
         yield
 
 
-def run_composed(node: DictConfig, task: TaskFunction, config_dir: Path | None = None) -> None:
+def run_composed(node: DictConfig, task: TaskFunction, config_dir: Path | None = None) -> Exception | None:
     """Do what Hydra's main does with a single run, whose configuration it would compose twice more.
 
     Args:
@@ -133,8 +133,9 @@ def run_composed(node: DictConfig, task: TaskFunction, config_dir: Path | None =
         task: the run.
         config_dir: see `compose`.
 
-    Raises:
-        Exception: what the task raises.
+    Returns:
+        What the task raised; None if it did its work. What Hydra itself raises, of a wrong logging for example, is not
+        caught.
     """
     cfg = cast(DictConfig, node._get_parent())
     node.mode = RunMode.RUN
@@ -145,8 +146,7 @@ def run_composed(node: DictConfig, task: TaskFunction, config_dir: Path | None =
         context = HydraContext(GlobalHydra.instance().config_loader(), callbacks)
         done = run_job(task, cfg, job_dir_key="hydra.run.dir", job_subdir_key=None, hydra_context=context)
         callbacks.on_run_end(**about, job_return=done)
-    if done.status is not JobStatus.COMPLETED:
-        raise done._return_value
+    return None if done.status is JobStatus.COMPLETED else done._return_value
 
 
 def _refuse_bombs(folder: Path) -> None:

@@ -92,3 +92,11 @@ def test_compose_sees_a_file_that_has_changed(tmp_path):
             command, _ = compose(["student=own"], config_dir=tmp_path)
             assert command.cfg.student.scale == scale
             command.cfg.student.scale = 0
+
+
+def test_single_run_tells_what_hydra_refuses_in_a_line(run):
+    """Hydra asserts that this is a switch, a name or a list; a run's own unexpected error has its traceback."""
+    code, printed = run(*QUICK, "method=standard", "hydra.verbose=3", "hydra.run.dir=run")
+    assert (code, printed.count("\n")) == (1, 1)
+    assert printed.startswith("error: ")
+    assert printed.endswith(" (AssertionError; HYDRA_FULL_ERROR=1 shows where)\n")
