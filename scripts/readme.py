@@ -8,8 +8,9 @@ from pathlib import Path
 from kd.errors import UserError
 from kd.report.comparison import Comparison, compare
 from kd.report.page import report
-from kd.report.rows import Row, Summary, summarize
+from kd.report.rows import Row
 from kd.report.speed import to_markdown
+from kd.report.summary import Summary, summarize
 from kd.report.tables import to_brief, to_csv
 from kd.runs.results import collect
 

@@ -11,7 +11,8 @@ from kd.errors import UserError
 from kd.report.arguments import out_dir, parser
 from kd.report.comparison import Comparison, by_baseline, compare, comparison_notes
 from kd.report.ranking import best, leaders
-from kd.report.rows import Row, Summary, summarize, titled
+from kd.report.rows import Row, titled
+from kd.report.summary import Summary, summarize
 from kd.report.tables import differences_to_rich, to_rich
 from kd.report.text import encodable, visible
 from kd.runs.results import collect

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from kd.report.comparison import Comparison
 from kd.report.ranking import leaders
-from kd.report.rows import Role, Row, Summary, titled
+from kd.report.rows import Role, Row, titled
 from kd.report.statistics import UNCERTAIN, UNSEEN
 from kd.report.style import FAINT, INK, TEACHER, Colour, Look, framed, literal, looks, message, panels, wrapped
+from kd.report.summary import Summary
 from kd.runs.results import Result
 
 MANY = 12

@@ -12,7 +12,8 @@ from kd.files import replaced
 from kd.report import figures
 from kd.report.comparison import Comparison, by_baseline, comparison_notes
 from kd.report.ranking import best
-from kd.report.rows import Summary, titled
+from kd.report.rows import titled
+from kd.report.summary import Summary
 from kd.report.sweeps import Picture, pictures
 from kd.report.tables import differences_to_markdown, to_csv, to_markdown
 from kd.report.text import escaped, slug

@@ -1,24 +1,18 @@
 """Rows of a report: one per configuration, over its seeds."""
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from kd.errors import UserError
 from kd.report.knobs import knob_names, knob_text, natural, sort_key
-from kd.report.statistics import FEWEST, LEVEL, Interval, binomial_interval, t_interval
-from kd.report.text import fewer, shortened, visible
-from kd.runs.results import Knob, Result
+from kd.report.statistics import Interval, t_interval
+from kd.runs.results import Result
 
-MOST_NOTES = 5
-"""Notes of one kind, such as on records that cannot be read."""
-MOST_WARNINGS = 20
-MOST_OVERRIDES = 100
 TELLING = 0.005
 """Difference from the accuracy from which on the mean of the classes' accuracies is shown."""
 MOST_PIECES = 12
@@ -161,35 +155,6 @@ class Row:
         return self.test_acc.mean / self.teacher_acc if self.test_acc and self.teacher_acc else None
 
 
-class Summary(NamedTuple):
-    """All rows, and what a reader must know about them."""
-
-    rows: list[Row]
-    """By data set; teachers, then students trained on labels alone, then those that a method taught; then by method
-    and knobs."""
-    explanations: list[str]
-    """How the figures are to be read; one sentence or two each."""
-    left_out: list[str]
-    """What is not in the rows, or that they are trials; one sentence each."""
-    warnings: list[str]
-    """Warnings of the records, each once, with the runs that they concern."""
-
-    @property
-    def notes(self) -> list[str]:
-        return [*self.left_out, *self.warnings, *self.explanations]
-
-    @property
-    def datasets(self) -> str:
-        return _joined(dict.fromkeys(row.first.dataset for row in self.rows), ", ")
-
-    def by_dataset(self) -> "list[Summary]":
-        """Return a summary of the rows of each data set, with the notes on all of them."""
-        rows: dict[str, list[Row]] = {}
-        for row in self.rows:
-            rows.setdefault(row.first.dataset, []).append(row)
-        return [self._replace(rows=group) for group in rows.values()]
-
-
 def titled(rows: Sequence[Row]) -> str:
     """Name the data of rows of one data set in a title, with what makes trials of them."""
     trials = list(dict.fromkeys(row.trial for row in rows if row.trial))
@@ -199,84 +164,28 @@ def titled(rows: Sequence[Row]) -> str:
     )
 
 
-def summarize(results: Iterable[Result], skipped: Sequence[str] = ()) -> Summary:
-    """Put the finished runs among `results` into rows; the notes also name the records that were `skipped`.
-
-    Trials are left out unless there is nothing else, and so are runs that diverged: both would spoil means.
-
-    Raises:
-        UserError: if no run is finished, or all that are diverged.
-    """
-    results = prepared(results)
-    done = [result for result in results if result.status == "done"]
-    unfinished = Counter(result.status for result in results if result.status != "done")
-    listed = ", ".join(f"{count} {status}" for status, count in sorted(unfinished.items()))
-    if not done:
-        raise UserError(f"no finished run to report on: {listed or 'no runs at all'}")
-    trials = [run for run in done if run.trial]
-    chosen = [run for run in done if not run.trial] or trials
-    sound = [run for run in chosen if not run.diverged]
-    if not sound:
-        raise UserError(f"no run to report on: {_count(len(chosen), 'run')} diverged, {_named(chosen)}; try a lower lr")
-    groups = _groups(sound)
-    rows = _rows(groups)
-    kinds = Counter(run.trial for run in trials)
-    if chosen is trials:
-        left_out = [f"Trial runs only, whose figures are not those of whole runs: {_joined(map(str, kinds), '; ')}."]
-    else:
-        left_out = [f"{_count(number, 'trial run')} left out: {why}." for why, number in kinds.items()]
-        left_out = fewer(left_out, MOST_NOTES, "kinds of trial left out")
-    left_out += _left_out(unfinished.total(), listed, len(sound) - sum(map(len, groups)))
-    diverged = [run for run in chosen if run.diverged]
-    if diverged:
-        left_out.append(f"{_count(len(diverged), 'diverged run')} left out, in no mean: {_named(diverged)}.")
-    left_out += skipped_notes(skipped)
-    return Summary(rows, _explanations(rows), left_out, _warnings(rows, diverged))
+def also_tested(rows: Iterable[Row]) -> list[str]:
+    """Return the names of the further test sets of some rows, in order of first appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row.also_tested))
 
 
-def skipped_notes(reasons: Sequence[str]) -> list[str]:
-    """Return a note for each of the first records that cannot be read, and one on how many more there are."""
-    notes = [f"Skipped {shortened(visible(reason), 300)}" for reason in reasons]
-    return fewer(notes, MOST_NOTES, "records or directories skipped")
+def show_balanced(rows: Iterable[Row]) -> bool:
+    """Return whether the mean of the classes' accuracies tells something else than the accuracy: by `TELLING`."""
+    known = [(row.balanced_acc.mean, row.test_acc.mean) for row in rows if row.balanced_acc and row.test_acc]
+    return any(abs(balanced - acc) >= TELLING for balanced, acc in known)
 
 
-def prepared(results: Iterable[Result]) -> list[Result]:
-    """Return the records, in order, as a report shows them: texts visible, names shortened, trials marked as such.
-
-    In records of older versions, a trial is a run that was tested on fewer images than another on the same data. A
-    record that needs no change is returned as it is.
-    """
-    results = list(results)
-    total: dict[str, int] = {}
-    for run in results:
-        total[run.data_id] = max(total.get(run.data_id, 0), run.test_images or 0, run.test_total or 0)
-    return [_prepared(run, total[run.data_id] if run.data_id else run.test_total or 0) for run in results]
-
-
-def _prepared(run: Result, total: int) -> Result:
-    texts = {name: visible(value) for name, value in vars(run).items() if isinstance(value, str)}
-    texts |= {name: shortened(texts[name]) for name in _NAMES if name in texts}
-    texts["variant"] = " ".join(map(shortened, texts["variant"].split(" ")[:MOST_OVERRIDES]))
-    changes: dict[str, Any] = {name: text for name, text in texts.items() if text != getattr(run, name)}
-    knobs = {shortened(visible(name)): _visible(value) for name, value in run.knobs.items()}
-    changes |= {"knobs": knobs} if knobs != run.knobs else {}
-    for field in ("also_test_acc", "also_test_nll"):
-        figures = {shortened(visible(name)): value for name, value in getattr(run, field).items()}
-        changes |= {field: figures} if figures != getattr(run, field) else {}
-    warnings = [shortened(visible(warning), 500) for warning in run.warnings]
-    changes |= {"warnings": warnings} if warnings != run.warnings else {}
-    if run.trial is None and run.test_images is not None and run.test_images < total:
-        changes["trial"] = f"tested on {run.test_images:,} of {total:,} images"
-    return replace(run, **changes) if changes else run
-
-
-_NAMES = ("method", "student", "teacher", "dataset", "trial")
-
-
-def _visible(value: Knob) -> Knob:
-    if isinstance(value, list):
-        return [visible(item) if isinstance(item, str) else item for item in value]
-    return visible(value) if isinstance(value, str) else value
+def in_rows(done: Iterable[Result]) -> list[Row]:
+    """Put finished runs into rows: by data set, teachers, students alone, distilled ones, then by method and knobs."""
+    groups = _groups(done)
+    firsts = [runs[0] for runs in groups]
+    pieces: dict[int, tuple[str, ...]] = {}
+    kinds = [(first.dataset, first.method) for first in firsts]
+    for kind in set(kinds):
+        places = [i for i, other in enumerate(kinds) if other == kind]
+        pieces.update(zip(places, _pieces([firsts[i] for i in places]), strict=True))
+    known = {first.dataset: _known_teacher(groups, first.dataset) for first in firsts}
+    return [Row(pieces[i], runs, _teacher_acc(runs, known[runs[0].dataset])) for i, runs in enumerate(groups)]
 
 
 def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:
@@ -303,21 +212,10 @@ def _order(run: Result, names: Sequence[str]) -> tuple[object, ...]:
     return (run.dataset, role(run), natural(run.method), *knobs, natural(run.variant), *nets, run.epochs)
 
 
-def _rows(groups: Sequence[tuple[Result, ...]]) -> list[Row]:
-    firsts = [runs[0] for runs in groups]
-    pieces: dict[int, tuple[str, ...]] = {}
-    kinds = [(first.dataset, first.method) for first in firsts]
-    for kind in set(kinds):
-        places = [i for i, other in enumerate(kinds) if other == kind]
-        pieces.update(zip(places, _pieces([firsts[i] for i in places]), strict=True))
-    known = {first.dataset: _known_teacher(groups, first.dataset) for first in firsts}
-    return [Row(pieces[i], runs, _teacher_acc(runs, known[runs[0].dataset])) for i, runs in enumerate(groups)]
-
-
 def _pieces(firsts: Sequence[Result]) -> list[tuple[str, ...]]:
     """Return what distinguishes rows of one method and data set: no more than knobs and overrides, if possible."""
     described: list[list[str]] = [[] for _ in firsts]
-    for describe in (_knobs, _context, _hash):
+    for describe in (knobs_and_overrides, _context, _hash):
         described = [so_far + describe(first) for so_far, first in zip(described, firsts, strict=True)]
         common = set(described[0]).intersection(*described)
         apart = [tuple(piece for piece in pieces if piece not in common) for pieces in described]
@@ -327,7 +225,8 @@ def _pieces(firsts: Sequence[Result]) -> list[tuple[str, ...]]:
     return [p if len(p) <= MOST_PIECES else (*p[: MOST_PIECES - 2], "...", p[-1]) for p in apart]
 
 
-def _knobs(run: Result) -> list[str]:
+def knobs_and_overrides(run: Result) -> list[str]:
+    """Return the knobs and overrides of a run, each as on a command line: "T=4"."""
     return [f"{name}={knob_text(run.knobs[name])}" for name in knob_names([run])] + run.variant.split()
 
 
@@ -378,112 +277,3 @@ def _complete(values: Iterable[float | None]) -> list[float]:
     every = list(values)
     known = [value for value in every if value is not None]
     return known if len(known) == len(every) else []
-
-
-def also_tested(rows: Iterable[Row]) -> list[str]:
-    """Return the names of the further test sets of some rows, in order of first appearance."""
-    return list(dict.fromkeys(name for row in rows for name in row.also_tested))
-
-
-def show_balanced(rows: Iterable[Row]) -> bool:
-    """Return whether the mean of the classes' accuracies tells something else than the accuracy: by `TELLING`."""
-    known = [(row.balanced_acc.mean, row.test_acc.mean) for row in rows if row.balanced_acc and row.test_acc]
-    return any(abs(balanced - acc) >= TELLING for balanced, acc in known)
-
-
-def _explanations(rows: Sequence[Row]) -> list[str]:
-    notes = [
-        "Test figures are those of the last epoch's weights; the test split was never used to select anything.",
-        "n is the number of seeds; ± is the sample standard deviation over them (n - 1), the rest are means.",
-    ]
-    if any(row.test_interval for row in rows):
-        notes.append(
-            f"The {100 * LEVEL:.0f} % interval is that of the mean test accuracy over seeds (Student's t, within 0 to "
-            f"100 %); it needs at least {FEWEST} of them."
-        )
-    elif any(1 < row.n < FEWEST for row in rows):
-        notes.append(f"Too few seeds for intervals of the means, which need at least {FEWEST}.")
-    if any(row.n == 1 for row in rows):
-        notes.append("n = 1 is one seed: no ranking can be read from this.")
-    datasets, precisions = list(dict.fromkeys(row.first.dataset for row in rows)), []
-    for dataset in datasets:
-        precision = _precision_note([row for row in rows if row.first.dataset == dataset])
-        if precision:
-            precisions.append(f"{dataset}: {precision}" if len(datasets) > 1 else precision)
-    notes += fewer(precisions, MOST_NOTES, "data sets")
-    if any(row.retention for row in rows):
-        notes.append(
-            "Retention is the test accuracy divided by the teacher's; a student without a teacher of its own "
-            "is measured against the one teacher of the others, where there is exactly one."
-        )
-    return notes
-
-
-def _precision_note(rows: Sequence[Row]) -> str:
-    """Return a note on the widest binomial interval among the rows; "" if the number of test images is unknown."""
-    known = [(row.first.test_images, row.test_acc.mean) for row in rows if row.first.test_images and row.test_acc]
-    if not known:
-        return ""
-
-    def reach(images: int, acc: float) -> float:
-        interval = binomial_interval(round(acc * images), images)
-        return (interval.high - interval.low) / 2
-
-    images, acc = max(known, key=lambda pair: reach(*pair))
-    interval = binomial_interval(round(acc * images), images)
-    if abs(interval.low + interval.high - 2 * acc) > 0.0005:  # not centred, as of few images
-        return (
-            f"{images:,} test images tell an accuracy of {100 * acc:.2f} % to be {100 * interval.low:.1f} to "
-            f"{100 * interval.high:.1f} % on all images of their kind (95 %, binomial); the spreads over seeds do not "
-            "tell of that."
-        )
-    return (
-        f"{images:,} test images tell an accuracy of {100 * acc:.2f} % to within about ±{100 * reach(images, acc):.2f} "
-        "points of what it is on all images of their kind (95 %, binomial); the spreads over seeds do not tell of that."
-    )
-
-
-def _left_out(unfinished: int, listed: str, repeats: int) -> list[str]:
-    notes = []
-    if unfinished:
-        notes.append(f"{_count(unfinished, 'run')} not counted: {listed}.")
-    if repeats:
-        notes.append(f"{_count(repeats, 'repeat')} of a run (same configuration and seed) left out: the latest counts.")
-    return notes
-
-
-def _warnings(rows: Sequence[Row], diverged: Sequence[Result]) -> list[str]:
-    """Return each warning of the records once, with the runs that it concerns."""
-    concerned: dict[str, dict[str, list[int]]] = {}
-    labelled = [(row.label, run) for row in rows for run in row.runs] + [(run.method, run) for run in diverged]
-    several = len({run.dataset for _, run in labelled}) > 1
-    for name, run in labelled:
-        label = f"{name} on {run.dataset}" if several else name
-        for warning in run.warnings:
-            concerned.setdefault(warning, {}).setdefault(label, []).append(run.seed)
-    notes = [f"Warning ({_listed(runs)}): {warning.rstrip('.')}." for warning, runs in concerned.items()]
-    return fewer(notes, MOST_WARNINGS, "warnings")
-
-
-def _named(runs: Sequence[Result]) -> str:
-    """Name runs by method, knobs and seeds."""
-    seeds: dict[str, list[int]] = {}
-    for run in runs:
-        seeds.setdefault(" ".join((run.method, *_knobs(run))), []).append(run.seed)
-    return _listed(seeds)
-
-
-def _listed(seeds: dict[str, list[int]], limit: int = 6) -> str:
-    """Name runs by their labels and seeds, at most `limit` labels."""
-    listed = [f"{label} seed={','.join(map(str, sorted({*each})))}" for label, each in seeds.items()]
-    more = [f"{len(listed) - limit} more"] if len(listed) > limit else []
-    return "; ".join(listed[:limit] + more)
-
-
-def _joined(names: Iterable[str], separator: str, limit: int = 12) -> str:
-    every = list(names)
-    return separator.join([*every[:limit], *([f"{len(every) - limit} more"] if len(every) > limit else [])])
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

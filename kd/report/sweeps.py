@@ -13,8 +13,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from kd.report.axes import SIZE, Line, Sweep, sizes, sweeps
-from kd.report.rows import Role, Row, Spread, Summary, titled
+from kd.report.rows import Role, Row, Spread, titled
 from kd.report.style import INK, Colour, Look, framed, literal, method_styles, shades
+from kd.report.summary import Summary
 from kd.report.tables import parameters
 from kd.report.text import slug
 

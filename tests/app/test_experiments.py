@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from kd.report.comparison import compare
-from kd.report.rows import summarize
+from kd.report.summary import summarize
 from kd.report.tables import to_csv
 from kd.runs.results import collect, read
 from tests.common import QUICK, ROOT, SMALL

@@ -8,8 +8,8 @@ from scipy import stats
 from kd.errors import UserError
 from kd.report.comparison import by_baseline, compare, comparison_notes
 from kd.report.ranking import best, leaders
-from kd.report.rows import summarize
 from kd.report.statistics import Difference
+from kd.report.summary import summarize
 from kd.runs.results import Result
 from tests.report.made import MUTUAL, changed
 

@@ -10,8 +10,8 @@ import pytest
 from kd.report.comparison import compare
 from kd.report.figures import accuracy, curves, differences, looks
 from kd.report.page import report
-from kd.report.rows import summarize
 from kd.report.style import literal
+from kd.report.summary import summarize
 from kd.runs.results import Result
 from tests.report.made import changed
 

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from kd.errors import UserError
 from kd.report.page import distinct, to_page, write
-from kd.report.rows import summarize
+from kd.report.summary import summarize
 from kd.report.sweeps import Picture
 from tests.report.made import ALONE, changed
 

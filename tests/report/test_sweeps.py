@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from kd.report.axes import sizes, sweeps
 from kd.report.figures import accuracy, curves
 from kd.report.page import report
-from kd.report.rows import summarize
+from kd.report.summary import summarize
 from kd.report.sweeps import geometric, pictures
 from kd.runs.results import Result
 from tests.report.made import changed

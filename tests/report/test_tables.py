@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from kd.report.comparison import compare
-from kd.report.rows import summarize
+from kd.report.summary import summarize
 from kd.report.tables import (
     differences_to_markdown,
     differences_to_rich,

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from kd.app.compose import compose, plain
 from kd.app.identity import fingerprint
 from kd.app.run import check_command
-from kd.report.rows import summarize
+from kd.report.summary import summarize
 from kd.runs.results import collect, read
 from kd.training.callbacks import EpochSeed
 from scripts import search

@@ -35,8 +35,11 @@ from kd.report.fidelity.measures import (
     spread,
     too_few,
 )
-from kd.report.rows import Role, Row, Spread, prepared, role, skipped_notes, summarize, teacher_name, titled
+from kd.report.notes import skipped_notes
+from kd.report.prepare import prepared
+from kd.report.rows import Role, Row, Spread, role, teacher_name, titled
 from kd.report.statistics import Difference, corrected, difference, holm, mcnemar
+from kd.report.summary import summarize
 from kd.runs import predictions, results
 from kd.runs.predictions import Predictions
 from kd.runs.results import Result

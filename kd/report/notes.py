@@ -1,0 +1,122 @@
+"""Sentences on what a reader of rows must know."""
+
+from collections.abc import Iterable, Sequence
+
+from kd.report.rows import Row, knobs_and_overrides
+from kd.report.statistics import FEWEST, LEVEL, binomial_interval
+from kd.report.text import fewer, shortened, visible
+from kd.runs.results import Result
+
+MOST_NOTES = 5
+"""Notes of one kind, such as on records that cannot be read."""
+MOST_WARNINGS = 20
+
+
+def skipped_notes(reasons: Sequence[str]) -> list[str]:
+    """Return a note for each of the first records that cannot be read, and one on how many more there are."""
+    notes = [f"Skipped {shortened(visible(reason), 300)}" for reason in reasons]
+    return fewer(notes, MOST_NOTES, "records or directories skipped")
+
+
+def explanations(rows: Sequence[Row]) -> list[str]:
+    """Return how the figures of the rows are to be read; one sentence or two each."""
+    notes = [
+        "Test figures are those of the last epoch's weights; the test split was never used to select anything.",
+        "n is the number of seeds; ± is the sample standard deviation over them (n - 1), the rest are means.",
+    ]
+    if any(row.test_interval for row in rows):
+        notes.append(
+            f"The {100 * LEVEL:.0f} % interval is that of the mean test accuracy over seeds (Student's t, within 0 to "
+            f"100 %); it needs at least {FEWEST} of them."
+        )
+    elif any(1 < row.n < FEWEST for row in rows):
+        notes.append(f"Too few seeds for intervals of the means, which need at least {FEWEST}.")
+    if any(row.n == 1 for row in rows):
+        notes.append("n = 1 is one seed: no ranking can be read from this.")
+    datasets, precisions = list(dict.fromkeys(row.first.dataset for row in rows)), []
+    for dataset in datasets:
+        precision = _precision_note([row for row in rows if row.first.dataset == dataset])
+        if precision:
+            precisions.append(f"{dataset}: {precision}" if len(datasets) > 1 else precision)
+    notes += fewer(precisions, MOST_NOTES, "data sets")
+    if any(row.retention for row in rows):
+        notes.append(
+            "Retention is the test accuracy divided by the teacher's; a student without a teacher of its own "
+            "is measured against the one teacher of the others, where there is exactly one."
+        )
+    return notes
+
+
+def _precision_note(rows: Sequence[Row]) -> str:
+    """Return a note on the widest binomial interval among the rows; "" if the number of test images is unknown."""
+    known = [(row.first.test_images, row.test_acc.mean) for row in rows if row.first.test_images and row.test_acc]
+    if not known:
+        return ""
+
+    def reach(images: int, acc: float) -> float:
+        interval = binomial_interval(round(acc * images), images)
+        return (interval.high - interval.low) / 2
+
+    images, acc = max(known, key=lambda pair: reach(*pair))
+    interval = binomial_interval(round(acc * images), images)
+    if abs(interval.low + interval.high - 2 * acc) > 0.0005:  # not centred, as of few images
+        return (
+            f"{images:,} test images tell an accuracy of {100 * acc:.2f} % to be {100 * interval.low:.1f} to "
+            f"{100 * interval.high:.1f} % on all images of their kind (95 %, binomial); the spreads over seeds do not "
+            "tell of that."
+        )
+    return (
+        f"{images:,} test images tell an accuracy of {100 * acc:.2f} % to within about ±{100 * reach(images, acc):.2f} "
+        "points of what it is on all images of their kind (95 %, binomial); the spreads over seeds do not tell of that."
+    )
+
+
+def uncounted(unfinished: int, listed: str, repeats: int) -> list[str]:
+    """Return a note on runs that are not finished, and one on those that were repeated."""
+    notes = []
+    if unfinished:
+        notes.append(f"{counted(unfinished, 'run')} not counted: {listed}.")
+    if repeats:
+        notes.append(
+            f"{counted(repeats, 'repeat')} of a run (same configuration and seed) left out: the latest counts."
+        )
+    return notes
+
+
+def warning_notes(rows: Sequence[Row], diverged: Sequence[Result]) -> list[str]:
+    """Return each warning of the records once, with the runs that it concerns."""
+    concerned: dict[str, dict[str, list[int]]] = {}
+    labelled = [(row.label, run) for row in rows for run in row.runs] + [(run.method, run) for run in diverged]
+    several = len({run.dataset for _, run in labelled}) > 1
+    for name, run in labelled:
+        label = f"{name} on {run.dataset}" if several else name
+        for warning in run.warnings:
+            concerned.setdefault(warning, {}).setdefault(label, []).append(run.seed)
+    notes = [f"Warning ({_listed(runs)}): {warning.rstrip('.')}." for warning, runs in concerned.items()]
+    return fewer(notes, MOST_WARNINGS, "warnings")
+
+
+def named(runs: Sequence[Result]) -> str:
+    """Name runs by method, knobs and seeds."""
+    seeds: dict[str, list[int]] = {}
+    for run in runs:
+        seeds.setdefault(" ".join((run.method, *knobs_and_overrides(run))), []).append(run.seed)
+    return _listed(seeds)
+
+
+def _listed(seeds: dict[str, list[int]], limit: int = 6) -> str:
+    """Name runs by their labels and seeds, at most `limit` labels."""
+    listed = [f"{label} seed={','.join(map(str, sorted({*each})))}" for label, each in seeds.items()]
+    more = [f"{len(listed) - limit} more"] if len(listed) > limit else []
+    return "; ".join(listed[:limit] + more)
+
+
+def joined(names: Iterable[str], separator: str, limit: int = 12) -> str:
+    """Return the first `limit` names in a line, and how many more there are."""
+    every = list(names)
+    return separator.join([*every[:limit], *([f"{len(every) - limit} more"] if len(every) > limit else [])])
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things in words: "1 run", "2 runs"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
