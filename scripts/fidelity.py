@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 def main() -> int:
     tolerant_stdout()
-    args = _arguments()
-    # matplotlib and scipy take a second, too long for help
-    from kd.report.fidelity.page import named, write_page
-    from kd.report.fidelity.study import collect, study
-
     try:
+        args = _arguments()
+        # matplotlib and scipy take a second, too long for help
+        from kd.report.fidelity.page import named, write_page
+        from kd.report.fidelity.study import collect, study
+
         found = study(collect(args.dirs), args.baseline)
         pixels = _pixels(args.images, found) if args.images else named(found)
         written = write_page(found, pixels, out_dir(args))

@@ -25,11 +25,11 @@ FEW = 20
 
 def main() -> int:
     tolerant_stdout()
-    args = _arguments()
     try:
+        args = _arguments()
         results, skipped = collect(args.dirs)
         summary = summarize(results, skipped)
-        comparisons = compare(summary.rows, args.baseline)
+        comparisons = compare(summary.rows, args.baseline, args.margin)
         from kd.report.page import report  # matplotlib takes a second, too long for help and mistakes
 
         written = report(summary, comparisons).write(out_dir(args))
@@ -69,14 +69,32 @@ def show(summary: Summary, comparisons: Sequence[Comparison]) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    return parser(
+    made = parser(
         "Compare training runs: one row per configuration, over its seeds, compared with a baseline over\n"
         "the seeds that both have. Reads every result.json below the directories; writes results.md, results.csv and\n"
         "pictures of accuracies, learning curves and whatever knobs or sizes were swept.",
         "  python train.py -m method=standard,logits,feature seed=0,1,2 hydra.sweep.dir=multirun/first\n"
         "  python scripts/report.py multirun/first\n"
         "  python scripts/report.py multirun/first --baseline logits",
-    ).parse_args()
+    )
+    made.add_argument(
+        "--margin",
+        type=margin,
+        metavar="POINTS",
+        help="the greatest difference that does not matter, stated before looking: tests for equivalence within it",
+    )
+    return made.parse_args()
+
+
+def margin(text: str) -> float:
+    """Read a margin in points as a fraction of 1."""
+    try:
+        points = float(text)
+    except ValueError:
+        points = 0.0
+    if not 0 < points < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of points between 0 and 100, such as 0.5")
+    return points / 100
 
 
 if __name__ == "__main__":

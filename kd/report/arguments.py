@@ -5,16 +5,17 @@ from pathlib import Path
 
 from kd.errors import UserError
 from kd.runs.results import REPORT
+from kd.terminal import Parser
 
 
-def parser(description: str, examples: str) -> argparse.ArgumentParser:
+def parser(description: str, examples: str) -> Parser:
     """Make a parser of directories of runs, `--out` and `--baseline`.
 
     Args:
         description: text on the program; its lines are kept, like those of the examples.
         examples: commands, one a line.
     """
-    made = argparse.ArgumentParser(
+    made = Parser(
         description=description,
         epilog=f"example:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,11 +1,32 @@
 """Rows compared with a baseline, over the seeds that both have."""
 
 from collections.abc import Iterable, Sequence
+from statistics import stdev
 from typing import NamedTuple
 
 from kd.errors import UserError
+from kd.report.effects import (
+    POWER,
+    Probability,
+    better_probability,
+    equivalence_p,
+    seeds_needed,
+    sign_flip_p,
+    smallest_detectable,
+)
 from kd.report.rows import Role, Row
-from kd.report.statistics import FEWEST, LEVEL, VERDICT_NOTE, Difference, corrected, difference, paired_differences
+from kd.report.statistics import (
+    FEWEST,
+    LEVEL,
+    UNCERTAIN,
+    UNSEEN,
+    VERDICT_NOTE,
+    Difference,
+    corrected,
+    difference,
+    holm,
+    paired_differences,
+)
 
 
 class Comparison(NamedTuple):
@@ -15,6 +36,10 @@ class Comparison(NamedTuple):
     baseline: Row
     difference: Difference
     """A fraction of 1; its p is corrected by Holm's method for the number of rows that are compared."""
+    margin: float | None = None
+    """The greatest difference that does not matter, a fraction of 1, if one was stated."""
+    equivalence: float | None = None
+    """p of a difference beyond the margin, corrected like that of the difference; None without a margin."""
 
     @property
     def by_seed(self) -> list[float]:
@@ -24,16 +49,44 @@ class Comparison(NamedTuple):
     @property
     def verdict(self) -> str:
         """The outcome in plain words."""
-        return self.difference.in_words("better", "worse")
+        words = self.difference.in_words("better", "worse")
+        if self.margin is None or self.equivalence is None or self.equivalence >= 1 - LEVEL:
+            return words
+        within = f"less than {100 * self.margin:g} points"
+        return f"equivalent: {within}" if words in (UNSEEN, UNCERTAIN) else f"{words}, by {within}"
+
+    @property
+    def probability(self) -> Probability | None:
+        """The probability that the row beats the baseline with another seed."""
+        return better_probability(self.by_seed)
+
+    @property
+    def sign_flip(self) -> float | None:
+        """p of the difference by a test that needs no normal distribution; not corrected."""
+        return sign_flip_p(self.by_seed)
+
+    @property
+    def detectable(self) -> float | None:
+        """The true difference, a fraction of 1, that these seeds find with a probability of `POWER`."""
+        if self.difference.interval is None:
+            return None
+        return smallest_detectable(stdev(self.by_seed), self.difference.n)
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """The number of seeds that would settle a difference as large as that seen; None where it is settled."""
+        mean, undecided = self.difference.mean, self.verdict in (UNSEEN, UNCERTAIN)
+        return seeds_needed(stdev(self.by_seed), mean) if undecided and mean is not None else None
 
 
-def compare(rows: Sequence[Row], name: str | None = None) -> list[Comparison]:
+def compare(rows: Sequence[Row], name: str | None = None, margin: float | None = None) -> list[Comparison]:
     """Compare every student with the baseline of its data set.
 
     Args:
         rows: rows of all roles; teachers are left out.
         name: the baseline's label or method. None for the only student trained on labels alone; nothing is
             compared on a data set that has none, or several.
+        margin: the greatest difference that does not matter, a fraction of 1: smaller ones are tested for.
 
     Raises:
         UserError: if no row has that name, or several of one data set have.
@@ -43,7 +96,11 @@ def compare(rows: Sequence[Row], name: str | None = None) -> list[Comparison]:
     pairs = [(row, baseline) for row, baseline in pairs if row is not baseline and row.role is not Role.TEACHER]
     pairs = [(row, baseline) for row, baseline in pairs if row.trial == baseline.trial]  # on the same test images
     differences = corrected([difference(_by_seed(row), _by_seed(baseline), limit=1.0) for row, baseline in pairs])
-    return [Comparison(row, baseline, d) for (row, baseline), d in zip(pairs, differences, strict=True)]
+    compared = [Comparison(row, baseline, d, margin) for (row, baseline), d in zip(pairs, differences, strict=True)]
+    if margin is None:
+        return compared
+    outside = holm([equivalence_p(comparison.by_seed, margin) for comparison in compared])
+    return [comparison._replace(equivalence=p) for comparison, p in zip(compared, outside, strict=True)]
 
 
 def _baselines(rows: Sequence[Row], name: str | None) -> dict[str, Row]:
@@ -108,6 +165,36 @@ def comparison_notes(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> 
             "student's seeds only, not of other teachers or test images. p is that of the paired t test, corrected by "
             f"Holm's method for {tests} comparison{'s' * (tests > 1)}; the intervals are not. {VERDICT_NOTE}"
         )
+        notes.append(
+            "P(better) is the probability that the row beats the baseline with another seed, for differences of a "
+            f"normal distribution. Detectable is the true difference that these seeds find in {100 * POWER:.0f} % of "
+            f"sweeps; seeds needed, how many find one as large as that seen (p < {1 - LEVEL:.2f}, not corrected)."
+        )
+        notes += _margin_note(comparisons) + _sign_flip_note(comparisons)
     elif any(comparison.difference.n < FEWEST for comparison in comparisons):
         notes.append(f"Too few seeds for intervals and verdicts, which need at least {FEWEST} common ones.")
     return notes
+
+
+def _margin_note(comparisons: Sequence[Comparison]) -> list[str]:
+    margin = comparisons[0].margin
+    if margin is None:
+        return []
+    return [
+        f"Differences of less than {100 * margin:g} points count as none, as stated by --margin: “equivalent” rests on "
+        f"two one-sided t tests, whose larger p, corrected like the others, is below {1 - LEVEL:.2f}."
+    ]
+
+
+def _sign_flip_note(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return where the t test and the test that needs no normal distribution disagree."""
+    flipped = holm([comparison.sign_flip for comparison in comparisons])
+    tested = [(c, p) for c, p in zip(comparisons, flipped, strict=True) if p is not None and c.difference.p is not None]
+    apart = [c.row.label for c, p in tested if (p < 1 - LEVEL) != ((c.difference.p or 0.0) < 1 - LEVEL)]
+    what = "The sign-flip test, which needs no normal distribution, corrected likewise, "
+    if not apart:
+        return [f"{what}comes to the same verdicts."]
+    least = min(2 / 2**comparison.difference.n for comparison, _ in tested) * len(tested)
+    reason = f" With so few seeds it cannot be below {least:.3g}." if least >= 0.05 else ""
+    listed = ", ".join(apart[:6]) + (f" and {len(apart) - 6} more" if len(apart) > 6 else "")
+    return [f"{what}comes to another verdict on {listed}.{reason}"]

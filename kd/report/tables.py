@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kd.report.comparison import Comparison, by_baseline
+from kd.report.effects import Probability
 from kd.report.knobs import knob_columns, knob_names, knob_text, knob_value, number
 from kd.report.rows import TELLING, Role, Row, Spread, also_tested, role, show_balanced
 from kd.report.statistics import FEWEST, Interval
@@ -75,12 +76,20 @@ def _record(row: Row, difference: dict[str, object]) -> dict[str, object]:
 def _difference(comparison: Comparison | None, baseline: str) -> dict[str, object]:
     mean, interval, p, n, _ = comparison.difference if comparison else (None,) * 5
     low, high = interval or (None, None)
+    probability = comparison and comparison.probability
     return {
         f"diff_vs_{baseline}": mean,
         "diff_low": low,
         "diff_high": high,
         "diff_n": n,
         "diff_p": p,
+        "diff_p_sign_flip": comparison and comparison.sign_flip,
+        "diff_p_equivalence": comparison and comparison.equivalence,
+        "diff_prob_better": probability and probability.estimate,
+        "diff_prob_better_low": probability and probability.interval.low,
+        "diff_prob_better_high": probability and probability.interval.high,
+        "diff_detectable": comparison and comparison.detectable,
+        "diff_seeds_needed": comparison and comparison.seeds_needed,
         "diff_verdict": comparison and comparison.verdict,
     }
 
@@ -197,7 +206,9 @@ def differences_to_rich(comparisons: Sequence[Comparison], width: int = 100, enc
     """Return the table of differences for a terminal `width` characters wide."""
     headers, lines = _differences(comparisons)
     cells = dict(zip(headers, map(list, zip(*lines, strict=True)), strict=True))
-    return _fitted(cells, width, ("p (Holm)", "95 % interval"), encoding)
+    return _fitted(
+        cells, width, ("seeds needed", "detectable, points", "P(better), %", "p (Holm)", "95 % interval"), encoding
+    )
 
 
 WRAPPED = {"run": 24, "in words": 12}
@@ -247,6 +258,9 @@ def _differences(comparisons: Sequence[Comparison]) -> tuple[list[str], list[lis
         ("95 % interval", [_interval(d.interval, "+", d.n) for d in differences]),
         ("seeds", [str(difference.n) for difference in differences]),
         ("p (Holm)", [p_value(difference.p) for difference in differences]),
+        ("P(better), %", [_probability(comparison.probability) for comparison in comparisons]),
+        ("detectable, points", [_percent(comparison.detectable) for comparison in comparisons]),
+        ("seeds needed", ["" if c.seeds_needed is None else str(c.seeds_needed) for c in comparisons]),
         ("in words", [comparison.verdict for comparison in comparisons]),
     ]
     filled = [(header, cells) for header, cells in columns if not {*cells} <= {"", TOO_FEW}]
@@ -346,6 +360,13 @@ def p_value(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _probability(found: Probability | None) -> str:
+    """Write a probability with its interval, in percent."""
+    if found is None:
+        return ""
+    return f"{100 * found.estimate:.0f} ({100 * found.interval.low:.0f} to {100 * found.interval.high:.0f})"
 
 
 def _plus_minus(spread: Spread | None) -> str:

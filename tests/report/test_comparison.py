@@ -177,6 +177,67 @@ def test_compare_has_a_baseline_for_each_data_set():
         compare([c.row for c in both] + [c.baseline for c in both], "logit")
 
 
+# Beyond the mean
+
+
+GAINED = seeds(TAUGHT, 0.82, 0.831, 0.826, 0.818)
+
+
+def test_compare_tells_how_sure_the_gain_is():
+    (comparison,) = comparisons(*STANDARD, *GAINED)
+    by_seed = np.array([0.02, 0.021, 0.021, 0.018])
+    assert comparison.by_seed == pytest.approx(by_seed)
+    assert comparison.probability.estimate == pytest.approx(stats.norm.cdf(by_seed.mean() / by_seed.std(ddof=1)))
+    assert comparison.sign_flip == pytest.approx(2 / 2**4)
+    assert 0 < comparison.detectable < 0.01
+    assert comparison.seeds_needed is None  # it is settled
+
+
+def test_compare_tells_how_many_seeds_would_settle_it():
+    (comparison,) = comparisons(*STANDARD, *seeds(TAUGHT, 0.805, 0.81, 0.812, 0.802))
+    assert comparison.verdict == "no difference seen"
+    assert comparison.seeds_needed > comparison.difference.n
+    assert comparison.detectable > comparison.difference.mean
+
+
+def test_compare_of_two_seeds_tells_nothing_beyond_the_mean():
+    (comparison,) = comparisons(*STANDARD, *seeds(TAUGHT, 0.82, 0.83))
+    assert [comparison.probability, comparison.sign_flip, comparison.detectable, comparison.seeds_needed] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "margin", "verdict"),
+    [
+        ((0.8, 0.8102, 0.8048, 0.8003), 0.005, "equivalent: less than 0.5 points"),
+        ((0.8, 0.8102, 0.8048, 0.8003), 0.0001, "no difference seen"),
+        ((0.82, 0.831, 0.826, 0.818), 0.03, "better, by less than 3 points"),
+        ((0.82, 0.831, 0.826, 0.818), 0.02, "better"),
+        ((0.78, 0.789, 0.785, 0.781), 0.03, "worse, by less than 3 points"),
+        ((0.82, 0.83), 0.03, "two seeds: no statement"),
+    ],
+)
+def test_compare_calls_equivalent_what_is_within_the_margin(accuracies, margin, verdict):
+    (comparison,) = compare(summarize([*STANDARD, *seeds(TAUGHT, *accuracies)]).rows, margin=margin)
+    assert comparison.verdict == verdict
+
+
+def test_compare_corrects_equivalence_for_the_number_of_comparisons():
+    near = [run for T in range(5) for run in seeds(TAUGHT, 0.8005, 0.812, 0.803, 0.802, T=float(T))]
+    alone = compare(summarize([*STANDARD, *near[:4]]).rows, margin=0.005)
+    every = compare(summarize([*STANDARD, *near]).rows, margin=0.005)
+    assert every[0].equivalence == pytest.approx(min(1, 5 * alone[0].equivalence))
+
+
+def test_comparison_notes_tell_where_the_test_without_a_distribution_disagrees():
+    rows = summarize([*STANDARD, *GAINED]).rows
+    (note,) = [note for note in comparison_notes(rows, compare(rows)) if "sign-flip" in note]
+    assert note.endswith("another verdict on logits. With so few seeds it cannot be below 0.125.")
+    six = [0.80, 0.81, 0.805, 0.80, 0.803, 0.807]
+    rows = summarize([*seeds(ALONE, *six), *seeds(TAUGHT, *(acc + 0.01 + i / 1e4 for i, acc in enumerate(six)))]).rows
+    (note,) = [note for note in comparison_notes(rows, compare(rows)) if "sign-flip" in note]
+    assert note.endswith("comes to the same verdicts.")
+
+
 # Choosing
 
 

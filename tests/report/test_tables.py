@@ -145,9 +145,13 @@ def test_to_csv_with_comparisons_has_differences():
     records = list(csv.DictReader(io.StringIO(to_csv(rows, comparisons))))
     teacher, standard, logits = records
     (comparison,) = comparisons
-    assert list(logits)[-7:] == [
-        "diff_vs_standard", "diff_low", "diff_high", "diff_n", "diff_p", "diff_verdict", "seeds"
+    assert [name for name in logits if name.startswith("diff")] == [
+        "diff_vs_standard", "diff_low", "diff_high", "diff_n", "diff_p", "diff_p_sign_flip", "diff_p_equivalence",
+        "diff_prob_better", "diff_prob_better_low", "diff_prob_better_high", "diff_detectable", "diff_seeds_needed",
+        "diff_verdict",
     ]  # fmt: skip
+    assert float(logits["diff_prob_better_low"]) == pytest.approx(0.9127218, abs=1e-6)
+    assert (float(logits["diff_p_sign_flip"]), logits["diff_p_equivalence"]) == (0.25, "")
     assert (float(logits["diff_low"]), float(logits["diff_high"])) == comparison.difference.interval
     assert float(logits["diff_vs_standard"]) == comparison.difference.mean == pytest.approx((0.02 + 0.02 + 0.024) / 3)
     assert (float(logits["diff_p"]), logits["diff_n"], logits["diff_verdict"]) == (
@@ -160,11 +164,13 @@ def test_to_csv_with_comparisons_has_differences():
 
 def test_differences_to_markdown_has_interval_p_and_verdict():
     lines = differences_to_markdown(compared()[1]).splitlines()
-    # mean 2.1333, sample standard deviation 0.23094, t = 4.3027: 2.1333 -+ 0.5737; p of t = 16 with two degrees
+    # mean 2.1333, sample standard deviation 0.23094, t = 4.3027: 2.1333 -+ 0.5737; p of t = 16 with two degrees.
+    # Of the noncentral t with two degrees, 16 is the 97.5 % quantile at 2.350: Phi(2.350 / sqrt(3)) = 91.3 %; and
+    # 20 % are below 4.3027 at 5.6535: 5.6535 / sqrt(3) * 0.23094 = 0.754.
     assert lines == [
-        "| run | difference, points | 95 % interval | seeds | p (Holm) | in words |",
-        "| :--- | ---: | ---: | ---: | ---: | :--- |",
-        "| logits | +2.13 | +1.56 to +2.71 | 3 | 0.004 | better |",
+        "| run | difference, points | 95 % interval | seeds | p (Holm) | P(better), % | detectable, points | in words |",
+        "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | :--- |",
+        "| logits | +2.13 | +1.56 to +2.71 | 3 | 0.004 | 100 (91 to 100) | 0.75 | better |",
     ]
     printed = text(differences_to_rich(compared()[1]), width=100)
     assert "+1.56 to +2.71" in printed

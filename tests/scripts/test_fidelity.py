@@ -130,4 +130,8 @@ def test_fidelity_help_has_an_example(tmp_path):
     done = fidelity("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "python scripts/fidelity.py multirun/final --images data" in done.stdout
-    assert fidelity(cwd=tmp_path).returncode == 2
+    missing = fidelity(cwd=tmp_path)
+    assert (missing.returncode, missing.stderr) == (
+        1,
+        "fidelity.py: the following arguments are required: DIR; see --help\n",
+    )

@@ -87,15 +87,16 @@ def test_report_compares_rows_and_names_the_best(tmp_path):
     page = (tmp_path / "report" / "results.md").read_text("utf-8")
     assert "Compared with standard:" in done.stdout
     assert "## Compared with standard" in page
-    assert "| logits T=1 | +2.10 | +1.85 to +2.35 | 3 | 0.002 | better |" in page
+    assert "| logits T=1 | +2.10 | +1.85 to +2.35 | 3 | 0.002 | 100 (98 to 100) | 0.33 | better |" in page
     assert "+1.85 to +2.35" in done.stdout
     chosen = "best by validation accuracy, of 3: logits T=8 (n = 3), 83.00 ± 0.00 %; test accuracy 81.60 ± 0.56 %."
     assert chosen in page
     assert chosen in done.stdout
     assert "sweep_T.png" in done.stdout
     assert "diff_vs_standard" in (tmp_path / "report" / "results.csv").read_text("utf-8")
-    done = report(".", "--baseline", "logits T=8", cwd=tmp_path)
+    done = report(".", "--baseline", "logits T=8", "--margin", "1.5", cwd=tmp_path)
     assert "Compared with logits T=8:" in done.stdout
+    assert "better, by less than 1.5 points" in (tmp_path / "report" / "results.md").read_text("utf-8")
 
 
 def test_report_answers_a_missing_baseline_in_one_line(tmp_path, one_line):
@@ -156,4 +157,17 @@ def test_report_help_has_an_example(tmp_path):
     done = report("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "python scripts/report.py multirun/first" in done.stdout
-    assert report(cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "report.py: the following arguments are required: DIR; see --help"),
+        ([".", "--margin", "0"], "report.py: argument --margin: '0' is no number of points between 0 and 100"),
+        ([".", "--margin", "x"], "report.py: argument --margin: 'x' is no number of points between 0 and 100"),
+    ],
+)
+def test_report_refuses_a_wrong_command_in_one_line(tmp_path, arguments, line):
+    done = report(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(line)
