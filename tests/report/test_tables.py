@@ -168,7 +168,8 @@ def test_differences_to_markdown_has_interval_p_and_verdict():
     # Of the noncentral t with two degrees, 16 is the 97.5 % quantile at 2.350: Phi(2.350 / sqrt(3)) = 91.3 %; and
     # 20 % are below 4.3027 at 5.6535: 5.6535 / sqrt(3) * 0.23094 = 0.754.
     assert lines == [
-        "| run | difference, points | 95 % interval | seeds | p (Holm) | P(better), % | detectable, points | in words |",
+        "| run | difference, points | 95 % interval | seeds | p (Holm) | P(better), % | detectable, points "
+        "| in words |",
         "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | :--- |",
         "| logits | +2.13 | +1.56 to +2.71 | 3 | 0.004 | 100 (91 to 100) | 0.75 | better |",
     ]

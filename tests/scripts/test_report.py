@@ -87,7 +87,7 @@ def test_report_compares_rows_and_names_the_best(tmp_path):
     page = (tmp_path / "report" / "results.md").read_text("utf-8")
     assert "Compared with standard:" in done.stdout
     assert "## Compared with standard" in page
-    assert "| logits T=1 | +2.10 | +1.85 to +2.35 | 3 | 0.002 | 100 (98 to 100) | 0.33 | better |" in page
+    assert "| logits T=1 | +2.10 | +1.85 to +2.35 | 3 | 0.002 | 100 (100 to 100) | 0.33 | better |" in page
     assert "+1.85 to +2.35" in done.stdout
     chosen = "best by validation accuracy, of 3: logits T=8 (n = 3), 83.00 ± 0.00 %; test accuracy 81.60 ± 0.56 %."
     assert chosen in page
