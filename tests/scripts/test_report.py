@@ -96,7 +96,9 @@ def test_report_compares_rows_and_names_the_best(tmp_path):
     assert "diff_vs_standard" in (tmp_path / "report" / "results.csv").read_text("utf-8")
     done = report(".", "--baseline", "logits T=8", "--margin", "1.5", cwd=tmp_path)
     assert "Compared with logits T=8:" in done.stdout
-    assert "better, by less than 1.5 points" in (tmp_path / "report" / "results.md").read_text("utf-8")
+    assert "Differences of less than 1.5 points count as none" in (tmp_path / "report" / "results.md").read_text(
+        "utf-8"
+    )
 
 
 def test_report_answers_a_missing_baseline_in_one_line(tmp_path, one_line):
