@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy
+from numpy.typing import NDArray
 
 from kd.report.statistics import FEWEST, LEVEL, RESOLUTION, Interval
 
@@ -139,7 +140,7 @@ class Spreads(NamedTuple):
     """Of the mean accuracy of these networks, over other test images of their number."""
 
 
-def spreads(correct: Sequence[Sequence[bool]]) -> Spreads | None:
+def spreads(correct: NDArray[np.bool_]) -> Spreads | None:
     """Split what varies in a test accuracy into seeds and test images.
 
     The covariance, over seeds, of the accuracies on two disjoint sets of images is the variance on all images of their

@@ -100,6 +100,7 @@ def to_page(study: Study, pixels: Pixels, drawn: Sequence[Picture]) -> str:
         "this kind, by bootstrap over the test images.\n"
         "- More right, fewer right: McNemar's exact test for each common seed, corrected by Holm's method for all "
         "pairs of the table.",
+        *_variation(study),
         "## Confidence",
         tables.confidence_table(study),
         *shown(CALIBRATION),
@@ -128,3 +129,20 @@ def to_page(study: Study, pixels: Pixels, drawn: Sequence[Picture]) -> str:
     if study.notes:
         parts += ["## Left out", bullets(study.notes)]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def _variation(study: Study) -> list[str]:
+    """Return what varies in the test accuracy, in points, where there are seeds enough."""
+    table = tables.variation_table(study)
+    if not table:
+        return []
+    return [
+        "## What varies",
+        "Standard deviations of the test accuracy, in points.",
+        table,
+        "- Between seeds, on all images of this kind: what is left without the luck of single images (Jordan 2023, "
+        "arXiv 2304.01910); rough with few seeds, and below 0 counts as 0. A seed that is better on these images is "
+        "better on others by about this much only.\n"
+        f"- Between test splits: of the mean accuracy of these networks on other splits of {len(study.labels):,} "
+        "images. More seeds do not make it smaller. Differences, which share the images, vary less.",
+    ]

@@ -19,7 +19,7 @@ from kd.report.fidelity.measures import flipped
 from kd.report.fidelity.metadata import read as read_metadata
 from kd.report.fidelity.page import named, to_page
 from kd.report.fidelity.study import COMPARED, FAMILIES, collect, study
-from kd.report.fidelity.tables import images_table, to_csv
+from kd.report.fidelity.tables import images_table, to_csv, variation_table
 from kd.report.statistics import holm, images_interval, mcnemar, paired_differences, t_test
 from kd.runs.results import read, write
 from tests.report.fidelity.made import LABELS, TEACHER, noisy, put
@@ -117,11 +117,24 @@ def test_study_compares_a_student_taught_without_a_teacher_with_the_teacher_of_t
         study(collect([runs]))
 
 
+def test_variation_table_splits_seeds_from_test_images(runs):
+    """Here seeds differ by noise on single images alone: nothing of it is left on all images of their kind."""
+    found = study(collect([runs]))
+    line = variation_table(found).splitlines()[2].strip("| ").split(" | ")
+    correct = found.baseline.correct
+    assert line[:2] == ["standard", str(len(correct))]
+    seen, seeds, images = map(float, line[2:])
+    assert seen == pytest.approx(100 * correct.mean(axis=1).std(ddof=1), abs=0.006)
+    assert seeds <= seen
+    assert images == pytest.approx(100 * correct.mean(axis=0).std() / len(found.labels) ** 0.5, abs=0.006)
+
+
 def test_to_page_makes_no_statement_from_one_seed(tmp_path):
     put(tmp_path / "s", "standard", 0, noisy(0))
     put(tmp_path / "l", "logits", 0, noisy(1, 0.5), TEACHER)
     found = study(collect([tmp_path]))
     page = to_page(found, named(found), [])
+    assert "What varies" not in page
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| logits")]
     following, *differences, images, _, changes = rows
     assert {d.verdict for d in found.compared[0].differences.values()} == {"one seed: no statement"}
