@@ -11,11 +11,12 @@ from kd.errors import UserError
 from kd.files import replaced
 from kd.report import figures
 from kd.report.comparison import Comparison, by_baseline, comparison_notes
+from kd.report.crossed import ACROSS_NOTES, across
 from kd.report.ranking import best
 from kd.report.rows import titled
 from kd.report.summary import Summary
 from kd.report.sweeps import Picture, pictures
-from kd.report.tables import differences_to_markdown, to_csv, to_markdown
+from kd.report.tables import across_to_markdown, differences_to_markdown, to_csv, to_markdown
 from kd.report.text import escaped, slug
 
 ACCURACY = "accuracy_comparison.png"
@@ -146,6 +147,9 @@ def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence
     for baseline, compared in by_baseline(comparisons):
         parts += [f"## Compared with {escaped(baseline)}", differences_to_markdown(compared)]
     parts.append(bullets(comparison_notes(summary.rows, comparisons)))
+    lines = across(summary.rows, comparisons)
+    if lines:
+        parts += ["## New teachers and new seeds", across_to_markdown(lines), bullets(ACROSS_NOTES)]
     if len(by_dataset) > MOST_DATASETS:
         parts.append(f"Pictures show the first {MOST_DATASETS} of the {len(by_dataset)} data sets.")
     parts += linked(drawn)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kd.report.comparison import Comparison, by_baseline
+from kd.report.crossed import Across
 from kd.report.effects import Probability
 from kd.report.knobs import knob_columns, knob_names, knob_text, knob_value, number
 from kd.report.rows import TELLING, Role, Row, Spread, also_tested, role, show_balanced
@@ -209,6 +210,22 @@ def differences_to_rich(comparisons: Sequence[Comparison], width: int = 100, enc
     return _fitted(
         cells, width, ("seeds needed", "detectable, points", "P(better), %", "p (Holm)", "95 % interval"), encoding
     )
+
+
+def across_to_markdown(lines: Sequence[Across]) -> str:
+    """Return a Markdown table of methods over several teachers, in percent and points."""
+    headers = ["run", "teachers", "seeds", "test accuracy, %", "95 % interval", "difference, points", "95 % interval"]
+    headers += ["between teachers", "between seeds", "rest"]
+
+    def cells(line: Across) -> list[str]:
+        acc, gain = line.accuracy, line.difference
+        minus = [_points(gain.mean), _interval(gain.interval, "+")] if gain else ["", ""]
+        varies = gain or acc
+        deviations = map(_percent, (varies.teacher, varies.seed, varies.rest))
+        counts = str(line.teachers), str(line.seeds)
+        return [line.label, *counts, _percent(acc.mean), _interval(acc.interval), *minus, *deviations]
+
+    return markdown(headers, map(cells, lines))
 
 
 WRAPPED = {"run": 24, "in words": 12}

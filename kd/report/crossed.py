@@ -1,0 +1,153 @@
+"""Rows over several teachers and several seeds: what varies, and intervals that speak of new teachers and new seeds."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from kd.report.comparison import Comparison
+from kd.report.rows import Role, Row
+from kd.report.statistics import FEWEST, LEVEL, Interval
+
+_TEACHER_SEED = re.compile(r"teacher_seed=\d+")
+
+ACROSS_NOTES = (
+    f"Rows of a method that differ in teacher_seed alone, from {FEWEST} teachers and {FEWEST} seeds on, are taken "
+    f"together. These intervals ({100 * LEVEL:.0f} %, two-way analysis of variance, both factors random) speak of new "
+    "teachers and new seeds; those above, of new seeds with these teachers.",
+    "Between teachers, between seeds, rest: standard deviations of the difference, or of the accuracy where nothing is "
+    "compared, in points. What counts as a seed is all that the seed decides: see data.order_seed.",
+)
+"""What a reader of the table must know."""
+
+
+class Components(NamedTuple):
+    """A mean over teachers and seeds, and the standard deviations of what it varies by; all in the figure's unit."""
+
+    mean: float
+    interval: Interval
+    """Of the mean over all teachers and seeds of their kind."""
+    teacher: float
+    """Between teachers. An estimate below 0 counts as 0, here and in the next one."""
+    seed: float
+    """Between the student's seeds."""
+    rest: float
+    """Of one teacher with one seed, beside both."""
+
+
+def components(figures: NDArray[np.float64], level: float = LEVEL) -> Components:
+    """Split what varies in figures of every teacher with every seed, by a two-way analysis of variance.
+
+    Both are random: the teachers, and the seeds, are samples of those that might have been taken. The interval is
+    Student's t with the degrees of freedom of Satterthwaite (1946); where neither is found to matter, it is that of the
+    largest of the three mean squares, which makes it too wide rather than too narrow.
+
+    Args:
+        figures: (a, b), one figure for each of a teachers and b seeds; a, b >= `FEWEST`.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    a, b = figures.shape
+    if min(a, b) < FEWEST:
+        raise ValueError(f"{a} teachers and {b} seeds: at least {FEWEST} of each are needed")
+    mean = float(figures.mean())
+    teachers, seeds = figures.mean(axis=1, keepdims=True) - mean, figures.mean(axis=0, keepdims=True) - mean
+    squares = [
+        (b * float((teachers**2).sum()) / (a - 1), a - 1),
+        (a * float((seeds**2).sum()) / (b - 1), b - 1),
+        (float(((figures - mean - teachers - seeds) ** 2).sum()) / ((a - 1) * (b - 1)), (a - 1) * (b - 1)),
+    ]
+    (teacher, _), (seed, _), (rest, _) = squares
+    variance, freedom = max(squares)
+    both = teacher + seed - rest
+    if both > variance:
+        variance, freedom = both, both**2 / sum(square**2 / degrees for square, degrees in squares)
+    reach = float(scipy.special.stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance / (a * b))
+    return Components(
+        mean,
+        Interval(mean - reach, mean + reach),
+        math.sqrt(max(0.0, (teacher - rest) / b)),
+        math.sqrt(max(0.0, (seed - rest) / a)),
+        math.sqrt(rest),
+    )
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Rows of one method that differ in the teacher's seed alone, over the seeds that all of them have."""
+
+    label: str
+    rows: tuple[Row, ...]
+    """One for each teacher."""
+    seeds: tuple[int, ...]
+
+    @property
+    def accuracies(self) -> NDArray[np.float64]:
+        """Test accuracies, (teachers, seeds)."""
+        found = [{run.seed: run.test_acc for run in row.runs} for row in self.rows]
+        return np.array([[row[seed] for seed in self.seeds] for row in found], dtype=np.float64)
+
+    def minus(self, baseline: Row) -> NDArray[np.float64] | None:
+        """Return the accuracies minus those of the baseline's same seeds; None if it lacks one of them."""
+        known = {run.seed: run.test_acc for run in baseline.runs}
+        base = [known.get(seed) for seed in self.seeds]
+        return None if None in base else self.accuracies - np.array(base, dtype=np.float64)
+
+
+def crossed(rows: Sequence[Row]) -> list[Crossed]:
+    """Find the rows that differ in `teacher_seed` alone, with at least `FEWEST` teachers and common seeds."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        if row.role is Role.DISTILLED:
+            first = row.first
+            knobs = repr(sorted(first.knobs.items()))
+            settings = (first.method, knobs, first.student, first.teacher, first.dataset, first.epochs, row.trial)
+            groups.setdefault((*settings, _without_teacher_seed(first.variant)), []).append(row)
+    return [found for group in groups.values() if (found := _crossed(group))]
+
+
+def _crossed(group: Sequence[Row]) -> Crossed | None:
+    by_teacher = {row.first.teacher_id: row for row in group}
+    if None in by_teacher or len(by_teacher) < max(FEWEST, len(group)):
+        return None
+    tested = [{run.seed for run in row.runs if run.test_acc is not None} for row in group]
+    seeds = tuple(sorted(set.intersection(*tested)))
+    label = _without_teacher_seed(group[0].label)
+    return Crossed(label, tuple(group), seeds) if len(seeds) >= FEWEST else None
+
+
+def _without_teacher_seed(text: str) -> str:
+    return " ".join(word for word in text.split(" ") if not _TEACHER_SEED.fullmatch(word))
+
+
+def _baseline(found: Crossed, comparisons: Sequence[Comparison]) -> Row | None:
+    """Return the row that the rows are compared with; None where there is none."""
+    return next((c.baseline for c in comparisons if any(c.row is row for row in found.rows)), None)
+
+
+class Across(NamedTuple):
+    """A line of the table on new teachers and new seeds."""
+
+    label: str
+    teachers: int
+    seeds: int
+    accuracy: Components
+    difference: Components | None
+    """From the baseline's same seeds; None without one that has them all."""
+
+
+def across(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> list[Across]:
+    """Return a line for each method that was taught by several teachers with the same seeds."""
+    lines = []
+    for found in crossed(rows):
+        baseline = _baseline(found, comparisons)
+        minus = found.minus(baseline) if baseline else None
+        difference = None if minus is None else components(minus)
+        lines.append(Across(found.label, len(found.rows), len(found.seeds), components(found.accuracies), difference))
+    return lines

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+
+from kd.report.comparison import compare
+from kd.report.crossed import across, components, crossed
+from kd.report.page import to_page
+from kd.report.summary import summarize
+from tests.report.made import ALONE, DISTILLED, changed, seeds
+
+RNG = np.random.default_rng(0)
+
+
+def taught(table, **changes):
+    """Make runs of one method: a row of the table is a teacher, a column a seed."""
+    return [
+        changed(
+            DISTILLED, seed=seed, test_acc=float(acc), teacher_id=f"t{t}", variant=f"a=1 teacher_seed={t}", **changes
+        )
+        for t, row in enumerate(table)
+        for seed, acc in enumerate(row)
+    ]
+
+
+TABLE = 0.85 + RNG.normal(0, 0.003, (4, 1)) + RNG.normal(0, 0.002, (1, 5)) + RNG.normal(0, 0.001, (4, 5))
+BASE = seeds(ALONE, *(0.84 + RNG.normal(0, 0.002, 5)))
+
+
+def test_components_match_an_analysis_of_variance_by_hand():
+    """Of [[1, 2, 6], [3, 5, 7], [5, 8, 9]]: grand mean 46/9, means of rows 3, 5, 22/3, of columns 3, 5, 22/3."""
+    found = components(np.array([[1.0, 2, 6], [3, 5, 7], [5, 8, 9]]))
+    total = 1 + 4 + 36 + 9 + 25 + 49 + 25 + 64 + 81 - 46**2 / 9
+    factor = 3 * (9 + 25 + (22 / 3) ** 2) - 46**2 / 9  # the sum of squares of either
+    rest = (total - 2 * factor) / 4
+    assert found.mean == pytest.approx(46 / 9)
+    assert found.rest == pytest.approx(rest**0.5)
+    assert found.teacher == found.seed == pytest.approx(((factor / 2 - rest) / 3) ** 0.5)
+
+
+def test_components_recover_what_varies():
+    """Means over 300 sweeps of their squares, which are without bias."""
+    squares = []
+    for _ in range(300):
+        parts = RNG.normal(0, 3, (6, 1)) + RNG.normal(0, 2, (1, 8)) + RNG.normal(0, 1, (6, 8))
+        squares.append(np.square(components(parts)[2:]))
+    assert np.mean(squares, axis=0) == pytest.approx([9, 4, 1], rel=0.15)
+
+
+@pytest.mark.parametrize("spread", [(3, 1, 0.5), (1, 1, 1), (0.3, 1, 1), (1, 0.3, 0.3)])
+def test_components_interval_covers_the_mean_of_new_teachers_and_seeds(spread):
+    teacher, seed, rest = spread
+    covered = []
+    for _ in range(2000):
+        parts = RNG.normal(0, teacher, (4, 1)) + RNG.normal(0, seed, (1, 5)) + RNG.normal(0, rest, (4, 5))
+        low, high = components(parts).interval
+        covered.append(low <= 0 <= high)
+    assert 0.93 <= np.mean(covered) <= 0.98
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (5, 2)])
+def test_components_refuse_two_teachers_or_seeds(shape):
+    with pytest.raises(ValueError, match="at least 3 of each are needed"):
+        components(np.zeros(shape))
+
+
+def test_crossed_takes_rows_that_differ_in_the_teachers_seed_alone():
+    others = taught(TABLE + 0.01, T=9.0)
+    rows = summarize([*BASE, *taught(TABLE), *others]).rows
+    first, second = crossed(rows)
+    assert (first.label, len(first.rows), first.seeds) == ("logits T=4", 4, (0, 1, 2, 3, 4))
+    assert first.accuracies == pytest.approx(TABLE)
+    assert second.label == "logits T=9"
+    assert second.accuracies == pytest.approx(TABLE + 0.01)
+
+
+def test_crossed_keeps_common_seeds_and_needs_three_teachers():
+    runs = taught(TABLE)
+    (found,) = crossed(summarize([*BASE, *runs[1:]]).rows)  # the first teacher lacks seed 0
+    assert found.seeds == (1, 2, 3, 4)
+    assert crossed(summarize([*BASE, *taught(TABLE[:2])]).rows) == []
+    same = [changed(run, teacher_id="t0") for run in runs]  # given weights, whatever the seed says
+    assert crossed(summarize(same).rows) == []
+
+
+def test_across_compares_with_the_same_seeds_of_the_baseline():
+    rows = summarize([*BASE, *taught(TABLE)]).rows
+    (line,) = across(rows, compare(rows))
+    minus = TABLE - np.array([run.test_acc for run in BASE])
+    assert line.difference.mean == pytest.approx(minus.mean())
+    assert line.difference.interval == pytest.approx(components(minus).interval)
+    assert (line.teachers, line.seeds) == (4, 5)
+    fewer = summarize([*BASE[:4], *taught(TABLE)]).rows
+    assert across(fewer, compare(fewer))[0].difference is None
+
+
+def test_page_shows_new_teachers_where_there_are_several():
+    summary = summarize([*BASE, *taught(TABLE)])
+    page = to_page(summary, compare(summary.rows), [])
+    (line,) = [line for line in page.split("## New teachers and new seeds")[1].splitlines() if line.startswith("| log")]
+    assert line.startswith("| logits | 4 | 5 | ")
+    assert "New teachers" not in to_page(summarize([*BASE, *taught(TABLE[:1])]), [], [])
