@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from kd.errors import UserError
 from kd.files import replaced
-from kd.report import figures
+from kd.report import figures, tuning
 from kd.report.comparison import Comparison, by_baseline, comparison_notes
 from kd.report.crossed import ACROSS_NOTES, across
 from kd.report.ranking import best
@@ -68,6 +68,9 @@ def _pictures(part: Summary, comparisons: Sequence[Comparison]) -> list[Picture]
         if 1 < len(shared) <= figures.CROWD:
             what = f"Compared with {baseline}"
             drawn.append(Picture(f"difference_{slug(baseline)}.png", figures.differences(shared), what))
+    tuned = tuning.budgets(part.rows)
+    if len(tuned) > 1:
+        drawn.append(Picture("budget.png", tuning.picture(part.rows, tuned), "Accuracy over tuning budget"))
     return [*drawn, *pictures(part)]
 
 
@@ -144,6 +147,11 @@ def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence
         parts += [*map(escaped, best(part.rows)), to_markdown(part.rows)]
     parts += ["## Notes"] if several else []
     parts.append(bullets(summary.notes))
+    for part in by_dataset:
+        tuned = tuning.budgets(part.rows)
+        if len(tuned) > 1:
+            where = f" on {escaped(titled(part.rows))}" if several else ""
+            parts += [f"## Tuning{where}", tuning.to_markdown(tuned), bullets([tuning.NOTE])]
     for baseline, compared in by_baseline(comparisons):
         parts += [f"## Compared with {escaped(baseline)}", differences_to_markdown(compared)]
     parts.append(bullets(comparison_notes(summary.rows, comparisons)))

@@ -1,0 +1,108 @@
+"""What a method reaches with so many configurations tried, so that none wins by being tuned more."""
+
+from collections.abc import Sequence
+from math import comb
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from kd.report.rows import Role, Row, titled
+from kd.report.style import framed, literal, method_styles
+from kd.report.tables import markdown
+
+FEWEST_TRIED = 5
+"""Configurations of a method below which nothing is said of its tuning."""
+BUDGETS = (1, 2, 5, 10, 20, 50, 100)
+
+
+class Budget(NamedTuple):
+    """What a method reaches with 1, 2, ... of its configurations tried; fractions of 1."""
+
+    method: str
+    val: list[float]
+    """Expected validation accuracy of the best by validation."""
+    test: list[float]
+    """Expected test accuracy of that one; empty where a row has none."""
+
+
+def expected_of_best(chosen_by: Sequence[float], figures: Sequence[float]) -> list[float]:
+    """Return the expected figure of the best of k configurations, for each k from 1 to all of them.
+
+    The k are a random choice, without replacement, of those that were tried: the mean over all choices (after Dodge et
+    al. 2019, arXiv 1909.03004; without replacement, so without bias, Tang et al. 2020, arXiv 2005.00815).
+
+    Args:
+        chosen_by: what the best has most of, by configuration.
+        figures: what is expected, by configuration; `chosen_by` itself, or a figure that decides nothing.
+    """
+    n = len(chosen_by)
+    # Of equals, the mean: neither is the best.
+    ordered = sorted(zip(chosen_by, figures, strict=True))
+    means: dict[float, list[float]] = {}
+    for key, figure in ordered:
+        means.setdefault(key, []).append(figure)
+    by_rank = [sum(means[key]) / len(means[key]) for key, _ in ordered]
+    return [
+        sum(figure * comb(rank, k - 1) for rank, figure in enumerate(by_rank)) / comb(n, k) for k in range(1, n + 1)
+    ]
+
+
+def budgets(rows: Sequence[Row]) -> list[Budget]:
+    """Return what each method reaches, for methods with `FEWEST_TRIED` configurations that were validated.
+
+    The rows are those of one data set. A configuration of several seeds counts by its mean.
+    """
+    by_method: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.role is not Role.TEACHER and row.val_acc:
+            by_method.setdefault(row.first.method, []).append(row)
+    found = []
+    for method, tried in by_method.items():
+        if len(tried) >= FEWEST_TRIED:
+            val = [row.val_acc.mean for row in tried if row.val_acc]
+            test = [row.test_acc.mean for row in tried if row.test_acc]
+            complete = len(test) == len(val)
+            found.append(Budget(method, expected_of_best(val, val), expected_of_best(val, test) if complete else []))
+    return found
+
+
+def to_markdown(found: Sequence[Budget]) -> str:
+    """Return a Markdown table of expected validation accuracy, and the test accuracy of the choice, in percent."""
+    most = max(len(budget.val) for budget in found)
+    shown = [k for k in BUDGETS if k <= most]
+
+    def cell(budget: Budget, k: int) -> str:
+        if k > len(budget.val):
+            return ""
+        test = f" ({100 * budget.test[k - 1]:.2f})" if budget.test else ""
+        return f"{100 * budget.val[k - 1]:.2f}{test}"
+
+    headers = ["method", "tried", *(f"best of {k}" if k > 1 else "one" for k in shown)]
+    lines = [[budget.method, str(len(budget.val)), *(cell(budget, k) for k in shown)] for budget in found]
+    return markdown(headers, lines)
+
+
+NOTE = (
+    "Expected validation accuracy, in %, of the best of k configurations drawn at random from those that were tried, "
+    "and in brackets the test accuracy of that choice. Compare methods in one column only. A search that draws its "
+    "trials by what it has found is no random draw: there, small budgets look better than they are."
+)
+
+
+def picture(rows: Sequence[Row], found: Sequence[Budget]) -> Figure:
+    """Draw expected validation accuracy over the number of configurations tried."""
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = framed(figure.add_subplot())
+    styles = method_styles(rows)
+    for budget in found:
+        dash, hue = styles[budget.method]
+        tried = range(1, len(budget.val) + 1)
+        label = literal(f"{budget.method} ({len(budget.val)} tried)")
+        axes.plot(tried, [100 * acc for acc in budget.val], dash, color=hue, label=label, marker="o", markersize=3)
+    axes.set_xlabel("configurations tried, drawn at random")
+    axes.set_ylabel("expected validation accuracy of the best, %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(literal(f"Accuracy over tuning budget, {titled(rows)}"), loc="left", fontsize=11)
+    axes.legend(frameon=False, loc="lower right")
+    return figure

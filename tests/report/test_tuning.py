@@ -1,0 +1,68 @@
+from dataclasses import replace
+from itertools import combinations
+from statistics import fmean
+
+import numpy as np
+import pytest
+
+from kd.report.page import report
+from kd.report.summary import summarize
+from kd.report.tuning import budgets, expected_of_best, to_markdown
+from tests.report.made import ALONE, DISTILLED, TEACHER, changed
+
+RNG = np.random.default_rng(0)
+
+
+def tried(run, count, knob="T"):
+    """Make runs of one seed, each of another configuration."""
+    return [
+        changed(run, val_acc=float(RNG.uniform(0.7, 0.8)), test_acc=float(RNG.uniform(0.7, 0.8)), **{knob: float(i)})
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 7])
+def test_expected_of_best_is_the_mean_over_all_choices(k):
+    val, test = list(RNG.random(7)), list(RNG.random(7))
+    choices = list(combinations(range(7), k))
+    assert expected_of_best(val, val)[k - 1] == pytest.approx(fmean(max(val[i] for i in c) for c in choices))
+    chosen = fmean(test[max(c, key=lambda i: val[i])] for c in choices)
+    assert expected_of_best(val, test)[k - 1] == pytest.approx(chosen)
+
+
+def test_expected_of_best_of_equals_is_their_mean():
+    assert expected_of_best([0.5, 0.5], [0.1, 0.3]) == pytest.approx([0.2, 0.2])
+
+
+def test_expected_of_best_is_unbiased():
+    """Of small samples of a known population, the expected best of three matches that of the population."""
+    samples = RNG.random((4000, 5))
+    assert np.mean([expected_of_best(list(s), list(s))[2] for s in samples]) == pytest.approx(3 / 4, abs=0.01)
+
+
+def test_budgets_take_methods_with_enough_validated_configurations():
+    rows = summarize([*tried(DISTILLED, 6), *tried(replace(DISTILLED, method="dkd"), 4), ALONE, TEACHER]).rows
+    (found,) = budgets(rows)
+    assert (found.method, len(found.val)) == ("logits", 6)
+    assert found.val == sorted(found.val)
+    unseen = [replace(run, test_acc=None) for run in tried(DISTILLED, 5)]
+    assert budgets(summarize(unseen).rows)[0].test == []
+
+
+def test_budget_table_has_equal_budgets_in_a_column():
+    rows = summarize([*tried(DISTILLED, 6), *tried(replace(DISTILLED, method="dkd"), 12)]).rows
+    head, _, *lines = to_markdown(budgets(rows)).splitlines()
+    assert head == "| method | tried | one | best of 2 | best of 5 | best of 10 |"
+    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in lines}
+    assert len(cells["dkd"]) == 6
+    assert "best of 10" not in cells["logits"]
+    assert cells["logits"][-1].strip() != cells["dkd"][-1].strip()
+
+
+def test_report_tells_of_tuning_where_methods_were_tuned():
+    summary = summarize([*tried(DISTILLED, 6), *tried(replace(DISTILLED, method="dkd"), 6)])
+    made = report(summary)
+    assert "## Tuning" in made.texts["results.md"]
+    assert "budget.png" in [picture.name for picture in made.pictures]
+    one = report(summarize([*tried(DISTILLED, 6)]))
+    assert "## Tuning" not in one.texts["results.md"]
