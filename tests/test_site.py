@@ -117,7 +117,7 @@ def test_every_formula_is_rendered(site, pages):
 
 def test_api_page_has_every_public_name(site, pages):
     ids = pages[site / "guide" / "api.html"].ids
-    names = {f"kd.{name}" for name in kd.__all__ if not isinstance(getattr(kd, name), types.ModuleType)}
+    names = {f"kd.{name}" for name in kd.__all__ if name not in ("losses", "methods")}
     losses = [name for name, value in vars(kd.losses).items() if isinstance(value, types.FunctionType)]
     names |= {f"kd.losses.{name}" for name in losses if not name.startswith("_")}
     assert names - ids == set()
@@ -181,19 +181,20 @@ def commands(stem):
     """The commands of a page: lines of its blocks, and whole ones in backticks."""
     text = TEXTS[stem]
     blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     inline = re.findall(r"`(python (?:train\.py|scripts/)[^`]*)`", prose)
-    if stem == "coming_from":
-        section = prose.partition("\n## RepDistiller\n")[2].partition("\n## ")[0]
-        (first,) = re.findall(r"right side with `([^`]+)`", section.replace("\n", " "))
-        inline += [f"{first} {more}" for more in re.findall(r"^\| `-.*?\| `([^`]+)`", section, re.MULTILINE)]
     return [line for line in dict.fromkeys(lines + inline) if line and "..." not in line]
 
 
 COMMANDS = list(dict.fromkeys(command for page in TEXTS for command in commands(page)))
 TRAINING = [command for command in COMMANDS if "python train.py" in command]
+ELSEWHERE = "\n".join(page.read_text(encoding="utf-8") for page in {*DOCS.glob("*.md")} - {*PAGES})
+"""The other pages: what is in their blocks runs in test_readme.py."""
 SCRIPTS = [command for command in COMMANDS if command.startswith("python scripts/")]
+
+
+COMPOSED = [command for command in TRAINING if f"\n{command}" not in ELSEWHERE and "RUN_DIR" not in command]
 
 
 @pytest.fixture
@@ -207,7 +208,7 @@ def what_commands_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("what_commands_name")
-@pytest.mark.parametrize("command", [command for command in TRAINING if "RUN_DIR" not in command])
+@pytest.mark.parametrize("command", COMPOSED)
 def test_training_command_is_composed(command):
     argv = shlex.split(re.sub(r"^PYTHONPATH=\w+ ", "", command))[2:]
     if {"--help", "--cfg"} & set(argv):
@@ -242,10 +243,23 @@ def test_option_of_a_program_exists(command):
     assert missing == []
 
 
+def test_commands_of_repdistiller_are_those_of_methods_with_the_defaults_that_are_said():
+    rows = re.findall(
+        r"^\| `--distill[^|]*\| `method=(\w+)([^`]*)`(?: \(([^):]*))?", TEXTS["coming_from"], re.MULTILINE
+    )
+    assert len(rows) == 15
+    for method, typed, said in rows:
+        settings = yaml.safe_load((CONF / "method" / f"{method}.yaml").read_text(encoding="utf-8"))
+        knobs = {name for name, value in settings.items() if isinstance(value, int | float)}
+        assert {part.partition("=")[0] for part in shlex.split(typed)} <= knobs | {"method.terms"}, method
+        for name, value in re.findall(r"(\w+)=([\d.]+)", said):
+            assert settings[name] == float(value), method
+
+
 def test_no_command_is_without_a_test():
     others = [command for command in COMMANDS if command not in TRAINING + SCRIPTS]
     assert set(others) <= {'pip install -e ".[dev]"', "tensorboard --logdir runs"}
-    assert len(TRAINING) > 30
+    assert len(COMPOSED) > 20
 
 
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):

@@ -164,7 +164,10 @@ def choices(group: str, folder: str) -> str:
     """Return the files of a group, what each is, and what it sets."""
     lines = [f"| `{group}=` | what it is | sets |", "| :--- | :--- | :--- |"]
     for file in sorted((CONF / group).glob("*.yaml")):
-        own = [f"{name}={value}" for name, value, _ in settings(file) if not value.startswith(("${", "["))]
+        anywhere = "@package _global_" in file.read_text(encoding="utf-8")
+        rows = settings(file, "" if anywhere else f"{group.replace('/', '.')}.")
+        values = {name: re.sub(r"^\$\{oc\.select:\w+,(.+)\}$", r"\1", value) for name, value, _ in rows}
+        own = [f"{name}={value}" for name, value in values.items() if value != "null" and not value.startswith("${")]
         lines.append(f"| {code(file.stem)} | {cell(description(file))} | {', '.join(map(code, own))} |")
     return "\n".join(lines)
 
@@ -176,11 +179,17 @@ def description(file: Path) -> str:
 
 
 def code(text: str) -> str:
-    return f"`{cell(text)}`" if text else ""
+    """Return a text as code in a cell of a table."""
+    return f"`{one_line(text)}`" if text else ""
 
 
 def cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;") if "`" not in text else text
+    """Return a comment as a cell of a table, with nothing that Markdown takes as its own."""
+    return re.sub(r"([*_<`])", r"\\\1", one_line(text))
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 # Others
