@@ -167,34 +167,32 @@ def test_front_page_counts_right():
     words = {"Forty": 40, "ten": 10}
     methods, networks, data = re.search(r"(\w+)\s+methods, (\w+) networks, (\w+) kinds of data", text).groups()
     assert words[methods] == len(list((CONF / "method").glob("*.yaml")))
-    assert int(networks) == len([f for f in (CONF / "student").glob("*.yaml") if f.stem not in FOREIGN])
+    ours = {file.stem for file in (CONF / "student").glob("*.yaml")} - {"custom", "timm", "torchvision"}
+    assert int(networks) == len(ours)
     assert words[data] == len(list((CONF / "data").glob("*.yaml")))
-
-
-FOREIGN = {"custom", "timm", "torchvision"}
 
 
 # Commands and blocks
 
 
-def commands(stem):
-    """The commands of a page: lines of its blocks, and whole ones in backticks."""
-    text = TEXTS[stem]
+def lines(text):
+    """The commands of a page's blocks."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+def inline(text):
+    """The whole commands that stand in backticks."""
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
-    inline = re.findall(r"`(python (?:train\.py|scripts/)[^`]*)`", prose)
-    return [line for line in dict.fromkeys(lines + inline) if line and "..." not in line]
+    return [code for code in re.findall(r"`(python (?:train\.py|scripts/)[^`]*)`", prose) if "..." not in code]
 
 
-COMMANDS = list(dict.fromkeys(command for page in TEXTS for command in commands(page)))
+RUN_ELSEWHERE = {line for page in {*DOCS.glob("*.md")} - {*PAGES} for line in lines(page.read_text(encoding="utf-8"))}
+"""In blocks of other pages, and so run in test_readme.py."""
+COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in lines(text) + inline(text)))
 TRAINING = [command for command in COMMANDS if "python train.py" in command]
-ELSEWHERE = "\n".join(page.read_text(encoding="utf-8") for page in {*DOCS.glob("*.md")} - {*PAGES})
-"""The other pages: what is in their blocks runs in test_readme.py."""
+COMPOSED = [command for command in TRAINING if command not in RUN_ELSEWHERE and "RUN_DIR" not in command]
 SCRIPTS = [command for command in COMMANDS if command.startswith("python scripts/")]
-
-
-COMPOSED = [command for command in TRAINING if f"\n{command}" not in ELSEWHERE and "RUN_DIR" not in command]
 
 
 @pytest.fixture
