@@ -29,6 +29,7 @@ LONGEST = (
     "app/test_run.py",
     "scripts/test_search.py",
     "test_readme.py",
+    "test_site.py",
     "launchers/test_local.py",
     "test_notebook.py",
     "scripts/test_benchmark.py",

@@ -22,7 +22,9 @@ from kd.runs.results import collect
 from tests.common import CONF, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SITE = [ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+"""Pages whose commands are tested with the site, in tests/test_site.py."""
+PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {*SITE})]
 MAX_LINES = 120
 
 
@@ -176,7 +178,7 @@ def test_example_method_trains(run, tmp_path, monkeypatch):
     assert {name: float(value) for name, value in shown.items()} == {name: defaults[name] for name in shown}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *SITE, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
 def test_relative_links_lead_to_files(page):
     text = page.read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)\s]+)\)", text):

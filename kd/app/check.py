@@ -254,6 +254,8 @@ def _check_ranges(settings: dict[str, Any]) -> None:
     spans: dict[str, str] = settings["spec"]["ranges"]
     values = _nodes({name: value for name, value in settings.items() if name != "spec"})
     for name, value in sorted(values, key=lambda node: node[0].count(".")):  # first what interpolations refer to
+        if ".settings." in name:
+            continue  # arguments of a network of one's own, whatever they are called
         kind = name.rpartition(".")[2]
         knob = kind if name == f"method.{kind}" else name  # which takes the knob's value
         span = spans.get(knob) or KINDS.get(name) or RANGES.get(kind) or KINDS.get(kind)

@@ -70,6 +70,7 @@ def test_check_refuses_shorthands_in_vain_and_declarations(overrides, message):
         ["method=nkd", "gamma=3.5"],  # the knob's range and not that of a schedule's gamma
         ["epochs=3", "recipe@teacher_recipe=published", "method=standard"],
         ["lr=0.3", "recipe=adamw"],
+        ["student=custom", "student.target=my_pkg.Net", "student.settings={width:32}"],  # not shufflenetv1's width
     ],
 )
 def test_check_takes_shorthands_that_reach_what_is_trained(overrides):
