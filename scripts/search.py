@@ -30,6 +30,7 @@ from kd.app.explain import OTHER_NAMES, explain
 from kd.app.identity import fingerprint
 from kd.app.programs import check_settings, command_line, refuse_setting
 from kd.app.run import check_command, describe, number, run
+from kd.deploy.card import write_card
 from kd.errors import UserError
 from kd.hashing import derive
 from kd.ranges import RANGES
@@ -410,7 +411,9 @@ def do(search: Search, trial: Any, values: dict[str, float]) -> Result:
             write_once(record, directory / FILE)
             return record
 
-    return tracked(describe(command), directory, work)
+    record = tracked(describe(command), directory, work)
+    write_card(record, directory)
+    return record
 
 
 def report_to(trial: Any) -> Any:
