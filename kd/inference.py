@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from kd.data.decode import read_rgb, to_rgb
 from kd.data.resize import resized
+from kd.data.tree import printable
 from kd.errors import UserError
 from kd.files import open_regular
 from kd.methods.base import restored_net
@@ -34,8 +36,12 @@ FOREIGN = f"{OURS}external.custom"
 MAX_TEMPERATURE = 2**16
 """Bytes of the file with a temperature that are read."""
 
-Pictures: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8] | Tensor | Sequence[Pictures]"
-"""One image or several: files, PIL images, or uint8 pixels (H, W, C), (C, H, W), (B, H, W, C) or (B, C, H, W).
+LARGEST_FILE = 2**30
+"""Bytes of one image file: a longer one is no photo, and memory is taken for all of it."""
+
+Pictures: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor | Sequence[Pictures]"
+"""One image or several: files, contents of files, PIL images, or uint8 pixels (H, W, C), (C, H, W), (B, H, W, C) or
+(B, C, H, W).
 
 C is the network's number of channels, or 3 for one on grey images. Files and PIL images are for RGB and grey.
 """
@@ -154,6 +160,24 @@ def load(path: str | Path, trust: bool = False) -> Predictor:
     return Predictor(net, facts.classes, facts.image_size, facts.mean, facts.std, _temperature(path))
 
 
+def read_image(path: str | Path) -> Image.Image:
+    """Return the image in a file, upright and RGB; see `kd.data.decode`.
+
+    Raises:
+        UserError: naming it, if it is missing, no regular file, above `LARGEST_FILE`, or no image.
+    """
+    try:
+        with open_regular(Path(path)) as file:
+            if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+                raise UserError(f"{printable(path)}: above {LARGEST_FILE >> 30} GB, which no image is read of")
+            data = file.read(LARGEST_FILE)
+    except FileNotFoundError as error:
+        raise UserError(f"no image at {printable(path)}") from error
+    except OSError as error:
+        raise UserError(f"{printable(path)}: {error.strerror or error}") from error
+    return read_rgb(str(path), data, Counter())
+
+
 def temperature_file(weights: Path) -> Path:
     """Return where the temperature for these weights is stored, whether or not there is one."""
     return weights.with_name(f"{weights.stem}.temperature.json")
@@ -248,15 +272,12 @@ def _resolve(target: str, trust: bool) -> Any:
 
 def _separate(images: Any, channels: int) -> list[Image.Image | Tensor]:
     """The images one by one; those that PIL has no form for as (C, H, W), uint8."""
-    if isinstance(images, str | Path | Image.Image) and channels not in (1, 3):
+    if isinstance(images, str | Path | bytes | Image.Image) and channels not in (1, 3):
         raise UserError(f"images must be pixels of {channels} channels, as the network's; a file is grey or RGB")
     if isinstance(images, str | Path):
-        try:
-            return [read_rgb(str(images), Path(images).read_bytes(), Counter())]
-        except FileNotFoundError as error:
-            raise UserError(f"no image at {images}") from error
-        except OSError as error:
-            raise UserError(f"{images}: {error.strerror}") from error
+        return [read_image(images)]
+    if isinstance(images, bytes):
+        return [read_rgb("the image", images, Counter())]
     if isinstance(images, Image.Image):
         return [images]
     if isinstance(images, list | tuple):

@@ -20,16 +20,12 @@ from kd.data.decode import read_rgb
 from kd.data.folder import SUFFIXES
 from kd.data.tree import Tree, printable
 from kd.errors import UserError
-from kd.files import open_regular
-from kd.inference import Prediction, Predictor, load
+from kd.inference import LARGEST_FILE, Prediction, Predictor, load, read_image
 from kd.report.text import cell, encodable, visible
 from kd.terminal import Parser, end_with_the_pipe, file, positive, tolerant_stdout
 from kd.training.performance import choose_device
 
 STDIN = "-"
-LARGEST_FILE = 2**30
-"""Bytes of one image file: a longer one is no photo, and memory is taken for all of it."""
-
 WIDEST = 60
 """Characters of a column."""
 
@@ -120,17 +116,12 @@ def read(name: str) -> Image.Image:
     Raises:
         UserError: naming it, for what is missing, no file, or no image.
     """
+    if name != STDIN:
+        return read_image(name)
     try:
-        if name == STDIN:
-            data = sys.stdin.buffer.read(LARGEST_FILE)
-        else:
-            with open_regular(Path(name)) as file:
-                data = file.read(LARGEST_FILE)
-    except FileNotFoundError as error:
-        raise UserError(f"no image at {printable(name)}") from error
+        return read_rgb("the image on standard input", sys.stdin.buffer.read(LARGEST_FILE), Counter())
     except OSError as error:
-        raise UserError(f"{printable(name)}: {error.strerror or error}") from error
-    return read_rgb("the image on standard input" if name == STDIN else name, data, Counter())
+        raise UserError(f"standard input: {error.strerror or error}") from error
 
 
 def found(argument: str) -> list[str]:
