@@ -4,8 +4,9 @@ import importlib
 import json
 import math
 import os
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -32,6 +33,8 @@ OURS = "kd.models."
 
 FOREIGN = f"{OURS}external.custom"
 """The one of them that itself names code, in its argument `target`."""
+
+TRUST = "pass trust=True if the file is from someone you trust (a program: --trust)"
 
 MAX_TEMPERATURE = 2**16
 """Bytes of the file with a temperature that are read."""
@@ -90,11 +93,12 @@ class Predictor(nn.Module):
         Raises:
             UserError: for no images, a file that is missing or no image, pixels that are not uint8 or of another shape.
         """
-        separate = _separate(images, len(self.mean))
+        # Each is resized before the next is read: photos as they are could be larger than the memory.
+        separate = [self._resized(image) for image in _separate(images, len(self.mean))]
         if not separate:
             raise UserError("no images were given")
         weight = next(self.parameters())
-        pixels = torch.stack([self._resized(image) for image in separate]).to(weight.device)
+        pixels = torch.stack(separate).to(weight.device)
         mean, std = (torch.tensor(v, device=weight.device)[:, None, None] for v in (self.mean, self.std))
         return (pixels * (1 / (255 * std)) - mean / std).to(weight.dtype)
 
@@ -151,9 +155,10 @@ def load(path: str | Path, trust: bool = False) -> Predictor:
         if isinstance(net, nn.Module):
             net = bind(net, facts.classes, facts.mean, facts.std)
             net = restored_net(net, tensors, metadata.get("method"))
-    except (_UntrustedError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: cannot build its network, {facts.model['_target_']}: {reason}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network's own code raises, or is raised for arguments that are damaged
+        raise UserError(f"{path}: cannot build its network, {_why_not(facts.model, error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{path}: {facts.model['_target_']} makes no network")
     fill(net, tensors, path)
@@ -175,7 +180,22 @@ def read_image(path: str | Path) -> Image.Image:
         raise UserError(f"no image at {printable(path)}") from error
     except OSError as error:
         raise UserError(f"{printable(path)}: {error.strerror or error}") from error
-    return read_rgb(str(path), data, Counter())
+    return decoded_image(str(path), data)
+
+
+def decoded_image(name: str, data: bytes) -> Image.Image:
+    """Return the image in a file's content, upright and RGB; see `kd.data.decode`.
+
+    Args:
+        name: of the file, for errors.
+        data: its content.
+
+    Raises:
+        UserError: for what is no image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's, of metadata that are not used and sizes that are refused here
+        return read_rgb(name, data, Counter())
 
 
 def temperature_file(weights: Path) -> Path:
@@ -236,6 +256,16 @@ class _UntrustedError(Exception):
     """A file names code that it may not."""
 
 
+def _why_not(model: dict[str, Any], error: Exception) -> str:
+    """Return which network could not be built, and why, in one line."""
+    target = model["_target_"]
+    of = f" of {model['target']}" if target == FOREIGN and "target" in model else ""
+    changed = isinstance(error, AttributeError | ImportError | TypeError) and target.startswith(OURS) and not of
+    hint = "; was it written by another version of kd?" if changed else ""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return f"{target}{of}: {reason}{hint}"
+
+
 def build_network(settings: dict[str, Any]) -> nn.Module:
     """Return a network of `kd.models`, with random weights.
 
@@ -258,9 +288,9 @@ def _build(node: Any, trust: bool) -> Any:
 
 def _resolve(target: str, trust: bool) -> Any:
     where, _, name = target.rpartition(".")
-    refused = f"{target} does not lie in {OURS.rstrip('.')}; pass trust=True if the file is from someone you trust"
+    refused = f"{target} does not lie in {OURS.rstrip('.')}; {TRUST}"
     if not trust and target == FOREIGN:
-        raise _UntrustedError("it names a class of other code; pass trust=True if the file is from someone you trust")
+        raise _UntrustedError(f"it names a class of other code; {TRUST}")
     if not trust and (not where.startswith(OURS) or name.startswith("_")):
         raise _UntrustedError(refused)
     found = getattr(importlib.import_module(where), name)
@@ -270,20 +300,26 @@ def _resolve(target: str, trust: bool) -> Any:
     return found
 
 
-def _separate(images: Any, channels: int) -> list[Image.Image | Tensor]:
-    """The images one by one; those that PIL has no form for as (C, H, W), uint8."""
+def _separate(images: Any, channels: int) -> Iterator[Image.Image | Tensor]:
+    """Yield the images one by one; those that PIL has no form for as (C, H, W), uint8."""
     if isinstance(images, str | Path | bytes | Image.Image) and channels not in (1, 3):
         raise UserError(f"images must be pixels of {channels} channels, as the network's; a file is grey or RGB")
     if isinstance(images, str | Path):
-        return [read_image(images)]
-    if isinstance(images, bytes):
-        return [read_rgb("the image", images, Counter())]
-    if isinstance(images, Image.Image):
-        return [images]
-    if isinstance(images, list | tuple):
-        return [image for part in images for image in _separate(part, channels)]
-    if not isinstance(images, Tensor | np.ndarray):
+        yield read_image(images)
+    elif isinstance(images, bytes):
+        yield decoded_image("the image", images)
+    elif isinstance(images, Image.Image):
+        yield images
+    elif isinstance(images, list | tuple):
+        for part in images:
+            yield from _separate(part, channels)
+    elif isinstance(images, Tensor | np.ndarray):
+        yield from _separate_pixels(images, channels)
+    else:
         raise UserError(f"images must be files, PIL images or uint8 pixels, got {type(images).__name__}")
+
+
+def _separate_pixels(images: Tensor | NDArray[Any], channels: int) -> list[Image.Image | Tensor]:
     pixels = images.cpu().numpy() if isinstance(images, Tensor) else images
     if pixels.dtype != np.uint8:
         raise UserError(f"pixels must be uint8, from 0 to 255, got {pixels.dtype}")

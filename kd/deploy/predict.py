@@ -5,8 +5,8 @@ import csv
 import glob
 import io
 import json
+import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -16,11 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kd.data.decode import read_rgb
 from kd.data.folder import SUFFIXES
 from kd.data.tree import Tree, printable
 from kd.errors import UserError
-from kd.inference import LARGEST_FILE, Prediction, Predictor, load, read_image
+from kd.inference import LARGEST_FILE, Prediction, Predictor, decoded_image, load, read_image
 from kd.report.text import cell, encodable, visible
 from kd.terminal import Parser, end_with_the_pipe, file, positive, tolerant_stdout
 from kd.training.performance import choose_device
@@ -119,7 +118,7 @@ def read(name: str) -> Image.Image:
     if name != STDIN:
         return read_image(name)
     try:
-        return read_rgb("the image on standard input", sys.stdin.buffer.read(LARGEST_FILE), Counter())
+        return decoded_image("the image on standard input", sys.stdin.buffer.read(LARGEST_FILE))
     except OSError as error:
         raise UserError(f"standard input: {error.strerror or error}") from error
 
@@ -130,15 +129,15 @@ def found(argument: str) -> list[str]:
     Raises:
         UserError: for a folder or pattern without images.
     """
-    path = Path(argument).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(argument))
+    if os.path.isdir(path):  # unlike Path.is_dir, without an error for a name that is too long
         return _inside(path)
-    if argument == STDIN or path.exists() or not glob.has_magic(argument):
+    if argument == STDIN or os.path.exists(path) or not glob.has_magic(argument):
         return [argument if argument == STDIN else str(path)]
     matching = sorted(glob.glob(str(path), recursive=True))
     if not matching:
         raise UserError(f"{printable(argument)}: nothing has a name of this pattern")
-    files = [_inside(Path(match)) if Path(match).is_dir() else [match] for match in matching]
+    files = [_inside(Path(match)) if os.path.isdir(match) else [match] for match in matching]
     return list(dict.fromkeys(chain.from_iterable(files)))
 
 
