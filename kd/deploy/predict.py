@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
+from rich.cells import cell_len
 from torch import Tensor
 
 from kd.data.folder import SUFFIXES
@@ -160,17 +161,22 @@ class Line:
     """
 
     def __init__(self, names: Sequence[str], classes: Iterable[str]) -> None:
-        self.width = min(max((len(visible(name)) for name in names), default=0), WIDEST)
-        self.class_width = min(max(len(visible(name)) for name in classes), WIDEST)
+        self.width = min(max((cell_len(visible(name)) for name in names), default=0), WIDEST)
+        self.class_width = min(max(cell_len(visible(name)) for name in classes), WIDEST)
 
     def __call__(self, answer: Answer) -> str:
-        parts = [f"{visible(answer.name):<{self.width}}", *map(self._ranked, answer.top)]
+        parts = [_padded(answer.name, self.width), *map(self._ranked, answer.top)]
         if answer.teacher is not None:
             parts += ["| teacher:", *map(self._ranked, answer.teacher)]
         return encodable("  ".join(parts).rstrip(), sys.stdout.encoding or "ascii")
 
     def _ranked(self, prediction: Prediction) -> str:
-        return f"{visible(prediction.label):<{self.class_width}} {percent(prediction.probability):>7}"
+        return f"{_padded(prediction.label, self.class_width)} {percent(prediction.probability):>7}"
+
+
+def _padded(name: str, width: int) -> str:
+    """Return a name with blanks behind it, up to a width in columns of the terminal."""
+    return visible(name) + " " * (width - cell_len(visible(name)))
 
 
 def json_line(answer: Answer) -> str:
