@@ -40,7 +40,7 @@ def write_card(record: Result, directory: Path) -> None:
         text = card(record, weights_file(directory).name)
         with replaced(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    except (OSError, UserError) as error:
+    except (OSError, UserError, ValueError) as error:  # the last of figures that are none
         log.warning("no model card: %s", visible(str(error)))
 
 
