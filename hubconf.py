@@ -10,7 +10,7 @@ from torch import nn
 from kd.inference import build_network, load
 from kd.ranges import Size
 
-dependencies = ["torch", "lightning", "numpy", "PIL", "safetensors", "yaml"]
+dependencies = ["torch", "filelock", "numpy", "PIL", "safetensors", "yaml"]
 
 _FOLDER = Path(__file__).resolve().parent / "conf" / "student"
 

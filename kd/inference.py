@@ -3,8 +3,10 @@
 import importlib
 import json
 import math
+import os
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from kd.data.decode import read_rgb, to_rgb
 from kd.data.resize import resized
+from kd.data.tree import printable
 from kd.errors import UserError
 from kd.files import open_regular
 from kd.methods.base import restored_net
@@ -31,11 +34,17 @@ OURS = "kd.models."
 FOREIGN = f"{OURS}external.custom"
 """The one of them that itself names code, in its argument `target`."""
 
+TRUST = "pass trust=True if the file is from someone you trust (a program: --trust)"
+
 MAX_TEMPERATURE = 2**16
 """Bytes of the file with a temperature that are read."""
 
-Pictures: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8] | Tensor | Sequence[Pictures]"
-"""One image or several: files, PIL images, or uint8 pixels (H, W, C), (C, H, W), (B, H, W, C) or (B, C, H, W).
+LARGEST_FILE = 2**30
+"""Bytes of one image file: a longer one is no photo, and memory is taken for all of it."""
+
+Pictures: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor | Sequence[Pictures]"
+"""One image or several: files, contents of files, PIL images, or uint8 pixels (H, W, C), (C, H, W), (B, H, W, C) or
+(B, C, H, W).
 
 C is the network's number of channels, or 3 for one on grey images. Files and PIL images are for RGB and grey.
 """
@@ -84,11 +93,12 @@ class Predictor(nn.Module):
         Raises:
             UserError: for no images, a file that is missing or no image, pixels that are not uint8 or of another shape.
         """
-        separate = _separate(images, len(self.mean))
+        # Each is resized before the next is read: photos as they are could be larger than the memory.
+        separate = [self._resized(image) for image in _separate(images, len(self.mean))]
         if not separate:
             raise UserError("no images were given")
         weight = next(self.parameters())
-        pixels = torch.stack([self._resized(image) for image in separate]).to(weight.device)
+        pixels = torch.stack(separate).to(weight.device)
         mean, std = (torch.tensor(v, device=weight.device)[:, None, None] for v in (self.mean, self.std))
         return (pixels * (1 / (255 * std)) - mean / std).to(weight.dtype)
 
@@ -145,13 +155,47 @@ def load(path: str | Path, trust: bool = False) -> Predictor:
         if isinstance(net, nn.Module):
             net = bind(net, facts.classes, facts.mean, facts.std)
             net = restored_net(net, tensors, metadata.get("method"))
-    except (_UntrustedError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: cannot build its network, {facts.model['_target_']}: {reason}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network's own code raises, or is raised for arguments that are damaged
+        raise UserError(f"{path}: cannot build its network, {_why_not(facts.model, error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{path}: {facts.model['_target_']} makes no network")
     fill(net, tensors, path)
     return Predictor(net, facts.classes, facts.image_size, facts.mean, facts.std, _temperature(path))
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Return the image in a file, upright and RGB; see `kd.data.decode`.
+
+    Raises:
+        UserError: naming it, if it is missing, no regular file, above `LARGEST_FILE`, or no image.
+    """
+    try:
+        with open_regular(Path(path)) as file:
+            if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+                raise UserError(f"{printable(path)}: above {LARGEST_FILE >> 30} GB, which no image is read of")
+            data = file.read(LARGEST_FILE)
+    except FileNotFoundError as error:
+        raise UserError(f"no image at {printable(path)}") from error
+    except OSError as error:
+        raise UserError(f"{printable(path)}: {error.strerror or error}") from error
+    return decoded_image(str(path), data)
+
+
+def decoded_image(name: str, data: bytes) -> Image.Image:
+    """Return the image in a file's content, upright and RGB; see `kd.data.decode`.
+
+    Args:
+        name: of the file, for errors.
+        data: its content.
+
+    Raises:
+        UserError: for what is no image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's, of metadata that are not used and sizes that are refused here
+        return read_rgb(name, data, Counter())
 
 
 def temperature_file(weights: Path) -> Path:
@@ -212,6 +256,16 @@ class _UntrustedError(Exception):
     """A file names code that it may not."""
 
 
+def _why_not(model: dict[str, Any], error: Exception) -> str:
+    """Return which network could not be built, and why, in one line."""
+    target = model["_target_"]
+    of = f" of {model['target']}" if target == FOREIGN and "target" in model else ""
+    changed = isinstance(error, AttributeError | ImportError | TypeError) and target.startswith(OURS) and not of
+    hint = "; was it written by another version of kd?" if changed else ""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return f"{target}{of}: {reason}{hint}"
+
+
 def build_network(settings: dict[str, Any]) -> nn.Module:
     """Return a network of `kd.models`, with random weights.
 
@@ -234,9 +288,9 @@ def _build(node: Any, trust: bool) -> Any:
 
 def _resolve(target: str, trust: bool) -> Any:
     where, _, name = target.rpartition(".")
-    refused = f"{target} does not lie in {OURS.rstrip('.')}; pass trust=True if the file is from someone you trust"
+    refused = f"{target} does not lie in {OURS.rstrip('.')}; {TRUST}"
     if not trust and target == FOREIGN:
-        raise _UntrustedError("it names a class of other code; pass trust=True if the file is from someone you trust")
+        raise _UntrustedError(f"it names a class of other code; {TRUST}")
     if not trust and (not where.startswith(OURS) or name.startswith("_")):
         raise _UntrustedError(refused)
     found = getattr(importlib.import_module(where), name)
@@ -246,23 +300,26 @@ def _resolve(target: str, trust: bool) -> Any:
     return found
 
 
-def _separate(images: Any, channels: int) -> list[Image.Image | Tensor]:
-    """The images one by one; those that PIL has no form for as (C, H, W), uint8."""
-    if isinstance(images, str | Path | Image.Image) and channels not in (1, 3):
+def _separate(images: Any, channels: int) -> Iterator[Image.Image | Tensor]:
+    """Yield the images one by one; those that PIL has no form for as (C, H, W), uint8."""
+    if isinstance(images, str | Path | bytes | Image.Image) and channels not in (1, 3):
         raise UserError(f"images must be pixels of {channels} channels, as the network's; a file is grey or RGB")
     if isinstance(images, str | Path):
-        try:
-            return [read_rgb(str(images), Path(images).read_bytes(), Counter())]
-        except FileNotFoundError as error:
-            raise UserError(f"no image at {images}") from error
-        except OSError as error:
-            raise UserError(f"{images}: {error.strerror}") from error
-    if isinstance(images, Image.Image):
-        return [images]
-    if isinstance(images, list | tuple):
-        return [image for part in images for image in _separate(part, channels)]
-    if not isinstance(images, Tensor | np.ndarray):
+        yield read_image(images)
+    elif isinstance(images, bytes):
+        yield decoded_image("the image", images)
+    elif isinstance(images, Image.Image):
+        yield images
+    elif isinstance(images, list | tuple):
+        for part in images:
+            yield from _separate(part, channels)
+    elif isinstance(images, Tensor | np.ndarray):
+        yield from _separate_pixels(images, channels)
+    else:
         raise UserError(f"images must be files, PIL images or uint8 pixels, got {type(images).__name__}")
+
+
+def _separate_pixels(images: Tensor | NDArray[Any], channels: int) -> list[Image.Image | Tensor]:
     pixels = images.cpu().numpy() if isinstance(images, Tensor) else images
     if pixels.dtype != np.uint8:
         raise UserError(f"pixels must be uint8, from 0 to 255, got {pixels.dtype}")

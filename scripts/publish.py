@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from kd.app.programs import command_line
-from kd.deploy.card import CARD, card
+from kd.deploy.card import card
 from kd.errors import UserError
 from kd.files import replaced
 from kd.report.text import visible
 from kd.runs.given import weights_file
-from kd.runs.results import FILE, read, write
+from kd.runs.results import CARD, FILE, read, write
 from kd.terminal import Parser, tolerant_stdout
 
 

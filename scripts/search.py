@@ -27,6 +27,7 @@ from kd.app.explain import explain
 from kd.app.programs import command_line, refuse_setting
 from kd.app.run import check_command, describe, run
 from kd.app.search import Search, plan, refuse_test_split
+from kd.deploy.card import write_card
 from kd.errors import UserError
 from kd.hashing import derive
 from kd.runs.results import FILE, Result, read
@@ -231,7 +232,9 @@ def do(search: Search, trial: Any, values: dict[str, float]) -> Result:
             write_once(record, directory / FILE)
             return record
 
-    return tracked(describe(command), directory, work)
+    record = tracked(describe(command), directory, work)
+    write_card(record, directory)
+    return record
 
 
 def report_to(trial: Any) -> Any:

@@ -1,5 +1,6 @@
 import io
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -102,9 +103,36 @@ def test_preprocess_takes_images_in_every_form(tmp_path):
     assert expected.shape == (1, 3, 8, 8)
     assert expected[0, 1, 2, 3] == pytest.approx((image[2, 3, 1].item() / 255 - 0.25) / 0.25, abs=1e-5)
     first = image.permute(2, 0, 1)
-    for form in (image.numpy(), first, first[None], image[None], picture, tmp_path / "image.png", [image], (picture,)):
+    content = (tmp_path / "image.png").read_bytes()
+    for form in (
+        content,
+        image.numpy(),
+        first,
+        first[None],
+        image[None],
+        picture,
+        tmp_path / "image.png",
+        [image],
+        (picture,),
+    ):
         assert torch.equal(predictor.preprocess(form), expected)
     assert predictor.preprocess([str(tmp_path / "image.png"), first, pixels(2, 3, 8, 8)]).shape == (4, 3, 8, 8)
+
+
+def test_preprocess_holds_few_images_in_full_size(tmp_path, monkeypatch):
+    predictor = load(saved(tmp_path / "student.safetensors"))
+    made, most = [], 0
+
+    def read(path):
+        nonlocal most
+        image = Image.new("RGB", (300, 200))
+        made.append(weakref.ref(image))
+        most = max(most, sum(one() is not None for one in made))
+        return image
+
+    monkeypatch.setattr("kd.inference.read_image", read)
+    assert predictor.preprocess(["photo.png"] * 7).shape == (7, 3, 8, 8)
+    assert most <= 2
 
 
 def test_preprocess_resizes_and_converts_as_data_sets_are(tmp_path):
@@ -141,6 +169,8 @@ def test_preprocess_follows_the_network(tmp_path):
         (np.zeros((8, 8, 4), np.uint8), r"pixels must be \(H, W, 3\), .*, got \(8, 8, 4\)"),
         ("missing.png", "no image at missing.png"),
         (__file__, f"{__file__}: damaged, or not an image .*"),
+        (b"GIF89a", "the image: damaged, or not an image .*"),
+        ("/dev/zero", "/dev/zero: not a regular file"),
     ],
 )
 def test_preprocess_names_what_is_no_image(images, message):
@@ -161,7 +191,7 @@ def test_preprocess_names_what_is_no_image(images, message):
         ({"model": {**FACTS["model"], "scale": 0}}, "cannot build its network, kd.models.cnn.CNN: scale must be"),
         ({"model": {**FACTS["model"], "color": 1}}, "cannot build its network, .* unexpected keyword argument 'color'"),
         ({"model": {"_target_": "kd.models.gone.Net"}}, "cannot build its network, kd.models.gone.Net: No module"),
-        ({"model": {"_target_": "kd.models.cnn.Net"}}, "cannot build its network, kd.models.cnn.Net: .*no attribute"),
+        ({"model": {"_target_": "kd.models.cnn.Net"}}, "kd.models.cnn.Net: .*no attribute.* by another version of kd"),
     ],
 )
 def test_load_names_what_is_wrong_with_a_file(tmp_path, changes, message):
@@ -240,6 +270,21 @@ def test_trusted_file_may_name_other_networks(tmp_path, monkeypatch):
     path = saved(tmp_path / "student.safetensors", model={"_target_": "my_networks.nothing"})
     with pytest.raises(UserError, match=r"my_networks\.nothing makes no network"):
         load(path, trust=True)
+
+
+def test_load_says_what_to_do_about_a_network_of_ones_own(tmp_path, monkeypatch):
+    def load_custom(target):
+        model = {"_target_": "kd.models.external.custom", "target": target, "settings": {}, **EXTERNAL}
+        return load(saved(tmp_path / "w.safetensors", model=model), trust=True)
+
+    (tmp_path / "broken_networks.py").write_text("class Net:\n  def")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"no module nets_of_mine on the import path; add its folder to PYTHONPATH$"):
+        load_custom("nets_of_mine.Net")
+    with pytest.raises(UserError, match=r"of broken_networks\.Net: invalid syntax \(broken_networks.py, line 2\)$"):
+        load_custom("broken_networks.Net")
+    with pytest.raises(UserError, match=r"of broken_networks\.Net: it names a class .*trust \(a program: --trust\)$"):
+        load(tmp_path / "w.safetensors")
 
 
 def test_load_names_what_is_missing_or_damaged(tmp_path):

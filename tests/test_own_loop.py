@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import kd
@@ -35,6 +36,20 @@ def test_import_of_kd_loads_no_torch():
         "import kd, sys; dir(kd); kd.UserError; kd.__version__; print({'torch', 'lightning', 'numpy'} & {*sys.modules})"
     )
     assert python("-c", code).strip() == "set()"
+
+
+def test_three_lines_predict_in_a_fresh_interpreter(tmp_path, finished):
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "image.png")
+    code = (
+        "import kd\n"
+        f"student = kd.load({str(finished / 'run')!r})\n"
+        f"print(student.predict({str(tmp_path / 'image.png')!r}))\n"
+        "import sys\n"
+        "print({'lightning', 'torchmetrics', 'torchvision', 'sklearn', 'scipy', 'hydra', 'pyarrow'} & {*sys.modules})"
+    )
+    prediction, loaded = python("-W", "error", "-c", code).splitlines()
+    assert re.fullmatch(r"\[Prediction\(label='\d', probability=0\.\d+\)\]", prediction)
+    assert loaded == "set()"  # what training needs is not loaded
 
 
 @pytest.mark.parametrize("name", kd.__all__)

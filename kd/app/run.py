@@ -1,4 +1,4 @@
-"""One run, top to bottom: data, teacher, student, test, record."""
+"""One run, top to bottom: data, teacher, student, test, record, model card."""
 
 import gc
 import logging
@@ -17,7 +17,7 @@ from kd.app.compose import Command, parts, plain, run_wide
 from kd.app.resume import to_be_typed
 from kd.errors import UserError
 from kd.runs.results import FILE, Result
-from kd.runs.status import git_revision, refusals, tracked, versions, write_once
+from kd.runs.status import first_process, git_revision, refusals, tracked, versions, write_once
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -33,7 +33,9 @@ def execute(
     make_builder: "Callable[[Command], Builder] | None" = None,
     program: str = "python train.py",
 ) -> Result:
-    """Check a command and run it, with a record from the start; a finished run is not repeated.
+    """Check a command and run it, with a record from its start and a model card at its end.
+
+    A finished run is not repeated; one without a card gets it.
 
     Args:
         command: the run.
@@ -53,16 +55,22 @@ def execute(
             build = (make_builder or Builder)(command)
         return run(build, record, directory)
 
+    several = several_processes(plain(command.cfg.trainer))
     try:
-        return tracked(
+        record = tracked(
             describe(command),
             directory,
             work,
             single=command.launcher is None,
             program=program,
-            data_parallel=several_processes(plain(command.cfg.trainer)),
+            data_parallel=several,
             typed=to_be_typed(command.overrides),
         )
+        if first_process(several):
+            from kd.deploy.card import write_card  # imports numpy; mistakes are answered before that
+
+            write_card(record, directory)
+        return record
     finally:
         if command.launcher is not None:
             gc.collect()  # a Trainer refers to itself, and would hold its images for some ten more jobs of a process

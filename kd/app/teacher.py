@@ -13,6 +13,7 @@ from kd.app import identity
 from kd.app.build import TEACHER_WEIGHTS, Builder, Plan
 from kd.app.compose import plain
 from kd.app.train import train_network
+from kd.deploy.card import write_card
 from kd.errors import UserError
 from kd.runs.predictions import near_chance
 from kd.runs.results import FILE, Result, read
@@ -102,7 +103,7 @@ def _find(build: Builder, plan: Plan, record: Result, level: int) -> Path:
             status="running",
         )
         teacher = below.teacher if below is not None and plan.method is not None else None
-        train_network(build, plan, teacher, own, directory, build.callbacks())
+        write_card(train_network(build, plan, teacher, own, directory, build.callbacks()), directory)
 
     return find_or_train(build.store, _key(build, plan, level), train_it)
 

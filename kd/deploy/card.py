@@ -1,19 +1,47 @@
 """The model card of a run: Markdown with the front matter that the Hugging Face hub reads."""
 
+import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kd.errors import UserError
+from kd.files import replaced
 from kd.report.statistics import binomial_interval
 from kd.report.text import escaped, visible
-from kd.runs.results import Result
+from kd.runs.given import weights_file
+from kd.runs.results import CARD, Result
 
-CARD = "README.md"
+log = logging.getLogger(__name__)
 
-ON_THE_HUB = {"CIFAR-100": "uoft-cs/cifar100", "CIFAR-10": "uoft-cs/cifar10"}
+ON_THE_HUB = {
+    "CIFAR-100": "uoft-cs/cifar100",
+    "CIFAR-10": "uoft-cs/cifar10",
+    "FashionMNIST": "zalando-datasets/fashion_mnist",
+    "SVHN": "ufldl-stanford/svhn",
+    "Tiny ImageNet": "zh-plus/tiny-imagenet",
+}
 """Names of data sets there, by how ours begin."""
+
+
+def write_card(record: Result, directory: Path) -> None:
+    """Write the card of a run into its directory, once the run is done.
+
+    A trial has none. A file of that name which is there already stays, whoever wrote it. A card that cannot be written
+    is a warning in the log: the run is done all the same.
+    """
+    path = directory / CARD
+    if record.status != "done" or record.trial is not None or os.path.lexists(path):
+        return
+    try:
+        text = card(record, weights_file(directory).name)
+        with replaced(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except (OSError, UserError, ValueError) as error:  # the last of figures that are none
+        log.warning("no model card: %s", visible(str(error)))
 
 
 def card(record: Result, weights: str, license_name: str | None = None) -> str:
@@ -39,7 +67,7 @@ def card(record: Result, weights: str, license_name: str | None = None) -> str:
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(record, license_name), sort_keys=False, allow_unicode=True)}---",
         f"# {own} on {data}{taught_by}",
-        f"A classifier of images into the classes of {data}, trained with kd by `method={record.method}`.",
+        f"A classifier of images into the classes of {data}, trained with kd by {_recipe(record)}.",
         f"| test split, {images:,} images | |\n| :-- | :-- |\n{figures}",
         "These are the figures of one run with one seed (n = 1), which have no spread over seeds. The interval is that "
         "of other test images of the same kind.",
@@ -47,14 +75,17 @@ def card(record: Result, weights: str, license_name: str | None = None) -> str:
         f'```python\nimport kd\n\nnetwork = kd.load("{weights}")\nprint(network.predict("image.png"))\n```',
         "Architecture, class names, image size and normalisation are in the metadata of the file.",
         "## Training",
-        f"```\npython train.py {visible(record.command or '')}\n```",
+        "It was trained as a teacher; its recipe is in the metadata of the file."
+        if record.command is None
+        else f"```\npython train.py {visible(record.command)}\n```",
         "\n".join(f"* {name}: {_text(value)}" for name, value in _origin(record)),
         "## Limits",
         " ".join(
             [
                 f"For any image at all it names one of the classes of {data}. Its probabilities were measured on "
                 "images of that kind, and on no others.",
-                *map(_text, record.warnings),
+                *(["No licence has been given for these weights."] if license_name is None else []),
+                *(f"{_text(warning)}." for warning in record.warnings),
             ]
         ),
     ]
@@ -62,7 +93,7 @@ def card(record: Result, weights: str, license_name: str | None = None) -> str:
 
 
 def _front_matter(record: Result, license_name: str | None) -> dict[str, Any]:
-    own = visible(str(record.student or record.teacher))
+    own, method = visible(str(record.student or record.teacher)), visible(record.method)
     hub = next((name for ours, name in ON_THE_HUB.items() if record.dataset.startswith(ours)), None)
     name = visible(record.dataset)
     tags = ["image-classification", "pytorch", "safetensors"] + (["knowledge-distillation"] if record.taught else [])
@@ -78,7 +109,7 @@ def _front_matter(record: Result, license_name: str | None) -> dict[str, Any]:
         "tags": tags,
         **({} if hub is None else {"datasets": [hub]}),
         "metrics": ["accuracy"],
-        "model-index": [{"name": f"{own} {record.method}", "results": [result]}],
+        "model-index": [{"name": f"{own} {method}", "results": [result]}],
     }
 
 
@@ -98,12 +129,20 @@ def _figures(record: Result, accuracy: float, images: int) -> Iterator[tuple[str
         yield "the same class as the teacher", f"{record.agreement:.2%}"
 
 
+def _recipe(record: Result) -> str:
+    knobs = [f"{name}={value}" for name, value in record.knobs.items()]
+    return _text(", ".join([f"method={record.method}", *knobs]))
+
+
 def _origin(record: Result) -> Iterator[tuple[str, str]]:
     yield "seed", str(record.seed)
     yield "epochs", str(record.epochs)
     if record.train_images is not None:
-        yield "training images", f"{record.train_images:,}"
+        wrong = f", {record.noisy_labels:,} of them with a wrong label" if record.noisy_labels else ""
+        yield "training images", f"{record.train_images:,}{wrong}"
     yield "hash of the images", record.data_id
+    if record.taught and record.teacher_id:
+        yield "hash of the teacher's weights", record.teacher_id
     yield "begun", record.date
     yield "device, precision", f"{record.device}, {record.precision}"
     yield "versions", record.versions

@@ -5,8 +5,8 @@ import csv
 import glob
 import io
 import json
+import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -14,22 +14,18 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
+from rich.cells import cell_len
 from torch import Tensor
 
-from kd.data.decode import read_rgb
 from kd.data.folder import SUFFIXES
 from kd.data.tree import Tree, printable
 from kd.errors import UserError
-from kd.files import open_regular
-from kd.inference import Prediction, Predictor, load
+from kd.inference import LARGEST_FILE, Prediction, Predictor, decoded_image, load, read_image
 from kd.report.text import cell, encodable, visible
 from kd.terminal import Parser, end_with_the_pipe, file, positive, tolerant_stdout
 from kd.training.performance import choose_device
 
 STDIN = "-"
-LARGEST_FILE = 2**30
-"""Bytes of one image file: a longer one is no photo, and memory is taken for all of it."""
-
 WIDEST = 60
 """Characters of a column."""
 
@@ -120,17 +116,12 @@ def read(name: str) -> Image.Image:
     Raises:
         UserError: naming it, for what is missing, no file, or no image.
     """
+    if name != STDIN:
+        return read_image(name)
     try:
-        if name == STDIN:
-            data = sys.stdin.buffer.read(LARGEST_FILE)
-        else:
-            with open_regular(Path(name)) as file:
-                data = file.read(LARGEST_FILE)
-    except FileNotFoundError as error:
-        raise UserError(f"no image at {printable(name)}") from error
+        return decoded_image("the image on standard input", sys.stdin.buffer.read(LARGEST_FILE))
     except OSError as error:
-        raise UserError(f"{printable(name)}: {error.strerror or error}") from error
-    return read_rgb("the image on standard input" if name == STDIN else name, data, Counter())
+        raise UserError(f"standard input: {error.strerror or error}") from error
 
 
 def found(argument: str) -> list[str]:
@@ -139,15 +130,15 @@ def found(argument: str) -> list[str]:
     Raises:
         UserError: for a folder or pattern without images.
     """
-    path = Path(argument).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(argument))
+    if os.path.isdir(path):  # unlike Path.is_dir, without an error for a name that is too long
         return _inside(path)
-    if argument == STDIN or path.exists() or not glob.has_magic(argument):
+    if argument == STDIN or os.path.exists(path) or not glob.has_magic(argument):
         return [argument if argument == STDIN else str(path)]
     matching = sorted(glob.glob(str(path), recursive=True))
     if not matching:
         raise UserError(f"{printable(argument)}: nothing has a name of this pattern")
-    files = [_inside(Path(match)) if Path(match).is_dir() else [match] for match in matching]
+    files = [_inside(Path(match)) if os.path.isdir(match) else [match] for match in matching]
     return list(dict.fromkeys(chain.from_iterable(files)))
 
 
@@ -170,17 +161,22 @@ class Line:
     """
 
     def __init__(self, names: Sequence[str], classes: Iterable[str]) -> None:
-        self.width = min(max((len(visible(name)) for name in names), default=0), WIDEST)
-        self.class_width = min(max(len(visible(name)) for name in classes), WIDEST)
+        self.width = min(max((cell_len(visible(name)) for name in names), default=0), WIDEST)
+        self.class_width = min(max(cell_len(visible(name)) for name in classes), WIDEST)
 
     def __call__(self, answer: Answer) -> str:
-        parts = [f"{visible(answer.name):<{self.width}}", *map(self._ranked, answer.top)]
+        parts = [_padded(answer.name, self.width), *map(self._ranked, answer.top)]
         if answer.teacher is not None:
             parts += ["| teacher:", *map(self._ranked, answer.teacher)]
         return encodable("  ".join(parts).rstrip(), sys.stdout.encoding or "ascii")
 
     def _ranked(self, prediction: Prediction) -> str:
-        return f"{visible(prediction.label):<{self.class_width}} {percent(prediction.probability):>7}"
+        return f"{_padded(prediction.label, self.class_width)} {percent(prediction.probability):>7}"
+
+
+def _padded(name: str, width: int) -> str:
+    """Return a name with blanks behind it, up to a width in columns of the terminal."""
+    return visible(name) + " " * (width - cell_len(visible(name)))
 
 
 def json_line(answer: Answer) -> str:

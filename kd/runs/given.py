@@ -1,8 +1,11 @@
 """The file of weights that a user names: itself, or the run directory that it lies in. No torch import."""
 
+import os
+import shlex
 from pathlib import Path
 
 from kd.errors import UserError
+from kd.runs.results import FILE, read
 
 WEIGHTS = ("student.safetensors", "teacher.safetensors")
 """The file of a run directory, in order of preference."""
@@ -14,10 +17,28 @@ def weights_file(path: str | Path) -> Path:
     Raises:
         UserError: for a directory without weights of a run.
     """
-    path = Path(path).expanduser()
-    if not path.is_dir():
+    path = Path(os.path.expanduser(path))  # an unknown ~user stays as it is
+    if not os.path.isdir(path):  # unlike Path.is_dir, without an error for a name that is too long
         return path
-    found = [path / name for name in WEIGHTS if (path / name).is_file()]
+    found = [path / name for name in WEIGHTS if os.path.isfile(path / name)]
     if not found:
-        raise UserError(f"no weights in {path}: it has neither {' nor '.join(WEIGHTS)}")
+        raise UserError(f"no weights in {path}: {_why_none(path)}")
     return found[0]
+
+
+def _why_none(directory: Path) -> str:
+    """Return why a directory has no weights, by its record, and what to do about it."""
+    try:
+        record = read(directory / FILE)
+    except UserError:
+        below = sorted(file.parent for name in WEIGHTS for file in directory.glob(f"*/{name}"))
+        return f"it has neither {' nor '.join(WEIGHTS)}{f'; there are some in {below[0]}' if below else ''}"
+    reason = (record.error or "for an unknown reason").strip().partition("\n")[0]
+    how_to_go_on = f"continue it by python train.py resume={shlex.quote(str(directory))}"
+    return {
+        "running": f"its run has not ended; if it was killed, {how_to_go_on}",
+        "interrupted": f"its run was interrupted; {how_to_go_on}",
+        "failed": f"its run failed: {reason}",
+        "pruned": "its run was ended early by a search",
+        "done": "its run is done, but they were removed",
+    }[record.status]

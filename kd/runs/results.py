@@ -15,6 +15,8 @@ from kd.errors import UserError
 from kd.files import open_regular, replaced
 
 FILE = "result.json"
+CARD = "README.md"
+"""Name of the model card, see `kd.deploy.card`."""
 REPORT = "report"
 """Name of the directory that a report goes to by default; `collect` does not look into one."""
 MOST_BYTES = 16 << 20

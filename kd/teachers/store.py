@@ -6,6 +6,7 @@ recipe, which `kd.app.identity.teacher_key` makes:
     <store>/<id>/teacher.safetensors   the weights
     <store>/<id>/result.json           the record of its training
     <store>/<id>/entry.json            recipe and checksum, checked on every loading
+    <store>/<id>/README.md             the model card
     <store>/<id>.partial/              a training in progress, or interrupted and to be resumed
     <store>/<id>.lock                  locked while it is in progress
 """
@@ -25,7 +26,7 @@ from filelock import Timeout
 from kd.errors import UserError
 from kd.files import checksum, open_regular, replaced, shared_lock
 from kd.hashing import digest
-from kd.runs.results import FILE, Result, read
+from kd.runs.results import CARD, FILE, Result, read
 from kd.runs.status import first_process, write_once
 
 WEIGHTS = "teacher.safetensors"
@@ -85,7 +86,7 @@ def copy_from_store(entry: Path, record: Result, directory: Path, data_parallel:
         data_parallel: whether the run has several processes, each of which calls this.
     """
     if first_process(data_parallel):
-        shutil.copytree(entry, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENTRY, FILE))
+        shutil.copytree(entry, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENTRY, FILE, CARD))
     trained = read(entry / FILE)
     result = replace(
         trained,

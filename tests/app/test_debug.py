@@ -19,6 +19,7 @@ def test_debug_run_leaves_the_store_alone(run, tmp_path, monkeypatch, debug):
     assert record.trial.startswith(f"tested on {record.test_images} of 359 images, trained on ")
     assert f"this is a trial: {record.trial}" in printed
     assert all(read(path).trial for path in tmp_path.glob("teachers/debug/*/result.json"))
+    assert not list(tmp_path.rglob("README.md"))  # no figures of a whole run
     assert f"debug={debug}" in record.variant.split()
     again = (*sizes, "logger=none", "method=feature", f"debug={debug}", "T=8")
     code, printed = run(*again)  # finds the teacher, and takes it

@@ -59,6 +59,7 @@ class TestRun:
             "checkpoints/last.ckpt",
             "metrics.csv",
             "predictions.npz",
+            "README.md",
         ):
             assert (self.directory / name).is_file(), name
         assert list((self.directory / "tensorboard").rglob("events*"))
@@ -106,6 +107,26 @@ class TestRun:
         assert {"samples", "test/confusion"} <= set(tags["images"])
         assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
         assert events.Scalars("z_final/test_acc")[-1].value == pytest.approx(self.result.test_acc)
+
+    def test_run_and_its_teacher_have_model_cards(self, tmp_path):
+        own, *of_teachers = [self.directory / "README.md", *(tmp_path / "teachers").glob("*/README.md")]
+        text = own.read_text()
+        assert "# cnn16 on digits, taught by cnn32\n" in text
+        assert "trained with kd by method=logits, T=2, alpha=0.1." in text
+        assert f"python train.py {self.result.command}\n" in text
+        assert 'kd.load("student.safetensors")' in text
+        (teacher,) = of_teachers
+        assert "# cnn32 on digits\n" in teacher.read_text()
+        assert "python train.py" not in teacher.read_text()
+
+    def test_run_that_is_done_keeps_a_strangers_readme(self, run):
+        again = (*SMALL, "method=logits", "T=2", "hydra.run.dir=run")
+        (self.directory / "README.md").write_text("my notes")
+        assert run(*again)[0] == 0
+        assert (self.directory / "README.md").read_text() == "my notes"
+        (self.directory / "README.md").unlink()  # as a kill before the last step leaves a run
+        assert run(*again)[0] == 0
+        assert "# cnn16 on digits, taught by cnn32\n" in (self.directory / "README.md").read_text()
 
     def test_run_that_is_done_is_not_repeated(self, run):
         weights = self.directory / "student.safetensors"
@@ -248,6 +269,7 @@ class TestRun:
         assert teacher.test_acc == pytest.approx(self.result.teacher_test_acc)
         assert teacher.teacher_id == self.result.teacher_id
         assert (tmp_path / "alone" / "teacher.safetensors").is_file()
+        assert "python train.py data=digits" in (tmp_path / "alone" / "README.md").read_text()
         assert len(list((tmp_path / "teachers").glob("*/teacher.safetensors"))) == 1
 
     def test_teacher_weights_serve_as_teacher(self, run, tmp_path):

@@ -1,10 +1,11 @@
+import logging
 import re
 from dataclasses import replace
 
 import pytest
 import yaml
 
-from kd.deploy.card import card
+from kd.deploy.card import card, write_card
 from kd.errors import UserError
 from kd.runs.results import Result
 
@@ -55,10 +56,16 @@ def test_card_of_a_teacher_names_no_teacher():
 
 
 def test_card_shows_a_strangers_names_as_text():
-    text = card(replace(DONE, dataset="x: [1]\n---\n<b>`|", command="a=1\n```\n# b"), "student.safetensors")
+    evil = {"method": "`x`\n# a", "warnings": ["<script>"], "knobs": {"T": "*"}, "student": "[a](b)\ud800"}
+    text = card(replace(DONE, dataset="x: [1]\n---\n<b>`|", command="a=1\n```\n# b", **evil), "student.safetensors")
     assert front_matter(text)["model-index"][0]["results"][0]["dataset"]["name"] == "x: [1]\\n---\\n<b>`|"
     assert "\n# b" not in text
+    assert "\n# a" not in text
     assert "\\<b>" in text
+    assert "\\<script>" in text
+    assert r"method=\`x\`\\n# a, T=\*." in text
+    assert r"# [a]\(b)\\ud800 on" in text
+    text.encode()
 
 
 @pytest.mark.parametrize(
@@ -71,3 +78,47 @@ def test_card_shows_a_strangers_names_as_text():
 def test_card_is_refused_to_runs_without_whole_figures(changes, answer):
     with pytest.raises(UserError, match=re.escape(answer)):
         card(replace(DONE, **changes), "student.safetensors")
+
+
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / "student.safetensors").touch()
+    return tmp_path
+
+
+def test_write_card_leaves_the_card_of_a_run(directory):
+    write_card(DONE, directory)
+    assert (directory / "README.md").read_text() == card(DONE, "student.safetensors")
+    assert len(list(directory.iterdir())) == 2
+
+
+@pytest.mark.parametrize("there", ["file", "folder", "link"])
+def test_write_card_leaves_what_is_there(directory, there):
+    path = directory / "README.md"
+    if there == "link":
+        path.symlink_to(directory / "elsewhere")
+    elif there == "folder":
+        path.mkdir()
+    else:
+        path.write_text("notes")
+    write_card(DONE, directory)
+    assert not (directory / "elsewhere").exists()
+    assert path.is_dir() or path.is_symlink() or path.read_text() == "notes"
+    assert len(list(directory.iterdir())) == 2
+
+
+@pytest.mark.parametrize("changes", [{"status": "failed"}, {"status": "pruned"}, {"trial": "tested on 1 of 2 images"}])
+def test_write_card_writes_none_of_a_run_without_whole_figures(directory, changes):
+    write_card(replace(DONE, **changes), directory)
+    assert [path.name for path in directory.iterdir()] == ["student.safetensors"]
+
+
+def test_write_card_warns_if_it_cannot_write(directory, monkeypatch, caplog):
+    def full(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with caplog.at_level(logging.WARNING):
+        write_card(DONE, directory)
+    assert caplog.messages == ["no model card: [Errno 28] No space left on device"]
+    assert [path.name for path in directory.iterdir()] == ["student.safetensors"]

@@ -3,7 +3,10 @@
 import csv
 import io
 import json
+import struct
 import sys
+import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from PIL import Image
 from kd.deploy import predict
 from kd.errors import UserError
 from kd.inference import load
+from tests.common import put_no_file
 from tests.deploy.common import CLASSES, weights
 
 
@@ -87,6 +91,80 @@ def test_predict_classifies_the_others_if_an_image_fails(program, photos):
         f"{photos}/cut.png",
         "no image at nowhere.png",
     ]
+
+
+def saved(image, path, **options):
+    image.save(path, **options)
+    return path.name
+
+
+def claimed(path, width, height):
+    """Write a PNG whose header has another size than its pixels."""
+    data = io.BytesIO()
+    Image.new("L", (9, 9)).save(data, "PNG")
+    header = b"IHDR" + struct.pack(">II", width, height) + data.getvalue()[24:29]
+    path.write_bytes(data.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + data.getvalue()[33:])
+
+
+def test_predict_reads_images_of_every_kind(program, tmp_path):
+    grey = np.arange(600, dtype=np.uint8).reshape(20, 30)
+    photo = Image.fromarray(np.dstack([grey, grey[::-1], grey[:, ::-1]]))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    names = [
+        saved(photo, tmp_path / "animated.gif", save_all=True, append_images=[photo.rotate(90)]),
+        saved(photo, tmp_path / "animated.webp", save_all=True, append_images=[photo.rotate(90)]),
+        saved(Image.fromarray(grey.astype(np.uint16) << 8), tmp_path / "16_bits.png"),
+        saved(Image.fromarray(grey.astype(np.uint16) << 8), tmp_path / "16_bits.tiff"),
+        saved(photo.convert("CMYK"), tmp_path / "cmyk.jpg"),
+        saved(photo.convert("L"), tmp_path / "grey.png"),
+        saved(photo.convert("1"), tmp_path / "black_and_white.png"),
+        saved(photo.quantize(8), tmp_path / "palette.png"),
+        saved(Image.merge("RGBA", [*photo.split(), photo.split()[0]]), tmp_path / "transparent.png"),
+        saved(photo, tmp_path / "turned.jpg", exif=turned),
+        saved(Image.new("RGB", (50_000, 1)), tmp_path / "wide.png"),
+    ]
+    code, printed, errors = program(*names)
+    assert (code, errors) == (0, "")
+    assert [line.split()[0] for line in printed.splitlines()] == names
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("text.png", "text.png: damaged, or not an image (PNG, JPEG, WebP, BMP, GIF, TIFF); copy or download it again"),
+        ("empty.png", "empty.png: damaged, or not an image"),
+        ("float.tiff", "float.tiff: pixels of 32 bits, mode F, have no known range"),
+        ("wide.png", "wide.png: 50,000x2,000 pixels are more than 64 megapixels"),
+        ("huge.png", "huge.png: its pixels are more than 64 megapixels"),
+        ("fifo.png", "fifo.png: not a regular file"),
+        ("device.png", "device.png: not a regular file"),
+        ("gigabytes.png", "gigabytes.png: above 1 GB, which no image is read of"),
+        ("loop.png", "loop.png: Too many levels of symbolic links"),
+        ("dangling.png", "no image at dangling.png"),
+        ("directory", "directory: no images in this folder"),
+        ("a" * 300, "File name too long"),
+        ("~no_such_user/a.png", "no image at ~no_such_user/a.png"),
+    ],
+)
+def test_predict_answers_what_is_no_image_in_a_line(program, tmp_path, name, answer):
+    (tmp_path / "text.png").write_text("a cat")
+    (tmp_path / "empty.png").touch()
+    Image.new("F", (9, 9)).save(tmp_path / "float.tiff")
+    claimed(tmp_path / "wide.png", 50_000, 2_000)
+    claimed(tmp_path / "huge.png", 50_000, 50_000)
+    for kind in ("fifo", "directory", "gigabytes", "device", "loop", "dangling"):
+        put_no_file(tmp_path / (kind if kind == "directory" else f"{kind}.png"), kind)
+    with warnings.catch_warnings(record=True) as warned:  # they would be further lines
+        code, printed, errors = program(name)
+    assert (code, printed, errors.count("\n"), warned) == (1, "", 1, [])
+    assert answer in errors
+
+
+def test_predict_goes_through_a_folder_with_a_link_to_itself(program, photos):
+    (photos / "below" / "again").symlink_to(photos)
+    code, printed, errors = program(photos)
+    assert (code, len(printed.splitlines()), errors) == (0, 10, "")
 
 
 def test_predict_finds_files_folders_and_patterns(photos, monkeypatch):

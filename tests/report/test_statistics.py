@@ -87,7 +87,7 @@ def test_binomial_interval_matches_the_closed_form():
 
 @pytest.mark.parametrize(("correct", "of"), [(11, 10), (-1, 10), (0, 0)])
 def test_binomial_interval_refuses_impossible_counts(correct, of):
-    with pytest.raises(ValueError):  # noqa: PT011 scipy's own words
+    with pytest.raises(ValueError, match=f"^{correct} of {of} is no share of test images$"):
         binomial_interval(correct, of)
 
 

@@ -175,6 +175,7 @@ def test_search_prunes_trials(run_search, optuna, tmp_path, monkeypatch):
     assert [len(trial.intermediate_values) for trial in study.trials] == [2, 1, 1]
     assert re.search(r"\[2/3\] trial 1 \S+: pruned after epoch 1 at val \S+ % \| best \S+ % \(trial 0\)", printed)
     assert read(tmp_path / "found" / "1" / "result.json").status == "pruned"
+    assert [path.parent.name for path in (tmp_path / "found").glob("*/README.md")] == ["0"]
     assert "2 runs not counted: 2 pruned." in summarize(collect([tmp_path / "found"]).results).notes
     assert run_search(*ALONE, "--trials", "3")[0] == 0  # they count as finished
     assert states(load_study(tmp_path / "found")) == states(study)

@@ -272,6 +272,7 @@ class TestCohort:
             mine, theirs = (replace(found[name], **timing) for found in (alone, together))
             assert mine == replace(theirs, command=mine.command, variant=mine.variant)
             assert same_files(tmp_path, name, "student.safetensors", "metrics.csv")
+            assert "# cnn16 on digits" in (tmp_path / "together" / name / "README.md").read_text()
             log = (tmp_path / "together" / name / "train.log").read_text()
             assert log.count("training the student") == 1
             assert f"method {mine.method}, seed {mine.seed}" in log
