@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -107,37 +107,39 @@ class LocalLauncher(Launcher):
 
 
 class AutoLauncher(LocalLauncher):
-    """A process of one thread for each core, or one for each GPU, and in it all of its jobs side by side.
+    """A process of one thread for each core, or one for each GPU, and in it its share of the jobs side by side.
 
     Args:
         n_jobs: how many processes run at a time; None for what the machine has.
     """
 
     def overrides(self, overrides: Sequence[str]) -> list[str]:
-        return [*overrides, *(["threads=1"] if self.config.threads is None else [])]
+        return [*overrides, *(["threads=1"] if self.config.threads is None and not self.gpus else [])]
 
     def environments(self, configs: Sequence[DictConfig]) -> list[Mapping[str, str]]:
-        gpus = self._gpus(configs[0])
-        number = self.n_jobs or len(gpus) or cores() // max(1, configs[0].threads) or 1
-        return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(min(number, len(configs)))]
+        number = self.n_jobs or len(self.gpus) or max(1, cores() // configs[0].threads)
+        number = min(number, len(configs))
+        return [{"CUDA_VISIBLE_DEVICES": self.gpus[i % len(self.gpus)]} if self.gpus else {} for i in range(number)]
 
     def parts(self, configs: Sequence[DictConfig], processes: int) -> list[list[int]]:
         most = math.ceil(len(configs) / processes)
         parts = []
         for places in grouped(configs):
-            apart = not configs[places[0]].data.in_memory or "Wandb" in str(configs[places[0]].logger)
+            first = configs[places[0]]
+            apart = not first.data.in_memory or "Wandb" in str(first.logger)
             number = len(places) if apart else math.ceil(len(places) / most)
             parts += [places[i * len(places) // number : (i + 1) * len(places) // number] for i in range(number)]
-        return sorted(parts, key=len, reverse=True)  # the longest first, so that no core is left alone with it
+        return sorted(parts, key=len, reverse=True)  # the largest first, so that none of them is alone at the end
 
-    def _gpus(self, cfg: DictConfig) -> list[str]:
-        if cfg.trainer.accelerator == "cpu":
+    @cached_property
+    def gpus(self) -> list[str]:
+        """The GPUs that jobs may use, as CUDA_VISIBLE_DEVICES has them."""
+        if self.config.trainer.accelerator == "cpu":
             return []
-        output = Path(str(cfg.hydra.sweep.dir)) / OUTPUT / "devices.txt"
-        (found,) = side_by_side([Work(_count_gpus, output)], [{}])
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(i) for i in range(1000)]
-        return names[:found]
+        counting = Work(_count_gpus, Path(str(self.config.hydra.sweep.dir)) / OUTPUT / "devices.txt")
+        (found,) = side_by_side([counting], [{}])  # this process does not load torch
+        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(found)))
+        return names.split(",")[:found]
 
 
 def _run(configs: list[DictConfig], singletons: Any) -> list[JobReturn]:
