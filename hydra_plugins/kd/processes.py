@@ -3,20 +3,21 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
+from hydra import version
 from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
-from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.kd.cohort import compose_job, grouped, run_alone, train_together
+from kd.app.compose import VERSION_BASE
 from kd.errors import UserError
 from kd.sweeps.jobs import fail
 from kd.sweeps.processes import Work, cores, side_by_side, start_server
@@ -32,7 +33,7 @@ LOADED = (
 )
 """What a run loads."""
 OUTPUT = ".output"
-"""The folder in a sweep's, in which there is a file of what each job has printed."""
+"""The folder in a sweep's, with a file of what each process has printed, if it has."""
 
 
 @dataclass
@@ -82,6 +83,8 @@ class LocalLauncher(Launcher):
                 fail(_directory(configs[place]), str(error))
 
         outcomes = side_by_side(works, environments, record)
+        with suppress(OSError):  # it is not empty
+            works[0].output.parent.rmdir()
         returns: dict[int, JobReturn] = {}
         for places, outcome in zip(parts, outcomes, strict=True):
             several = [_failed(outcome)] * len(places) if isinstance(outcome, Exception) else outcome
@@ -102,8 +105,7 @@ class LocalLauncher(Launcher):
 
     def _work(self, configs: Sequence[DictConfig]) -> Work:
         directory = _directory(configs[0])
-        work = partial(_run, list(configs), Singleton.get_state()["instances"])
-        return Work(work, directory.parent / OUTPUT / f"{directory.name}.txt")
+        return Work(partial(_run, configs), directory.parent / OUTPUT / f"{directory.name}.txt")
 
 
 class AutoLauncher(LocalLauncher):
@@ -142,10 +144,11 @@ class AutoLauncher(LocalLauncher):
         return names.split(",")[:found]
 
 
-def _run(configs: list[DictConfig], singletons: Any) -> list[JobReturn]:
-    """Run jobs in this process: one as by itself, several side by side."""
+def _run(configs: Sequence[DictConfig]) -> list[JobReturn]:
+    """Run jobs in this process, in which Hydra is new: one as by itself, several side by side."""
     setup_globals()
-    Singleton.set_state({**Singleton.get_state(), "instances": singletons})
+    version.setbase(VERSION_BASE)
+    JobRuntime.instance().set("name", configs[0].hydra.job.name)
     callbacks = Callbacks(configs[0])
     returns = [run_alone(configs[0], callbacks)] if len(configs) == 1 else train_together(configs, callbacks)
     for returned in returns:
