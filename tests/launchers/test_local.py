@@ -88,11 +88,11 @@ class TestProcesses:
 
     @pytest.fixture
     def running(self, tmp_path):
-        """Calls a function once all jobs have trained an epoch, with their processes."""
+        """Makes a thread that calls a function, with all processes, once the jobs of these names have trained an epoch."""
 
         def running(call, *names):
             def wait():
-                deadline = time.monotonic() + 120
+                deadline = time.monotonic() + 300
                 while not all((tmp_path / "sweep" / name / "metrics.csv").exists() for name in names):
                     assert time.monotonic() < deadline
                     time.sleep(0.02)
