@@ -88,7 +88,7 @@ class TestProcesses:
 
     @pytest.fixture
     def running(self, tmp_path):
-        """Makes a thread that calls a function, with all processes, once the jobs of these names have trained an epoch."""
+        """Makes a thread that calls a function with all processes, once jobs of some names have trained an epoch."""
 
         def running(call, *names):
             def wait():
