@@ -215,16 +215,19 @@ def _ctrl_c_ignored() -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Have a process that begins in this block print nothing: forks of it have files of their own."""
+    """Have a process that begins in this block print nothing and keep no pipe open; its forks have their own files."""
+    sys.stdout.flush()
     sys.stderr.flush()
-    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    saved, nothing = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nothing, 2)
+        for standard in (1, 2):
+            os.dup2(nothing, standard)
         yield
     finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nothing)
+        for standard, file in zip((1, 2), saved, strict=True):
+            os.dup2(file, standard)
+        for file in (*saved, nothing):
+            os.close(file)
 
 
 @contextmanager
