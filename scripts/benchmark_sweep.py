@@ -53,10 +53,10 @@ def arguments() -> argparse.Namespace:
     parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python scripts/benchmark_sweep.py --launchers basic cohort joblib",
+        epilog="example: python scripts/benchmark_sweep.py --launchers basic auto joblib",
     )
     parser.add_argument("grid", nargs="*", help=f"the sweep (default: {' '.join(GRID)})")
-    parser.add_argument("--launchers", nargs="+", default=["basic", "cohort"], metavar="NAME")
+    parser.add_argument("--launchers", nargs="+", default=["basic", "cohort", "auto"], metavar="NAME")
     parser.add_argument("--rounds", type=positive, default=3, help="sweeps under each launcher (default: 3)")
     parser.add_argument("--json", type=file, metavar="FILE", help="write all figures")
     return parser.parse_intermixed_args()

@@ -2,11 +2,12 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
@@ -38,52 +39,61 @@ class CohortLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        configs = [self._compose(initial_job_idx + i, overrides) for i, overrides in enumerate(job_overrides)]
-        groups: dict[str, list[int]] = {}
-        for place, cfg in enumerate(configs):
-            groups.setdefault(cohort_key(plain(without_hydra(cfg))), []).append(place)
+        configs = [
+            compose_job(self.hydra_context, self.config, initial_job_idx + i, overrides)
+            for i, overrides in enumerate(job_overrides)
+        ]
         returns: dict[int, JobReturn] = {}
-        for places in groups.values():
-            returns |= zip(places, self._run_group([configs[place] for place in places]), strict=True)
+        for places in grouped(configs):
+            together = train_together([configs[place] for place in places], self.hydra_context.callbacks)
+            returns |= zip(places, together, strict=True)
         return [returns[place] for place in range(len(configs))]
 
-    def _compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
-        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(cfg):
-            cfg.hydra.job.id = cfg.hydra.job.num = number
-        return cfg
 
-    def _run_group(self, configs: Sequence[DictConfig]) -> list[JobReturn]:
-        from kd.sweeps.cohort import Cohort, State, free_memory
+def compose_job(context: HydraContext, config: DictConfig, number: int, overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of a job from that of its multirun."""
+    cfg = context.config_loader.load_sweep_config(config, list(overrides))
+    with open_dict(cfg):
+        cfg.hydra.job.id = cfg.hydra.job.num = number
+    return cfg
 
-        hydra_config = State(
-            lambda: HydraConfig.instance().cfg, lambda cfg: setattr(HydraConfig.instance(), "cfg", cfg)
-        )
-        handlers = State(lambda: logging.root.handlers, lambda saved: setattr(logging.root, "handlers", saved))
-        working_directory = State(os.getcwd, os.chdir)  # hydra.job.chdir=true
-        free = partial(free_memory, str(configs[0].trainer.accelerator))
-        outcomes = Cohort([hydra_config, handlers, working_directory], free).run(
-            [self._training(cfg) for cfg in configs]
-        )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
-        return outcomes
 
-    def _training(self, cfg: DictConfig) -> "Callable[[Member], JobReturn]":
-        from kd.app.cli import job
-        from kd.app.cohort import MemberBuilder
+def grouped(configs: Sequence[DictConfig]) -> list[list[int]]:
+    """Return the places of jobs that can be trained side by side, group by group in order of their first."""
+    groups: dict[str, list[int]] = {}
+    for place, cfg in enumerate(configs):
+        groups.setdefault(cohort_key(plain(without_hydra(cfg))), []).append(place)
+    return list(groups.values())
 
-        def work(member: "Member") -> JobReturn:
-            def task(cfg: DictConfig) -> float | None:
-                return job(cfg, partial(MemberBuilder, member=member)).val_acc
 
-            return run_job(
-                hydra_context=self.hydra_context,
-                task_function=task,
-                config=cfg,
-                job_dir_key="hydra.sweep.dir",
-                job_subdir_key="hydra.sweep.subdir",
-            )
+def train_together(configs: Sequence[DictConfig], callbacks: Callbacks) -> list[JobReturn]:
+    """Train jobs of one group side by side in this process."""
+    from kd.sweeps.cohort import Cohort, State, free_memory
 
-        return work
+    hydra_config = State(lambda: HydraConfig.instance().cfg, lambda cfg: setattr(HydraConfig.instance(), "cfg", cfg))
+    handlers = State(lambda: logging.root.handlers, lambda saved: setattr(logging.root, "handlers", saved))
+    working_directory = State(os.getcwd, os.chdir)  # hydra.job.chdir=true
+    free = partial(free_memory, str(configs[0].trainer.accelerator))
+    cohort = Cohort([hydra_config, handlers, working_directory], free)
+    outcomes = cohort.run([partial(run_alone, cfg, callbacks) for cfg in configs])
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return outcomes
+
+
+def run_alone(cfg: DictConfig, callbacks: Callbacks, member: "Member | None" = None) -> JobReturn:
+    """Run a job as Hydra does, by itself or as a member of a cohort."""
+    from kd.app.cli import job
+    from kd.app.cohort import MemberBuilder
+
+    def task(cfg: DictConfig) -> float | None:
+        return job(cfg, None if member is None else partial(MemberBuilder, member=member)).val_acc
+
+    return run_job(
+        hydra_context=HydraContext(config_loader=None, callbacks=callbacks),
+        task_function=task,
+        config=cfg,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )

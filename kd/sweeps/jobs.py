@@ -156,6 +156,14 @@ def settle(jobs: Sequence[Job], seconds: float = 5.0) -> None:
                 write(replace(record, status="interrupted"), job.directory / FILE)
 
 
+def fail(directory: Path, reason: str) -> None:
+    """Record as failed a run whose process has died without recording anything."""
+    with suppress(UserError, OSError):
+        record = read(directory / FILE)
+        if record.status == "running":
+            write(replace(record, status="failed", error=reason), directory / FILE)
+
+
 def together(some: Sequence[Job], jobs: Sequence[Job]) -> str:
     """Return a name of some of the jobs: the settings that they have in common and no other has, else their labels."""
     if len(some) == 1:

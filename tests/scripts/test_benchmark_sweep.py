@@ -12,15 +12,15 @@ def benchmark_sweep(folder, *arguments):
 
 def test_benchmark_sweep_compares_launchers(tmp_path):
     grid = (*QUICK, "epochs=1", "method=logits", "T=1,2")
-    done = benchmark_sweep(tmp_path, *grid, "--rounds", "1", "--json", "sweep.json")
+    done = benchmark_sweep(tmp_path, *grid, "--launchers", "basic", "auto", "--rounds", "1", "--json", "sweep.json")
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "sweep.json").read_text())
     assert figures["grid"] == list(grid)
-    assert figures["seconds"].keys() == {"basic", "cohort"}
-    (basic,), (cohort,) = figures["seconds"]["basic"], figures["seconds"]["cohort"]
+    assert figures["seconds"].keys() == {"basic", "auto"}
+    (basic,), (auto,) = figures["seconds"]["basic"], figures["seconds"]["auto"]
     assert basic > 0
-    assert figures["ratios"] == {"basic": 1, "cohort": pytest.approx(cohort / basic)}
-    assert f"{figures['ratios']['cohort']:.2f} of basic" in done.stdout
+    assert figures["ratios"] == {"basic": 1, "auto": pytest.approx(auto / basic)}
+    assert f"{figures['ratios']['auto']:.2f} of basic" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
