@@ -120,10 +120,16 @@ COLUMNS = (
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return a Markdown table for people, with percentages. Empty columns are left out."""
+    chosen = columns(rows)
+    headers = [escaped(column.header) for column in chosen]
+    left = [header for header, column in zip(headers, chosen, strict=True) if not column.numeric]
+    return markdown(headers, [[column.cell(row) for column in chosen] for row in rows], left)
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """Return the columns of a table for people: the run, its knobs, then the figures. Empty ones are left out."""
     run, *rest = _filled(COLUMNS, rows)
-    columns = [run, *_knob_columns(rows), *rest, *_further_columns(rows)]
-    left = [column.header for column in columns if not column.numeric]
-    return markdown([column.header for column in columns], [[c.cell(row) for c in columns] for row in rows], left)
+    return [run, *_knob_columns(rows), *rest, *_further_columns(rows)]
 
 
 def _knob_columns(rows: Sequence[Row]) -> list[Column]:
@@ -132,7 +138,7 @@ def _knob_columns(rows: Sequence[Row]) -> list[Column]:
     def column(name: str) -> Column:
         values = [row.first.knobs[name] for row in rows if name in row.first.knobs]
         numeric = all(number(value) is not None for value in values)
-        return Column(escaped(name), lambda row: knob_text(row.first.knobs.get(name, "")), numeric, terminal=False)
+        return Column(name, lambda row: knob_text(row.first.knobs.get(name, "")), numeric, terminal=False)
 
     return [column(name) for name in knob_names(row.first for row in rows)]
 
@@ -141,7 +147,7 @@ def _further_columns(rows: Sequence[Row]) -> list[Column]:
     """Return columns for the mean of the classes' accuracies, where that tells something, and further test sets."""
 
     def column(name: str) -> Column:
-        return Column(f"{escaped(name)}, %", lambda row: _plus_minus(row.also_test_acc(name)), terminal=False)
+        return Column(f"{name}, %", lambda row: _plus_minus(row.also_test_acc(name)), terminal=False)
 
     balanced = Column("balanced accuracy, %", lambda row: _plus_minus(row.balanced_acc), terminal=False)
     return [*([balanced] if show_balanced(rows) else []), *(column(name) for name in also_tested(rows))]
