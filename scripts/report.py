@@ -11,8 +11,8 @@ from rich.text import Text
 
 from kd.errors import UserError
 from kd.report.arguments import out_dir, parser
-from kd.report.html import bundle
 from kd.report.comparison import Comparison, by_baseline, compare, comparison_notes
+from kd.report.html import bundle
 from kd.report.ranking import best, leaders
 from kd.report.rows import Row, titled
 from kd.report.summary import Summary, summarize
@@ -104,7 +104,7 @@ def _arguments() -> argparse.Namespace:
     )
     made.add_argument("--open", action="store_true", help=f"open {PAGE} in the browser")
     made.add_argument(
-        "--images", type=Path, metavar="ROOT", help=f"where the images are, data.root of the runs, to show some in {PAGE}"
+        "--images", type=Path, metavar="ROOT", help="where the images are, data.root of the runs, to show some"
     )
     return made.parse_args()
 

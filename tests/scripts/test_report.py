@@ -39,9 +39,9 @@ def test_report_is_written_below_the_first_directory(tmp_path):
     assert "80.50 ± 0.71" in first.stdout
     assert "1 run not counted: 1 failed." in first.stdout
     assert f"Skipped {cut.relative_to(tmp_path)}: cut short" in first.stdout
-    names = ["results.csv", "results.md", "accuracy_comparison.png", "distillation_comparison.png"]
+    names = ["results.csv", "results.md", "index.html", "accuracy_comparison.png", "distillation_comparison.png"]
     written = [Path("a", "report", name) for name in names]
-    assert first.stdout.splitlines()[-4:] == [str(path) for path in written]
+    assert first.stdout.splitlines()[-5:] == [str(path) for path in written]
     assert all((tmp_path / path).stat().st_size for path in written)
     assert f"Skipped {cut.relative_to(tmp_path)}" in (tmp_path / "a" / "report" / "results.md").read_text("utf-8")
 

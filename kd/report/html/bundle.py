@@ -3,6 +3,8 @@
 import gzip
 import os
 import zlib
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from kd.files import open_regular, replaced
@@ -14,8 +16,6 @@ MOST_BYTES = 8 << 20
 
 def installed() -> bool:
     """Return whether the package is there, without loading it."""
-    from importlib.util import find_spec
-
     return find_spec("vl_convert") is not None
 
 
@@ -26,7 +26,7 @@ def compressed() -> bytes:
     """
     import vl_convert
 
-    path = _cache() / f"vega-embed-{vl_convert.__version__}.js.gz"
+    path = _cache() / f"vega-embed-{version('vl-convert-python')}.js.gz"
     try:
         with open_regular(path) as file:
             kept = file.read(MOST_BYTES)

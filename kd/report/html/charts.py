@@ -48,7 +48,10 @@ def _named(data: str, *layers: Spec, **rest: Any) -> Spec:
 
 
 def _x(field: str, title: str | None = None, **scale: Any) -> Spec:
-    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": False, "nice": False, **scale}}
+    return {
+        **{"field": field, "type": "quantitative", "title": title, "axis": {"tickCount": 6}},
+        "scale": {"zero": False, "nice": False, **scale},
+    }
 
 
 def _rows(field: str = "name") -> Spec:
@@ -152,7 +155,7 @@ def curves() -> Spec:
     """Mean over the seeds by epoch, with a band of one standard deviation; the pointer shows an epoch's values."""
     y = {"zero": False, "domainMin": {"expr": "low"}, "domainMax": {"expr": "high"}, "nice": False}
     x = {"field": "epoch", "type": "quantitative", "title": "epoch", "scale": {"nice": False, "zero": False}}
-    x["axis"] = {"tickMinStep": 1, "grid": False}
+    x["axis"] = {"tickMinStep": 1, "tickCount": 10, "grid": False}
     mean = {"field": "mean", "type": "quantitative", "title": None, "scale": y}
     return _named(
         "lines",
@@ -260,7 +263,12 @@ def costs() -> Spec:
         "points",
         {
             "mark": {"type": "rule", "strokeWidth": 1.4},
-            "encoding": {"y": _x("from", "test accuracy, %"), "y2": {"field": "to"}, "color": _COLOUR, "opacity": faded()},
+            "encoding": {
+                "y": _x("from", "test accuracy, %"),
+                "y2": {"field": "to"},
+                "color": _COLOUR,
+                "opacity": faded(),
+            },
         },
         {
             "mark": {"type": "point", "filled": True, "size": 110},
@@ -291,7 +299,7 @@ def variance() -> Spec:
             "opacity": faded(0.85),
             "tooltip": [{"field": "name", "title": "run"}, {"field": "source"}, {"field": "std", "title": "points"}],
         },
-        "height": {"step": 13},
+        "height": {"step": STEP},
     }
 
 
@@ -315,35 +323,34 @@ def classes() -> Spec:
 
 
 def confusion() -> Spec:
-    """Share of each true class by the predicted one; the scale is square-rooted, as most shares are small."""
+    """Share of each true class by the predicted one: a colour of some `strength`, as most shares are small."""
     sides = {"type": "nominal", "sort": None}
-    tooltip = [{"field": "true"}, {"field": "predicted"}, {"field": "share", "title": "%, of the true", "format": "+.2~f"}]
+    axis = {"ticks": False, "domain": False, "labelOverlap": False}
+    tooltip = [{"field": "true"}, {"field": "predicted"}, {"field": "share", "title": "%", "format": "+.2~f"}]
     return {
         "data": {"name": "cells"},
         "encoding": {
-            "x": {**sides, "field": "predicted", "title": "predicted", "axis": {"labelAngle": -45, "ticks": False}},
-            "y": {**sides, "field": "true", "title": "true", "axis": {"ticks": False}},
+            "x": {**sides, "field": "predicted", "title": "predicted", "axis": {**axis, "labelAngle": -45}},
+            "y": {**sides, "field": "true", "title": "true", "axis": axis},
         },
         "layer": [
             {
-                "mark": {"type": "rect"},
+                "mark": {"type": "rect", "stroke": "var(--rule)", "strokeWidth": 0.5},
                 "encoding": {
-                    "color": {
-                        "field": "share",
-                        "type": "quantitative",
-                        "scale": {"type": "sqrt", "domain": [0, 100], "scheme": "blues"},
-                        "legend": None,
-                    },
+                    "fill": {"field": "colour", "type": "nominal", "scale": None, "legend": None},
+                    "fillOpacity": {"field": "strength", "type": "quantitative", "scale": None, "legend": None},
                     "tooltip": tooltip,
                 },
             },
             {
                 "transform": [{"filter": "datum.text"}],
                 "mark": {"type": "text", "fontSize": 9, "tooltip": None},
-                "encoding": {"text": {"field": "text"}, "color": {"field": "ink", "type": "nominal", "scale": None}},
+                "encoding": {
+                    "text": {"field": "text"},
+                    "color": {"field": "ink", "type": "nominal", "scale": None, "legend": None},
+                },
             },
         ],
-        "resolve": {"scale": {"color": "independent"}},
         "height": {"step": 22},
     }
 
@@ -354,7 +361,7 @@ def reliability() -> Spec:
     confidence = {"field": "confidence", "type": "quantitative", "title": "confidence", **unit}
     right = {"field": "accuracy", "type": "quantitative", "title": "accuracy", **unit}
     tooltip = [{"field": "name", "title": "network"}, {"field": "confidence", "format": ".3f"}]
-    tooltip += [{"field": "accuracy", "format": ".3f"}, {"field": "share", "title": "of the images, %", "format": ".2f"}]
+    tooltip += [{"field": "accuracy", "format": ".3f"}, {"field": "share", "title": "images, %", "format": ".2f"}]
     return _named(
         "bins",
         {
@@ -394,7 +401,7 @@ def fidelity() -> Spec:
             "mark": {"type": "point", "filled": True, "size": 110},
             "encoding": {"x": _x("mean", padding=12), "color": _COLOUR, "opacity": faded(), "tooltip": tooltip},
         },
-        {**_value("mean", ".4~r")},
+        _value("mean", ".2f"),
         encoding={"y": _rows()},
         height={"step": STEP},
     )

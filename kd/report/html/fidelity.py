@@ -18,6 +18,7 @@ from kd.report.fidelity.measures import Labels, Logits, Outputs, class_accuracy,
 from kd.report.fidelity.page import Pixels, named
 from kd.report.fidelity.study import MOST, Student, Study, collect, study
 from kd.report.html.view import Json, percent, rounded, students
+from kd.report.prepare import prepared
 from kd.report.ranking import leaders
 from kd.report.rows import Row
 from kd.runs import predictions, results
@@ -27,7 +28,7 @@ MOST_RUNS = 48
 """Runs whose predictions are read; each takes a tenth of a second."""
 MOST_CLASSES = 24
 """Classes of a confusion matrix: of more, those with the most errors."""
-MOST_IMAGES = 12
+MOST_IMAGES = {"differ": 16, "fixed": 8, "broken": 8}
 """Images of a kind for each student."""
 SIDE = 96
 """Pixels of the longer side of an image on the page."""
@@ -73,26 +74,25 @@ def fidelity(
 # Which runs
 
 
-def _key(run: Result) -> tuple[object, ...]:
-    """Return what tells a run from others, whether it is as it was read or prepared for a report."""
-    return (run.fingerprint, run.group, run.seed, run.date, run.test_acc, run.epochs)
+def _key(run: Result) -> str:
+    """Return what tells a run from others, of a record as a report shows it."""
+    named = (run.method, run.knobs, run.variant, run.student, run.teacher, run.epochs, run.seed)
+    return repr((*named, run.fingerprint, run.date, run.test_acc))
 
 
-def _with_predictions(dirs: Iterable[Path]) -> dict[tuple[object, ...], Path]:
+def _with_predictions(dirs: Iterable[Path]) -> dict[str, Path]:
     """Return the directories of the runs that have predictions."""
     found = {}
     for path in results.records(dirs).paths:
         if (path.parent / predictions.FILE).exists():
             try:
-                found[_key(results.read(path))] = path.parent
+                found[_key(*prepared([results.read(path)]))] = path.parent
             except UserError:
                 continue  # the report names it
     return found
 
 
-def _chosen(
-    rows: Sequence[Row], comparisons: Sequence[Comparison], where: dict[tuple[object, ...], Path]
-) -> tuple[list[Path], str]:
+def _chosen(rows: Sequence[Row], comparisons: Sequence[Comparison], where: dict[str, Path]) -> tuple[list[Path], str]:
     """Return the directories of the baseline's runs and of those compared with it, as many as a page has room for."""
     if not where:
         raise UserError(f"no run has its {predictions.FILE} beside its record")
@@ -128,8 +128,8 @@ def _view(found: Study, ids: Sequence[str], data: str, remark: str, pixels: Pixe
     return {
         "data": data,
         "teacher": found.teacher,
-        "note": f"{found.dataset}, {len(found.labels):,} test images; teacher: {found.teacher}, wrong on {wrong:,} of them. "
-        + (f"Shown: {remark}." if remark else ""),
+        "note": f"{found.dataset}, {len(found.labels):,} test images; teacher: {found.teacher}, wrong on {wrong:,} of "
+        + (f"them. Shown: {remark}." if remark else "them."),
         "remark": f"Means over the seeds.{less}",
         "classes": list(pixels.classes),
         "shown": shown,
@@ -160,7 +160,9 @@ def _network(labels: Labels, outputs: Sequence[Outputs], shown: Sequence[int]) -
         "confusion": _confusion(labels, logits, shown),
         "bins": [
             [rounded(confidence), rounded(accuracy), rounded(100 * share)]
-            for confidence, accuracy, share, some in zip(bins.confidence, bins.accuracy, bins.share, enough, strict=True)
+            for confidence, accuracy, share, some in zip(
+                bins.confidence, bins.accuracy, bins.share, enough, strict=True
+            )
             if some
         ],
     }
@@ -203,12 +205,13 @@ def _images(found: Study, student: Student) -> list[Json]:
     ]
     for compared in found.compared:
         if compared.student is student:
-            kinds.append(("fixed", f"Fixed: right, and wrong in most seeds of {base.label}", compared.changes.fixed))
-            kinds.append(("broken", f"Broken: wrong, and right in most seeds of {base.label}", compared.changes.broken))
+            fixed, broken = compared.changes.fixed, compared.changes.broken
+            kinds.append(("fixed", f"Fixed: wrong in most seeds of {base.label}, right in most of this", fixed))
+            kinds.append(("broken", f"Broken: right in most seeds of {base.label}, wrong in most of this", broken))
     by_base = _probabilities(base.logits)
 
     def described(image: int) -> Json:
-        answers = [(found.teacher_name, teacher), (student.label, ours)]
+        answers = [("teacher", teacher), (student.label, ours)]
         answers += [] if student is base else [(base.label, by_base)]
         return {
             "place": image,
@@ -217,7 +220,7 @@ def _images(found: Study, student: Student) -> list[Json]:
         }
 
     return [
-        {"kind": kind, "title": title, "count": len(places), "images": [described(int(i)) for i in places[:MOST_IMAGES]]}
+        {"title": title, "count": len(places), "images": [described(int(i)) for i in places[: MOST_IMAGES[kind]]]}
         for kind, title, places in kinds
     ]
 

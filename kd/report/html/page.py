@@ -50,7 +50,7 @@ def json_text(value: object) -> str:
 
 
 def _static(name: str) -> str:
-    return files("kd.report.html").joinpath("static", name).read_text(encoding="utf-8")
+    return (files("kd.report.html") / "static" / name).read_text(encoding="utf-8")
 
 
 def _hash(script: str) -> str:

@@ -16,7 +16,9 @@ def details(row: Row) -> dict[str, Any]:
     commands = list(dict.fromkeys(run.command for run in row.runs if run.command is not None))
     more = len(commands) - MOST_COMMANDS
     return {
-        "commands": [shortened(f"python train.py {command}".strip(), MOST_CHARACTERS) for command in commands[:MOST_COMMANDS]],
+        "commands": [
+            shortened(f"python train.py {command}".strip(), MOST_CHARACTERS) for command in commands[:MOST_COMMANDS]
+        ],
         "more": max(0, more),
         "facts": _facts(row),
         "variance": variance(row),

@@ -132,7 +132,9 @@ def _table(rows: Sequence[Row], compared: dict[int, Comparison]) -> Json:
         for row, line in zip(rows, cells, strict=True):
             comparison = compared.get(id(row))
             line += _difference_cells(comparison.difference, comparison.verdict) if comparison else [""] * 4
-    order = [[sort_value(cell) if numeric else None for cell, (_, numeric) in zip(x, headers, strict=True)] for x in cells]
+    order = [
+        [sort_value(cell) if numeric else None for cell, (_, numeric) in zip(x, headers, strict=True)] for x in cells
+    ]
     return {"headers": headers, "cells": cells, "order": order}
 
 
@@ -192,7 +194,7 @@ def _sweep(sweep: Sweep, ids: dict[int, str]) -> Json:
     """Return a sweep's points: validation accuracy if any row has one, else test accuracy."""
     rows = [row for line in sweep.lines for row in line.points.values()]
     validated = any(row.val_acc for row in rows)
-    points = []
+    points: list[Json] = []
     for line in sweep.lines:
         for place, row in line.points.items():
             spread: Spread | None = row.val_acc if validated else row.test_acc

@@ -46,6 +46,10 @@ async function drawn(place, drawing, anew) {
   if (nothing) return;
   const spec = structuredClone(specs[drawing.spec]);
   filled.change?.(spec);
+  if (spec.height.step) {
+    const categories = new Set(Object.values(filled.data)[0].map((datum) => datum[spec.encoding.y.field]));
+    spec.height = spec.height.step * categories.size;
+  }
   const seen = JSON.stringify(spec);
   if (anew || drawing.seen !== seen) {
     drawing.view?.finalize();
@@ -56,7 +60,8 @@ async function drawn(place, drawing, anew) {
     const limit = Math.round(element.clientWidth * (small.matches ? 0.36 : 0.34));
     const config = { ...look, axisY: { labelLimit: Math.max(90, limit) }, axisX: { labelLimit: 110 } };
     const made = await vegaEmbed(element, spec, {
-      // Expressions are interpreted: the page's policy allows no code from text. Level 1 leaves out remarks on layout.
+      // Expressions are interpreted: the page's policy allows no code from text. Errors only: that no row has a teacher
+      // is nothing to warn of.
       ast: true, logLevel: 1, actions: false, renderer: "svg", defaultStyle: false, config, tooltip: { disableDefaultStyle: true },
     });
     drawing.view = made.view;
@@ -77,15 +82,19 @@ function followCharts(what) {
   }
 }
 
-let width = 0;
 function startCharts() {
   followers.push(followCharts);
-  new ResizeObserver(() => {
-    // Labels have a share of the width, so charts are made anew where it changes much.
-    const now = Math.round(document.documentElement.clientWidth / 60);
-    if (width && now !== width) for (const place of drawings.keys()) draw(place, true);
-    width = now;
-  }).observe(document.documentElement);
+  let width = innerWidth;
+  let waiting = 0;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      // Labels have a share of the width, so charts are made anew where it changes much.
+      if (Math.abs(innerWidth - width) < 40) return;
+      width = innerWidth;
+      for (const place of drawings.keys()) draw(place, true);
+    }, 150);
+  });
 }
 
 /** Return limits around values with some room. */

@@ -22,6 +22,8 @@ function startFidelity() {
 }
 
 const grey = "light-dark(#595959, #b8b8b8)";
+const blue = "light-dark(#0b62a4, #5cb3f0)";
+const orange = "light-dark(#c05a00, #ff9f4a)";
 
 /** Return what every datum of a network has; the teacher of a study is no row of its own. */
 function ofNetwork(network) {
@@ -48,6 +50,7 @@ function startFollowing() {
       },
       change: (spec) => {
         spec.layer[1].encoding.x.title = spec.layer[0].encoding.x.title = study.figures[select.value];
+        if (!study.figures[select.value].endsWith("%")) spec.layer[2].encoding.text.format = ".3f";
       },
       about: `${study.figures[select.value]}: ${seen.map((network) => `${network.label} ${network.figures[select.value][0]}`).join(", ")}.`,
     };
@@ -73,9 +76,10 @@ function startConfusion() {
   const names = study.shown.map((label) => study.classes[label]);
   const cells = (values, ink) => names.flatMap((name, i) => names.map((other, j) => {
     const share = values[i][j];
-    return { true: name, predicted: other, share, ...ink(share, i === j) };
+    return { true: name, predicted: other, share, ...ink(share) };
   }));
-  const plain = (share) => ({ text: share >= 1 ? share.toFixed(0) : "", ink: share > 45 ? "#ffffff" : "#17202a" });
+  const inked = (strength, colour, text) => ({ strength, colour, text, ink: strength > 0.62 ? "light-dark(#ffffff, #101418)" : "var(--ink)" });
+  const plain = (share) => inked(Math.sqrt(share / 100), blue, share >= 1 ? share.toFixed(0) : "");
   for (const [place, select, caption] of [["confusion-of-a", a, "caption-a"], ["confusion-of-b", b, "caption-b"]]) {
     chart(place, "confusion", () => {
       at(caption).textContent = network(select).label;
@@ -87,15 +91,10 @@ function startConfusion() {
     at("caption-d").textContent = `${ours.label} minus ${theirs.label}, points: blue more, orange less often`;
     const values = names.map((_, i) => names.map((_, j) => Math.round(100 * (ours.confusion[i][j] - theirs.confusion[i][j])) / 100));
     const most = Math.max(0.5, ...values.flat().map(Math.abs));
-    const signed = (share) => ({
-      text: Math.abs(share) >= 0.5 ? (share > 0 ? "+" : "−") + Math.abs(share).toFixed(0) : "",
-      ink: Math.abs(share) > 0.7 * most ? "#ffffff" : "#17202a",
-    });
+    const signed = (share) => inked(Math.abs(share) / most, share < 0 ? orange : blue,
+      Math.abs(share) >= 0.5 ? (share > 0 ? "+" : "−") + Math.abs(share).toFixed(0) : "");
     return {
       data: { cells: cells(values, signed) },
-      change: (spec) => {
-        spec.layer[0].encoding.color.scale = { domain: [-most, 0, most], range: ["#b35900", "#f4f4f4", "#0b62a4"], interpolate: "rgb" };
-      },
       about: `Difference of the confusion matrices of ${ours.label} and ${theirs.label}.`,
     };
   });
@@ -152,8 +151,8 @@ function tile(image) {
   const pixels = study.pixels[image.place];
   const answers = image.answers.map(([who, predicted, sure]) => {
     const right = predicted === image.true;
-    return make("span", { class: right ? "right" : "wrong" }, `${right ? "✓" : "✗"} ${who}: ${study.classes[predicted]}, ${sure} %`);
+    return make("span", { class: right ? "right" : "wrong" }, `${right ? "✓" : "✗"} ${who}: ${study.classes[predicted]}, ${sure}\u00a0%`);
   });
-  return make("li", { class: "tile" }, pixels ? make("img", { src: pixels, alt: `test image ${image.place}: ${name}`, loading: "lazy" }) : null,
+  return make("li", { class: "tile" }, pixels ? make("img", { src: pixels, alt: `test image ${image.place}: ${name}` }) : null,
     make("b", {}, name), ...(pixels ? [] : [make("span", {}, `test image ${image.place}`)]), ...answers);
 }

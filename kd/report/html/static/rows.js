@@ -182,7 +182,8 @@ function startLegends() {
     }
   };
   for (const legend of legends) {
-    const rows = [...byId.values()].filter((row) => row.drawn);
+    const known = legend.closest("#by-class") && new Set((view.fidelity.networks || []).map((network) => network.id));
+    const rows = [...byId.values()].filter((row) => (known ? known.has(row.id) : row.drawn));
     legend.replaceChildren(...rows.map((row) => make("button", { type: "button", "data-id": row.id, onclick: () => toggle(row.id) }, dot(row), make("span", {}, row.label))));
   }
   followers.push(follow);
