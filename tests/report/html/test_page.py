@@ -130,6 +130,19 @@ def test_page_runs_without_errors_and_without_requests(visited):
 
 
 @needs_browser
+def test_visit_notices_errors_and_requests(tmp_path):
+    """So that their absence elsewhere means something."""
+    page = (
+        "<html><meta http-equiv='x' content=\"script-src 'sha256-x\"><body><img src='http://example.test/a.png'></body>"
+    )
+    script = "document.documentElement.dataset.ready = 1; console.error('broken'); return 1;"
+    found, console, requests = visit(page.replace("<html>", "<html data-ready=1>"), script, tmp_path)
+    assert found == 1
+    assert any("broken" in line for line in console)
+    assert requests == {"http://example.test/a.png"}
+
+
+@needs_browser
 def test_page_sorts_filters_and_copies_its_table(visited):
     found, _, _ = visited
     assert found["first"] == ["standard", "logits"]
