@@ -19,7 +19,7 @@ from kd.runs.results import Result
 
 Json = dict[str, Any]
 
-MOST_DRAWN = 40
+MOST_DRAWN = 30
 """Rows of a data set in bars and curves; the table has all of them."""
 MOST_EPOCHS = 120
 """Points of a curve; of a longer one, evenly spaced epochs and the last."""

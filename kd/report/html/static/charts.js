@@ -1,6 +1,5 @@
 // Charts: Vega-Lite specifications with data of the rows that are shown. Colours follow the theme by CSS.
 
-const specs = read("chart-specs");
 const drawings = new Map();
 const small = matchMedia("(max-width: 600px)");
 
@@ -48,7 +47,7 @@ async function drawn(place, drawing, anew) {
   filled.change?.(spec);
   if (spec.height.step) {
     const categories = new Set(Object.values(filled.data)[0].map((datum) => datum[spec.encoding.y.field]));
-    spec.height = spec.height.step * categories.size;
+    spec.height = spec.height.step * categories.size * (categories.size > 12 ? 0.75 : 1);
   }
   const seen = JSON.stringify(spec);
   if (anew || drawing.seen !== seen) {

@@ -1,7 +1,14 @@
 // State of the page, and what all parts share. Whatever a record brought in is only ever written as text.
 
-const read = (id) => JSON.parse(document.getElementById(id).textContent);
-const view = read("data");
+/** Return the text that an element has as gzip in base64. */
+async function unpack(id) {
+  const element = document.getElementById(id);
+  const bytes = Uint8Array.from(atob(element.textContent), (c) => c.charCodeAt(0));
+  element.remove();
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+
+const { view, charts: specs } = JSON.parse(await unpack("data"));
 const byId = new Map(view.rows.map((row, place) => [row.id, { ...row, place }]));
 const state = { data: view.datasets[0].name, words: [], hidden: new Set(), picked: "" };
 const followers = [];

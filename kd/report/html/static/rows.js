@@ -151,7 +151,7 @@ function startRuns() {
   followers.push(() => {
     for (const entry of at("run-list").children) {
       const row = byId.get(entry.dataset.id);
-      entry.hidden = !listed(row);
+      entry.hidden = !listed(row) || !(row.drawn || row.id === state.picked);
       entry.classList.toggle("picked", row.id === state.picked);
     }
   });

@@ -15,7 +15,7 @@ function startHead() {
     if (what !== "rows") return;
     const data = view.datasets.find((found) => found.name === state.data);
     at("sentences").replaceChildren(...(many ? [make("h3", {}, data.name)] : []), ...data.headline.map((line) => make("p", {}, line)));
-    for (const note of document.querySelectorAll(".remark")) note.textContent = data.remark ? `Shown: ${data.remark}. The table has all of them.` : "";
+    for (const note of document.querySelectorAll(".remark")) note.textContent = data.remark ? `Shown: ${data.remark}, and in the list of commands also the picked one. The table has all of them.` : "";
   });
   at("note-list").replaceChildren(...view.notes.map((note) => make("li", {}, note)));
 }
@@ -36,29 +36,20 @@ function startNav() {
   at("nav").replaceChildren(...[...document.querySelectorAll("[data-nav]")].map((section) => make("li", {}, make("a", { href: `#${section.id}` }, section.dataset.nav))));
 }
 
-async function library() {
-  const bytes = Uint8Array.from(atob(at("library").textContent.trim()), (c) => c.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  document.head.append(make("script", {}, await new Response(stream).text()));
-  at("library").remove();
-}
-
-(async () => {
-  startHead();
-  startTable();
-  startPicked();
-  startRuns();
-  startLegends();
-  await library();
-  startCharts();
-  startAccuracy();
-  startCurves();
-  startSweeps();
-  startCosts();
-  startVariance();
-  startFidelity();
-  startNav();
-  changed("rows");
-  await Promise.all([...drawings.values()].map((drawing) => drawing.waiting));
-  document.documentElement.dataset.ready = "true";
-})();
+startHead();
+startTable();
+startPicked();
+startRuns();
+startLegends();
+document.head.append(make("script", {}, await unpack("library")));
+startCharts();
+startAccuracy();
+startCurves();
+startSweeps();
+startCosts();
+startVariance();
+startFidelity();
+startNav();
+changed("rows");
+await Promise.all([...drawings.values()].map((drawing) => drawing.waiting));
+document.documentElement.dataset.ready = "true";
