@@ -15,7 +15,7 @@ COLOUR: Spec = {"field": "colour", "type": "nominal", "scale": None, "legend": N
 
 def faded(opacity: float = 1.0) -> Spec:
     """Return an opacity that is low while another row is picked."""
-    return {"condition": {"test": "!picked || picked === datum.id", "value": opacity}, "value": 0.13 * opacity}
+    return {"condition": {"test": "!picked || picked === datum.id", "value": opacity}, "value": 0.2 * opacity}
 
 
 def named(data: str, *layers: Spec, **rest: Any) -> Spec:
@@ -269,7 +269,12 @@ def variance() -> Spec:
         "encoding": {
             "y": rows(),
             "yOffset": {"field": "source"},
-            "x": {"field": "std", "type": "quantitative", "title": "standard deviation, points"},
+            "x": {
+                "field": "std",
+                "type": "quantitative",
+                "title": "standard deviation, points",
+                "axis": {"tickCount": 6},
+            },
             "color": {**sources, "scale": {"range": ["#0072b2", "#e69f00"]}, "legend": {"orient": "top"}},
             "opacity": faded(0.85),
             "tooltip": [{"field": "name", "title": "run"}, {"field": "source"}, {"field": "std", "title": "points"}],

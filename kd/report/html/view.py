@@ -123,19 +123,24 @@ def _table(rows: Sequence[Row], compared: dict[int, Comparison]) -> Json:
     """Return the columns, and for each row its cells."""
     several = len({row.first.dataset for row in rows}) > 1
     filled = [column for column in columns(rows) if several or column.header != "data"]
-    headers = [[column.header, column.numeric] for column in filled]
+    headers: list[list[Any]] = [[column.header, column.numeric] for column in filled]
     cells = [[column.cell(row) for column in filled] for row in rows]
     if compared:
         baselines = list(dict.fromkeys(comparison.baseline.label for comparison in compared.values()))
         minus = f"minus {baselines[0] if len(baselines) == 1 else 'baseline'}, points"
-        headers += [[minus, True], ["interval of it", True], ["p (Holm)", True], ["in words", False]]
+        # Right of the accuracy: the verdicts are what a reader looks for.
+        place = 1 + max(headers.index([column, True]) for column in _ACCURACY if [column, True] in headers)
+        headers[place:place] = [[minus, True], ["interval of it", True], ["p (Holm)", True], ["in words", False]]
         for row, line in zip(rows, cells, strict=True):
             comparison = compared.get(id(row))
-            line += _difference_cells(comparison.difference, comparison.verdict) if comparison else [""] * 4
-    order = [
-        [sort_value(cell) if numeric else None for cell, (_, numeric) in zip(x, headers, strict=True)] for x in cells
-    ]
+            both = _difference_cells(comparison.difference, comparison.verdict) if comparison else [""] * 4
+            line[place:place] = both
+    numbers = [numeric for _, numeric in headers]
+    order = [[sort_value(cell) if x else None for cell, x in zip(line, numbers, strict=True)] for line in cells]
     return {"headers": headers, "cells": cells, "order": order}
+
+
+_ACCURACY = ("n", "test accuracy, %", "95 % interval")
 
 
 def _difference_cells(difference: Difference, verdict: str) -> list[str]:
