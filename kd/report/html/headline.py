@@ -9,6 +9,7 @@ from kd.report.rows import Role, Row, Spread
 from kd.report.statistics import LEVEL
 from kd.report.tables import p_value
 
+NBSP = "\N{NO-BREAK SPACE}"
 FEW = 3
 """Comparisons that are told one by one where no validation accuracy chooses among them."""
 
@@ -56,7 +57,7 @@ def sentence(comparison: Comparison) -> str:
     row, base, difference = comparison.row.label, comparison.baseline.label, comparison.difference
     if difference.mean is None:
         return f"{row} cannot be compared with {base}: {comparison.verdict}."
-    both = f"{accuracy(comparison.row.test_acc)} to {accuracy(comparison.baseline.test_acc)}"
+    both = f"{accuracy(comparison.row.test_acc)} against {accuracy(comparison.baseline.test_acc)}"
     figures = f"n = {difference.n}"
     if difference.interval is not None and difference.p is not None:
         low, high = (f"{100 * bound:+.2f}" for bound in difference.interval)
@@ -72,4 +73,5 @@ def accuracy(spread: Spread | None) -> str:
     """Write an accuracy with its standard deviation over seeds, in percent."""
     if spread is None:
         return "an unknown accuracy"
-    return f"{100 * spread.mean:.2f}" + ("" if spread.std is None else f" ± {100 * spread.std:.2f}") + " %"
+    std = "" if spread.std is None else f"{NBSP}±{NBSP}{100 * spread.std:.2f}"
+    return f"{100 * spread.mean:.2f}{std}{NBSP}%"

@@ -130,7 +130,7 @@ def _table(rows: Sequence[Row], compared: dict[int, Comparison]) -> Json:
         minus = f"minus {baselines[0] if len(baselines) == 1 else 'baseline'}, points"
         # Right of the accuracy: the verdicts are what a reader looks for.
         place = 1 + max(headers.index([column, True]) for column in _ACCURACY if [column, True] in headers)
-        headers[place:place] = [[minus, True], ["interval of it", True], ["p (Holm)", True], ["in words", False]]
+        headers[place:place] = [[minus, True], ["interval of it", True], ["in words", False], ["p (Holm)", True]]
         for row, line in zip(rows, cells, strict=True):
             comparison = compared.get(id(row))
             both = _difference_cells(comparison.difference, comparison.verdict) if comparison else [""] * 4
@@ -146,7 +146,7 @@ _ACCURACY = ("n", "test accuracy, %", "95 % interval")
 def _difference_cells(difference: Difference, verdict: str) -> list[str]:
     mean = "" if difference.mean is None else f"{100 * difference.mean:+.2f}"
     bounds = difference.interval and " to ".join(f"{100 * bound:+.2f}" for bound in difference.interval)
-    return [mean, bounds or "", p_value(difference.p), verdict]
+    return [mean, bounds or "", verdict, p_value(difference.p)]
 
 
 def sort_value(cell: str) -> float | None:

@@ -1,4 +1,3 @@
-import json
 import re
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from kd.report.html.page import packed, to_html, unpacked
 from kd.report.html.view import view
 from kd.report.summary import summarize
 from kd.runs.results import collect
+from tests.common import ROOT
 from tests.report.fidelity.made import LABELS, TEACHER, noisy, put
 from tests.report.html.browser import needs_browser, visit
 from tests.report.made import ALONE, changed, seeds
@@ -226,15 +226,11 @@ def test_bundle_needs_no_place_to_be_kept_in(tmp_path, monkeypatch):
     assert bundle.code(bundle.compressed()).strip()
 
 
-def test_committed_page_shows_the_committed_records():
-    from tests.common import ROOT
-
-    folder = ROOT / "docs" / "results" / "seed_table"
-    page = (folder / "index.html").read_text("utf-8")
-    summary = summarize(*collect([folder]))
-    now = json.loads(json.dumps(view(summary, compare(summary.rows))))
-    assert {name: value for name, value in unpacked(page).items() if name != "fidelity"} == now
+def test_committed_page_is_small_and_has_images():
+    """That its figures are those of the records is tested with the tables of the README."""
+    page = (ROOT / "docs" / "results" / "seed_table" / "index.html").read_text("utf-8")
     assert len(page) < 1_500_000
+    assert len(unpacked(page)["fidelity"]["pixels"]) > 50
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node to check the syntax with")
