@@ -21,6 +21,7 @@ from kd.report.html.view import Json, percent, rounded, students
 from kd.report.prepare import prepared
 from kd.report.ranking import leaders
 from kd.report.rows import Row
+from kd.report.summary import summarize
 from kd.runs import predictions, results
 from kd.runs.results import Result
 
@@ -62,13 +63,18 @@ def fidelity(
     ids = {id(row): f"r{place}" for place, row in enumerate(rows)}
     try:
         chosen, remark = _chosen(rows, comparisons, _with_predictions(dirs))
-        found = study(collect(chosen), comparisons[0].baseline.label if comparisons else None)
+        runs = collect(chosen)
+        # Found by its runs: in a study of a few rows, fewer settings tell these apart, and labels are shorter.
+        baseline = _key(comparisons[0].baseline.first)
+        label = next(row.label for row in summarize(runs.results).rows if _key(row.first) == baseline)
+        found = study(runs, label)
     except UserError as error:
         return {"why": str(error)}
-    known = {(row.first.dataset, row.label): ids[id(row)] for row in rows}
-    data = next(row.first.dataset for row in rows if _key(row.first) == _key(found.baseline.row.first))
-    names = [known.get((data, student.label), "") for student in found.students]
-    return _view(found, names, data, remark, named(found) if pixels is None else pixels(found))
+    known = {_key(row.first): row for row in rows}
+    chosen_rows = [known[_key(student.row.first)] for student in found.students]
+    names = [(ids[id(row)], row.label) for row in chosen_rows]
+    read = named(found) if pixels is None else pixels(found)
+    return _view(found, names, chosen_rows[0].first.dataset, remark, read)
 
 
 # Which runs
@@ -112,17 +118,20 @@ def _chosen(rows: Sequence[Row], comparisons: Sequence[Comparison], where: dict[
 # What is shown
 
 
-def _view(found: Study, ids: Sequence[str], data: str, remark: str, pixels: Pixels) -> Json:
+def _view(found: Study, names: Sequence[tuple[str, str]], data: str, remark: str, pixels: Pixels) -> Json:
     wrong = found.teacher_figures.errors
     shown = _shown_classes(found)
     networks = [_network(found.labels, [found.teacher_outputs], shown) | {"id": "teacher", "label": found.teacher_name}]
-    for student, name in zip(found.students, ids, strict=True):
+    for student, (name, label) in zip(found.students, names, strict=True):
         of_student = _network(found.labels, student.outputs, shown)
-        networks.append(of_student | {"id": name, "label": student.label, "figures": _figures(student)})
+        networks.append(of_student | {"id": name, "label": label, "figures": _figures(student)})
     for network, figures in zip(networks, [[found.teacher_figures], *(s.figures for s in found.students)], strict=True):
         scaled = spread(figures, "ece_scaled")
         network["ece"] = [percent(spread(figures, "ece").mean), percent(scaled.mean) if scaled else None]  # type: ignore[union-attr]
-    images = {name: _images(found, student) for name, student in zip(ids, found.students, strict=True)}
+    base = names[0][1]
+    images = {
+        name: _images(found, student, label, base) for (name, label), student in zip(names, found.students, strict=True)
+    }
     places = sorted({image["place"] for of_one in images.values() for kind in of_one for image in kind["images"]})
     less = "" if len(shown) == len(pixels.classes) else f" Confusion: the {len(shown)} classes with the most errors."
     return {
@@ -191,7 +200,7 @@ def _figures(student: Student) -> Json:
 # Images
 
 
-def _images(found: Study, student: Student) -> list[Json]:
+def _images(found: Study, student: Student, label: str, base: str) -> list[Json]:
     """Return the images of a student by kind: where it differs from the teacher, fixed and broken."""
     ours = _probabilities(student.logits)
     teacher = _probabilities([found.teacher_outputs.logits])
@@ -199,20 +208,19 @@ def _images(found: Study, student: Student) -> list[Json]:
     confidence = np.minimum(ours.max(axis=1), teacher.max(axis=1))
     differ = np.flatnonzero(predicted != taught)
     ordered = differ[np.argsort(-confidence[differ], kind="stable")]
-    base = found.baseline
     kinds: list[tuple[str, str, NDArray[np.intp]]] = [
         ("differ", "Different answers, the most confident of both first", ordered)
     ]
     for compared in found.compared:
         if compared.student is student:
             fixed, broken = compared.changes.fixed, compared.changes.broken
-            kinds.append(("fixed", f"Fixed: wrong in most seeds of {base.label}, right in most of this", fixed))
-            kinds.append(("broken", f"Broken: right in most seeds of {base.label}, wrong in most of this", broken))
-    by_base = _probabilities(base.logits)
+            kinds.append(("fixed", f"Fixed: wrong in most seeds of {base}, right in most of this", fixed))
+            kinds.append(("broken", f"Broken: right in most seeds of {base}, wrong in most of this", broken))
+    by_base = _probabilities(found.baseline.logits)
 
     def described(image: int) -> Json:
-        answers = [("teacher", teacher), (student.label, ours)]
-        answers += [] if student is base else [(base.label, by_base)]
+        answers = [("teacher", teacher), (label, ours)]
+        answers += [] if student is found.baseline else [(base, by_base)]
         return {
             "place": image,
             "true": int(found.labels[image]),

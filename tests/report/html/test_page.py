@@ -268,6 +268,20 @@ def test_fidelity_chooses_some_of_many_rows(tmp_path):
     assert "7 of 12 rows, the best of each method and of the rest by validation accuracy" in found["note"]
 
 
+def test_fidelity_names_rows_as_the_table_does(tmp_path):
+    """Few of the rows are looked at image by image: less tells these apart."""
+    put(tmp_path / "s", "standard", 0, noisy(20))
+    for i, knobs in enumerate([{"T": 4.0, "alpha": 0.1}, {"T": 8.0, "alpha": 0.1}]):
+        put(tmp_path / f"a{i}", "logits", 0, noisy(i, 0.3), TEACHER, knobs=knobs)
+    put_result(tmp_path / "b", method="logits", T=4.0, alpha=0.5, dataset="CIFAR-10", test_acc=0.5, taught=True)
+    put_result(tmp_path / "c", method="standard", dataset="CIFAR-10", test_acc=0.5, epochs=99, student="cnn16")
+    shown = unpacked(made([tmp_path], baseline="standard epochs=30"))
+    labels = {row["id"]: row["label"] for row in shown["rows"]}
+    networks = {network["id"]: network["label"] for network in shown["fidelity"]["networks"][1:]}
+    assert networks.items() <= labels.items()
+    assert set(networks.values()) == {"standard epochs=30", "logits T=4 alpha=0.1", "logits T=8 alpha=0.1"}
+
+
 def test_seeds_make_a_variance_and_one_seed_makes_none():
     summary = summarize([*seeds(ALONE, 0.8, 0.82, 0.84, test_images=10_000), changed(ALONE, method="x")])
     rows = {row["label"]: row for row in view(summary, ())["rows"]}
