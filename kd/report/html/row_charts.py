@@ -127,7 +127,11 @@ def differences() -> Spec:
 
 
 def curves() -> Spec:
-    """Mean over the seeds by epoch, with a band of one standard deviation; the pointer shows an epoch's values."""
+    """Mean over the seeds by epoch, with a band of one standard deviation. The point near the pointer is marked.
+
+    It has no tooltip: that of a nearest point lacks what is no number in Vega-Lite 6.4. The script writes all values of
+    its epoch below.
+    """
     y = {"zero": False, "domainMin": {"expr": "low"}, "domainMax": {"expr": "high"}, "nice": False}
     x = {"field": "epoch", "type": "quantitative", "title": "epoch", "scale": {"nice": False, "zero": False}}
     x["axis"] = {"tickMinStep": 1, "tickCount": 10, "grid": False}
@@ -155,17 +159,11 @@ def curves() -> Spec:
             },
         },
         {
-            "mark": {"type": "point", "filled": True, "size": 60, "clip": True},
+            "mark": {"type": "point", "filled": True, "size": 60, "clip": True, "tooltip": None},
             "encoding": {
                 "y": mean,
                 "color": COLOUR,
                 "opacity": {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0},
-                "tooltip": [
-                    {"field": "name", "title": "run"},
-                    {"field": "epoch", "title": "epoch"},
-                    {"field": "mean", "title": "mean", "format": ".4~r"},
-                    {"field": "std", "title": "± std over seeds", "format": ".3~r"},
-                ],
             },
             "params": [
                 {

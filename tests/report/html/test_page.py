@@ -78,6 +78,18 @@ found.picked = [at('picked-name').textContent, document.querySelectorAll('tr.pic
 dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape' })); await wait();
 found.unpicked = at('picked').hidden;
 
+found.clicked = [];
+for (const chart of ['bars', 'curves', 'classes']) {
+  for (const path of document.querySelectorAll(`#${chart} svg path`)) {
+    path.dispatchEvent(new PointerEvent('pointermove', { bubbles: true }));
+    path.dispatchEvent(new MouseEvent('click', { bubbles: true }));
+    if (!at('picked').hidden) break;
+  }
+  found.clicked.push(at('picked').hidden ? '' : at('picked-name').textContent);
+  at('unpick').click();
+}
+found.readout = at('readout').textContent;
+
 const legend = document.querySelector('.legend button');
 const lines = () => document.querySelectorAll('#bars svg text').length;
 const before = lines(); legend.click(); await wait();
@@ -163,6 +175,8 @@ def test_page_shows_a_picked_run_everywhere(visited):
     assert entries == 1
     assert opacities > len(found["faded"])
     assert found["unpicked"]
+    assert set(found["clicked"]) <= {"standard", "logits"}
+    assert re.fullmatch(r"epoch \d: ( (standard|logits) [\d.]+){2}", found["readout"])
 
 
 @needs_browser

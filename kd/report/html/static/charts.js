@@ -7,6 +7,8 @@ const small = matchMedia("(max-width: 600px)");
 const font = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
 
 const look = {
+  // One description a chart: that of each mark would be read with its colour.
+  mark: { aria: false },
   background: null,
   font,
   view: { stroke: null },
@@ -64,7 +66,10 @@ async function drawn(place, drawing, anew) {
       ast: true, logLevel: 1, actions: false, renderer: "svg", defaultStyle: false, config, tooltip: { disableDefaultStyle: true },
     });
     drawing.view = made.view;
-    made.view.addEventListener("click", (_, item) => item?.datum?.id && pick(item.datum.id));
+    // The area around a nearest point has the point for its datum.
+    const datum = (item) => item?.datum?.datum || item?.datum;
+    made.view.addEventListener("click", (_, item) => datum(item)?.id && pick(datum(item).id));
+    if (filled.hover) made.view.addEventListener("pointermove", (_, item) => filled.hover(datum(item)));
   } else {
     for (const [name, rows] of Object.entries(filled.data)) drawing.view.data(name, rows);
     for (const [name, value] of Object.entries(filled.signals || {})) drawing.view.signal(name, value);

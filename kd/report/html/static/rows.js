@@ -51,6 +51,19 @@ function startCurves() {
   if (!view.curves.length) return remove("learning");
   const select = choices("curve", view.curves.map((curve, i) => [String(i), curve.title]), "0");
   const whole = at("whole");
+  const hover = (datum) => {
+    if (datum?.epoch == null) return;
+    const { lines } = view.curves[Number(select.value)];
+    const values = shownRows().flatMap((row) => {
+      const value = lines[row.id]?.mean[lines[row.id].epochs.indexOf(datum.epoch)];
+      return value == null ? [] : [[row, value]];
+    });
+    values.sort(([, a], [, b]) => b - a);
+    at("readout").replaceChildren(`epoch ${datum.epoch}: `, ...values.map(([row, value]) => {
+      const about = [dot(row), ` ${row.label} `, make("b", {}, value.toPrecision(4))];
+      return make("span", { class: row.id === datum.id ? "near" : null }, ...about);
+    }));
+  };
   chart("curves", "curves", () => {
     const curve = view.curves[Number(select.value)];
     const rows = shownRows().filter((row) => curve.lines[row.id]);
@@ -68,6 +81,7 @@ function startCurves() {
     return {
       data: { lines },
       signals: limits(late),
+      hover,
       change: (spec) => {
         spec.layer[1].mark.point = last === 1;
       },
