@@ -80,7 +80,7 @@ found.unpicked = at('picked').hidden;
 
 found.clicked = [];
 for (const chart of ['bars', 'curves', 'classes']) {
-  for (const path of document.querySelectorAll(`#${chart} svg path`)) {
+  for (const path of document.querySelectorAll(`#${chart} svg path:not(.background, .foreground)`)) {
     path.dispatchEvent(new PointerEvent('pointermove', { bubbles: true }));
     path.dispatchEvent(new MouseEvent('click', { bubbles: true }));
     if (!at('picked').hidden) break;
