@@ -119,6 +119,8 @@ found.second = names();
 found.hacked = window.hacked ?? null;
 found.tags = document.querySelectorAll('img[src="x"]').length;
 found.broad = document.documentElement.scrollWidth <= innerWidth;
+document.body.style.width = '390px';
+found.narrow = document.querySelector('.head').getBoundingClientRect().height;
 return found;
 """
 
@@ -198,6 +200,7 @@ def test_page_shows_hostile_names_as_text(visited):
     assert EVIL[:10] in "".join(found["axis"])
     assert found["image"] == 8
     assert found["broad"]
+    assert found["narrow"] < 400
 
 
 def test_page_holds_no_address_and_is_small(page):
