@@ -12,7 +12,7 @@ import subprocess
 import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium (Debian), see docs/report.md")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium, see docs/report.md")
 QUIET = (
     *("--headless=new", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-extensions"),
     *("--disable-component-update", "--disable-sync", "--disable-default-apps", "--hide-scrollbars"),
