@@ -7,6 +7,8 @@ from pathlib import Path
 
 from kd.errors import UserError
 from kd.report.comparison import Comparison, compare
+from kd.report.html.page import to_html, unpacked
+from kd.report.html.view import Json, view
 from kd.report.page import report
 from kd.report.rows import Row
 from kd.report.speed import to_markdown
@@ -24,6 +26,8 @@ PAGES = {
 """Tables by page, which has them between marks such as <!-- speed --> and <!-- /speed -->."""
 TABLES = {"results": "seed_table", "anomaly": "seed_anomaly", "matters": "what_matters"}
 """Folders of result records in docs/results, by table."""
+INDEX = "docs/results/seed_table/index.html"
+"""The example of a report's page. Its part with images is made by `scripts/report.py --images`, and stays as it is."""
 BASELINES = {"anomaly": "logits mistake=LabelsOnly"}
 
 
@@ -37,8 +41,11 @@ def main() -> int:
         wanted = {ROOT / page: filled(page) for page in PAGES}
         wanted[results / "seed_table.csv"] = to_csv(*_rows("results"))
         wanted |= {folder / name: text for folder, made in reports.items() for name, text in made.texts.items()}
+        page = (ROOT / INDEX).read_text(encoding="utf-8")
+        shown = page_view(page)
         if check:
             stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
+            stale += [] if unpacked(page) == json.loads(json.dumps(shown)) else [ROOT / INDEX]
             for path in stale:
                 print(f"{path.relative_to(ROOT)} differs from the records: python scripts/readme.py")
             return 1 if stale else 0
@@ -46,10 +53,16 @@ def main() -> int:
             path.write_text(text, encoding="utf-8")
         for folder, made in reports.items():
             made.write(folder)
-    except (UserError, OSError) as error:
+        (ROOT / INDEX).write_text(to_html(shown), encoding="utf-8")
+    except (UserError, OSError, ValueError) as error:
         print(f"readme.py: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def page_view(page: str) -> Json:
+    """Return what the page shall show: the records as they are, predictions and images as they were."""
+    return view(*_records("results")) | {"fidelity": unpacked(page)["fidelity"]}
 
 
 def filled(page: str) -> str:

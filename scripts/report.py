@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -10,6 +12,7 @@ from rich.text import Text
 from kd.errors import UserError
 from kd.report.arguments import out_dir, parser
 from kd.report.comparison import Comparison, by_baseline, compare, comparison_notes
+from kd.report.html import bundle
 from kd.report.ranking import best, leaders
 from kd.report.rows import Row, titled
 from kd.report.summary import Summary, summarize
@@ -18,6 +21,7 @@ from kd.report.text import encodable, visible
 from kd.runs.results import collect
 from kd.terminal import end_with_the_pipe, tolerant_stdout
 
+PAGE = "index.html"
 MANY = 40
 """With more rows than MANY, the terminal shows FEW of them; the files have all."""
 FEW = 20
@@ -32,13 +36,33 @@ def main() -> int:
         comparisons = compare(summary.rows, args.baseline, args.margin)
         from kd.report.page import report  # matplotlib takes a second, too long for help and mistakes
 
-        written = report(summary, comparisons).write(out_dir(args))
+        made = report(summary, comparisons)
+        if bundle.installed():
+            made.texts[PAGE] = page(summary, comparisons, args)
+        elif args.open or args.images:
+            raise UserError(bundle.MISSING)
+        written = made.write(out_dir(args))
     except UserError as error:
         print(f"report.py: {visible(str(error))}", file=sys.stderr)
         return 1
     show(summary, comparisons)
     print("", *(visible(str(path)) for path in written), sep="\n")
+    if PAGE not in made.texts:
+        print(bundle.MISSING)
+    elif args.open and not webbrowser.open((out_dir(args) / PAGE).resolve().as_uri()):
+        print(f"no browser was found to open {PAGE} with")
     return 0
+
+
+def page(summary: Summary, comparisons: Sequence[Comparison], args: argparse.Namespace) -> str:
+    """Return the page to look at, with predictions and images where there are some."""
+    from kd.report.fidelity.pixels import read
+    from kd.report.html.fidelity import fidelity
+    from kd.report.html.page import to_html
+    from kd.report.html.view import view
+
+    pixels = (lambda study: read(args.images, study)) if args.images else None
+    return to_html(view(summary, comparisons) | {"fidelity": fidelity(summary.rows, comparisons, args.dirs, pixels)})
 
 
 def show(summary: Summary, comparisons: Sequence[Comparison]) -> None:
@@ -71,11 +95,16 @@ def show(summary: Summary, comparisons: Sequence[Comparison]) -> None:
 def _arguments() -> argparse.Namespace:
     made = parser(
         "Compare training runs: one row per configuration, over its seeds, compared with a baseline over\n"
-        "the seeds that both have. Reads every result.json below the directories; writes results.md, results.csv and\n"
-        "pictures of accuracies, learning curves and whatever knobs or sizes were swept.",
+        "the seeds that both have. Reads every result.json below the directories; writes results.md, results.csv,\n"
+        "pictures of accuracies, learning curves and whatever knobs or sizes were swept, and index.html: all of it as\n"
+        "one page, with the students' predictions beside the teacher's.",
         "  python train.py -m method=standard,logits,feature seed=0,1,2 hydra.sweep.dir=multirun/first\n"
-        "  python scripts/report.py multirun/first\n"
-        "  python scripts/report.py multirun/first --baseline logits",
+        "  python scripts/report.py multirun/first --open\n"
+        "  python scripts/report.py multirun/first --baseline logits --images data",
+    )
+    made.add_argument("--open", action="store_true", help=f"open {PAGE} in the browser")
+    made.add_argument(
+        "--images", type=Path, metavar="ROOT", help="where the images are, data.root of the runs, to show some"
     )
     made.add_argument(
         "--margin",

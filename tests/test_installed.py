@@ -46,6 +46,8 @@ def test_wheel_holds_the_packages_and_the_configuration(installed):
     assert [line.startswith(str(site)) for line in done.stdout.splitlines()] == [True] * 3, done.stderr
     shipped = {path.relative_to(site / "kd" / "conf") for path in (site / "kd" / "conf").rglob("*.yaml")}
     assert shipped == {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
+    page = {path.name for path in (site / "kd" / "report" / "html" / "static").iterdir()}
+    assert page == {path.name for path in (ROOT / "kd" / "report" / "html" / "static").iterdir()} >= {"page.html"}
     assert not {path.name for path in site.iterdir()} & {"train.py", "tests", "scripts", "conf"}
 
 

@@ -130,10 +130,16 @@ COLUMNS = (
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return a Markdown table for people, with percentages. Empty columns are left out."""
+    chosen = columns(rows)
+    headers = [escaped(column.header) for column in chosen]
+    left = [header for header, column in zip(headers, chosen, strict=True) if not column.numeric]
+    return markdown(headers, [[column.cell(row) for column in chosen] for row in rows], left)
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """Return the columns of a table for people: the run, its knobs, then the figures. Empty ones are left out."""
     run, *rest = _filled(COLUMNS, rows)
-    columns = [run, *_knob_columns(rows), *rest, *_further_columns(rows)]
-    left = [column.header for column in columns if not column.numeric]
-    return markdown([column.header for column in columns], [[c.cell(row) for c in columns] for row in rows], left)
+    return [run, *_knob_columns(rows), *rest, *_further_columns(rows)]
 
 
 def _knob_columns(rows: Sequence[Row]) -> list[Column]:
@@ -142,7 +148,7 @@ def _knob_columns(rows: Sequence[Row]) -> list[Column]:
     def column(name: str) -> Column:
         values = [row.first.knobs[name] for row in rows if name in row.first.knobs]
         numeric = all(number(value) is not None for value in values)
-        return Column(escaped(name), lambda row: knob_text(row.first.knobs.get(name, "")), numeric, terminal=False)
+        return Column(name, lambda row: knob_text(row.first.knobs.get(name, "")), numeric, terminal=False)
 
     return [column(name) for name in knob_names(row.first for row in rows)]
 
@@ -151,7 +157,7 @@ def _further_columns(rows: Sequence[Row]) -> list[Column]:
     """Return columns for the mean of the classes' accuracies, where that tells something, and further test sets."""
 
     def column(name: str) -> Column:
-        return Column(f"{escaped(name)}, %", lambda row: _plus_minus(row.also_test_acc(name)), terminal=False)
+        return Column(f"{name}, %", lambda row: _plus_minus(row.also_test_acc(name)), terminal=False)
 
     balanced = Column("balanced accuracy, %", lambda row: _plus_minus(row.balanced_acc), terminal=False)
     return [*([balanced] if show_balanced(rows) else []), *(column(name) for name in also_tested(rows))]
@@ -275,7 +281,7 @@ def _differences(comparisons: Sequence[Comparison]) -> tuple[list[str], list[lis
         ("95 % interval", [_interval(d.interval, "+", d.n) for d in differences]),
         ("seeds", [str(difference.n) for difference in differences]),
         ("p (Holm)", [p_value(difference.p) for difference in differences]),
-        ("P(better), %", [_probability(comparison.probability) for comparison in comparisons]),
+        ("P(better), %", [probability(comparison.probability) for comparison in comparisons]),
         ("detectable, points", [_percent(comparison.detectable) for comparison in comparisons]),
         ("seeds needed", ["" if c.seeds_needed is None else str(c.seeds_needed) for c in comparisons]),
         ("in words", [comparison.verdict for comparison in comparisons]),
@@ -379,7 +385,7 @@ def p_value(value: float | None) -> str:
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
-def _probability(found: Probability | None) -> str:
+def probability(found: Probability | None) -> str:
     """Write a probability with its interval, in percent."""
     if found is None:
         return ""

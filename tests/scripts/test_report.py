@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import resource
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from kd.runs.results import write
 from tests import processes
 from tests.common import ROOT
+from tests.report.fidelity import made as fidelity
 from tests.report.made import ALONE, changed
 
 SCRIPT = ROOT / "scripts" / "report.py"
@@ -39,9 +41,9 @@ def test_report_is_written_below_the_first_directory(tmp_path):
     assert "80.50 ± 0.71" in first.stdout
     assert "1 run not counted: 1 failed." in first.stdout
     assert f"Skipped {cut.relative_to(tmp_path)}: cut short" in first.stdout
-    names = ["results.csv", "results.md", "accuracy_comparison.png", "distillation_comparison.png"]
+    names = ["results.csv", "results.md", "index.html", "accuracy_comparison.png", "distillation_comparison.png"]
     written = [Path("a", "report", name) for name in names]
-    assert first.stdout.splitlines()[-4:] == [str(path) for path in written]
+    assert first.stdout.splitlines()[-5:] == [str(path) for path in written]
     assert all((tmp_path / path).stat().st_size for path in written)
     assert f"Skipped {cut.relative_to(tmp_path)}" in (tmp_path / "a" / "report" / "results.md").read_text("utf-8")
 
@@ -173,3 +175,53 @@ def test_report_refuses_a_wrong_command_in_one_line(tmp_path, arguments, line):
     done = report(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(line)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--open"], ["--images", "data"]])
+def test_report_tells_how_to_get_the_page_without_the_extra(tmp_path, arguments, monkeypatch, capsys):
+    put(tmp_path / "runs" / "0")
+    program = in_process(monkeypatch, "runs", *arguments, cwd=tmp_path)
+    monkeypatch.setattr("kd.report.html.bundle.installed", lambda: False)
+    assert program.main() == (1 if arguments else 0)
+    out, err = capsys.readouterr()
+    assert "pip install 'vl-convert-python" in (err if arguments else out).splitlines()[-1]
+    assert (tmp_path / "runs" / "report" / "results.md").exists() == (not arguments)
+
+
+@pytest.mark.parametrize("browser", [True, False])
+def test_report_opens_its_page(tmp_path, browser, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or browser)
+    put(tmp_path / "runs" / "0")
+    assert in_process(monkeypatch, "runs", "--open", "--out", "a b", cwd=tmp_path).main() == 0
+    assert opened == [(tmp_path / "a b" / "index.html").as_uri()]
+    assert ("no browser was found" in capsys.readouterr().out) == (not browser)
+
+
+def test_report_answers_missing_images_in_one_line(tmp_path, one_line):
+    for seed in range(2):
+        fidelity.put(tmp_path / "runs" / f"s{seed}", "standard", seed, fidelity.noisy(seed))
+        taught = fidelity.noisy(seed, 0.3)
+        fidelity.put(tmp_path / "runs" / f"a{seed}", "logits", seed, taught, fidelity.TEACHER)
+    assert "nowhere: no such directory" in one_line(report("runs", "--images", "nowhere", cwd=tmp_path))
+    assert not (tmp_path / "runs" / "report").exists()
+
+
+def test_report_of_a_read_only_directory_goes_to_out(tmp_path, one_line):
+    put(tmp_path / "runs" / "0")
+    if os.geteuid() == 0:  # whom no permission stops: a file is where the folder would be made
+        (tmp_path / "runs" / "report").touch()
+    else:
+        (tmp_path / "runs").chmod(0o500)
+    assert "choose another --out" in one_line(report("runs", cwd=tmp_path))
+    assert report("runs", "--out", "elsewhere", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "elsewhere" / "index.html").exists()
+
+
+def in_process(monkeypatch, *arguments, cwd):
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+    spec = importlib.util.spec_from_file_location("report_program", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

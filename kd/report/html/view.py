@@ -1,0 +1,253 @@
+"""What the page shows of rows and comparisons, as JSON has it. Accuracies are in percent, differences in points."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kd.report.axes import Sweep, sizes, sweeps
+from kd.report.comparison import Comparison, comparison_notes
+from kd.report.html.headline import headline
+from kd.report.html.runs import details
+from kd.report.ranking import leaders
+from kd.report.rows import Role, Row, Spread
+from kd.report.style import Colour, looks
+from kd.report.summary import Summary
+from kd.report.tables import columns, p_value, probability
+from kd.runs.results import Result
+
+Json = dict[str, Any]
+
+MOST_DRAWN = 30
+"""Rows of a data set in bars and curves; the table has all of them."""
+MOST_EPOCHS = 120
+"""Points of a curve; of a longer one, evenly spaced epochs and the last."""
+MOST_SWEEPS = 12
+CURVES = (
+    ("validation accuracy, %", "epoch_val_acc", 100.0),
+    ("validation loss, NLL", "epoch_val_loss", 1.0),
+    ("training accuracy, %", "epoch_train_acc", 100.0),
+    ("training loss, each method's own", "epoch_train_loss", 1.0),
+)
+"""Curves by title: field of the record, and factor."""
+
+
+def view(summary: Summary, comparisons: Sequence[Comparison]) -> Json:
+    """Return everything that the page shows but for predictions and images."""
+    compared = {id(comparison.row): comparison for comparison in comparisons}
+    ids = {id(row): f"r{place}" for place, row in enumerate(summary.rows)}
+    parts = summary.by_dataset()
+    drawn: set[str] = set()
+    datasets, swept = [], []
+    for part in parts:
+        places, remark = leaders(part.rows, MOST_DRAWN)
+        drawn |= {ids[id(part.rows[place])] for place in places}
+        here = [comparisons[i] for i in range(len(comparisons)) if id(comparisons[i].row) in set(map(id, part.rows))]
+        datasets.append(
+            {
+                "name": part.rows[0].first.dataset,
+                "headline": headline(part.rows, here),
+                "baseline": here[0].baseline.label if here else None,
+                "remark": remark,
+            }
+        )
+        swept += [_sweep(found, ids) for found in [*sweeps(part.rows), *sizes(part.rows)][:MOST_SWEEPS]]
+    colours = [look for part in parts for look in looks(part.rows)]
+    return {
+        "title": f"Results on {summary.datasets}",
+        "datasets": datasets,
+        "table": _table(summary.rows, compared),
+        "rows": [
+            _row(row, ids[id(row)], compared.get(id(row)), look.colour, look.dash, ids[id(row)] in drawn)
+            for row, look in zip(summary.rows, colours, strict=True)
+        ],
+        "curves": _curves([row for row in summary.rows if ids[id(row)] in drawn], ids),
+        "sweeps": [sweep for sweep in swept if sweep["points"]],
+        "notes": [*summary.notes, *comparison_notes(summary.rows, comparisons)],
+    }
+
+
+def _row(row: Row, name: str, compared: Comparison | None, colour: Colour, dash: str, drawn: bool) -> Json:
+    interval = row.test_interval
+    return {
+        "id": name,
+        "label": row.label,
+        "data": row.first.dataset,
+        "role": row.role.name.lower(),
+        "colour": [_hex(colour), _hex(_lighter(colour))],
+        "dash": {"-": [1, 0], "--": [6, 3], ":": [2, 3]}[dash],
+        "drawn": drawn,
+        "n": row.n,
+        "acc": row.test_acc and percent(row.test_acc.mean),
+        "std": row.test_acc and row.test_acc.std and percent(row.test_acc.std),
+        "interval": interval and [percent(interval.low), percent(interval.high)],
+        "seeds": [[run.seed, percent(run.test_acc)] for run in row.runs if run.test_acc is not None],
+        "teacher": percent(row.teacher_acc) if row.own_teacher else None,
+        "difference": compared and _difference(compared),
+        "costs": _costs(row),
+        "images": row.first.test_images,
+        "agreement": percent(row.agreement),
+        **details(row),
+    }
+
+
+def _difference(compared: Comparison) -> Json | None:
+    difference = compared.difference
+    if difference.mean is None:
+        return None
+    interval = difference.interval
+    return {
+        "mean": percent(difference.mean),
+        "interval": interval and [percent(interval.low), percent(interval.high)],
+        "n": difference.n,
+        "seeds": [percent(value) for value in compared.by_seed],
+        "verdict": compared.verdict,
+    }
+
+
+def _costs(row: Row) -> Json:
+    """Return what a network or its training takes, as far as the records tell."""
+    seconds = row.train_seconds
+    known = {"parameters": row.params, "training time, min": seconds and rounded(seconds / 60)}
+    return {name: value for name, value in known.items() if value}
+
+
+# Table
+
+
+_UNITS = {"k": 1e3, "M": 1e6, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def _table(rows: Sequence[Row], compared: dict[int, Comparison]) -> Json:
+    """Return the columns, and for each row its cells."""
+    several = len({row.first.dataset for row in rows}) > 1
+    filled = [column for column in columns(rows) if several or column.header != "data"]
+    headers: list[list[Any]] = [[column.header, column.numeric] for column in filled]
+    cells = [[column.cell(row) for column in filled] for row in rows]
+    if compared:
+        baselines = list(dict.fromkeys(comparison.baseline.label for comparison in compared.values()))
+        minus = f"minus {baselines[0] if len(baselines) == 1 else 'baseline'}, points"
+        # Right of the accuracy: the verdicts are what a reader looks for.
+        place = 1 + max(headers.index([column, True]) for column in _ACCURACY if [column, True] in headers)
+        headers[place:place] = [[minus, True], ["interval of it", True], ["in words", False]]
+        headers[place + 3 : place + 3] = [["p (Holm)", True], ["P(better), %", True]]
+        for row, line in zip(rows, cells, strict=True):
+            comparison = compared.get(id(row))
+            both = _difference_cells(comparison) if comparison else [""] * 5
+            line[place:place] = both
+    numbers = [numeric for _, numeric in headers]
+    order = [[sort_value(cell) if x else None for cell, x in zip(line, numbers, strict=True)] for line in cells]
+    return {"headers": headers, "cells": cells, "order": order}
+
+
+_ACCURACY = ("n", "test accuracy, %", "95 % interval")
+
+
+def _difference_cells(comparison: Comparison) -> list[str]:
+    difference = comparison.difference
+    mean = "" if difference.mean is None else f"{100 * difference.mean:+.2f}"
+    bounds = difference.interval and " to ".join(f"{100 * bound:+.2f}" for bound in difference.interval)
+    return [mean, bounds or "", comparison.verdict, p_value(difference.p), probability(comparison.probability)]
+
+
+def sort_value(cell: str) -> float | None:
+    """Return the number that a cell begins with, in units of its own: "1.5 min" is 90; None without one."""
+    found = re.match(r"(?:< )?([-+]?[\d,]*\.?\d+(?:e[-+]?\d+)?)(?: ([a-zA-Z]+)$)?", cell)
+    return float(found[1].replace(",", "")) * _UNITS.get(found[2] or "", 1.0) if found else None
+
+
+# Curves
+
+
+def _curves(rows: Sequence[Row], ids: dict[int, str]) -> list[Json]:
+    found = []
+    for title, field, scale in CURVES:
+        lines = {ids[id(row)]: _curve(row.runs, field, scale) for row in rows}
+        known = {name: line for name, line in lines.items() if line}
+        if known:
+            found.append({"title": title, "lines": known})
+    return found
+
+
+def _curve(runs: Sequence[Result], field: str, scale: float) -> Json | None:
+    """Return epochs, means and standard deviations over the seeds, of the epochs that all of them have."""
+    seeds: list[list[float]] = [getattr(run, field) for run in runs]
+    length = min(map(len, seeds))
+    if not length:
+        return None
+    step = math.ceil(length / MOST_EPOCHS)
+    epochs = [*range(0, length - 1, step), length - 1]
+    spreads = [_spread([seed[epoch] for seed in seeds], scale) for epoch in epochs]
+    return {
+        "epochs": [epoch + 1 for epoch in epochs],
+        "mean": [mean for mean, _ in spreads],
+        "std": [std for _, std in spreads] if len(runs) > 1 else None,
+    }
+
+
+def _spread(values: Sequence[float], scale: float) -> tuple[float | None, float | None]:
+    if not all(map(math.isfinite, values)):
+        return None, None
+    mean = math.fsum(values) / len(values)
+    square = math.fsum((value - mean) ** 2 for value in values)
+    return rounded(scale * mean), rounded(scale * math.sqrt(square / max(1, len(values) - 1)))
+
+
+# Sweeps
+
+
+def _sweep(sweep: Sweep, ids: dict[int, str]) -> Json:
+    """Return a sweep's points: validation accuracy if any row has one, else test accuracy."""
+    rows = [row for line in sweep.lines for row in line.points.values()]
+    validated = any(row.val_acc for row in rows)
+    points: list[Json] = []
+    for line in sweep.lines:
+        for place, row in line.points.items():
+            spread: Spread | None = row.val_acc if validated else row.test_acc
+            if spread:
+                at = {"x": place[0], **({"y": place[1]} if len(place) > 1 else {})}
+                std = spread.std and percent(spread.std)
+                points.append({"id": ids[id(row)], "line": line.name, **at, "acc": percent(spread.mean), "std": std})
+    return {
+        "data": sweep.dataset,
+        "axes": sweep.axes,
+        "logarithmic": [_logarithmic(point[axis] for point in points) for axis in ("x", "y")[: len(sweep.axes)]],
+        "metric": "validation accuracy, %" if validated else "test accuracy, %",
+        "points": points,
+    }
+
+
+def _logarithmic(values: Iterable[float]) -> bool:
+    """Return whether values are better told apart on a logarithmic axis: all positive, over a factor of 8 or more."""
+    every = list(values)
+    return bool(every) and min(every) > 0 and max(every) / min(every) >= 8
+
+
+# Numbers and colours
+
+
+def percent(fraction: float | None) -> float | None:
+    """Return a fraction in percent with three decimals."""
+    return None if fraction is None else round(100 * float(fraction), 3)
+
+
+def rounded(value: float) -> float:
+    """Return a number with five digits."""
+    return float(f"{value:.5g}")
+
+
+def _hex(colour: Colour) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colour)
+
+
+def _lighter(colour: Colour) -> Colour:
+    """Mix a colour with white until it stands out from a dark background."""
+    red, green, blue = colour
+    while 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.42:
+        red, green, blue = (part + 0.1 * (1 - part) for part in (red, green, blue))
+    return red, green, blue
+
+
+def students(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows that are no teachers'."""
+    return [row for row in rows if row.role is not Role.TEACHER]
