@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kd.report.text import visible
+from kd.sweeps import plan
 from kd.sweeps.jobs import Job, by_reason, together
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Progress:
         self._due = SILENT_SECONDS
         self._before = {job: job.trained for job in jobs}
         self._lock = threading.Lock()
+        self._began = time.time()
+        self._write_plan()
 
     def update(self) -> None:
         """Print a line for each job that has ended since the last update; those that do not run share theirs."""
@@ -61,6 +64,8 @@ class Progress:
             for job in ended:
                 if job.status in RUN:
                     self._print([job])
+            if any(job.status == "refused" or job.reason is not None for job in ended):
+                self._write_plan()
 
     @contextmanager
     def polling(self) -> Iterator[None]:
@@ -80,6 +85,9 @@ class Progress:
             over.set()
             poller.join()
             self.update()
+
+    def _write_plan(self) -> None:
+        plan.write(self.jobs, list(self._before.values()), self._began)
 
     def _print(self, jobs: Sequence[Job]) -> None:
         """Print the line of jobs of the same status and reason."""
