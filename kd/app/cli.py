@@ -255,12 +255,15 @@ def _single(cfg: DictConfig) -> None:
     """A run by itself, with its result printed."""
     result = job(cfg)
     if first_process(several_processes(plain(cfg.trainer))):
-        from rich.console import Console
         from rich.text import Text
 
         from kd.report.tables import single
+        from kd.sweeps.progress import console
 
-        Console().print(single(result), Text(HydraConfig.get().runtime.output_dir, style="dim"), sep="\n")
+        printed = console()
+        printed.print(single(result))
+        # A path is one line, to be copied, however narrow the terminal.
+        printed.print(Text(HydraConfig.get().runtime.output_dir, style="dim"), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -17,30 +17,20 @@ from kd.report.summary import summarize
 from kd.report.text import encodable, visible
 from kd.runs.results import Result
 from kd.sweeps.look import LEFT, ORDER, Run, State, Sweep
-from kd.sweeps.progress import duration
+from kd.sweeps.progress import COLOURS, duration
 
 LEVELS = "▁▂▃▄▅▆▇█"
 PLAIN_LEVELS = "_.-~=+*#"
 """For an encoding that lacks the others."""
 ROWS = 20
 """Jobs, and methods, that a picture without a height has at most."""
-COLOURS = {
-    "done": "green",
-    "running": "cyan",
-    "failed": "red",
-    "refused": "red",
-    "unreadable": "red",
-    "interrupted": "yellow",
-    "pruned": "yellow",
-}
-"""Of the terminal's own sixteen, which its theme makes readable, light or dark. No status is told by colour alone."""
 BAR = 40
 CURVE = 20
 GAP = 2
 """Blanks between two columns."""
 SWEEPS = 5
 """Sweeps that are listed."""
-WIDE = 110
+WIDE = 140
 """The width from which on the loss has a curve, too."""
 
 
@@ -102,7 +92,7 @@ class Dashboard:
         share = sum(1.0 if run.status not in LEFT else run.trained for run in wanted) / len(wanted) if wanted else 1.0
         filled = int(share * BAR)
         full, empty = self._glyphs("━", "="), self._glyphs("─", "-")
-        bar = Text(full * filled, "green").append(empty * (BAR - filled), "dim")
+        bar = Text().append(full * filled, "green").append(empty * (BAR - filled), "dim")
         bar.append(f" {math.floor(100 * share)} %  ").append(
             _ending(state, left), "yellow" if left and state.over else ""
         )
@@ -141,8 +131,8 @@ class Dashboard:
             comparable = run.curves.validation is validation
             acc, loss = (run.curves.acc, run.curves.loss) if comparable else ([], [])
             total = run.record.epochs if run.record is not None else 0
-            line = [_name(run, state), run.status, run.settings or run.why, f"{run.curves.epochs}/{total}" if total > 0 else ""]
-            line += [_percent(acc), self.sparkline(acc)]
+            epoch = f"{run.curves.epochs}/{total}" if total > 0 else ""
+            line = [_name(run, state), run.status, run.settings or run.why, epoch, _percent(acc), self.sparkline(acc)]
             line += [_number(loss), self.sparkline(loss)] if self.width >= WIDE else []
             lines.append([*line, _ago(state.at - run.changed)])
         headers.append("changed")
