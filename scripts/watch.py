@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -11,13 +12,14 @@ from rich.console import Console
 from rich.live import Live
 
 from kd.errors import UserError
+from kd.report.arguments import out_dir
 from kd.report.comparison import compare
 from kd.report.summary import summarize
 from kd.report.text import visible
-from kd.runs.results import REPORT, collect
+from kd.runs.results import collect
 from kd.sweeps.dashboard import Dashboard, headline
 from kd.sweeps.look import Reader, State
-from kd.terminal import Parser, positive, tolerant_stdout
+from kd.terminal import Parser, end_with_the_pipe, positive, tolerant_stdout
 
 PAGE_SECONDS = 60.0
 """The least time between two writings of the report; a long one is written less often still."""
@@ -35,14 +37,17 @@ class Page:
 
     def __init__(self, root: Path, out: Path) -> None:
         self.root, self.out, self.note = root, out, ""
-        self._done, self._due = 0, -math.inf
+        self._done, self._due = -1, -math.inf
 
     def refresh(self, state: State, last: bool = False) -> None:
         """Write the report if runs have ended since it was written, and if it is time for it or this is the end."""
         done = state.counts()["done"] + state.counts()["skipped"]
         if done == self._done or (time.monotonic() < self._due and not last):
             return
-        began = time.monotonic()
+        began, self._done = time.monotonic(), done
+        if not done:
+            self.note = "no report yet: no run is done"
+            return
         try:
             from kd.report.page import report  # matplotlib takes a second
 
@@ -51,7 +56,6 @@ class Page:
             self.note = f"report of {done:,} runs: {written[-1] if len(written) == 1 else self.out}"
         except UserError as error:
             self.note = f"no report: {error}"
-        self._done = done
         self._due = time.monotonic() + max(PAGE_SECONDS, (time.monotonic() - began) / SHARE)
 
 
@@ -61,7 +65,7 @@ def main() -> int:
         args = arguments()
         reader = Reader(args.directory)
         state = reader.look()
-        page = Page(args.directory, args.out or args.directory / REPORT) if args.page or args.out else None
+        page = Page(args.directory, out_dir(args)) if args.page or args.out else None
         if args.once:
             _print(state, page)
         elif sys.stdout.isatty():
@@ -73,8 +77,6 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -136,8 +138,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--refresh", metavar="SECONDS", type=positive, default=2, help="between two looks (default: 2)")
     parser.add_argument("--page", action="store_true", help="keep the report in DIR/report up to date, too")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where that report goes instead")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.dirs = [args.directory]
+    return args
 
 
 if __name__ == "__main__":
+    end_with_the_pipe()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a terminal has its cursor again
     sys.exit(main())

@@ -30,8 +30,8 @@ GAP = 2
 """Blanks between two columns."""
 SWEEPS = 5
 """Sweeps that are listed."""
-WIDE = 140
-"""The width from which on the loss has a curve, too."""
+NARROW, WIDE = 70, 140
+"""Widths from which on the accuracy has a curve, and the loss, too."""
 
 
 class Dashboard:
@@ -54,23 +54,22 @@ class Dashboard:
             notes: further lines for the end.
         """
         above: list[RenderableType] = [*self._heading(state)]
+        if len(state.sweeps) > 1:
+            above.append(self._sweeps(state))
         below = [self._line(note, "yellow") for note in (*_unread(state), *notes)]
-        several = len(state.sweeps) > 1
-        begun = _reasons(state.runs, "running")[:2]
-        failures = _reasons(state.runs, "failed", "refused")
-        methods = self._best(state)
-        room = ROWS * 2 if self.height is None else self.height - len(above) - len(below) - 8 - (8 if several else 0)
-        told = [self._line(line, "dim") for line in begun]
-        told += [self._line(line, "red") for line in failures[: 3 if room > 12 else 1]]
-        room = max(4, room - len(told))
-        shares = min(len(methods), ROWS, max(2, room // 2))
-        jobs = min(ROWS, room - shares)
-        parts = [*above]
-        if several:
-            parts += [self._sweeps(state)]
-        parts += [self._jobs(state, jobs), *told]
+        # A table has a blank line, a heading, and a line on what it leaves out.
+        room = 3 * ROWS
+        if self.height is not None:
+            room = self.height - 1 - len(above) - len(below) - 3 - (2 + SWEEPS if len(state.sweeps) > 1 else 0)
+        told = [self._line(line, "dim") for line in _reasons(state.runs, "running")[: room // 8]]
+        told += [self._line(line, "red") for line in _reasons(state.runs, "failed", "refused")[: room // 6]]
+        room -= len(told)
+        methods = self._best(state) if room >= 7 else []
+        shares = min(len(methods), ROWS, (room - 3) // 2)
+        room -= 3 + shares if methods else 0
+        parts = [*above, self._jobs(state, max(1, min(ROWS, room))), *told]
         if methods:
-            parts += [self._methods(methods, shares)]
+            parts.append(self._methods(methods, shares))
         return Group(*parts, *below)
 
     # Parts
@@ -123,8 +122,10 @@ class Dashboard:
         shown = latest[: max(1, most)]
         validation = all(run.curves.validation for run in shown if run.curves.epochs)
         split = "val" if validation else "train"
-        headers = ["run", "status", "settings", "epoch", f"{split} acc %", "accuracy"]
+        headers = ["run", "status", "settings", "epoch", f"{split} acc %"]
+        headers += ["accuracy"] if self.width >= NARROW else []
         headers += [f"{split} loss", "loss"] if self.width >= WIDE else []
+        headers += ["changed"] if self.width >= NARROW else []
         lines = []
         for run in shown:
             # Of another split than the heading says, a curve is left out.
@@ -132,10 +133,10 @@ class Dashboard:
             acc, loss = (run.curves.acc, run.curves.loss) if comparable else ([], [])
             total = run.record.epochs if run.record is not None else 0
             epoch = f"{run.curves.epochs}/{total}" if total > 0 else ""
-            line = [_name(run, state), run.status, run.settings or run.why, epoch, _percent(acc), self.sparkline(acc)]
+            line = [_name(run, state), run.status, run.settings or run.why, epoch, _percent(acc)]
+            line += [self.sparkline(acc)] if self.width >= NARROW else []
             line += [_number(loss), self.sparkline(loss)] if self.width >= WIDE else []
-            lines.append([*line, _ago(state.at - run.changed)])
-        headers.append("changed")
+            lines.append([*line, _ago(state.at - run.changed)] if self.width >= NARROW else line)
         return self._table(headers, lines, "settings", ("status", "accuracy", "loss"), len(latest) - len(shown))
 
     def _best(self, state: State) -> list[Row]:
@@ -200,10 +201,9 @@ class Dashboard:
         finite = [point for point in points if math.isfinite(point)]
         if not finite:
             return ""
-        low, high = min(finite), max(finite)
-        scale = (len(levels) - 1) / (high - low) if high - low > 0 and math.isfinite(high - low) else 0.0
-        middle = len(levels) // 2 if scale == 0 else 0
-        return "".join(levels[middle + round((p - low) * scale)] if math.isfinite(p) else " " for p in points)
+        low, high = min(finite) / 2, max(finite) / 2  # so that their difference is finite
+        middle, scale = (0, (len(levels) - 1) / (high - low)) if high > low else (len(levels) // 2, 0.0)
+        return "".join(levels[middle + round((p / 2 - low) * scale)] if math.isfinite(p) else " " for p in points)
 
 
 def headline(state: State) -> str:

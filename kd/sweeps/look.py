@@ -28,6 +28,8 @@ LEFT = ("running", "waiting")
 ORDER = ("done", "skipped", "running", "waiting", "failed", "refused", "interrupted", "pruned", "unreadable")
 MOST_DEEP = 8
 """Folders below the one that is given in which runs are looked for."""
+MOST_FOLDERS = 5000
+"""Folders without a run that are looked into."""
 
 
 class Curves(NamedTuple):
@@ -148,7 +150,7 @@ class Reader:
         Raises:
             UserError: if the directory does not exist, or holds neither runs nor the plan of a sweep.
         """
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):
             raise UserError(f"{self.root}: no such directory; give that of a sweep or of a run")
         unread: list[str] = []
         found = _find(self.root, unread)
@@ -278,19 +280,24 @@ def _find(root: Path, unread: list[str]) -> dict[Path, list[Path]]:
 
     A directory with a plan is there even before its first run.
     """
-    if (root / FILE).exists():
+    if os.path.exists(root / FILE):
         return {root: [root]}
     found: dict[Path, list[Path]] = {}
     waiting = [(root, 0)]
+    looked = 0
     while waiting:
         here, depth = waiting.pop()
+        looked += 1
+        if looked > MOST_FOLDERS:
+            unread.append(f"{root}: more than {MOST_FOLDERS:,} folders; give the directory of the sweep itself")
+            break
         try:
             with os.scandir(here) as entries:
                 below = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         except OSError as error:
             unread.append(f"{here}: cannot be read: {error.strerror or error}")
             continue
-        if (here / plan.FILE).exists():
+        if os.path.exists(here / plan.FILE):
             found.setdefault(here, [])
         for name in below:
             if name == REPORT:

@@ -1,7 +1,6 @@
 """The plan of a sweep in a file of its directory, for whoever looks on: its jobs, and where each of them runs."""
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +17,8 @@ KNOWN = ("skipped", "refused", "failed")
 """Statuses that the plan knows of jobs without a record of their own."""
 MOST = 100_000
 """Jobs that are read."""
+LATEST = 1e11
+"""Seconds since 1970, of a time that is one."""
 
 
 class Planned(NamedTuple):
@@ -84,7 +85,7 @@ def read(directory: Path) -> Plan | None:
             found = json.loads(file.read(MOST_BYTES))
         jobs = [_checked(job) for job in found["jobs"][:MOST]]
         began = found["began"]
-        if not isinstance(began, int | float) or not math.isfinite(began):
+        if not isinstance(began, int | float) or not 0 <= began < LATEST:
             raise TypeError("began is no time")
     except FileNotFoundError:
         return None
@@ -99,7 +100,7 @@ def _checked(job: Any) -> Planned:
     name, known = made.directory, made.status in (None, *KNOWN)
     if not isinstance(made.settings, str) or not isinstance(made.why, str) or not known:
         raise TypeError("not a job")
-    if name is not None and (not isinstance(name, str) or Path(name).name != name):
+    if name is not None and (not isinstance(name, str) or Path(name).name != name or name in ("", "..")):
         raise TypeError("not the name of a directory")
     if not isinstance(made.trained, int | float) or not 0 <= made.trained <= 1:
         raise TypeError("not a share")

@@ -29,6 +29,8 @@ LONG = 40
 """The most jobs that the table at the end lists one by one; of more it lists the best and the failed."""
 WIDE = 120
 """The most characters of a job's settings, or of a reason, that are shown in the line of a job."""
+WORD = 20
+"""The most characters of a word that is left out whole where text is shortened."""
 REASON = 400
 """The same of a reason at the end, where each is printed once."""
 COLOURS = {
@@ -150,7 +152,11 @@ def shown(text: str, most: int = WIDE) -> str:
         return line
     tail = line[-(most // 3) :]
     head = line[: most - len(tail) - len(" ... ")]
-    return f"{head.rpartition(' ')[0] or head} ... {tail.partition(' ')[2] or tail}"
+    if len(head) - head.rfind(" ") < WORD:
+        head = head[: head.rfind(" ")]
+    if 0 <= tail.find(" ") < WORD:
+        tail = tail[tail.find(" ") + 1 :]
+    return f"{head} ... {tail}"
 
 
 def wrapped(line: str) -> str:
