@@ -92,9 +92,9 @@ Examples
   python train.py data=folder data.root=my_images            your own images: train/CLASS/*.png and test/CLASS/*.png
 
 More: --cfg job shows the whole configuration without running it, --hydra-help what Hydra itself offers,
-`python scripts/report.py DIR...` makes tables and pictures of finished runs, `python scripts/fidelity.py DIR...`
-compares students with their teacher image by image, `python scripts/search.py DIR ...` looks for the knobs that give
-the best validation accuracy.
+`python scripts/report.py DIR...` makes tables and pictures of finished runs, `python scripts/watch.py DIR` shows runs
+that are at work, `python scripts/fidelity.py DIR...` compares students with their teacher image by image,
+`python scripts/search.py DIR ...` looks for the knobs that give the best validation accuracy.
 """
 
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
