@@ -84,12 +84,6 @@ def test_multirun_continues_past_refused_jobs(sweep):
     assert Reader(directory).look().counts() == {"done": 1, "refused": 3}  # what scripts/watch.py shows
 
 
-def test_multirun_of_jobs_that_are_refused_when_built_leaves_nothing(sweep):
-    code, printed, directory = sweep("method=feature", "method.stages=[7],[8]")
-    assert (code, directory.exists()) == (1, False)
-    assert printed.endswith("error: method.stages must be in [-2, 1] for a network of 2 stages, got 7\n")
-
-
 def test_multirun_resumes_with_the_missing_jobs(sweep):
     code, printed, directory = sweep("method=logits", "T=1,4")
     assert (code, printed.count("done    T=")) == (0, 2)
