@@ -87,10 +87,12 @@ def test_frame_ranks_means_over_seeds(tmp_path):
 def test_frame_fits_into_the_terminal(tmp_path, width, height):
     sweep_of(tmp_path, 60)
     (tmp_path / "0" / FILE).write_text("{")
+    put(tmp_path / "before")
     lines = drawn(tmp_path, width, height, notes=["the report is written"])
     assert len(lines) < height
     assert all(len(line) <= width for line in lines)
     assert lines[-1] == "the report is written"
+    assert width < 80 or lines[1].endswith(", 1 unreadable; 1 of earlier commands")
 
 
 def test_frame_of_a_thousand_jobs_is_quick_and_bounded(tmp_path):
