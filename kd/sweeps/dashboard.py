@@ -87,7 +87,7 @@ class Dashboard:
         for i, status in enumerate(status for status in ORDER if counts[status]):
             listed.append(", " if i else "").append(f"{counts[status]:,} {status}", COLOURS.get(status, ""))
         others = sum(sweep.others for sweep in state.sweeps)
-        listed.append(f"; {others:,} of earlier commands" if others else "", "dim")
+        listed.append(f"; {others:,} earlier" if others else "", "dim")
         left = sum(counts[status] for status in LEFT)
         wanted = [run for run in state.runs if run.status in ("done", "skipped", *LEFT)]
         share = sum(1.0 if run.status not in LEFT else run.trained for run in wanted) / len(wanted) if wanted else 1.0

@@ -92,7 +92,7 @@ def test_frame_fits_into_the_terminal(tmp_path, width, height):
     assert len(lines) < height
     assert all(len(line) <= width for line in lines)
     assert lines[-1] == "the report is written"
-    assert width < 80 or lines[1].endswith(", 1 unreadable; 1 of earlier commands")
+    assert width < 80 or lines[1].endswith(", 1 unreadable; 1 earlier")
 
 
 def test_frame_of_a_thousand_jobs_is_quick_and_bounded(tmp_path):
