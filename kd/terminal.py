@@ -2,12 +2,22 @@
 
 import argparse
 import io
+import logging
 import signal
 import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from kd.errors import UserError
+
+T = TypeVar("T")
+
+PATIENCE = 2.0
+"""Seconds that a wait takes before its progress is shown."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,3 +57,65 @@ def end_with_the_pipe() -> None:
     """Let a pipe's end, as in `| head`, end this process quietly: for programs that do nothing but print."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def tracked(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items; once that takes longer than `PATIENCE`, with a progress bar, which goes when all are done.
+
+    There is none where it would disturb, see `shows_progress`.
+
+    Args:
+        items: what is worked on, one after the other.
+        what: what is done to them, as in "decoding images".
+        total: their number; by default their `len`, if they have one.
+    """
+    if not shows_progress():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    began, bar = time.monotonic(), None
+    try:
+        for done, item in enumerate(items):
+            if bar is None and time.monotonic() - began > PATIENCE:
+                bar = Progress(console=Console(stderr=True), transient=True)
+                bar.add_task(what, total=total)
+                bar.start()
+            if bar is not None:
+                bar.update(bar.task_ids[0], completed=done)
+            yield item
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show what is being done, where `tracked` would, if the block takes longer than `PATIENCE`."""
+    if not shows_progress():
+        yield
+        return
+    from rich.console import Console
+
+    status = Console(stderr=True).status(what)
+    timer = threading.Timer(PATIENCE, status.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        status.stop()
+
+
+def shows_progress() -> bool:
+    """Return whether progress may be shown: on a terminal, by the main thread, unless log lines go to files only.
+
+    So they do in jobs that run side by side.
+    """
+    handlers = logging.getLogger().handlers
+    to_files_only = bool(handlers) and all(isinstance(handler, logging.FileHandler) for handler in handlers)
+    return threading.current_thread() is threading.main_thread() and sys.stderr.isatty() and not to_files_only

@@ -177,6 +177,7 @@ def test_training_knows_no_concrete_method_and_the_store_no_training():
     "module",
     [
         *("kd", "kd.ranges", "kd.runs.status", "kd.runs.results", "kd.runs.predictions", "kd.sweeps.jobs"),
+        *("kd.sweeps.plan", "kd.sweeps.look", "kd.sweeps.dashboard", "kd.terminal"),
         *("kd.sweeps.progress", "kd.app.cli", "kd.app.check", "kd.app.identity", "kd.app.compose", "kd.app.run"),
         *("kd.report", *below("kd.report")),
     ],

@@ -31,6 +31,7 @@ from kd.app.identity import fingerprint
 from kd.app.programs import command_line
 from kd.app.run import check_command
 from kd.errors import RefusedError, UserError
+from kd.sweeps import plan
 from kd.sweeps.jobs import Job, alone_in, place, settle
 from kd.sweeps.progress import LONG, Progress, console, count, reasons, table
 
@@ -200,7 +201,7 @@ def _size(override: Override) -> int:
 def _remove(directory: Path) -> None:
     """Remove the directory of a sweep that ran no job, unless it holds anything else."""
     with suppress(OSError):
-        if {path.name for path in directory.iterdir()} <= {SETTINGS, ".lock"}:
+        if {path.name for path in directory.iterdir()} <= {SETTINGS, plan.FILE, ".lock"}:
             shutil.rmtree(directory)
 
 

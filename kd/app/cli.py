@@ -92,9 +92,9 @@ Examples
   python train.py data=folder data.root=my_images            your own images: train/CLASS/*.png and test/CLASS/*.png
 
 More: --cfg job shows the whole configuration without running it, --hydra-help what Hydra itself offers,
-`python scripts/report.py DIR...` makes tables and pictures of finished runs, `python scripts/fidelity.py DIR...`
-compares students with their teacher image by image, `python scripts/search.py DIR ...` looks for the knobs that give
-the best validation accuracy.
+`python scripts/report.py DIR...` makes tables and pictures of finished runs, `python scripts/watch.py DIR` shows runs
+that are at work, `python scripts/fidelity.py DIR...` compares students with their teacher image by image,
+`python scripts/search.py DIR ...` looks for the knobs that give the best validation accuracy.
 """
 
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
@@ -255,12 +255,15 @@ def _single(cfg: DictConfig) -> None:
     """A run by itself, with its result printed."""
     result = job(cfg)
     if first_process(several_processes(plain(cfg.trainer))):
-        from rich.console import Console
         from rich.text import Text
 
         from kd.report.tables import single
+        from kd.sweeps.progress import console
 
-        Console().print(single(result), Text(HydraConfig.get().runtime.output_dir, style="dim"), sep="\n")
+        printed = console()
+        printed.print(single(result))
+        # A path is one line, to be copied, however narrow the terminal.
+        printed.print(Text(HydraConfig.get().runtime.output_dir, style="dim"), soft_wrap=True)
 
 
 if __name__ == "__main__":

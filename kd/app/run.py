@@ -18,6 +18,7 @@ from kd.app.resume import to_be_typed
 from kd.errors import UserError
 from kd.runs.results import FILE, Result
 from kd.runs.status import first_process, git_revision, refusals, tracked, versions, write_once
+from kd.terminal import waiting
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -50,7 +51,8 @@ def execute(
     def work(record: Result) -> Result:
         with refusals():
             check_command(command)
-            from kd.app.build import Builder  # imports torch; wrong settings are refused before that
+            with waiting("loading PyTorch and Lightning"):
+                from kd.app.build import Builder  # imports torch; wrong settings are refused before that
 
             build = (make_builder or Builder)(command)
         return run(build, record, directory)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kd.data.stored import Pixels, chunks
 from kd.errors import UserError
+from kd.terminal import tracked
 
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
@@ -66,7 +67,7 @@ class Images:
         digest = hashlib.blake2b(digest_size=8)
         for part in (self.train_x, self.train_y, self.test_x, self.test_y):
             digest.update(str(tuple(part.shape)).encode())
-            for places in chunks(part):  # some are larger than memory
+            for places in tracked(list(chunks(part)), "reading images"):  # some are larger than memory
                 digest.update(part[places].contiguous().numpy().data)
         return digest.hexdigest()
 
@@ -81,7 +82,8 @@ class Images:
         at_once = max(1, 1000 * 32 * 32 // self.train_x.shape[2:].numel())
         for channel in range(self.train_x.shape[1]):
             counts = torch.zeros(256, dtype=torch.int64)
-            for start in range(0, len(self.train_x), at_once):  # counting takes eight times the memory of the pixels
+            # Counting takes eight times the memory of the pixels.
+            for start in tracked(range(0, len(self.train_x), at_once), "measuring images"):
                 counts += torch.bincount(self.train_x[start : start + at_once][:, channel].flatten(), minlength=256)
             share = counts.double() / counts.sum()
             mean = (share * values).sum()

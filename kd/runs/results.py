@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from kd import ranges
 from kd.errors import UserError
 from kd.files import open_regular, replaced
+from kd.terminal import tracked
 
 FILE = "result.json"
 CARD = "README.md"
@@ -255,7 +256,7 @@ def collect(dirs: Iterable[Path]) -> Collected:
     """
     results = []
     paths, skipped = records(dirs)
-    for path in paths:
+    for path in tracked(paths, "reading records"):
         try:
             results.append(read(path))
         except UserError as error:

@@ -2,7 +2,9 @@
 
 import math
 import os
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections import Counter
@@ -11,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kd.report.text import visible
+from kd.sweeps import plan
 from kd.sweeps.jobs import Job, by_reason, together
 
 if TYPE_CHECKING:
@@ -25,7 +28,21 @@ ENDED = ("skipped", "refused", *RUN)
 LONG = 40
 """The most jobs that the table at the end lists one by one; of more it lists the best and the failed."""
 WIDE = 120
-"""The most characters of a job's settings, or of a reason, that are shown."""
+"""The most characters of a job's settings, or of a reason, that are shown in the line of a job."""
+WORD = 20
+"""The most characters of a word that is left out whole where text is shortened."""
+REASON = 400
+"""The same of a reason at the end, where each is printed once."""
+COLOURS = {
+    "done": "green",
+    "running": "cyan",
+    "failed": "red",
+    "refused": "red",
+    "unreadable": "red",
+    "interrupted": "yellow",
+    "pruned": "yellow",
+}
+"""Of the terminal's own sixteen, which its theme makes readable, light or dark. No status is told by colour alone."""
 
 
 class Progress:
@@ -50,6 +67,8 @@ class Progress:
         self._due = SILENT_SECONDS
         self._before = {job: job.trained for job in jobs}
         self._lock = threading.Lock()
+        self._began = time.time()
+        self._write_plan()
 
     def update(self) -> None:
         """Print a line for each job that has ended since the last update; those that do not run share theirs."""
@@ -61,6 +80,8 @@ class Progress:
             for job in ended:
                 if job.status in RUN:
                     self._print([job])
+            if any(job.status == "refused" or job.reason is not None for job in ended):
+                self._write_plan()
 
     @contextmanager
     def polling(self) -> Iterator[None]:
@@ -81,6 +102,9 @@ class Progress:
             poller.join()
             self.update()
 
+    def _write_plan(self) -> None:
+        plan.write(self.jobs, list(self._before.values()), self._began)
+
     def _print(self, jobs: Sequence[Job]) -> None:
         """Print the line of jobs of the same status and reason."""
         for job in jobs:
@@ -99,12 +123,12 @@ class Progress:
             line += f" | {self._time()}"
             if self.best[1]:
                 line += f" | best val {100 * self.best[0]:.2f} %: {shown(self.best[1])}"
-        self.print_line(line)
+        self.print_line(wrapped(line))
 
     def _print_sign_of_life(self) -> None:
         if self.clock() - self.began >= self._due:
             self._due *= 2
-            self.print_line(f"[{self.printed}/{len(self.jobs)}] {self._time()}")
+            self.print_line(wrapped(f"[{self.printed}/{len(self.jobs)}] {self._time()}"))
 
     def _time(self) -> str:
         """Return the time gone, how many jobs are left, and for how long by the epochs that all have trained so far."""
@@ -121,10 +145,26 @@ class Progress:
         return f"{text}{',' if running else ''} in about {duration(seconds)}"
 
 
-def shown(text: str) -> str:
+def shown(text: str, most: int = WIDE) -> str:
     """Return text as it fits into a line of a terminal: no control characters, and of a long one both ends."""
     line = visible(" ".join(text.split()))
-    return line if len(line) <= WIDE else f"{line[: WIDE // 2 - 3]} ... {line[2 - WIDE // 2 :]}"
+    if len(line) <= most:
+        return line
+    tail = line[-(most // 3) :]
+    head = line[: most - len(tail) - len(" ... ")]
+    if len(head) - head.rfind(" ") < WORD:
+        head = head[: head.rfind(" ")]
+    if 0 <= tail.find(" ") < WORD:
+        tail = tail[tail.find(" ") + 1 :]
+    return f"{head} ... {tail}"
+
+
+def wrapped(line: str) -> str:
+    """Return a line broken between words at the width of the terminal; as it is where it goes to a file or a pipe."""
+    if not sys.stdout.isatty():
+        return line
+    width = max(40, shutil.get_terminal_size().columns)
+    return textwrap.fill(line, width, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False)
 
 
 def console() -> "Console":
@@ -154,14 +194,18 @@ def table(jobs: Sequence[Job]) -> "Table":
             job.status,
             *("" if accuracy is None else f"{100 * accuracy:.2f}" for accuracy in accuracies),
         )
-        made.add_row(*(Text(shown(cell)) for cell in cells))  # no markup: "[v2]" may be part of a setting
+        # No markup: "[v2]" may be part of a setting.
+        made.add_row(*(Text(shown(cell), COLOURS.get(cell, "") if cell == job.status else "") for cell in cells))
     return made
 
 
 def reasons(jobs: Sequence[Job]) -> list[str]:
     """Return one line for each reason why jobs failed or were refused."""
     missing = [job for job in jobs if job.status in ("failed", "refused")]
-    return [f"{group[0].status} {shown(together(group, jobs))}: {shown(group[0].why)}" for group in by_reason(missing)]
+    return [
+        wrapped(f"{group[0].status} {shown(together(group, jobs))}: {shown(group[0].why, REASON)}")
+        for group in by_reason(missing)
+    ]
 
 
 def _best_and_failed(jobs: Sequence[Job]) -> list[Job]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn, RichProgressBarTheme
+from rich.progress import BarColumn
 from torch import Tensor
 
 from kd.errors import UserError
@@ -22,6 +25,10 @@ ADVICE = (
     "try a lower lr, recipe.clip_norm=1 (of a teacher: teacher_recipe instead of recipe) or trainer.precision=32-true"
 )
 """What may keep a training from diverging."""
+SHOWN = {"train/loss": "loss", "val/acc": "val"}
+"""Metrics behind the progress bar, and what they are called there."""
+WIDE, SHORT = 100, 16
+"""Width of a terminal from which on the bar is as long as there is room; and its length in a narrower one."""
 CHECK_EVERY = 50
 """Steps between two checks of the loss on devices that run asynchronously."""
 
@@ -202,7 +209,38 @@ class StopOnInterrupt(L.Callback):
 
 
 class EpochBar(RichProgressBar):
-    """A progress bar that counts epochs from 1, as everything else here does: "Epoch 5/5" is the last of five."""
+    """A progress bar that fits into a line of 80 characters.
+
+    It counts epochs from 1, as everything else here does: "Epoch 5/5" is the last of five. Of the metrics it has loss
+    and accuracy; the loss's terms are in `metrics.csv`. Its colours are the terminal's own, whose theme makes them
+    readable, light or dark.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            theme=RichProgressBarTheme(
+                progress_bar="cyan",
+                progress_bar_finished="green",
+                progress_bar_pulse="cyan",
+                processing_speed="dim",
+                metrics="",
+            )
+        )
+
+    def configure_columns(self, trainer: L.Trainer) -> list[Any]:
+        """Return the columns; a narrow terminal has a short bar, and no speed, so that the metrics stay in the line."""
+        columns: list[Any] = super().configure_columns(trainer)
+        if shutil.get_terminal_size().columns >= WIDE:
+            return columns
+        for column in columns:
+            if isinstance(column, BarColumn):
+                column.bar_width = SHORT
+        return [column for column in columns if not isinstance(column, ProcessingSpeedColumn)]
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Return what is shown behind the bar, under short names."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {short: metrics[name] for name, short in SHOWN.items() if name in metrics}
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"

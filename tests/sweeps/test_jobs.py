@@ -9,7 +9,7 @@ from rich.console import Console
 from kd.errors import UserError
 from kd.runs.results import FILE, Result, read, write
 from kd.sweeps.jobs import CURVES, Job, alone_in, place, settle, together
-from kd.sweeps.progress import LONG, WIDE, Progress, count, duration, reasons, shown, table
+from kd.sweeps.progress import LONG, WIDE, Progress, count, duration, reasons, shown, table, wrapped
 
 
 def job(number, *overrides, fingerprint=None, reason=None):
@@ -188,6 +188,20 @@ def test_shown_keeps_both_ends_and_no_control_characters():
     assert len(long) == WIDE
     assert long.startswith("root=xx")
     assert long.endswith("xx seed=1")
+    told = shown("training diverged: " + "the loss is nan, " * 20 + "try a lower lr")
+    assert told == f"training diverged: {'the loss is nan, ' * 3}the ... is nan, the loss is nan, try a lower lr"
+
+
+def test_wrapped_breaks_between_words_at_a_terminal_only(monkeypatch):
+    line = "[ 5/12] done    method=logits T=4 seed=1: val 81.23 % | 12:40 gone, 7 left in about 17:44"
+    assert wrapped(line) == line
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert wrapped(line).splitlines() == [
+        "[ 5/12] done    method=logits T=4 seed=1: val 81.23 % |",
+        "        12:40 gone, 7 left in about 17:44",
+    ]
+    assert wrapped(f"root=/{'long-' * 30} seed=1").splitlines()[0] == f"root=/{'long-' * 30}"  # a path stays whole
 
 
 def test_table_takes_settings_for_text(tmp_path, capsys):

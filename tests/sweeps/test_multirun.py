@@ -20,6 +20,7 @@ from kd.app import cli
 from kd.app.arguments import quoted
 from kd.data.images import Images
 from kd.runs.results import Result, read, write
+from kd.sweeps.look import Reader
 from kd.training.loggers import TensorBoard
 from tests import processes
 from tests.common import QUICK, ROOT, SMALL
@@ -80,6 +81,7 @@ def test_multirun_continues_past_refused_jobs(sweep):
     assert printed.endswith("error: 1 done, 3 refused, for the reasons above\n")
     assert {name: record.status for name, record in records(directory).items()} == {"1": "done"}
     assert not (directory / "0").exists()
+    assert Reader(directory).look().counts() == {"done": 1, "refused": 3}  # what scripts/watch.py shows
 
 
 def test_multirun_resumes_with_the_missing_jobs(sweep):

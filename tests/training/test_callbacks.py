@@ -1,5 +1,6 @@
 import csv
 import math
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 import kd.training.callbacks
 from kd.data.augment import Augment
 from kd.data.module import DataModule
-from kd.training.callbacks import EpochSeed, History
+from kd.training.callbacks import EpochBar, EpochSeed, History
 from kd.training.modules import Classifier
 from kd.training.optim import one_cycle
 
@@ -134,3 +135,12 @@ def test_epoch_seed_depends_on_seed_epoch_and_rank_alone():
     drawn = [draw(*cell) for cell in cells]
     assert len(set(drawn)) == len(cells)
     assert [draw(*cell) for cell in reversed(cells)] == drawn[::-1]
+
+
+@pytest.mark.parametrize(("width", "speed"), [(80, False), (120, True)])
+def test_epoch_bar_fits_into_a_line(fit, monkeypatch, capsys, width, speed):
+    monkeypatch.setenv("COLUMNS", str(width))
+    fit(EpochBar(), enable_progress_bar=True)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch 2/2")]
+    assert re.search(r" 3/3 .* loss: \d\.\d{3} val: \d\.\d{3}$", lines[-1])
+    assert ("it/s" in lines[-1]) is speed

@@ -1,0 +1,93 @@
+"""What programs print while one waits."""
+
+import io
+import logging
+import threading
+import time
+
+import pytest
+
+from kd.terminal import shows_progress, tracked, waiting
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Makes stderr a terminal, with log lines on it, and waits of any length ones that are shown.
+
+    To be called by the test: pytest puts its own stderr in place when a test begins.
+    """
+
+    def terminal():
+        made = Terminal()
+        monkeypatch.setattr("sys.stderr", made)
+        monkeypatch.setattr("kd.terminal.PATIENCE", 0.0)
+        monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler()])
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "80")
+        return made
+
+    return terminal
+
+
+def test_tracked_shows_a_bar_that_goes_at_the_end(terminal):
+    shown = terminal()
+    assert list(tracked("abcd", "decoding images")) == list("abcd")
+    assert "decoding images" in shown.getvalue()
+    assert shown.getvalue().endswith("\x1b[2K")  # its line is empty again
+
+
+def test_tracked_of_a_short_wait_shows_nothing(terminal, monkeypatch):
+    shown = terminal()
+    monkeypatch.setattr("kd.terminal.PATIENCE", 60.0)
+    assert list(tracked(range(3), "testing")) == [0, 1, 2]
+    with waiting("loading"):
+        pass
+    assert shown.getvalue() == ""
+
+
+def test_tracked_ends_its_bar_where_the_work_fails(terminal):
+    shown = terminal()
+
+    def work():
+        for item in tracked(range(3), "decoding images"):
+            if item:
+                raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011 - ours
+        work()
+    assert shown.getvalue().endswith("\x1b[2K")
+    assert shown.getvalue().count("\x1b[?25h") == 1  # the cursor is back
+
+
+def test_waiting_shows_what_is_done(terminal):
+    shown = terminal()
+    with waiting("loading PyTorch"):
+        deadline = time.monotonic() + 60
+        while "loading PyTorch" not in shown.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "loading PyTorch" in shown.getvalue()
+    assert "\x1b[?25h" in shown.getvalue()
+
+
+def test_progress_is_silent_in_a_pipe_beside_other_jobs_and_in_threads(terminal, monkeypatch, tmp_path):
+    terminal()
+    assert shows_progress()
+    found = []
+    thread = threading.Thread(target=lambda: found.append(shows_progress()))
+    thread.start()
+    thread.join()
+    assert found == [False]
+    handler = logging.FileHandler(tmp_path / "train.log")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])  # as jobs side by side have it
+    assert not shows_progress()
+    handler.close()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as the scripts have it
+    assert shows_progress()
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert not shows_progress()
+    assert list(tracked(iter("ab"), "decoding images")) == ["a", "b"]
