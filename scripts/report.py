@@ -21,7 +21,6 @@ from kd.report.text import encodable, visible
 from kd.runs.results import collect
 from kd.terminal import end_with_the_pipe, tolerant_stdout
 
-PAGE = "index.html"
 MANY = 40
 """With more rows than MANY, the terminal shows FEW of them; the files have all."""
 FEW = 20
@@ -38,7 +37,9 @@ def main() -> int:
 
         made = report(summary, comparisons)
         if bundle.installed():
-            made.texts[PAGE] = page(summary, comparisons, args)
+            from kd.report.html.page import page
+
+            made.texts[bundle.PAGE] = page(summary, comparisons, args.dirs, args.images)
         elif args.open or args.images:
             raise UserError(bundle.MISSING)
         written = made.write(out_dir(args))
@@ -47,22 +48,11 @@ def main() -> int:
         return 1
     show(summary, comparisons)
     print("", *(visible(str(path)) for path in written), sep="\n")
-    if PAGE not in made.texts:
+    if bundle.PAGE not in made.texts:
         print(bundle.MISSING)
-    elif args.open and not webbrowser.open((out_dir(args) / PAGE).resolve().as_uri()):
-        print(f"no browser was found to open {PAGE} with")
+    elif args.open and not webbrowser.open((out_dir(args) / bundle.PAGE).resolve().as_uri()):
+        print(f"no browser was found to open {bundle.PAGE} with")
     return 0
-
-
-def page(summary: Summary, comparisons: Sequence[Comparison], args: argparse.Namespace) -> str:
-    """Return the page to look at, with predictions and images where there are some."""
-    from kd.report.fidelity.pixels import read
-    from kd.report.html.fidelity import fidelity
-    from kd.report.html.page import to_html
-    from kd.report.html.view import view
-
-    pixels = (lambda study: read(args.images, study)) if args.images else None
-    return to_html(view(summary, comparisons) | {"fidelity": fidelity(summary.rows, comparisons, args.dirs, pixels)})
 
 
 def show(summary: Summary, comparisons: Sequence[Comparison]) -> None:
@@ -102,7 +92,7 @@ def _arguments() -> argparse.Namespace:
         "  python scripts/report.py multirun/first --open\n"
         "  python scripts/report.py multirun/first --baseline logits --images data",
     )
-    made.add_argument("--open", action="store_true", help=f"open {PAGE} in the browser")
+    made.add_argument("--open", action="store_true", help=f"open {bundle.PAGE} in the browser")
     made.add_argument(
         "--images", type=Path, metavar="ROOT", help="where the images are, data.root of the runs, to show some"
     )

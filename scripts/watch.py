@@ -14,6 +14,7 @@ from rich.live import Live
 from kd.errors import UserError
 from kd.report.arguments import out_dir
 from kd.report.comparison import compare
+from kd.report.html import bundle
 from kd.report.summary import summarize
 from kd.report.text import visible
 from kd.runs.results import collect
@@ -52,7 +53,13 @@ class Page:
             from kd.report.page import report  # matplotlib takes a second
 
             summary = summarize(*collect([self.root]))
-            written = report(summary, compare(summary.rows)).write(self.out)
+            comparisons = compare(summary.rows)
+            made = report(summary, comparisons)
+            if bundle.installed():
+                from kd.report.html.page import page
+
+                made.texts[bundle.PAGE] = page(summary, comparisons, [self.root])
+            written = made.write(self.out)
             self.note = f"report of {done:,} runs: {written[-1] if len(written) == 1 else self.out}"
         except UserError as error:
             self.note = f"no report: {error}"

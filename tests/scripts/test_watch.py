@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from kd.report.html.page import unpacked
 from kd.runs.results import write
 from tests import processes
 from tests.common import ROOT
@@ -51,6 +52,7 @@ def test_watch_ends_with_the_sweep_and_keeps_the_report_up_to_date(tmp_path):
     assert "2 done | nothing left to do" in lines[1]
     assert lines[-1] == "report of 2 runs: sweep/report"
     assert "standard (n = 2)" in page.read_text("utf-8")
+    assert unpacked(page.with_name("index.html").read_text("utf-8"))["rows"][0]["n"] == 2
 
 
 def test_watch_tells_where_the_report_cannot_be_written(tmp_path):

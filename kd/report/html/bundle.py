@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kd.files import open_regular, replaced
 
-MISSING = "index.html, the page to look at, is not written: it needs pip install 'vl-convert-python>=1.8' (extra: page)"
+PAGE = "index.html"
+MISSING = f"{PAGE}, the page to look at, is not written: it needs pip install 'vl-convert-python>=1.8' (extra: page)"
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
 MOST_BYTES = 8 << 20
 

@@ -6,18 +6,40 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
+from pathlib import Path
 
+from kd.report.comparison import Comparison
+from kd.report.fidelity.pixels import read
 from kd.report.html import bundle
 from kd.report.html.charts import charts
-from kd.report.html.view import Json
+from kd.report.html.fidelity import fidelity
+from kd.report.html.view import Json, view
+from kd.report.summary import Summary
 
 STYLES = ("page.css",)
 SCRIPTS = ("core.js", "table.js", "charts.js", "rows.js", "fidelity.js", "start.js")
 """Parts of the page's script, in order."""
 
 
-def to_html(view: Json) -> str:
+def page(summary: Summary, comparisons: Sequence[Comparison], dirs: Sequence[Path], images: Path | None = None) -> str:
+    """Return the page of a report.
+
+    Args:
+        summary, comparisons: of the rows that are shown.
+        dirs: where runs are looked for whose predictions are shown.
+        images: `data.root` of the runs, to show some of their test images.
+
+    Raises:
+        UserError: for images that are not those of the runs.
+    """
+    pixels = None if images is None else partial(read, images)
+    return to_html(view(summary, comparisons) | {"fidelity": fidelity(summary.rows, comparisons, dirs, pixels)})
+
+
+def to_html(shown: Json) -> str:
     """Return the page of a view.
 
     Whatever a record brings in is data: packed, so that it ends no element of the page, and only ever written as text
@@ -31,11 +53,11 @@ def to_html(view: Json) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     parts = {
-        "title": html.escape(view["title"]),
+        "title": html.escape(shown["title"]),
         "policy": policy,
         "style": "".join(_static(name) for name in STYLES),
         "licence": _static("licence.txt"),
-        "data": packed({"view": view, "charts": charts()}),
+        "data": packed({"view": shown, "charts": charts()}),
         "library": base64.b64encode(library).decode(),
         "script": script,
     }
@@ -55,8 +77,8 @@ def unpacked(page: str) -> Json:
     if data is None:
         raise ValueError("not a page of a report")
     content: Json = json.loads(gzip.decompress(base64.b64decode(data[1])))
-    view: Json = content["view"]
-    return view
+    shown: Json = content["view"]
+    return shown
 
 
 def _static(name: str) -> str:
