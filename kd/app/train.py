@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning import Callback, seed_everything
 
-from kd.app.build import Builder, Plan
+from kd.app.build import STUDENT_WEIGHTS, Builder, Plan
 from kd.runs.results import Result
 from kd.teachers.frozen import FrozenTeacher
 from kd.training.ema import WeightAverage
@@ -42,4 +42,5 @@ def train_network(
         callbacks=[*averaged, *callbacks],
         timed=timed,
         alone=build.single_process(plan),
+        settings=build.settings if plan.weights == STUDENT_WEIGHTS else None,
     )
