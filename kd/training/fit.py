@@ -98,7 +98,7 @@ def train(
     if logger is not None:
         all_callbacks.append(Samples())
         name_run(logger, _title(record))
-    role = "student" if record.student else "teacher"
+    role = "student" if record.student or record.taught else "teacher"  # in a chain it may be either
     tabs = Tabs(role, data.images, record.command, metadata if settings is None else settings)
     if isinstance(logger, TensorBoard):
         all_callbacks += [tabs, *([GradientNorms(logger.gradient_norms)] if logger.gradient_norms else [])]

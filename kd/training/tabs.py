@@ -5,6 +5,7 @@ takes time comes once, after the test. As in `kd.training.loggers`, what fails i
 """
 
 import logging
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +37,8 @@ POINTS = 500
 """Test images whose embeddings are shown, at most."""
 AXES = 50
 """Of an embedding that are shown, at most: its principal components, of which all distances keep most."""
+WIDTH = 100
+"""Letters of a line of text."""
 THUMBNAIL = 32
 """Longer side in pixels of an image among the embeddings, at most."""
 RIGHT = {(True, True): "both", (True, False): "student", (False, True): "teacher", (False, False): "neither"}
@@ -80,7 +83,7 @@ class Tabs(L.Callback):
         """Log the means of the terms without their weights; where a weight varies, the mean that it weights."""
         for logger in _loggers(trainer):
             means = {
-                f"unweighted/{name}": float(trainer.callback_metrics[f"train/{name}"]) * self._batches / weight
+                f"train_unweighted/{name}": float(trainer.callback_metrics[f"train/{name}"]) * self._batches / weight
                 for name, weight in self._weights.items()
                 if weight and f"train/{name}" in trainer.callback_metrics
             }
@@ -112,7 +115,7 @@ class Tabs(L.Callback):
 
 
 class GradientNorms(L.Callback):
-    """Log the norm of the gradient of each term of the loss for the student's weights, as `gradient_norm/NAME`.
+    """Log the norm of the gradient of each term of the loss for the student's weights, as `train_gradient_norm/NAME`.
 
     Each costs a backward pass of its own. The training's result is the same. With several processes it is the gradient
     of the first one's images.
@@ -137,7 +140,9 @@ class GradientNorms(L.Callback):
             log.warning("gradient norms cannot be measured: %s", str(error).partition("\n")[0])
             return
         for logger in loggers:
-            logger.log_metrics({f"gradient_norm/{name}": norm for name, norm in norms.items()}, trainer.global_step)
+            logger.log_metrics(
+                {f"train_gradient_norm/{name}": norm for name, norm in norms.items()}, trainer.global_step
+            )
 
 
 def gradient_norms(terms: Mapping[str, Tensor], net: nn.Module) -> dict[str, float]:
@@ -162,9 +167,21 @@ def gradient_norms(terms: Mapping[str, Tensor], net: nn.Module) -> dict[str, flo
 
 def run_text(command: str | None, settings: Mapping[str, Any]) -> str:
     """Return a command and the resolved configuration in Markdown, as blocks of code, where nothing has a meaning."""
-    typed = [] if command is None else ["### Command", "", *_code(f"python train.py {printable(command, None)}"), ""]
-    configuration = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, width=100)
+    typed = [] if command is None else ["### Command", "", *_code(wrapped(command)), ""]
+    configuration = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, width=WIDTH)
     return "\n".join([*typed, "### Configuration", "", *_code(configuration)])
+
+
+def wrapped(command: str) -> str:
+    """Return the overrides of a command line as that command, in lines that a shell takes together."""
+    lines = ["python train.py"]
+    for word in map(shlex.quote, shlex.split(command)):
+        if len(lines[-1]) + len(word) < WIDTH:
+            lines[-1] += f" {word}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"    {word}")
+    return "\n".join(lines)
 
 
 def _code(text: str) -> list[str]:
@@ -185,9 +202,9 @@ def charts(monitors: Iterable[str] = ()) -> dict[str, dict[str, list[Any]]]:
         "accuracy": {"training and validation": ["Multiline", ["^(train|val)/acc$"]]},
         "loss": {
             "terms, weighted, and their sum": ["Multiline", [f"^train/(?!({others})$)"]],
-            "terms, unweighted (of known weight)": ["Multiline", ["^unweighted/"]],
+            "terms, unweighted (of known weight)": ["Multiline", ["^train_unweighted/"]],
             "training loss and validation NLL": ["Multiline", ["^train/loss$", "^val/nll$"]],
-            "norm of each term's gradient": ["Multiline", ["^gradient_norm/"]],
+            "norm of each term's gradient": ["Multiline", ["^train_gradient_norm/"]],
         },
     }
 
@@ -212,7 +229,8 @@ def precision_recall(
         curves["all classes/teacher"] = taught[0].sum(axis=0), taught[1].sum(axis=0)
     if len(classes) <= FEW:
         for label, name in enumerate(classes):
-            curves[f"{role}, by class/{label} {printable(name)}"] = hits[label], others[label]
+            shown = name if name == str(label) else f"{label} {printable(name)}"
+            curves[f"{role}, by class/{shown}"] = hits[label], others[label]
     return curves
 
 
@@ -329,7 +347,8 @@ def principal_components(x: NDArray[np.float64]) -> NDArray[np.float64]:
     centred = x - x.mean(axis=0)
     values, vectors = np.linalg.eigh(centred @ centred.T)
     kept = slice(-min(*x.shape, AXES), None)
-    return np.asarray((vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0)))[:, ::-1])
+    components = vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0))
+    return np.ascontiguousarray(components[:, ::-1], np.float64)
 
 
 def _loggers(trainer: L.Trainer) -> list[TensorBoard]:
