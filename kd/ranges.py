@@ -25,6 +25,7 @@ RANGES = {
     "epochs": "whole [1, 1000000]",
     "fraction": "(0, 1]",
     "gamma": "(0, 1]",
+    "gradient_norms": "whole [1, inf)",
     "groups": "whole [1, 3]",
     "growth": "whole [1, 1000]",
     "head_dropout": "[0, 1)",

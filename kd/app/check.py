@@ -18,7 +18,7 @@ from kd.runs.given import weights_file
 
 MAY_BE_NULL = {"clip_norm", "cutmix", "ema", "head", "image_size", "mixup", "name", "policy", "pretrained", "size"}
 MAY_BE_NULL |= {"strength", "student.stages", "target", "teacher.stages", "teacher_stages", "teacher_weights"}
-MAY_BE_NULL |= {"threads", "data.channels", "data.source.channels"}
+MAY_BE_NULL |= {"gradient_norms", "threads", "data.channels", "data.source.channels"}
 
 SET_ELSEWHERE = {
     **dict.fromkeys(("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"), "epochs"),

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, seed_everything
+from omegaconf import MISSING
 
-from kd.app.build import Builder, Plan
+from kd.app.build import STUDENT_WEIGHTS, Builder, Plan
 from kd.runs.results import Result
 from kd.teachers.frozen import FrozenTeacher
 from kd.training.ema import WeightAverage
@@ -42,4 +44,10 @@ def train_network(
         callbacks=[*averaged, *callbacks],
         timed=timed,
         alone=build.single_process(plan),
+        settings=_shown(build.settings) if plan.weights == STUDENT_WEIGHTS else None,
     )
+
+
+def _shown(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run without those that have no value, and without what a method's file declares."""
+    return {name: value for name, value in settings.items() if name != "spec" and value != MISSING}

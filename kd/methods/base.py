@@ -104,6 +104,13 @@ class Method(nn.Module):
         """The weighted, named terms of the loss, scalars in fp32. The loss is their sum."""
         raise NotImplementedError
 
+    def term_weights(self) -> dict[str, float]:
+        """Return the factors of the latest step's terms, by name, for curves of the terms without them.
+
+        A term that is left out has a factor that is not known, and no such curve. Training does not depend on it.
+        """
+        return {}
+
     def inference_net(self, student: nn.Module) -> nn.Module:
         """The network that is tested and kept: the student, unless the method puts something before or after it."""
         return student
@@ -172,6 +179,10 @@ class SoftTargets(Method):
         """The method's own term, unweighted, a scalar in fp32."""
         raise NotImplementedError
 
+    def term_weights(self) -> dict[str, float]:
+        own = {} if self.term_name is None else {self.term_name: self.beta}
+        return {"hard": self.alpha, **own, "soft": self.soft_weight}
+
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         terms = {"hard": self.alpha * hard_loss(student.logits, batch.y, self.label_smoothing)}
         if self.term_name is not None:
@@ -203,7 +214,12 @@ class TwoStages(SoftTargets):
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         terms = super().forward(student, teacher, batch)
-        if self.warmup == 0:
-            return terms
+        return {name: term * self._trained(name) for name, term in terms.items()} if self.warmup else terms
+
+    def term_weights(self) -> dict[str, float]:
+        return {name: weight * self._trained(name) for name, weight in super().term_weights().items()}
+
+    def _trained(self, name: str) -> float:
+        """1 for a term of the present stage, 0 for one that rests."""
         first = self.progress < self.warmup
-        return {name: term * float((name == self.term_name) == first) for name, term in terms.items()}
+        return float(self.warmup == 0 or (name == self.term_name) == first)

@@ -111,6 +111,10 @@ class FT(SoftTargets):
         terms = super().forward(student, teacher, batch)
         return {**terms, "ft": terms["ft"] * float(not first), "paraphrase": paraphrase * float(first)}
 
+    def term_weights(self) -> dict[str, float]:
+        weights, first = super().term_weights(), self.progress < self.warmup
+        return {**weights, "ft": weights["ft"] * float(not first), "paraphrase": float(first)}
+
     def _taught_map(self, teacher: Output) -> Tensor:
         return teacher.features[self.teacher_stage].to(next(self.kept.parameters()).dtype)
 

@@ -139,6 +139,9 @@ class ReviewKD(SoftTargets):
             losses.append(hcl_loss(matched[:count], target))
         return self.ramp(self.warmup) * torch.stack(losses).sum()
 
+    def term_weights(self) -> dict[str, float]:
+        return {**super().term_weights(), self.term_name: self.ramp(self.warmup) * self.beta}
+
     def _levels(self, student: Output, teacher: Output) -> tuple[list[Tensor], list[Tensor]]:
         """Embeddings and maps of student and teacher, paired, deep to shallow."""
         taught = teacher.preacts or teacher.features

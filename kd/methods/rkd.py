@@ -146,3 +146,7 @@ class RKD(SoftTargets):
             "angle": self.beta * self.angle_weight * angle_loss(*embeddings),
             "soft": terms["soft"],
         }
+
+    def term_weights(self) -> dict[str, float]:
+        own = {"distance": self.beta * self.distance_weight, "angle": self.beta * self.angle_weight}
+        return {**super().term_weights(), **own}

@@ -115,6 +115,9 @@ class SRRL(SoftTargets):
             "soft": terms["soft"],
         }
 
+    def term_weights(self) -> dict[str, float]:
+        return {**super().term_weights(), "feature": self.beta, "regression": self.beta * self.head_weight}
+
     def _connected(self, student: Output) -> Tensor:
         """(B, D), the student's embedding in the teacher's space."""
         maps = student.features[-1] if self.connects_maps else student.embedding[:, :, None, None]

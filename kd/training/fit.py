@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +30,11 @@ from kd.runs.weights import not_finite, save_weights
 from kd.training.also_test import measure
 from kd.training.callbacks import ADVICE, EpochSeed, History, KeepPredictions
 from kd.training.checkpoints import PREVIOUS, AtomicCheckpoints
-from kd.training.loggers import Samples, abandon, conclude, log_confusion, name_run
+from kd.training.loggers import Samples, TensorBoard, abandon, conclude, log_confusion, name_run
 from kd.training.memory import lacks_memory, out_of_memory
 from kd.training.modules import Classifier
 from kd.training.performance import device_name
+from kd.training.tabs import GradientNorms, Tabs
 
 CHECKPOINT = Path(CHECKPOINTS, "last.ckpt")
 DIVERGED = 10
@@ -58,6 +59,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     timed: bool = True,
     alone: bool = True,
+    settings: Mapping[str, Any] | None = None,
 ) -> Result:
     """Fit, test with the last epoch's weights, and write weights, test predictions and the result record.
 
@@ -76,6 +78,7 @@ def train(
         timed: whether to record the training time; false where several trainings share the process.
         alone: whether the training is in this process only, so that the ranks and tasks that a launcher has put into
             the environment are none of its own.
+        settings: the resolved configuration, shown by TensorBoard; by default the metadata.
 
     Returns:
         The completed record, status "done".
@@ -95,6 +98,10 @@ def train(
     if logger is not None:
         all_callbacks.append(Samples())
         name_run(logger, _title(record))
+    role = "student" if record.student or record.taught else "teacher"  # in a chain it may be either
+    tabs = Tabs(role, data.images, record.command, metadata if settings is None else settings)
+    if isinstance(logger, TensorBoard):
+        all_callbacks += [tabs, *([GradientNorms(logger.gradient_norms)] if logger.gradient_norms else [])]
     if alone:
         # As Lightning's data-parallel strategies set it; until then it is what the environment says.
         cast(Any, rank_zero_only).rank = 0
@@ -178,6 +185,7 @@ def train(
         if record.trial:
             log.warning("this is a trial: %s", record.trial)
         log_confusion(trainer.loggers, predictions, data.images.classes, trainer.global_step)
+        tabs.conclude(trainer, predictions)
         conclude(trainer.loggers, *_summary(record))
     return record
 

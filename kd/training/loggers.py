@@ -30,6 +30,7 @@ from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import FileWriter
 
 from kd.data.module import Loader
+from kd.ranges import require
 from kd.runs.predictions import Predictions
 
 GRID = 8
@@ -112,12 +113,19 @@ class TensorBoard(TensorBoardLogger):
     Args:
         save_dir: the run directory.
         name: name of the directory in it.
+        gradient_norms: steps between two measurements of the norm of each term's gradient; None for none.
+
+    Raises:
+        ValueError: for steps outside their range.
     """
 
     title = ""
     """Name of the directory in that one, which TensorBoard shows as the end of the run's name."""
 
-    def __init__(self, save_dir: str, name: str = "tensorboard") -> None:
+    def __init__(self, save_dir: str, name: str = "tensorboard", gradient_norms: int | None = None) -> None:
+        if gradient_norms is not None:
+            require("logger.gradient_norms", gradient_norms)
+        self.gradient_norms = gradient_norms
         super().__init__(save_dir, name=name, version="", default_hp_metric=False)
 
     @property
@@ -246,10 +254,10 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str]) -> Figur
     return figure
 
 
-def printable(name: str) -> str:
+def printable(name: str, length: int | None = NAME_LENGTH) -> str:
     """Return a class name as a picture can hold it: in one line, shortened, with escapes for what is no text."""
     shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
-    return shown if len(shown) <= NAME_LENGTH else shown[: NAME_LENGTH - 3] + "..."
+    return shown if length is None or len(shown) <= length else shown[: length - 3] + "..."
 
 
 def render(figure: Figure) -> NDArray[np.uint8]:

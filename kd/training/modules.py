@@ -111,8 +111,10 @@ class Classifier(L.LightningModule):
         self._sums: dict[str, Tensor | float] = {}
         self.terms: dict[str, Tensor] = {}
         """The latest step's terms of the loss, detached."""
-        self._task: Tensor | None = None
-        """The labels' term of the step whose backward pass is to come."""
+        self.pending_terms: dict[str, Tensor] = {}
+        """The terms of the step whose backward pass is to come, with their graphs; empty at all other times."""
+        self.embeddings: dict[str, Tensor] = {}
+        """The latest evaluation batch's embeddings, (B, D), of the `network` and, where there is one, its `teacher`."""
         self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_scores, self.test_scores = Scores(num_classes), Scores(num_classes)
 
@@ -140,6 +142,10 @@ class Classifier(L.LightningModule):
     def configure_callbacks(self) -> list[L.Callback]:
         return [DivergenceCheck()]
 
+    def term_weights(self) -> dict[str, float]:
+        """Factors of the latest step's terms, as `kd.methods.base.Method.term_weights`."""
+        return {"hard": 1.0}
+
     def on_train_epoch_start(self) -> None:
         self._sums = {}
 
@@ -147,7 +153,7 @@ class Classifier(L.LightningModule):
         output, terms, monitors = self.step(batch)
         loss = torch.stack(list(terms.values())).sum()
         self.terms = {name: term.detach() for name, term in terms.items()}
-        self._task = terms.get(TASK)
+        self.pending_terms = terms
         self.train_acc.update(output.logits.detach(), batch.labels)
         for name, value in {**terms, "loss": loss, **monitors}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
@@ -163,10 +169,10 @@ class Classifier(L.LightningModule):
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Give an optimiser that treats the labels apart the gradients of their term."""
-        task, self._task = self._task, None
+        terms, self.pending_terms = self.pending_terms, {}
         optimizer = self.optimizers(use_pl_optimizer=False)
         if isinstance(optimizer, DOT):
-            optimizer.add_task_gradients(self._task_gradients(optimizer, task))
+            optimizer.add_task_gradients(self._task_gradients(optimizer, terms.get(TASK)))
 
     def _task_gradients(self, optimizer: DOT, task: Tensor | None) -> Sequence[Tensor | None]:
         """The gradients of the labels' term, averaged over the ranks; the graph is kept for the whole loss."""
@@ -197,6 +203,7 @@ class Classifier(L.LightningModule):
 
     def score(self, split: str, scores: Scores, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Update and log the metrics of one batch; return further values of its images, by name."""
+        self.embeddings = {"network": output.embedding}
         scores.update(output.logits.float(), batch.y)
         self.log_scores(split, scores, len(batch.y))
         return {}
@@ -273,6 +280,9 @@ class Distiller(Classifier):
     def on_train_start(self) -> None:
         self._steps = max(1, int(self.trainer.estimated_stepping_batches))
 
+    def term_weights(self) -> dict[str, float]:
+        return self.method.term_weights()
+
     def step(self, batch: Batch) -> Step:
         self.method.progress = self.global_step / self._steps
         return self.method.step(self.net, self.teacher, batch)
@@ -282,7 +292,8 @@ class Distiller(Classifier):
         if self.teacher is None:
             return more
         fidelity = self.val_fidelity if split == "val" else self.test_fidelity
-        teacher_logits = checked(self.teacher(batch), self.teacher).logits.float()
+        taught = checked(self.teacher(batch), self.teacher)
+        self.embeddings["teacher"], teacher_logits = taught.embedding, taught.logits.float()
         fidelity.update(output.logits.float(), teacher_logits)
         self.log_scores(split, fidelity, len(batch.y))
         return {**more, "teacher_logits": teacher_logits}
