@@ -3,7 +3,7 @@
 import copy
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kd.data.stored import Pixels
+from kd.deploy.runtime import first_line, onnx_session, required
 from kd.errors import UserError
 from kd.files import replaced
 from kd.inference import Predictor
 from kd.ranges import sides
+from kd.runs.weights import save_weights
 from kd.training.performance import folded
 
 OPSET = 20
@@ -24,7 +26,6 @@ OPSET = 20
 INPUT = "images"
 BATCH = 256
 """Images that are run together."""
-EXTRA = "pip install 'kd[export]'"
 
 Rows = NDArray[np.uint8]
 """(B, H, W, C), pixels."""
@@ -102,7 +103,7 @@ def to_onnx(deployed: Deployed, path: Path, facts: dict[str, Any]) -> None:
                 verbose=False,
             )
     except Exception as error:  # the exporter may raise anything about foreign code
-        raise UserError(f"{_kind(deployed)} cannot be exported to ONNX: {_first_line(error)}") from error
+        raise UserError(f"{_kind(deployed)} cannot be exported to ONNX: {first_line(error)}") from error
     if program is None:
         raise UserError(f"{_kind(deployed)} cannot be exported to ONNX")
     model = program.model_proto
@@ -127,9 +128,49 @@ def to_torch_export(deployed: Deployed, path: Path, facts: dict[str, Any]) -> No
                 deployed, (deployed.example(),), dynamic_shapes=({0: torch.export.Dim("batch")},)
             )
     except Exception as error:
-        raise UserError(f"{_kind(deployed)} cannot be exported by torch.export: {_first_line(error)}") from error
+        raise UserError(f"{_kind(deployed)} cannot be exported by torch.export: {first_line(error)}") from error
     with replaced(path) as temporary, open(temporary, "wb") as file:
         torch.export.save(program, file, extra_files={"kd.json": json.dumps(facts)})
+
+
+def to_safetensors(predictor: Predictor, path: Path, facts: dict[str, Any], half: bool = False) -> None:
+    """Write weights that `kd.load` reads.
+
+    Args:
+        predictor: the trained network.
+        path: of the file.
+        facts: metadata of the run's own file of weights.
+        half: whether the weights of layers are in bf16. Vectors, such as biases and those of BatchNorm, stay in fp32:
+            they take no room, and variances lose by it.
+    """
+    net = copy.deepcopy(predictor.net)
+    if half:
+        for weight in net.parameters():
+            if weight.ndim > 1 and weight.is_floating_point():
+                weight.data = weight.data.bfloat16()
+    save_weights(net, path, facts)
+
+
+def native(predictor: Predictor, half: bool = False) -> Callable[[Tensor], Tensor]:
+    """Return the network as PyTorch runs it in eager mode: BatchNorm folded, channels last.
+
+    Args:
+        predictor: the trained network.
+        half: whether it computes in bf16.
+
+    Returns:
+        Normalised images (B, C, H, W), fp32 -> logits (B, number of classes), fp32.
+    """
+    net = Deployed(predictor, preprocessing=False).to(memory_format=torch.channels_last)
+    dtype = torch.bfloat16 if half else torch.float32
+    net = net.to(dtype)
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Tensor:
+        logits: Tensor = net(images.to(dtype, memory_format=torch.channels_last))
+        return logits.float()
+
+    return run
 
 
 class Runner(Protocol):
@@ -148,15 +189,7 @@ def onnx_runner(path: Path, threads: int | None = None) -> Runner:
     Raises:
         UserError: without the extra `export`, or for a file that it cannot run.
     """
-    runtime = required("onnxruntime")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise UserError(f"{path}: ONNX Runtime cannot run it: {_first_line(error)}") from error
+    session = onnx_session(path, threads)
     name = session.get_inputs()[0].name
 
     def run(images: Tensor) -> Logits:
@@ -179,20 +212,6 @@ def torch_export_runner(path: Path) -> Runner:
     return run
 
 
-def required(module: str) -> Any:
-    """Import a module of the extra `export`.
-
-    Raises:
-        UserError: with the command that installs it.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"this needs {module}, which is not installed: {EXTRA}") from error
-
-
 def batches(images: Pixels, size: int = BATCH) -> Iterator[Rows]:
     """Yield uint8 images (N, C, H, W) batch by batch, as (B, H, W, C)."""
     for start in range(0, len(images), size):
@@ -201,11 +220,3 @@ def batches(images: Pixels, size: int = BATCH) -> Iterator[Rows]:
 
 def _kind(deployed: Deployed) -> str:
     return f"a network of {type(deployed.net).__name__}"
-
-
-def _first_line(error: BaseException) -> str:
-    """Return what an exporter says, which is often a report of many lines."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
