@@ -240,6 +240,7 @@ def _write(
     }
     teachers = [network.name for network in trained if network.teacher]
     fewest = args.threads[0]
+    command = visible(machine["command"]).replace("`", "'")
     with_fewest = f"{fewest} thread{'s' if fewest > 1 else ''}"
     title = f"{images.name}, {len(images.test_y):,} test images"
     latency = f"ms an image, batch {BATCHES[0]}, {with_fewest}"
@@ -265,7 +266,7 @@ def _write(
         f"operations. Peak memory with {with_fewest}: {MEMORY}.",
         f"{escaped(machine['processor'])}, {machine['cores']} cores, bf16 in hardware: "
         f"{'yes' if machine['bf16'] else 'no'}; {machine['versions']}; {machine['date'][:10]}: "
-        f"`{escaped(machine['command'])}`.",
+        f"`{command}`.",
         *(f"Left out: {escaped(visible(text))}." for text in failed),
         *(f"![{escaped(picture.what, brackets=True)}]({picture.name})" for picture in drawn),
     ]

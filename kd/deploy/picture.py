@@ -13,7 +13,7 @@ from kd.deploy.timing import FORMS
 from kd.report.style import HUES, INK, TEACHER, framed, literal, wrapped
 
 MARKERS = dict(zip(FORMS, "osD^", strict=True))
-SIZES = dict(zip(FORMS, (9, 7, 6, 8), strict=True))
+SIZES = dict(zip(FORMS, (10, 7, 5, 8), strict=True))
 """Of the markers: two forms may have the same accuracy and size, and both are to be seen."""
 
 
@@ -49,9 +49,7 @@ def accuracy_against(
     handles = [Line2D([], [], color=colours[name], marker="s", linestyle="", label=wrapped(name)) for name in names]
     shown = [form for form in FORMS if any(row.form == form for row in rows)]
     handles += [Line2D([], [], color=INK, label=FORMS[form].name, **_marker(form)) for form in shown]
-    handles.append(
-        Line2D([], [], color=INK, linewidth=1, linestyle="--", label="Pareto line: nothing is\nboth cheaper and better")
-    )
+    handles.append(Line2D([], [], color=INK, linewidth=1, linestyle="--", label="Pareto line"))
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     return figure
 
@@ -61,7 +59,7 @@ def _marker(form: str) -> dict[str, Any]:
         "marker": MARKERS[form],
         "markersize": SIZES[form],
         "markerfacecolor": "none",
-        "markeredgewidth": 1.6,
+        "markeredgewidth": 1.4,
         "linestyle": "",
     }
 

@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd.data.stored import Pixels
 from kd.deploy.check import check
-from kd.deploy.export import Deployed, Logits, Runner, native, onnx_runner, to_onnx, to_safetensors
+from kd.deploy.export import Deployed, Runner, onnx_runner, safetensors_runner, to_onnx, to_safetensors
 from kd.deploy.quantise import to_int8
 from kd.deploy.timing import FORMS, Form
-from kd.inference import Predictor, load
+from kd.inference import Predictor
 from kd.report.statistics import Interval
 from kd.report.tables import markdown
 from kd.report.text import comma_separated
@@ -108,13 +108,7 @@ def runner(form: Form, path: Path, trust: bool = False) -> Runner:
     """Return what runs the file of a form."""
     if form.suffix == ".onnx":
         return onnx_runner(path)
-    run = native(load(path, trust), form.half)
-
-    def to_numpy(images: torch.Tensor) -> Logits:
-        logits: Logits = run(images).numpy()
-        return logits
-
-    return to_numpy
+    return safetensors_runner(path, trust, form.half)
 
 
 def measured_row(
