@@ -141,7 +141,8 @@ def to_executorch(deployed: Deployed, path: Path, facts: dict[str, Any]) -> None
     """
     exir = required("executorch.exir", EXECUTORCH)
     xnnpack = required("executorch.backends.xnnpack.partition.xnnpack_partitioner", EXECUTORCH)
-    program = _traced(deployed, torch.export.Dim("batch", max=BATCH), "to ExecuTorch")
+    # The example is of the largest batch, as ExecuTorch makes room for a multiple of it, whatever the bound.
+    program = _traced(deployed, torch.export.Dim("batch", max=BATCH), "to ExecuTorch", BATCH)
     try:
         with _quiet():
             lowered = exir.to_edge_transform_and_lower(
@@ -154,10 +155,10 @@ def to_executorch(deployed: Deployed, path: Path, facts: dict[str, Any]) -> None
         temporary.write_bytes(content)
 
 
-def _traced(deployed: Deployed, batch: Any, how: str) -> torch.export.ExportedProgram:
+def _traced(deployed: Deployed, batch: Any, how: str, images: int = 2) -> torch.export.ExportedProgram:
     try:
         with _quiet():
-            return torch.export.export(deployed, (deployed.example(),), dynamic_shapes=({0: batch},))
+            return torch.export.export(deployed, (deployed.example(images),), dynamic_shapes=({0: batch},))
     except Exception as error:
         raise UserError(f"{deployed.kind} cannot be exported {how}{_reason(error, deployed)}") from error
 
