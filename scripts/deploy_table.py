@@ -28,7 +28,7 @@ from kd.deploy.timing import FORMS, Form, Passes
 from kd.errors import UserError
 from kd.report.text import visible
 from kd.runs.given import weights_file
-from kd.runs.results import FILE, read
+from kd.runs.results import FILE, Result, read
 from kd.runs.status import measured_by
 from kd.terminal import Parser, positive
 
@@ -47,7 +47,13 @@ class Trained(NamedTuple):
     weights: Path
     predictor: "Predictor"
     facts: dict[str, Any]
-    teacher: bool
+    """Metadata of the weights."""
+    record: Result | None
+    """Of its run, if it lies beside the weights."""
+
+    @property
+    def teacher(self) -> bool:
+        return self.weights.name.startswith("teacher")
 
 
 class Work(NamedTuple):
@@ -109,31 +115,30 @@ def _trained(runs: list[str], trust: bool) -> list[Trained]:
         predictor, facts = load(weights, trust), load_weights(weights)[1]
         if found and facts.get("data_id") != found[0].facts.get("data_id"):
             raise UserError(f"{run} was trained on other images than {runs[0]}; give networks of the same data set")
-        teacher = weights.name.startswith("teacher")
-        name = base = _name(weights)
+        record = _record(weights)
+        name = base = weights.stem if record is None else f"{record.method}, {record.student or record.teacher}"
         number = 2
         while name in [other.name for other in found]:
             name, number = f"{base} ({number})", number + 1
-        found.append(Trained(name, weights, predictor, facts, teacher))
+        found.append(Trained(name, weights, predictor, facts, record))
     return found
 
 
-def _name(weights: Path) -> str:
-    """Return method and network of a run, or the name of a file that has no record beside it."""
+def _record(weights: Path) -> Result | None:
     try:
-        record = read(weights.parent / FILE)
+        return read(weights.parent / FILE)
     except (UserError, OSError):
-        return weights.stem
-    return f"{record.method}, {record.student or record.teacher}"
+        return None
 
 
 def _images(trained: list[Trained], settings: list[str]) -> "Images":
     """Return the images of the first network whose record tells them, or those of the settings."""
     from kd.deploy.check import places
 
-    first = next((network for network in trained if not network.teacher), trained[0])
-    if first.teacher and not any(text.startswith("data=") for text in settings):
-        raise UserError("a teacher's record does not tell its images; give a student of the same data, or data=NAME")
+    first = next((network for network in trained if network.record and network.record.command), trained[0])
+    told = first.record is None or first.record.command  # the teacher store's records have no command
+    if not told and not any(text.startswith("data=") for text in settings):
+        raise UserError("no record tells the images; give a student's run, too, or data=NAME data.root=DIR")
     predictor = first.predictor
     images = recorded_data(first.weights, settings, predictor.image_size, len(predictor.mean)).images
     for network in trained:
@@ -322,7 +327,8 @@ def _arguments() -> argparse.Namespace:
     add("--calibrate", type=positive, default=512, metavar="N", help="training images for int8 (default: 512)")
     add("--quick", action="store_true", help="few and short turns, to try it out")
     add("--trust", action="store_true", help="weights of your own, whose network any code may build")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_args()
+    options.settings = []
     options.threads = sorted(set(options.threads or (1, _cores())))
     options.rounds = options.rounds or (2 if options.quick else 15)
     options.forms = [form for form in FORMS if form in options.forms]

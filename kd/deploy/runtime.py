@@ -25,7 +25,8 @@ def required(module: str, install: str = EXTRA) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"this needs {error.name or module}, which is not installed: {install}") from error
+        package = (error.name or module).partition(".")[0]
+        raise UserError(f"this needs {package}, which is not installed: {install}") from error
 
 
 def onnx_session(path: Path, threads: int | None = None) -> Any:

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from kd.runs.results import read
-from scripts import deploy_table
 from tests import processes
 from tests.common import ROOT
 
@@ -15,7 +14,15 @@ SHORT = ("--quick", "--threads", "1", "--rounds", "1")
 
 
 @pytest.fixture
-def program(tmp_path, monkeypatch, capsys, finished):
+def deploy_table(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import deploy_table
+
+    return deploy_table
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch, capsys, finished, deploy_table):
     """Calls the program in this process in a folder with a run in run/; returns exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished / "run", "run")
@@ -59,7 +66,7 @@ def test_deploy_table_measures_each_network_in_each_form(tmp_path, finished):
             assert picture.size[0] > 1000
 
 
-def test_deploy_table_leaves_out_a_form_that_fails(program, monkeypatch, tmp_path):
+def test_deploy_table_leaves_out_a_form_that_fails(program, deploy_table, monkeypatch, tmp_path):
     import kd.deploy.table as table
     from kd.errors import UserError
 
@@ -95,17 +102,18 @@ def timed(work):
         (("run", "--forms", "tflite"), "invalid choice: 'tflite'"),
         (("run", "--threads", "0"), "must be at least 1, got 0"),
         (("run", "alone.safetensors"), "alone.safetensors was trained on other images than run"),
-        (("teacher.safetensors",), "a teacher's record does not tell its images; give a student of the same data"),
+        (("store",), "no record tells the images; give a student's run, too, or data=NAME data.root=DIR"),
         (("alone.safetensors",), "no record of a run beside alone.safetensors"),
         (("run", "--out", "run/result.json"), "result.json"),
     ],
 )
-def test_deploy_table_refuses_in_a_line(program, tmp_path, monkeypatch, arguments, answer):
+def test_deploy_table_refuses_in_a_line(program, tmp_path, finished, arguments, answer):
     from tests.deploy.common import weights
 
     (tmp_path / "empty").mkdir()
     weights(tmp_path / "alone.safetensors")
-    shutil.copy("run/student.safetensors", "teacher.safetensors")
+    (teacher,) = (finished / "teachers").glob("*/teacher.safetensors")
+    shutil.copytree(teacher.parent, "store")
     code, printed, errors = program(*arguments)
     assert (code, printed, errors.count("\n")) == (1, "", 1)
     assert answer in errors
