@@ -74,6 +74,8 @@ def table(args: argparse.Namespace) -> None:
     Raises:
         UserError: for a network that cannot be used; or, after the rest was written, for what failed in one form.
     """
+    if os.path.lexists(args.out) and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is no folder")
     for form in args.forms:
         if FORMS[form].suffix == ".onnx":
             for module in ("onnx", "onnxscript", "onnxruntime"):

@@ -104,7 +104,7 @@ def timed(work):
         (("run", "alone.safetensors"), "alone.safetensors was trained on other images than run"),
         (("store",), "no record tells the images; give a student's run, too, or data=NAME data.root=DIR"),
         (("alone.safetensors",), "no record of a run beside alone.safetensors"),
-        (("run", "--out", "run/result.json"), "result.json"),
+        (("run", "--out", "run/result.json"), "--out run/result.json is no folder"),
     ],
 )
 def test_deploy_table_refuses_in_a_line(program, tmp_path, finished, arguments, answer):
