@@ -1,12 +1,15 @@
-"""Export a trained network to ONNX or torch.export, in fp32 or int8, and check the file on the test images."""
+"""Export a trained network to ONNX, torch.export, safetensors or ExecuTorch, and check the file on the test images."""
 
 import argparse
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd.app.programs import add_network, run_program
 from kd.app.recorded import recorded_data
+from kd.deploy.runtime import EXECUTORCH, required
 from kd.errors import UserError
 from kd.files import replaced
 from kd.runs.given import weights_file
@@ -16,8 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
-"""Of the formats. The run's own file of weights is safetensors."""
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors", "executorch": ".pte"}
+"""Of the formats."""
+SAME = 0.99
+"""Share of test images that a file must classify as the network does; one of rounding errors alone has more."""
 MOST_LOST = 0.01
 """Share of held-out training images that int8 may lose; more than that is refused."""
 HELD_OUT = 2000
@@ -31,28 +36,37 @@ def export(args: argparse.Namespace) -> None:
         UserError: for what cannot be exported, or loses too much; no file is left then.
     """
     weights = weights_file(args.network)
-    target = args.out or weights.with_name(weights.stem + (".int8" if args.int8 else "") + SUFFIXES[args.format])
+    kind = ".int8" if args.int8 else ".bf16" if args.bf16 else ""
+    target = args.out or weights.with_name(weights.stem + kind + SUFFIXES[args.format])
     _refuse_target(target, args)
+    from kd.deploy import export as forms
     from kd.deploy.check import check, own_labels
-    from kd.deploy.export import Deployed, onnx_runner, to_onnx, to_torch_export, torch_export_runner
     from kd.deploy.quantise import to_int8
-    from kd.inference import load
+    from kd.inference import load, temperature_file
     from kd.runs.weights import load_weights
 
     predictor = load(weights, args.trust)
     images = recorded_data(weights, args.settings, predictor.image_size, len(predictor.mean)).images
     test_y, train_y = (own_labels(labels, images.classes, predictor) for labels in (images.test_y, images.train_y))
-    deployed = Deployed(predictor, args.preprocessing)
+    deployed = forms.Deployed(predictor, args.preprocessing)
     calibration, held_out = _apart(len(train_y), args.calibrate) if args.int8 else (None, None)
     facts = {**load_weights(weights)[1], "preprocessing": args.preprocessing, "license": args.license}
     with replaced(target) as temporary:
-        if args.format == "torch_export":
-            to_torch_export(deployed, temporary, facts)
-        elif calibration is None:
-            to_onnx(deployed, temporary, facts)
+        if args.format == "safetensors":
+            forms.to_safetensors(predictor, temporary, facts, args.bf16)
+            run = forms.safetensors_runner(temporary, args.trust)
+        elif args.format == "torch_export":
+            forms.to_torch_export(deployed, temporary, facts)
+            run = forms.torch_export_runner(temporary)
+        elif args.format == "executorch":
+            forms.to_executorch(deployed, temporary, facts)
+            run = forms.executorch_runner(temporary)
         else:
-            to_int8(deployed, temporary, facts, images.train_x[calibration])
-        run = (onnx_runner if args.format == "onnx" else torch_export_runner)(temporary)
+            if calibration is None:
+                forms.to_onnx(deployed, temporary, facts)
+            else:
+                to_int8(deployed, temporary, facts, images.train_x[calibration])
+            run = forms.onnx_runner(temporary)
         if held_out is not None:
             lost = -check(run, deployed, predictor, images.train_x[held_out], train_y[held_out]).change
             if lost > MOST_LOST and not args.force:
@@ -61,6 +75,13 @@ def export(args: argparse.Namespace) -> None:
                     "calibrated on; --calibrate more images, keep fp32, or write it nevertheless by --force"
                 )
         found = check(run, deployed, predictor, images.test_x, test_y)
+        if found.same < SAME and not (args.int8 or args.bf16):
+            raise UserError(
+                f"{deployed.kind} was exported, but the file classifies only {found.same:.2%} of the test images as it "
+                "does: some value in its forward() became a constant, such as one by way of .numpy() or .item()"
+            )
+    if args.format == "safetensors" and predictor.temperature != 1:
+        shutil.copyfile(temperature_file(weights), temperature_file(target))
     size = f"{target.stat().st_size / 1e6:.2f} MB"
     gives = "probabilities" if args.preprocessing else "logits"
     shape = ", ".join(["batch", *map(str, deployed.example(1).shape[1:])])
@@ -91,9 +112,17 @@ def _apart(images: int, calibrate: int) -> "tuple[Tensor, Tensor]":
 def _refuse_target(target: Path, args: argparse.Namespace) -> None:
     if args.int8 and args.format != "onnx":
         raise UserError(f"--int8 goes with --format onnx, not {args.format}")
+    if args.bf16 and args.format != "safetensors":
+        raise UserError(f"--bf16 goes with --format safetensors, not {args.format}")
+    if args.preprocessing and args.format == "safetensors":
+        raise UserError("--preprocessing does not go with --format safetensors; kd.load has it")
+    if args.format == "executorch":
+        required("executorch.exir", EXECUTORCH)
     if target.suffix != SUFFIXES[args.format]:
         raise UserError(f"--out {target}: a file of {args.format} ends in {SUFFIXES[args.format]}")
-    if target.exists() and not args.overwrite:
+    if not os.access(target.parent, os.W_OK):
+        raise UserError(f"{target.parent} cannot be written to; give another --out")
+    if os.path.lexists(target) and not args.overwrite:
         raise UserError(f"{target} is there; give another --out, or --overwrite")
 
 
@@ -103,6 +132,7 @@ def _arguments() -> argparse.Namespace:
         epilog="examples:\n"
         "  python scripts/export.py RUN_DIR --preprocessing\n"
         "  python scripts/export.py RUN_DIR --int8 --calibrate 1000 --out student.int8.onnx\n"
+        "  python scripts/export.py RUN_DIR --format safetensors --bf16\n"
         "  python scripts/export.py student.safetensors data=cifar10 data.root=data --format torch_export",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -116,6 +146,7 @@ def _arguments() -> argparse.Namespace:
         help="take uint8 pixels (batch, height, width, 3) and return probabilities; else normalised images and logits",
     )
     parser.add_argument("--int8", action="store_true", help="weights and activations of 8 bits")
+    parser.add_argument("--bf16", action="store_true", help="layers' weights of 16 bits, with --format safetensors")
     parser.add_argument(
         "--calibrate",
         type=positive,
@@ -129,7 +160,14 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    return run_program("export.py", _arguments, export)
+    return run_program("export.py", _arguments, _writing)
+
+
+def _writing(args: argparse.Namespace) -> None:
+    try:
+        export(args)
+    except OSError as error:
+        raise UserError(f"{error.filename or 'the file'}: {error.strerror}; give another --out") from error
 
 
 if __name__ == "__main__":

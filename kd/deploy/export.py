@@ -1,11 +1,15 @@
 """Trained networks as files that other programs run: ONNX and `torch.export`, checked against the network."""
 
 import copy
+import io
 import json
+import logging
+import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -13,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kd.data.stored import Pixels
+from kd.deploy.runtime import EXECUTORCH, first_line, onnx_session, required
 from kd.errors import UserError
 from kd.files import replaced
-from kd.inference import Predictor
+from kd.inference import Predictor, load
 from kd.ranges import sides
+from kd.runs.weights import save_weights
 from kd.training.performance import folded
 
 OPSET = 20
@@ -24,7 +30,6 @@ OPSET = 20
 INPUT = "images"
 BATCH = 256
 """Images that are run together."""
-EXTRA = "pip install 'kd[export]'"
 
 Rows = NDArray[np.uint8]
 """(B, H, W, C), pixels."""
@@ -46,6 +51,7 @@ class Deployed(nn.Module):
 
     def __init__(self, predictor: Predictor, preprocessing: bool) -> None:
         super().__init__()
+        self.kind = f"a network of {type(predictor.net).__name__}"
         self.net = folded(copy.deepcopy(predictor.net))  # which it returns if it cannot trace it
         self.preprocessing = preprocessing
         self.shape = (len(predictor.mean), *sides("image_size", predictor.image_size))
@@ -89,8 +95,7 @@ def to_onnx(deployed: Deployed, path: Path, facts: dict[str, Any]) -> None:
     onnx = required("onnx")
     required("onnxscript")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter's own workings
+        with _quiet():
             program = torch.onnx.export(
                 deployed,
                 (deployed.example(),),
@@ -102,9 +107,9 @@ def to_onnx(deployed: Deployed, path: Path, facts: dict[str, Any]) -> None:
                 verbose=False,
             )
     except Exception as error:  # the exporter may raise anything about foreign code
-        raise UserError(f"{_kind(deployed)} cannot be exported to ONNX: {_first_line(error)}") from error
+        raise UserError(f"{deployed.kind} cannot be exported to ONNX{_reason(error, deployed)}") from error
     if program is None:
-        raise UserError(f"{_kind(deployed)} cannot be exported to ONNX")
+        raise UserError(f"{deployed.kind} cannot be exported to ONNX")
     model = program.model_proto
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
     with replaced(path) as temporary:
@@ -120,16 +125,82 @@ def to_torch_export(deployed: Deployed, path: Path, facts: dict[str, Any]) -> No
     Raises:
         UserError: for a network that the exporter cannot trace.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(
-                deployed, (deployed.example(),), dynamic_shapes=({0: torch.export.Dim("batch")},)
-            )
-    except Exception as error:
-        raise UserError(f"{_kind(deployed)} cannot be exported by torch.export: {_first_line(error)}") from error
+    program = _traced(deployed, torch.export.Dim("batch"), "by torch.export")
     with replaced(path) as temporary, open(temporary, "wb") as file:
         torch.export.save(program, file, extra_files={"kd.json": json.dumps(facts)})
+
+
+def to_executorch(deployed: Deployed, path: Path, facts: dict[str, Any]) -> None:
+    """Write an ExecuTorch program (.pte) for XNNPACK, whose batch may have up to `BATCH` images.
+
+    Args:
+        deployed, path, facts: as `to_onnx`; the facts are what the program's method `kd` returns, as JSON.
+
+    Raises:
+        UserError: without the package executorch, or for a network that cannot be traced or lowered.
+    """
+    exir = required("executorch.exir", EXECUTORCH)
+    xnnpack = required("executorch.backends.xnnpack.partition.xnnpack_partitioner", EXECUTORCH)
+    # The example is of the largest batch, as ExecuTorch makes room for a multiple of it, whatever the bound.
+    program = _traced(deployed, torch.export.Dim("batch", max=BATCH), "to ExecuTorch", BATCH)
+    try:
+        with _quiet():
+            lowered = exir.to_edge_transform_and_lower(
+                program, partitioner=[xnnpack.XnnpackPartitioner()], constant_methods={"kd": json.dumps(facts)}
+            )
+            content = lowered.to_executorch().buffer
+    except Exception as error:
+        raise UserError(f"{deployed.kind} cannot be lowered to ExecuTorch{_reason(error, deployed)}") from error
+    with replaced(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _traced(deployed: Deployed, batch: Any, how: str, images: int = 2) -> torch.export.ExportedProgram:
+    try:
+        with _quiet():
+            return torch.export.export(deployed, (deployed.example(images),), dynamic_shapes=({0: batch},))
+    except Exception as error:
+        raise UserError(f"{deployed.kind} cannot be exported {how}{_reason(error, deployed)}") from error
+
+
+def to_safetensors(predictor: Predictor, path: Path, facts: dict[str, Any], half: bool = False) -> None:
+    """Write weights that `kd.load` reads.
+
+    Args:
+        predictor: the trained network.
+        path: of the file.
+        facts: metadata of the run's own file of weights.
+        half: whether the weights of layers are in bf16. Vectors, such as biases and those of BatchNorm, stay in fp32:
+            they take no room, and variances lose by it.
+    """
+    net = copy.deepcopy(predictor.net)
+    if half:
+        for weight in net.parameters():
+            if weight.ndim > 1 and weight.is_floating_point():
+                weight.data = weight.data.bfloat16()
+    save_weights(net, path, facts)
+
+
+def native(predictor: Predictor, half: bool = False) -> Callable[[Tensor], Tensor]:
+    """Return the network as PyTorch runs it in eager mode: BatchNorm folded, channels last.
+
+    Args:
+        predictor: the trained network.
+        half: whether it computes in bf16.
+
+    Returns:
+        Normalised images (B, C, H, W), fp32 -> logits (B, number of classes), fp32.
+    """
+    net = Deployed(predictor, preprocessing=False).to(memory_format=torch.channels_last)
+    dtype = torch.bfloat16 if half else torch.float32
+    net = net.to(dtype)
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Tensor:
+        logits: Tensor = net(images.to(dtype, memory_format=torch.channels_last))
+        return logits.float()
+
+    return run
 
 
 class Runner(Protocol):
@@ -148,19 +219,14 @@ def onnx_runner(path: Path, threads: int | None = None) -> Runner:
     Raises:
         UserError: without the extra `export`, or for a file that it cannot run.
     """
-    runtime = required("onnxruntime")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise UserError(f"{path}: ONNX Runtime cannot run it: {_first_line(error)}") from error
+    session = onnx_session(path, threads)
     name = session.get_inputs()[0].name
 
     def run(images: Tensor) -> Logits:
-        output: Logits = session.run(None, {name: images.numpy()})[0]
+        try:
+            output: Logits = session.run(None, {name: images.numpy()})[0]
+        except Exception as error:  # such as of a network that has the size of its batch fixed inside it
+            raise UserError(f"the exported file does not run on {len(images)} images: {first_line(error)}") from error
         return output
 
     return run
@@ -179,18 +245,31 @@ def torch_export_runner(path: Path) -> Runner:
     return run
 
 
-def required(module: str) -> Any:
-    """Import a module of the extra `export`.
+def safetensors_runner(path: Path, trust: bool = False, half: bool = False) -> Runner:
+    """Return PyTorch with the network of a file of weights; see `kd.load` and `native`."""
+    run = native(load(path, trust), half)
+
+    def to_numpy(images: Tensor) -> Logits:
+        logits: Logits = run(images).numpy()
+        return logits
+
+    return to_numpy
+
+
+def executorch_runner(path: Path) -> Runner:
+    """Return the program in a .pte file of ours.
 
     Raises:
-        UserError: with the command that installs it.
+        UserError: without the package executorch.
     """
-    import importlib
+    runtime = required("executorch.runtime", EXECUTORCH)
+    method = runtime.Runtime.get().load_program(str(path)).load_method("forward")
 
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"this needs {module}, which is not installed: {EXTRA}") from error
+    def run(images: Tensor) -> Logits:
+        output: Logits = method.execute([images.contiguous()])[0].numpy()
+        return output
+
+    return run
 
 
 def batches(images: Pixels, size: int = BATCH) -> Iterator[Rows]:
@@ -199,13 +278,31 @@ def batches(images: Pixels, size: int = BATCH) -> Iterator[Rows]:
         yield images[start : start + size].permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _kind(deployed: Deployed) -> str:
-    return f"a network of {type(deployed.net).__name__}"
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what exporters warn of, log and print of their own workings: what they cannot do is an exception."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
-def _first_line(error: BaseException) -> str:
-    """Return what an exporter says, which is often a report of many lines."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _reason(error: BaseException, deployed: Deployed) -> str:
+    """Return where in the network an exporter failed, if that is known, and what it says; it names the operator."""
+    names = {id(module): name for name, module in deployed.net.named_modules() if name}
+    foreign = (str(Path(torch.__file__).parent), __file__)
+    part, code, cause = "", "", cast(BaseException | None, error)
+    while cause is not None:
+        for frame, line in traceback.walk_tb(cause.__traceback__):
+            module, file = frame.f_locals.get("self"), frame.f_code.co_filename
+            if id(module) in names:
+                part = f"{names[id(module)]} ({type(module).__name__})"
+            if part and not file.startswith(foreign):
+                code = f", {Path(file).name}:{line}"
+        cause = cause.__cause__ or cause.__context__
+    place = f", in {part}{code}" if part else ""
+    return f"{place}: {first_line(error)}"

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from kd.deploy.export import INPUT, Deployed, batches, required, to_onnx
+from kd.deploy.export import INPUT, Deployed, batches, to_onnx
+from kd.deploy.runtime import required
 from kd.errors import UserError
 from kd.files import replaced
 

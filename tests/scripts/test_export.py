@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -22,6 +23,7 @@ def program(tmp_path, monkeypatch, capsys, finished):
     """Calls the program in this process with a run, in run/; returns exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging.root, "handlers", [])  # those of runs in this process before
+    monkeypatch.setitem(sys.modules, "executorch", None)  # also where it is installed
     shutil.copytree(finished / "run", "run")
 
     def program(*arguments):
@@ -64,6 +66,31 @@ def test_export_writes_int8_and_refuses_what_loses_too_much(program, monkeypatch
     assert program(*arguments, "--out", "other.onnx", "--force")[0] == 0
 
 
+def test_export_writes_half_the_weights_with_their_temperature(program, tmp_path):
+    temperature = tmp_path / "run" / "student.temperature.json"
+    temperature.write_text('{"temperature": 2.0}')
+    code, printed, errors = program("run", "data=digits", "--format", "safetensors", "--bf16")
+    assert (code, errors) == (0, "")
+    assert "student.bf16.safetensors: " in printed
+    half = load(tmp_path / "run" / "student.bf16.safetensors")
+    assert half.temperature == 2
+    sizes = [(tmp_path / "run" / f"student{kind}.safetensors").stat().st_size for kind in ("", ".bf16")]
+    assert 0.4 < sizes[1] / sizes[0] < 0.7
+
+
+def test_export_refuses_a_file_that_computes_something_else(program, tmp_path, monkeypatch):
+    import kd.deploy.export as forms
+
+    def wrong(path):
+        return lambda images: np.eye(10, dtype=np.float32)[np.arange(len(images)) % 10]
+
+    monkeypatch.setattr(forms, "onnx_runner", wrong)
+    code, printed, errors = program("run", "data=digits")
+    assert (code, printed, errors.count("\n")) == (1, "", 1)
+    assert "a network of CNN was exported, but the file classifies only " in errors
+    assert not (tmp_path / "run" / "student.onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
@@ -77,6 +104,11 @@ def test_export_writes_int8_and_refuses_what_loses_too_much(program, monkeypatch
         (("alone.safetensors",), "no record of a run beside alone.safetensors; name the images by data=NAME"),
         (("nowhere",), "no weights at nowhere"),
         (("run", "--format", "tflite"), "invalid choice"),
+        (("run", "--bf16"), "--bf16 goes with --format safetensors, not onnx"),
+        (("run", "--format", "safetensors"), "student.safetensors is there; give another --out, or --overwrite"),
+        (("run", "--format", "safetensors", "--preprocessing"), "--preprocessing does not go with"),
+        (("run", "--format", "executorch"), "this needs executorch, which is not installed: pip install"),
+        (("run", "--out", "/proc/a.onnx"), "/proc"),
     ],
 )
 def test_export_refuses_in_a_line(program, tmp_path, arguments, answer):
