@@ -9,6 +9,7 @@ from lightning import Callback, seed_everything
 from omegaconf import MISSING
 
 from kd.app.build import STUDENT_WEIGHTS, Builder, Plan
+from kd.models.output import multiply_adds
 from kd.runs.results import Result
 from kd.teachers.frozen import FrozenTeacher
 from kd.training.ema import WeightAverage
@@ -30,6 +31,9 @@ def train_network(
     build.begin(net)
     module = build.module(plan, net, taught_by)
     count = parameter_count(module.inference_net)
+    record = replace(
+        record, multiply_adds=multiply_adds(module.inference_net, build.images.image_size, build.images.channels)
+    )
     averaged = [] if plan.recipe.ema is None else [WeightAverage(plan.recipe.ema)]
     counted = replace(record, student_params=count) if record.student else replace(record, teacher_params=count)
     return train(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from kd.data.stored import Pixels
 from kd.deploy.check import check
@@ -15,6 +14,7 @@ from kd.deploy.export import Deployed, Runner, onnx_runner, safetensors_runner, 
 from kd.deploy.quantise import to_int8
 from kd.deploy.timing import FORMS, Form
 from kd.inference import Predictor
+from kd.models.output import multiply_adds
 from kd.report.statistics import Interval
 from kd.report.tables import markdown
 from kd.report.text import comma_separated
@@ -136,16 +136,9 @@ def measured_row(
         found.change_interval,
         found.same,
         sum(weight.numel() for weight in predictor.net.parameters()),
-        multiply_adds(deployed),
+        multiply_adds(predictor.net, predictor.image_size, len(predictor.mean)),
         path.stat().st_size / 1e6,
     )
-
-
-def multiply_adds(deployed: Deployed) -> int:
-    """Return half of the FLOPs that torch counts for one image, in convolutions and products of matrices."""
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        deployed(deployed.example(1))
-    return int(counter.get_total_flops()) // 2
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kd.ranges import Size, sides
 
@@ -58,6 +59,21 @@ def probe(net: nn.Module, images: Size | Tensor, channels: int = 3) -> Output:
         height, width = sides("image_size", images)
         images = torch.linspace(-1, 1, 2 * channels * height * width).view(2, channels, height, width)
     return checked(copy.deepcopy(net).eval()(images), net)
+
+
+def multiply_adds(net: nn.Module, images: Size, channels: int = 3) -> int:
+    """Return the multiplications of one image that go with an addition, in convolutions and products of matrices.
+
+    Half of the FLOPs that torch counts; what torch has no count for, such as an operator of one's own, is none.
+
+    Args:
+        net: the network, which stays as it was.
+        images: height and width in pixels.
+        channels: of an image.
+    """
+    with FlopCounterMode(display=False) as counter:
+        output = probe(net, images, channels)
+    return int(counter.get_total_flops()) // (2 * len(output.logits))
 
 
 def preact_and_feature(stage: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -91,6 +91,10 @@ class Row:
     def params(self) -> int | None:
         return self.first.teacher_params if self.role is Role.TEACHER else self.first.student_params
 
+    @property
+    def multiply_adds(self) -> int | None:
+        return self.first.multiply_adds
+
     @cached_property
     def test_acc(self) -> Spread | None:
         return _spread(run.test_acc for run in self.runs)

@@ -57,6 +57,7 @@ def _record(row: Row, difference: dict[str, object]) -> dict[str, object]:
         "epochs": first.epochs,
         "n": row.n,
         "params": row.params,
+        "multiply_adds": row.multiply_adds,
         "test_acc_mean": row.test_acc and row.test_acc.mean,
         "test_acc_std": row.test_acc and row.test_acc.std,
         "test_acc_low": row.test_interval and row.test_interval.low,
@@ -115,6 +116,7 @@ COLUMNS = (
     Column("data", lambda row: row.first.dataset, numeric=False, terminal=False),
     Column("network", lambda row: row.network or "", numeric=False, terminal=False),
     Column("parameters", lambda row: parameters(row.params), terminal=False),
+    Column("multiply-adds", lambda row: parameters(row.multiply_adds), terminal=False),
     Column("n", lambda row: str(row.n)),
     Column("test accuracy, %", lambda row: _plus_minus(row.test_acc)),
     Column("95 % interval", lambda row: _interval(row.test_interval, n=row.n)),
@@ -399,9 +401,11 @@ def _plus_minus(spread: Spread | None) -> str:
 
 
 def parameters(count: int | None) -> str:
-    """Write a number of parameters, as in "1.07 M"."""
+    """Write a number of parameters or operations, as in "1.07 M"."""
     if count is None:
         return ""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} G"
     return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"
 
 

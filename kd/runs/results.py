@@ -57,6 +57,8 @@ class Result:
     """Number of parameters; None where no student is trained, as in a run of the teacher alone."""
     teacher_params: int | None = None
     """Number of parameters; None where no teacher takes part."""
+    multiply_adds: int | None = None
+    """Of one image, in convolutions and products of matrices, of the network that was trained, as it is used."""
     taught: bool | None = None
     """Whether a method beside the labels taught the network, with a teacher or without one, as in mutual learning.
 
@@ -153,8 +155,8 @@ _SPANS = {
     **dict.fromkeys(("also_test_acc", "test_balanced_acc", "test_class_acc"), "[0, 1]"),
     **dict.fromkeys(("epoch_train_acc", "epoch_val_acc"), "[0, 1]"),
     **dict.fromkeys(("test_nll", "also_test_nll", "epoch_train_loss", "epoch_val_loss"), _FIGURE),
-    **dict.fromkeys(("student_params", "teacher_params", "test_images", "test_total"), "whole [0, 1e15]"),
-    **dict.fromkeys(("train_images", "noisy_labels"), "whole [0, 1e15]"),
+    **dict.fromkeys(("student_params", "teacher_params", "multiply_adds"), "whole [0, 1e15]"),
+    **dict.fromkeys(("train_images", "noisy_labels", "test_images", "test_total"), "whole [0, 1e15]"),
     **dict.fromkeys(_CHECKED_LATER, "whole [-1e15, 1e15]"),
     **dict.fromkeys(("retention", "train_seconds", "images_per_second"), "[0, 1e12]"),
 }

@@ -25,6 +25,7 @@ import kd
 from kd.data.digits import digits
 from kd.data.resize import images_of_channels
 from kd.models.cnn import CNN
+from kd.models.output import multiply_adds
 from kd.runs import predictions
 from kd.runs.results import read, write
 from kd.runs.weights import fill, load_weights
@@ -707,3 +708,13 @@ def test_run_out_of_memory_names_the_batch_size_that_fits(run, tmp_path, monkeyp
     assert "has no memory for steps of 64 images; batch_size=32 fits, as does a smaller network\n" in printed
     assert "Traceback" not in printed
     assert read(tmp_path / "run" / "result.json").status == "failed"
+
+
+def test_record_counts_the_multiply_adds_of_what_was_trained(finished):
+    student = read(finished / "run" / "result.json")
+    (entry,) = (finished / "teachers").glob("*/result.json")
+    teacher = read(entry)
+    assert student.multiply_adds == multiply_adds(kd.load(finished / "run").net, 16)
+    assert teacher.multiply_adds == multiply_adds(kd.load(entry.parent).net, 16)
+    assert student.student_params is not None
+    assert student.multiply_adds > student.student_params  # convolutions use each weight at many places

@@ -11,13 +11,12 @@ from torch import nn
 
 from kd.deploy.export import Deployed, native, to_onnx, to_safetensors
 from kd.deploy.runtime import onnx_session
-from kd.deploy.table import Row, Timing, multiply_adds, pareto, quartiles, to_markdown
+from kd.deploy.table import Row, Timing, pareto, quartiles, to_markdown
 from kd.deploy.timing import FORMS, Passes, PeakMemory
 from kd.inference import Predictor, load
 from kd.models.output import Output
 from kd.report.statistics import Interval
 from kd.runs.weights import load_weights
-from scripts import networks
 from tests.common import ROOT
 from tests.deploy.common import weights
 
@@ -81,12 +80,6 @@ def test_file_of_weights_for_inference_is_read_by_load(file, tmp_path, half):
     fast = native(again, half)(x)
     assert fast.dtype == torch.float32
     torch.testing.assert_close(fast, predictor(x).logits.detach(), atol=0.5 if half else 1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("name", ["resnet8", "mobilenetv2"])
-def test_multiply_adds_are_those_of_the_table_of_networks(name):
-    predictor = Predictor(networks.build(name, 10), list("abcdefghij"), 32, [0.5] * 3, [0.2] * 3)
-    assert multiply_adds(Deployed(predictor, False)) == networks.measured(name).multiply_adds
 
 
 def test_pareto_line_has_what_nothing_else_beats():

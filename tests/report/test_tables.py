@@ -45,7 +45,8 @@ def test_to_csv_has_full_precision_in_its_contract_columns():
     runs = [TEACHER, *seeds(replace(DISTILLED, variant="a=1,2"), 0.82, 0.83, 0.87)]
     teacher, logits = records(runs)
     assert ",".join(teacher) == (
-        "method,T,alpha,beta,variant,student,teacher,dataset,epochs,n,params,test_acc_mean,test_acc_std,test_acc_low,"
+        "method,T,alpha,beta,variant,student,teacher,dataset,epochs,n,params,multiply_adds,test_acc_mean,test_acc_std,"
+        "test_acc_low,"
         "test_acc_high,val_acc_mean,val_acc_std,test_nll_mean,test_ece_mean,teacher_test_acc,retention,agreement_mean,"
         "train_seconds_mean,seeds"
     )

@@ -108,14 +108,18 @@ def _difference(compared: Comparison) -> Json | None:
 def _costs(row: Row) -> Json:
     """Return what a network or its training takes, as far as the records tell."""
     seconds = row.train_seconds
-    known = {"parameters": row.params, "training time, min": seconds and rounded(seconds / 60)}
+    known = {
+        "parameters": row.params,
+        "multiply-adds": row.multiply_adds,
+        "training time, min": seconds and rounded(seconds / 60),
+    }
     return {name: value for name, value in known.items() if value}
 
 
 # Table
 
 
-_UNITS = {"k": 1e3, "M": 1e6, "s": 1.0, "min": 60.0, "h": 3600.0}
+_UNITS = {"k": 1e3, "M": 1e6, "G": 1e9, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 def _table(rows: Sequence[Row], compared: dict[int, Comparison]) -> Json:
