@@ -25,7 +25,8 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
     """Return what builds the images of a run, and splits them as the run did.
 
     Args:
-        weights: the run's file of weights. Without a record beside it, what is typed must name the images.
+        weights: the run's file of weights. Without a record beside it, or with one that has no command, as a teacher of
+            the store, what is typed must name the images.
         typed: settings of the data, such as data.root=DIR; they come after the run's own.
         image_size, channels: of the network, for images that are not the run's own.
 
@@ -40,8 +41,8 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
             raise UserError(f"{override}: only settings of the data are taken here, such as data.root=DIR")
     own: list[str] = []
     record = _record(weights)
-    if record is not None and "data" not in keys:
-        own = shlex.split(record.command or "")
+    if record is not None and record.command is not None and "data" not in keys:
+        own = shlex.split(record.command)
         untold = to_be_typed(own) + ([] if record.config_dir is None else [f"--config-dir={record.config_dir}"])
         if untold:
             raise UserError(
@@ -49,7 +50,8 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
                 "data=NAME data.root=DIR"
             )
     elif "data" not in keys:
-        raise UserError(f"no record of a run beside {weights}; name the images by data=NAME data.root=DIR")
+        what = "no record of a run" if record is None else "no command in the record"
+        raise UserError(f"{what} beside {weights}; name the images by data=NAME data.root=DIR")
     else:
         height, width = sides("image_size", image_size)
         shape = {"data.image_size": f"[{height},{width}]", **({"data.channels": 1} if channels == 1 else {})}

@@ -61,7 +61,7 @@ def check(run: Runner, deployed: Deployed, predictor: Predictor, images: Pixels,
         UserError: if the file's output is not one row of finite numbers an image.
     """
     right, reference_right, same, largest = [], [], [], 0.0
-    for pixels, y in zip(batches(images), torch.split(labels, BATCH), strict=True):
+    for pixels, y in zip(batches(images, "comparing with PyTorch"), torch.split(labels, BATCH), strict=True):
         output = run(deployed.inputs(pixels))
         with torch.inference_mode():
             x = predictor.preprocess(pixels)

@@ -92,7 +92,9 @@ def evaluate(predictor: Predictor, images: Pixels, labels: Tensor, classes: Sequ
     """
     columns = places(classes, predictor)
     with torch.inference_mode():
-        parts = [predictor(predictor.preprocess(pixels)).logits.float().cpu() for pixels in batches(images)]
+        parts = [
+            predictor(predictor.preprocess(pixels)).logits.float().cpu() for pixels in batches(images, "classifying")
+        ]
     logits = (torch.cat(parts) / predictor.temperature).numpy()
     return Evaluation(tuple(classes), labels.numpy(), logits[:, columns])
 

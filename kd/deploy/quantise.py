@@ -38,7 +38,9 @@ def to_int8(deployed: Deployed, path: Path, facts: dict[str, Any], images: Tenso
         full, prepared = Path(folder, "full.onnx"), Path(folder, "prepared.onnx")
         to_onnx(deployed, full, facts)
         properties = {prop.key: prop.value for prop in onnx.load(str(full)).metadata_props}
-        reader = _Reader(INPUT, (deployed.inputs(pixels) for pixels in batches(images, CALIBRATION_BATCH)))
+        reader = _Reader(
+            INPUT, (deployed.inputs(pixels) for pixels in batches(images, "calibrating", CALIBRATION_BATCH))
+        )
         try:
             shapes.quant_pre_process(str(full), str(prepared), skip_symbolic_shape=True)
             tools.quantize_static(

@@ -39,6 +39,17 @@ def test_evaluate_script_finds_the_accuracy_of_the_record(tmp_path, finished):
     assert f"accuracy {figures['accuracy']:.2%} [" in done.stdout
 
 
+def test_evaluate_of_a_teacher_of_the_store_needs_the_images_by_name(program, finished):
+    (teacher,) = (finished / "teachers").glob("*/teacher.safetensors")
+    code, _, errors = program(teacher.parent)
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "no command in the record beside" in errors
+    assert "name the images by data=NAME data.root=DIR" in errors
+    code, printed, errors = program(teacher.parent, "data=digits")
+    assert (code, errors) == (0, "")
+    assert "digits, test split" in printed
+
+
 def test_evaluate_fits_a_temperature_on_the_images_that_were_held_out(program, tmp_path):
     code, _, errors = program("run", "--split", "val", "--fit-temperature", "--json", "figures.json")
     assert (code, errors) == (0, "")
