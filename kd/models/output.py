@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kd.ranges import Size, sides
 
@@ -71,6 +70,8 @@ def multiply_adds(net: nn.Module, images: Size, channels: int = 3) -> int:
         images: height and width in pixels.
         channels: of an image.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # loads triton
+
     with FlopCounterMode(display=False) as counter:
         output = probe(net, images, channels)
     return int(counter.get_total_flops()) // (2 * len(output.logits))

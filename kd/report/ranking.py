@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from kd.report.rows import Role, Row, Spread, titled
+from kd.report.numbers import plus_minus
+from kd.report.rows import Role, Row, titled
 
 
 def best(rows: Sequence[Row]) -> list[str]:
@@ -21,10 +22,10 @@ def _sentence(rows: Sequence[Row], dataset: str) -> str:
     if not ranked:
         return f"{titled(candidates)}: no validation accuracy is known, so no run is chosen as the best."
     row = ranked[0]
-    test = f"test accuracy {_percent(row.test_acc)}" if row.test_acc else "test accuracy unknown"
+    test = f"test accuracy {plus_minus(row.test_acc)} %" if row.test_acc else "test accuracy unknown"
     return (
         f"{titled(candidates)}: best by validation accuracy, of {_coverage(len(ranked), len(candidates))}: "
-        f"{row.label} (n = {row.n}), {_percent(row.val_acc)}; {test}."
+        f"{row.label} (n = {row.n}), {plus_minus(row.val_acc)} %; {test}."
     )
 
 
@@ -56,9 +57,3 @@ def _ranking(rows: Sequence[Row]) -> list[int]:
 
 def _coverage(ranked: int, candidates: int) -> str:
     return f"{ranked}" if ranked == candidates else f"the {ranked} (of {candidates}) that have one"
-
-
-def _percent(spread: Spread | None) -> str:
-    if spread is None:
-        return ""
-    return f"{100 * spread.mean:.2f}" + ("" if spread.std is None else f" ± {100 * spread.std:.2f}") + " %"

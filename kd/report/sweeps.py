@@ -13,10 +13,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from kd.report.axes import SIZE, Line, Sweep, sizes, sweeps
+from kd.report.numbers import parameters
 from kd.report.rows import Role, Row, Spread, titled
 from kd.report.style import INK, Colour, Look, framed, literal, method_styles, shades
 from kd.report.summary import Summary
-from kd.report.tables import parameters
 from kd.report.text import slug
 
 MOST_LINES = 12

@@ -11,10 +11,20 @@ from rich.text import Text
 
 from kd.report.comparison import Comparison, by_baseline
 from kd.report.crossed import Across
-from kd.report.effects import Probability
 from kd.report.knobs import knob_columns, knob_names, knob_text, knob_value, number
-from kd.report.rows import TELLING, Role, Row, Spread, also_tested, role, show_balanced
-from kd.report.statistics import FEWEST, Interval
+from kd.report.numbers import (
+    TOO_FEW,
+    decimals,
+    duration,
+    interval_text,
+    p_value,
+    parameters,
+    percent,
+    plus_minus,
+    points,
+    probability,
+)
+from kd.report.rows import TELLING, Role, Row, also_tested, role, show_balanced
 from kd.report.text import comma_separated, encodable, escaped, visible
 from kd.runs.results import Result
 
@@ -106,8 +116,6 @@ class Column(NamedTuple):
     """Whether a terminal has room for it."""
 
 
-TOO_FEW = "too few seeds"
-"""In place of an interval, where other rows have one."""
 VALIDATION, TEACHER = "val accuracy, %", "teacher, %"
 
 COLUMNS = (
@@ -118,15 +126,15 @@ COLUMNS = (
     Column("parameters", lambda row: parameters(row.params), terminal=False),
     Column("multiply-adds", lambda row: parameters(row.multiply_adds), terminal=False),
     Column("n", lambda row: str(row.n)),
-    Column("test accuracy, %", lambda row: _plus_minus(row.test_acc)),
-    Column("95 % interval", lambda row: _interval(row.test_interval, n=row.n)),
-    Column("retention", lambda row: _percent(row.retention, 1, " %")),
-    Column("agreement, %", lambda row: _percent(row.agreement), terminal=False),
-    Column("NLL", lambda row: _decimals(row.test_nll), terminal=False),
-    Column("ECE, %", lambda row: _percent(row.test_ece), terminal=False),
-    Column(VALIDATION, lambda row: _plus_minus(row.val_acc)),
-    Column(TEACHER, lambda row: _percent(row.teacher_acc), terminal=False),
-    Column("training", lambda row: _duration(row.train_seconds)),
+    Column("test accuracy, %", lambda row: plus_minus(row.test_acc)),
+    Column("95 % interval", lambda row: interval_text(row.test_interval, n=row.n)),
+    Column("retention", lambda row: percent(row.retention, 1, " %")),
+    Column("agreement, %", lambda row: percent(row.agreement), terminal=False),
+    Column("NLL", lambda row: decimals(row.test_nll), terminal=False),
+    Column("ECE, %", lambda row: percent(row.test_ece), terminal=False),
+    Column(VALIDATION, lambda row: plus_minus(row.val_acc)),
+    Column(TEACHER, lambda row: percent(row.teacher_acc), terminal=False),
+    Column("training", lambda row: duration(row.train_seconds)),
 )
 
 
@@ -159,9 +167,9 @@ def _further_columns(rows: Sequence[Row]) -> list[Column]:
     """Return columns for the mean of the classes' accuracies, where that tells something, and further test sets."""
 
     def column(name: str) -> Column:
-        return Column(f"{name}, %", lambda row: _plus_minus(row.also_test_acc(name)), terminal=False)
+        return Column(f"{name}, %", lambda row: plus_minus(row.also_test_acc(name)), terminal=False)
 
-    balanced = Column("balanced accuracy, %", lambda row: _plus_minus(row.balanced_acc), terminal=False)
+    balanced = Column("balanced accuracy, %", lambda row: plus_minus(row.balanced_acc), terminal=False)
     return [*([balanced] if show_balanced(rows) else []), *(column(name) for name in also_tested(rows))]
 
 
@@ -180,7 +188,7 @@ def to_brief(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
         comparison = compared.get(id(row))
         if comparison:
             difference = comparison.difference
-            line += [_points(difference.mean), _interval(difference.interval, "+", difference.n), comparison.verdict]
+            line += [points(difference.mean), interval_text(difference.interval, "+", difference.n), comparison.verdict]
         elif comparisons:
             line += [""] * 3
         lines.append(line)
@@ -227,11 +235,11 @@ def across_to_markdown(lines: Sequence[Across]) -> str:
 
     def cells(line: Across) -> list[str]:
         acc, gain = line.accuracy, line.difference
-        minus = [_points(gain.mean), _interval(gain.interval, "+")] if gain else ["", ""]
+        minus = [points(gain.mean), interval_text(gain.interval, "+")] if gain else ["", ""]
         varies = gain or acc
-        deviations = map(_percent, (varies.teacher, varies.seed, varies.rest))
+        deviations = map(percent, (varies.teacher, varies.seed, varies.rest))
         counts = str(line.teachers), str(line.seeds)
-        return [line.label, *counts, _percent(acc.mean), _interval(acc.interval), *minus, *deviations]
+        return [line.label, *counts, percent(acc.mean), interval_text(acc.interval), *minus, *deviations]
 
     return markdown(headers, map(cells, lines))
 
@@ -279,12 +287,12 @@ def _differences(comparisons: Sequence[Comparison]) -> tuple[list[str], list[lis
     differences = [comparison.difference for comparison in comparisons]
     columns = [
         ("run", [comparison.row.label for comparison in comparisons]),
-        ("difference, points", [_points(difference.mean) for difference in differences]),
-        ("95 % interval", [_interval(d.interval, "+", d.n) for d in differences]),
+        ("difference, points", [points(difference.mean) for difference in differences]),
+        ("95 % interval", [interval_text(d.interval, "+", d.n) for d in differences]),
         ("seeds", [str(difference.n) for difference in differences]),
         ("p (Holm)", [p_value(difference.p) for difference in differences]),
         ("P(better), %", [probability(comparison.probability) for comparison in comparisons]),
-        ("detectable, points", [_percent(comparison.detectable) for comparison in comparisons]),
+        ("detectable, points", [percent(comparison.detectable) for comparison in comparisons]),
         ("seeds needed", ["" if c.seeds_needed is None else str(c.seeds_needed) for c in comparisons]),
         ("in words", [comparison.verdict for comparison in comparisons]),
     ]
@@ -318,19 +326,19 @@ def _single(result: Result) -> Table:
     teacher = {
         "network": result.teacher or "",
         "parameters": parameters(result.teacher_params),
-        "test accuracy": _percent(result.teacher_test_acc, 2, " %"),
+        "test accuracy": percent(result.teacher_test_acc, 2, " %"),
     }
     student = {"network": result.student or "", "parameters": parameters(result.student_params)}
     trained = {
-        "test accuracy": _percent(result.test_acc, 2, " %"),
+        "test accuracy": percent(result.test_acc, 2, " %"),
         "balanced accuracy": _balanced(result),
-        **{f"{name} accuracy": _percent(acc, 2, " %") for name, acc in result.also_test_acc.items() if "/" not in name},
-        "retention": _percent(result.retention, 1, " %"),
-        "agreement": _percent(result.agreement, 2, " %"),
-        "test NLL": _decimals(result.test_nll),
-        "test ECE": _percent(result.test_ece, 2, " %"),
-        "training time": _duration(result.train_seconds),
-        "training images/s": _decimals(result.images_per_second, 0),
+        **{f"{name} accuracy": percent(acc, 2, " %") for name, acc in result.also_test_acc.items() if "/" not in name},
+        "retention": percent(result.retention, 1, " %"),
+        "agreement": percent(result.agreement, 2, " %"),
+        "test NLL": decimals(result.test_nll),
+        "test ECE": percent(result.test_ece, 2, " %"),
+        "training time": duration(result.train_seconds),
+        "training images/s": decimals(result.images_per_second, 0),
     }
     if role(result) is Role.TEACHER:
         networks = {"teacher": teacher | trained}
@@ -345,7 +353,7 @@ def _balanced(result: Result) -> str:
     """Return the mean of the classes' accuracies, where it tells something else than the accuracy."""
     balanced, acc = result.test_balanced_acc, result.test_acc
     telling = balanced is not None and acc is not None and abs(balanced - acc) >= TELLING
-    return _percent(balanced, 2, " %") if telling else ""
+    return percent(balanced, 2, " %") if telling else ""
 
 
 def _table(headers: Sequence[str], lines: Iterable[Sequence[str]], widths: Sequence[int] | None = None) -> Table:
@@ -357,61 +365,3 @@ def _table(headers: Sequence[str], lines: Iterable[Sequence[str]], widths: Seque
     for line in lines:
         table.add_row(*(Text(visible(cell)) for cell in line))
     return table
-
-
-# Numbers for people; blank where unknown
-
-
-def _decimals(value: float | None, digits: int = 3) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"
-
-
-def _percent(fraction: float | None, digits: int = 2, unit: str = "") -> str:
-    return "" if fraction is None else f"{100 * fraction:.{digits}f}{unit}"
-
-
-def _interval(interval: Interval | None, sign: str = "", n: int = FEWEST) -> str:
-    if interval is None:
-        return TOO_FEW if 0 < n < FEWEST else ""
-    return " to ".join(f"{100 * bound:{sign}.2f}" for bound in interval)
-
-
-def _points(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:+.2f}"
-
-
-def p_value(value: float | None) -> str:
-    """Write a p value, as in "0.012"."""
-    if value is None:
-        return ""
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def probability(found: Probability | None) -> str:
-    """Write a probability with its interval, in percent."""
-    if found is None:
-        return ""
-    return f"{100 * found.estimate:.0f} ({100 * found.interval.low:.0f} to {100 * found.interval.high:.0f})"
-
-
-def _plus_minus(spread: Spread | None) -> str:
-    if spread is None:
-        return ""
-    return _percent(spread.mean) + ("" if spread.std is None else f" ± {_percent(spread.std)}")
-
-
-def parameters(count: int | None) -> str:
-    """Write a number of parameters or operations, as in "1.07 M"."""
-    if count is None:
-        return ""
-    if count >= 1e9:
-        return f"{count / 1e9:.2f} G"
-    return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -22,16 +22,8 @@ def deploy_table(monkeypatch):
 
 
 @pytest.fixture
-def program(tmp_path, monkeypatch, capsys, finished, deploy_table):
-    """Calls the program in this process in a folder with a run in run/; returns exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished / "run", "run")
-
-    def program(*arguments):
-        monkeypatch.setattr(sys, "argv", ["deploy_table.py", *map(str, arguments)])
-        return deploy_table.main(), *capsys.readouterr()
-
-    return program
+def program(on_a_run, deploy_table):
+    return on_a_run(deploy_table)
 
 
 def test_deploy_table_measures_each_network_in_each_form(tmp_path, finished):

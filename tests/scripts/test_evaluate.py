@@ -1,6 +1,4 @@
 import json
-import shutil
-import sys
 
 import pytest
 
@@ -11,16 +9,8 @@ from tests.common import ROOT
 
 
 @pytest.fixture
-def program(tmp_path, monkeypatch, capsys, finished):
-    """Calls the program in this process in a folder with a run in run/; returns exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished / "run", "run")
-
-    def program(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-        return evaluate.main(), *capsys.readouterr()
-
-    return program
+def program(on_a_run):
+    return on_a_run(evaluate)
 
 
 def test_evaluate_script_finds_the_accuracy_of_the_record(tmp_path, finished):

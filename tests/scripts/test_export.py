@@ -19,18 +19,10 @@ EXAMPLE = ROOT / "examples" / "without_torch.py"
 
 
 @pytest.fixture
-def program(tmp_path, monkeypatch, capsys, finished):
-    """Calls the program in this process with a run, in run/; returns exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
+def program(on_a_run, monkeypatch):
     monkeypatch.setattr(logging.root, "handlers", [])  # those of runs in this process before
     monkeypatch.setitem(sys.modules, "executorch", None)  # also where it is installed
-    shutil.copytree(finished / "run", "run")
-
-    def program(*arguments):
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
-        return export.main(), *capsys.readouterr()
-
-    return program
+    return on_a_run(export)
 
 
 def test_export_script_writes_a_file_and_compares_it_on_the_runs_own_images(tmp_path, finished):

@@ -8,8 +8,9 @@ from kd.report.effects import spreads
 from kd.report.fidelity.measures import Figures, missing, spread
 from kd.report.fidelity.study import COMPARED, Study
 from kd.report.knobs import knob_columns, knob_value
+from kd.report.numbers import TOO_FEW, p_value
 from kd.report.statistics import FEWEST, LEVEL, UNSEEN, Difference, images_interval
-from kd.report.tables import TOO_FEW, markdown, p_value
+from kd.report.tables import markdown
 from kd.report.text import comma_separated, escaped
 
 

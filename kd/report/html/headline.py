@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from kd.report.comparison import Comparison
+from kd.report.numbers import p_value
 from kd.report.ranking import by_validation
 from kd.report.rows import Role, Row, Spread
 from kd.report.statistics import LEVEL
-from kd.report.tables import p_value
 
 NBSP = "\N{NO-BREAK SPACE}"
 FEW = 3

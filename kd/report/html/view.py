@@ -9,11 +9,12 @@ from kd.report.axes import Sweep, sizes, sweeps
 from kd.report.comparison import Comparison, comparison_notes
 from kd.report.html.headline import headline
 from kd.report.html.runs import details
+from kd.report.numbers import interval_text, p_value, points, probability
 from kd.report.ranking import leaders
 from kd.report.rows import Role, Row, Spread
 from kd.report.style import Colour, looks
 from kd.report.summary import Summary
-from kd.report.tables import columns, p_value, probability
+from kd.report.tables import columns
 from kd.runs.results import Result
 
 Json = dict[str, Any]
@@ -149,9 +150,8 @@ _ACCURACY = ("n", "test accuracy, %", "95 % interval")
 
 def _difference_cells(comparison: Comparison) -> list[str]:
     difference = comparison.difference
-    mean = "" if difference.mean is None else f"{100 * difference.mean:+.2f}"
-    bounds = difference.interval and " to ".join(f"{100 * bound:+.2f}" for bound in difference.interval)
-    return [mean, bounds or "", comparison.verdict, p_value(difference.p), probability(comparison.probability)]
+    gain = [points(difference.mean), interval_text(difference.interval, "+")]
+    return [*gain, comparison.verdict, p_value(difference.p), probability(comparison.probability)]
 
 
 def sort_value(cell: str) -> float | None:
