@@ -59,7 +59,7 @@ def end_with_the_pipe() -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
-def tracked(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+def with_progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield the items; once that takes longer than `PATIENCE`, with a progress bar, which goes when all are done.
 
     There is none where it would disturb, see `shows_progress`.
@@ -93,7 +93,7 @@ def tracked(items: Iterable[T], what: str, total: int | None = None) -> Iterator
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Show what is being done, where `tracked` would, if the block takes longer than `PATIENCE`."""
+    """Show what is being done, where `with_progress` would, if the block takes longer than `PATIENCE`."""
     if not shows_progress():
         yield
         return

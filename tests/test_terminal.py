@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from kd.terminal import shows_progress, tracked, waiting
+from kd.terminal import shows_progress, waiting, with_progress
 
 
 class Terminal(io.StringIO):
@@ -36,7 +36,7 @@ def terminal(monkeypatch):
 
 def test_tracked_shows_a_bar_that_goes_at_the_end(terminal):
     shown = terminal()
-    assert list(tracked("abcd", "decoding images")) == list("abcd")
+    assert list(with_progress("abcd", "decoding images")) == list("abcd")
     assert "decoding images" in shown.getvalue()
     assert shown.getvalue().endswith("\x1b[2K")  # its line is empty again
 
@@ -44,7 +44,7 @@ def test_tracked_shows_a_bar_that_goes_at_the_end(terminal):
 def test_tracked_of_a_short_wait_shows_nothing(terminal, monkeypatch):
     shown = terminal()
     monkeypatch.setattr("kd.terminal.PATIENCE", 60.0)
-    assert list(tracked(range(3), "testing")) == [0, 1, 2]
+    assert list(with_progress(range(3), "testing")) == [0, 1, 2]
     with waiting("loading"):
         pass
     assert shown.getvalue() == ""
@@ -54,7 +54,7 @@ def test_tracked_ends_its_bar_where_the_work_fails(terminal):
     shown = terminal()
 
     def work():
-        for item in tracked(range(3), "decoding images"):
+        for item in with_progress(range(3), "decoding images"):
             if item:
                 raise ValueError
 
@@ -90,4 +90,4 @@ def test_progress_is_silent_in_a_pipe_beside_other_jobs_and_in_threads(terminal,
     assert shows_progress()
     monkeypatch.setattr("sys.stderr", io.StringIO())
     assert not shows_progress()
-    assert list(tracked(iter("ab"), "decoding images")) == ["a", "b"]
+    assert list(with_progress(iter("ab"), "decoding images")) == ["a", "b"]

@@ -152,7 +152,7 @@ def _run(configs: Sequence[DictConfig]) -> list[JobReturn]:
     callbacks = Callbacks(configs[0])
     returns = [run_alone(configs[0], callbacks)] if len(configs) == 1 else train_together(configs, callbacks)
     for returned in returns:
-        returned.cfg = returned.hydra_cfg = None  # nobody reads them again
+        returned.cfg = returned.hydra_cfg = None  # nothing reads them again
     return returns
 
 

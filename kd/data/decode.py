@@ -23,7 +23,7 @@ from kd.errors import UserError
 from kd.files import TEMPORARY, clear_leftovers, open_regular, replaced, reserve
 from kd.hashing import digest
 from kd.ranges import Size, require, short_size, sides, size_text
-from kd.terminal import tracked
+from kd.terminal import with_progress
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is read, recognised by content. Nothing else is: other formats of PIL start programs (EPS) or have no use."""
@@ -219,7 +219,7 @@ def _new_mapping(file: Path, shape: tuple[int, ...]) -> Mapped:
 
 def _checksum(pixels: Mapped | StoredPixels) -> str:
     digest = hashlib.sha256()
-    for part in tracked(list(chunks(pixels)), "checking decoded images"):
+    for part in with_progress(list(chunks(pixels)), "checking decoded images"):
         digest.update(np.ascontiguousarray(pixels[part]).data)
     return digest.hexdigest()
 
@@ -244,7 +244,7 @@ def _fill(pixels: NDArray[np.uint8], encoded: Iterable[tuple[str, bytes]]) -> Fa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, of damaged metadata, which are not used
         # No threads: on images this small PIL holds the interpreter's lock, and two threads were slower than one.
-        images = tracked(zip(pixels, encoded, strict=True), "decoding images", len(pixels))
+        images = with_progress(zip(pixels, encoded, strict=True), "decoding images", len(pixels))
         for target, (name, data) in images:
             image = read_rgb(name, data, changes)
             if channels == 1:

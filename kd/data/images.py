@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd.data.stored import Pixels, chunks
 from kd.errors import UserError
-from kd.terminal import tracked
+from kd.terminal import with_progress
 
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
@@ -67,7 +67,7 @@ class Images:
         digest = hashlib.blake2b(digest_size=8)
         for part in (self.train_x, self.train_y, self.test_x, self.test_y):
             digest.update(str(tuple(part.shape)).encode())
-            for places in tracked(list(chunks(part)), "reading images"):  # some are larger than memory
+            for places in with_progress(list(chunks(part)), "reading images"):  # some are larger than memory
                 digest.update(part[places].contiguous().numpy().data)
         return digest.hexdigest()
 
@@ -83,7 +83,7 @@ class Images:
         for channel in range(self.train_x.shape[1]):
             counts = torch.zeros(256, dtype=torch.int64)
             # Counting takes eight times the memory of the pixels.
-            for start in tracked(range(0, len(self.train_x), at_once), "measuring images"):
+            for start in with_progress(range(0, len(self.train_x), at_once), "measuring images"):
                 counts += torch.bincount(self.train_x[start : start + at_once][:, channel].flatten(), minlength=256)
             share = counts.double() / counts.sum()
             mean = (share * values).sum()

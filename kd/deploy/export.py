@@ -23,7 +23,7 @@ from kd.files import replaced
 from kd.inference import Predictor, load
 from kd.ranges import sides
 from kd.runs.weights import save_weights
-from kd.terminal import tracked
+from kd.terminal import with_progress
 from kd.training.performance import folded
 
 OPSET = 20
@@ -275,7 +275,7 @@ def executorch_runner(path: Path) -> Runner:
 
 def batches(images: Pixels, what: str, size: int = BATCH) -> Iterator[Rows]:
     """Yield uint8 images (N, C, H, W) batch by batch, as (B, H, W, C), with a bar that says what is done to them."""
-    for start in tracked(range(0, len(images), size), what):
+    for start in with_progress(range(0, len(images), size), what):
         yield images[start : start + size].permute(0, 2, 3, 1).contiguous().numpy()
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from kd import ranges
 from kd.errors import UserError
 from kd.files import open_regular, replaced
-from kd.terminal import tracked
+from kd.terminal import with_progress
 
 FILE = "result.json"
 CARD = "README.md"
@@ -258,7 +258,7 @@ def collect(dirs: Iterable[Path]) -> Collected:
     """
     results = []
     paths, skipped = records(dirs)
-    for path in tracked(paths, "reading records"):
+    for path in with_progress(paths, "reading records"):
         try:
             results.append(read(path))
         except UserError as error:

@@ -14,7 +14,7 @@ from kd.methods.base import restored_net
 from kd.models.ensemble import Ensemble
 from kd.models.output import Output, checked
 from kd.runs.weights import content_id, fill, read_weights, renamed
-from kd.terminal import tracked
+from kd.terminal import with_progress
 
 CLOSE = 0.01
 """Largest difference of two accuracies that is put down to rounding, unless one image alone makes a larger one."""
@@ -247,7 +247,7 @@ def verify(
 
 def _hits(forward: Callable[[Batch], Output], batches: Iterable[Batch]) -> Tensor:
     """(N,), whether each image is classified right."""
-    tested = tracked(batches, "testing the teacher")
+    tested = with_progress(batches, "testing the teacher")
     return torch.cat([(forward(batch).logits.argmax(dim=1) == batch.y).cpu() for batch in tested])
 
 

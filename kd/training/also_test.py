@@ -16,7 +16,7 @@ from kd.data.batch import Batch
 from kd.data.module import DataModule
 from kd.models.output import checked
 from kd.teachers.frozen import FrozenTeacher
-from kd.terminal import tracked
+from kd.terminal import with_progress
 from kd.training.modules import Classifier
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _by_name(
     measured = Measured({}, {})
     parts: dict[str, list[tuple[float, float]]] = {}
     figures: dict[str, tuple[float, float]] = {}
-    for test in tracked(tests, "testing on further images"):
+    for test in with_progress(tests, "testing on further images"):
         figures[test.name] = _measured(batches(test), logits)
         if test.mean_of is not None:
             parts.setdefault(test.mean_of, []).append(figures[test.name])

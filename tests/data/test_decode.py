@@ -421,12 +421,17 @@ def test_cache_has_a_place_for_each_size_and_number_of_channels(tmp_path):
 def test_images_larger_than_the_limit_of_memory_are_read_from_disk(tmp_path):
     """105 MB of pixels, and 64 MB that the process may still take."""
     file = saved(Image.new("RGB", (224, 224), (10, 20, 30)))
-    for split, count in (("train", 300), ("test", 50)):
-        for name in ("cat", "dog"):
-            place = tmp_path / "set" / split / name
-            place.mkdir(parents=True)
-            for i in range(count):
-                (place / f"{i}.png").write_bytes(file)
+    for folder_name, counts in (("set", (300, 50)), ("few", (40, 40))):
+        for split, count in zip(("train", "test"), counts, strict=True):
+            for name in ("cat", "dog"):
+                place = tmp_path / folder_name / split / name
+                place.mkdir(parents=True)
+                for i in range(count):
+                    (place / f"{i}.png").write_bytes(file)
+    # What the process takes once, for threads and modules, is not what the limit is about.
+    folder(tmp_path / "few", 224)
+    few = folder(tmp_path / "few", 224, in_memory=False)
+    next(iter(DataModule(few, 0, 0, Augment(4, True, 0), 16, 0, in_memory=False).train_dataloader()))
     status = Path("/proc/self/status").read_text()
     taken = 1024 * int(re.search(r"VmData:\s+(\d+) kB", status)[1])
     before = resource.getrlimit(resource.RLIMIT_DATA)

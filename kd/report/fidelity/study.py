@@ -43,7 +43,7 @@ from kd.report.summary import summarize
 from kd.runs import predictions, results
 from kd.runs.predictions import Predictions
 from kd.runs.results import Result
-from kd.terminal import tracked
+from kd.terminal import with_progress
 
 MOST = 8
 """Students on a page, which is for the final few, not for a sweep."""
@@ -94,7 +94,7 @@ def collect(dirs: Iterable[Path]) -> Runs:
     left_out: Counter[str] = Counter()
     paths, skipped = results.records(dirs)
     size = 0
-    for path in tracked(paths, "reading predictions"):
+    for path in with_progress(paths, "reading predictions"):
         directory = path.parent
         try:
             result = results.read(path)
