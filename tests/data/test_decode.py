@@ -419,9 +419,9 @@ def test_cache_has_a_place_for_each_size_and_number_of_channels(tmp_path):
 
 
 def test_images_larger_than_the_limit_of_memory_are_read_from_disk(tmp_path):
-    """105 MB of pixels, and 64 MB that the process may still take."""
+    """196 MB of pixels, and 117 MB that the process may still take."""
     file = saved(Image.new("RGB", (224, 224), (10, 20, 30)))
-    for folder_name, counts in (("set", (300, 50)), ("few", (40, 40))):
+    for folder_name, counts in (("set", (600, 50)), ("few", (40, 40))):
         for split, count in zip(("train", "test"), counts, strict=True):
             for name in ("cat", "dog"):
                 place = tmp_path / folder_name / split / name
@@ -435,9 +435,9 @@ def test_images_larger_than_the_limit_of_memory_are_read_from_disk(tmp_path):
     status = Path("/proc/self/status").read_text()
     taken = 1024 * int(re.search(r"VmData:\s+(\d+) kB", status)[1])
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (taken + (64 << 20), before[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + (112 << 20), before[1]))
     try:
-        with pytest.raises(UserError, match=r"600 images of 224x224 pixels do not fit into memory; .*in_memory=false"):
+        with pytest.raises(UserError, match=r"1,200 images of 224x224 pixels do not fit into memory; .*in_memory=false"):
             folder(tmp_path / "set", 224)
         images = folder(tmp_path / "set", 224, in_memory=False)
         data = DataModule(images, 0, 0, Augment(4, True, 0), 16, 0, in_memory=False)
