@@ -52,7 +52,8 @@ def cifar10(root: str | os.PathLike[str]) -> Images:
     cifar-10-python.tar.gz; a parquet mirror (see `kd.data.parquet`); a tree with train/ (see `kd.data.folder`).
     If there is none, the archive is downloaded. Archive and download are verified by torchvision's checksums. A mirror
     or tree must have 32x32 pixels and CIFAR-10's class names, or the names "0" to "9" and all 60,000 images. It is
-    called "CIFAR-10 (JPEG)" if it was re-encoded, "CIFAR-10 (600 of 60,000 images)" if it is a part.
+    called "CIFAR-10 (JPEG)" if it was re-encoded, "CIFAR-10 (600 of 60,000 images)" if it is a part. Its pixels are kept
+    in root/.decoded where that can be written, so that they are decoded once.
 
     Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
     https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -94,9 +95,9 @@ def _cifar(source: "type[CIFAR10]", name: str, classes: list[str], root: str | o
         if (root / source.base_folder).exists() or (root / source.filename).exists():
             return _original(source, name, root)
         if has_parquet(root):
-            return _recognised(parquet(root, name=name), "parquet", name, classes, root)
+            return _recognised(parquet(root, name=name, keep=True), "parquet", name, classes, root)
         if "train" in split_folders(Tree(root, ()).entries(root).folders):
-            return _recognised(folder(root, name=name), "folder", name, classes, root)
+            return _recognised(folder(root, name=name, keep=True), "folder", name, classes, root)
         return _original(source, name, root)
     except OSError as error:
         raise UserError(

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +81,12 @@ class Cache(NamedTuple):
 
 
 def decode(
-    encoded: Iterable[tuple[str, bytes]], n: int, size: Size, cache: Cache | None = None, channels: int | None = None
+    encoded: Iterable[tuple[str, bytes]],
+    n: int,
+    size: Size,
+    cache: Cache | None = None,
+    channels: int | None = None,
+    in_memory: bool = False,
 ) -> Decoded:
     """Decode N image files.
 
@@ -98,6 +104,8 @@ def decode(
         cache: see `cache_of`: pixels that were decoded there before are used, if key, shape and checksum agree; else
             they are written there. They stay there, see `kd.data.stored`. By default the pixels are in memory.
         channels: 1 for grey images, RGB ones made grey; 3 or None for RGB.
+        in_memory: whether the pixels are in memory in spite of a cache, which then only saves the decoding: where it
+            cannot be read or written it is done without.
 
     Raises:
         UserError: for an image that cannot be decoded, has more than `MAX_PIXELS`, or pixels of 32 bits; for pixels
@@ -107,15 +115,9 @@ def decode(
     if channels is not None:
         require("data.channels", channels)
     shape = (n, 3 if channels is None else int(channels), *sides("data.image_size", size))
-    if cache is None:
-        try:
-            pixels = np.empty(shape, np.uint8)
-        except (MemoryError, ValueError) as error:
-            raise UserError(
-                f"{n:,} images of {size_text(size)} pixels do not fit into memory; "
-                "give a smaller data.source.image_size, or data.in_memory=false"
-            ) from error
-        return Decoded(torch.from_numpy(pixels), *_fill(pixels, encoded))
+    if cache is None or in_memory:
+        kept = None if cache is None else _kept(cache, shape)
+        return kept or _in_memory(encoded, shape, size, cache)
     file, facts = cache.path.with_suffix(".npy"), cache.path.with_suffix(".json")
     folder = cache.path.parent
     try:
@@ -125,11 +127,9 @@ def decode(
             _clear(folder)
             with replaced(file) as temporary:
                 pixels = _new_mapping(temporary, shape)
-                jpeg, sizes, changes = _fill(pixels, encoded)
+                known = _fill(pixels, encoded)
                 pixels.flush()
-                with replaced(facts) as written:
-                    known = [jpeg, sorted(sizes), changes]
-                    written.write_text(json.dumps({"key": cache.key, "sha256": _checksum(pixels), "known": known}))
+                _write_facts(cache, pixels, known)
             decoded = _cached(file, facts, shape, cache.key)
         if decoded is None:
             raise OSError(0, "was changed while it was read; is another run decoding other images there?", str(file))
@@ -143,6 +143,38 @@ def decode(
             f"{printable(shown)}: {error.strerror or error}; data.in_memory=false keeps decoded pixels there: have it "
             "made readable and writable for you, or leave that out"
         ) from error
+
+
+def _in_memory(
+    encoded: Iterable[tuple[str, bytes]], shape: tuple[int, ...], size: Size, cache: Cache | None
+) -> Decoded:
+    """Decode into memory, and keep a copy in the cache if there is one that can be written."""
+    try:
+        pixels = np.empty(shape, np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise UserError(
+            f"{shape[0]:,} images of {size_text(size)} pixels do not fit into memory; "
+            "give a smaller data.source.image_size, or data.in_memory=false"
+        ) from error
+    known = _fill(pixels, encoded)
+    if cache is not None:
+        with suppress(OSError):
+            cache.path.parent.mkdir(parents=True, exist_ok=True)
+            _clear(cache.path.parent)
+            with replaced(cache.path.with_suffix(".npy")) as temporary:
+                with open(temporary, "wb") as file:
+                    np.lib.format.write_array(file, pixels, version=(1, 0))
+                _write_facts(cache, pixels, known)
+    return Decoded(torch.from_numpy(pixels), *known)
+
+
+def _kept(cache: Cache, shape: tuple[int, ...]) -> Decoded | None:
+    """Return images of the cache, read to memory; None if there are none that can be used."""
+    try:
+        found = _cached(cache.path.with_suffix(".npy"), cache.path.with_suffix(".json"), shape, cache.key)
+        return found and found._replace(x=found.x[:])
+    except (OSError, UserError):
+        return None
 
 
 def display_name(name: str, *marks: str) -> str:
@@ -217,7 +249,15 @@ def _new_mapping(file: Path, shape: tuple[int, ...]) -> Mapped:
     return pixels
 
 
-def _checksum(pixels: Mapped | StoredPixels) -> str:
+def _write_facts(cache: Cache, pixels: NDArray[np.uint8], known: "Facts") -> None:
+    """Write what is known of decoded pixels, before these are in their place."""
+    jpeg, sizes, changes = known
+    facts = {"key": cache.key, "sha256": _checksum(pixels), "known": [jpeg, sorted(sizes), changes]}
+    with replaced(cache.path.with_suffix(".json")) as written:
+        written.write_text(json.dumps(facts))
+
+
+def _checksum(pixels: NDArray[np.uint8] | StoredPixels) -> str:
     digest = hashlib.sha256()
     for part in with_progress(list(chunks(pixels)), "checking decoded images"):
         digest.update(np.ascontiguousarray(pixels[part]).data)

@@ -29,6 +29,7 @@ def folder(
     name: str | None = None,
     in_memory: bool = True,
     channels: int | None = None,
+    keep: bool = False,
 ) -> Images:
     """Load the images root/train/<class>/**/*.png and root/test/<class>/**/*.png, or .jpg, .webp, .bmp, .gif, .tif.
 
@@ -44,6 +45,8 @@ def folder(
         name: the data set's name, by default root's. " (JPEG)" is appended if any training image is one.
         in_memory: whether the pixels are decoded to memory, or once to files under root/.decoded.
         channels: 1 to have all images grey; 3 or None for RGB.
+        keep: whether pixels in memory are also kept in files under root/.decoded, where that can be written, so that
+            they need not be decoded again.
 
     Raises:
         UserError: for a missing or unreadable file or folder, no classes, a class without images or whose name is not
@@ -54,7 +57,7 @@ def folder(
         tree = Tree(root, SUFFIXES)
         splits, notes = _splits(tree)
         train, test = (
-            _load(split, classes, image_size, None if in_memory else root, channels)
+            _load(split, classes, image_size, None if in_memory and not keep else root, channels, in_memory)
             for split, classes in zip(("train", "test"), splits, strict=True)
         )
     except OSError as error:
@@ -97,7 +100,7 @@ def folder_test(
     unknown = [label for label in named if label not in classes]
     if unknown:
         raise UserError(f"{printable(split)}: none of the data set's classes is called {_few(unknown)}")
-    decoded = _load("also-test", named, image_size, None if in_memory else root, channels)
+    decoded = _load("also-test", named, image_size, None if in_memory else root, channels, in_memory)
     return decoded.x, torch.tensor([classes.index(label) for label, files in named.items() for _ in files])
 
 
@@ -217,12 +220,12 @@ def _few(names: list[str]) -> str:
 
 
 def _load(
-    split: str, classes: Classes, image_size: Size, cache_root: Path | None, channels: int | None = None
+    split: str, classes: Classes, image_size: Size, cache_root: Path | None, channels: int | None, in_memory: bool
 ) -> Decoded:
     paths = [path for files in classes.values() for path in files]
     cache = None if cache_root is None else cache_of(cache_root, f"folder-{split}", paths, image_size, channels)
     encoded = ((str(path), _content(path)) for path in paths)
-    return decode(encoded, len(paths), image_size, cache, channels)
+    return decode(encoded, len(paths), image_size, cache, channels, in_memory)
 
 
 def _labels(classes: Classes) -> Tensor:

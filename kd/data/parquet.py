@@ -43,6 +43,7 @@ def parquet(
     name: str | None = None,
     in_memory: bool = True,
     channels: int | None = None,
+    keep: bool = False,
 ) -> Images:
     """Load the images in the train and test parquet files below root.
 
@@ -63,6 +64,8 @@ def parquet(
         name: the data set's name, by default root's. " (JPEG)" is appended if any training image is one.
         in_memory: whether the pixels are decoded to memory, or once to files under root/.decoded.
         channels: 1 to have all images grey; 3 or None for RGB.
+        keep: whether pixels in memory are also kept in files under root/.decoded, where that can be written, so that
+            they need not be decoded again.
 
     Raises:
         UserError: for a missing or unreadable folder or file, a split without files, with a shard missing or with
@@ -80,8 +83,10 @@ def parquet(
     train, test = ([_read(file) for file in files] for files in splits)
     names = _class_names(train, test)
     labels = [torch.cat([shard.targets(names) for shard in shards]) for shards in (train, test)]
-    cache_root = None if in_memory else root
-    decoded = [_decode(*split, image_size, cache_root, channels) for split in (("train", train), ("test", test))]
+    cache_root = None if in_memory and not keep else root
+    decoded = [
+        _decode(*split, image_size, cache_root, channels, in_memory) for split in (("train", train), ("test", test))
+    ]
     return Images(
         name=display_name(name or printable(root.name), "JPEG" if decoded[0].jpeg else ""),
         classes=names,
@@ -272,12 +277,12 @@ def _class_names(train: list[_Shard], test: list[_Shard]) -> tuple[str, ...]:
 
 
 def _decode(
-    split: str, shards: list[_Shard], image_size: Size, cache_root: Path | None, channels: int | None
+    split: str, shards: list[_Shard], image_size: Size, cache_root: Path | None, channels: int | None, in_memory: bool
 ) -> Decoded:
     files = [shard.file for shard in shards]
     cache = None if cache_root is None else cache_of(cache_root, f"parquet-{split}", files, image_size, channels)
     encoded = chain.from_iterable(shard.encoded() for shard in shards)
-    return decode(encoded, sum(len(shard.labels) for shard in shards), image_size, cache, channels)
+    return decode(encoded, sum(len(shard.labels) for shard in shards), image_size, cache, channels, in_memory)
 
 
 @contextmanager

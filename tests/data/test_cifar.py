@@ -250,7 +250,9 @@ def test_cifar100_has_fine_labels(root, pixels, monkeypatch):
     [(cifar10, "label", NAMES10, "CIFAR-10"), (cifar100, "fine_label", NAMES100, "CIFAR-100")],
 )
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_cifar_reads_a_parquet_mirror(root, no_network, pixels, encode, write_parquet, load, label, names, name, kind):
+def test_cifar_reads_a_parquet_mirror(
+    root, no_network, pixels, encode, write_parquet, monkeypatch, load, label, names, name, kind
+):
     for split in ("train", "test"):
         encoded = [encode(x, kind) for x in pixels[:3]]
         write_parquet(root / "deeper" / f"{split}.parquet", encoded, [2, 9, 0], names, label=label)
@@ -259,6 +261,9 @@ def test_cifar_reads_a_parquet_mirror(root, no_network, pixels, encode, write_pa
     assert images.classes == tuple(names)
     assert images.test_y.tolist() == [2, 9, 0]
     assert torch.equal(images.train_x, pixels[:3]) is (kind == "PNG")
+    monkeypatch.setattr("kd.data.decode.Image.open", None)  # it decodes once
+    again = load(root)
+    assert (again.id, again.name) == (images.id, images.name)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

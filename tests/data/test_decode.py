@@ -46,6 +46,56 @@ def test_source_on_disk_equals_memory_and_decodes_once(roots, source, monkeypatc
 
 
 @pytest.mark.parametrize("source", [folder, parquet])
+def test_source_in_memory_keeps_what_it_decoded(roots, source, monkeypatch):
+    root = roots[source]
+    first = source(root, keep=True)
+    monkeypatch.setattr("kd.data.decode.Image.open", None)
+    again = source(root, keep=True)
+    assert isinstance(again.train_x, torch.Tensor)
+    assert torch.equal(again.train_x, first.train_x)
+    assert torch.equal(again.test_x, first.test_x)
+    assert (again.id, again.summary) == (first.id, first.summary)
+    assert torch.equal(source(root, in_memory=False).train_x[:], first.train_x)  # it is the same file
+
+
+@pytest.mark.parametrize("damage", ["cut", "other pixels", "other facts", "a folder"])
+def test_source_in_memory_decodes_again_what_was_kept_but_is_damaged(roots, damage):
+    root = roots[folder]
+    right = folder(root, keep=True).train_x
+    pixels, facts = (root / ".decoded" / f"folder-train-32.{suffix}" for suffix in ("npy", "json"))
+    if damage == "cut":
+        os.truncate(pixels, 5000)
+    elif damage == "other pixels":
+        pixels.write_bytes(pixels.read_bytes()[:-1] + b"x")
+    elif damage == "other facts":
+        facts.write_text("[]")
+    else:
+        pixels.unlink()
+        pixels.mkdir()
+    assert torch.equal(folder(root, keep=True).train_x, right)
+
+
+def test_source_in_memory_does_without_a_place_to_keep_it(roots):
+    root = roots[folder]
+    (root / ".decoded").touch()
+    assert torch.equal(folder(root, keep=True).train_x, folder(root).train_x)
+    assert (root / ".decoded").read_bytes() == b""
+
+
+def test_source_in_memory_does_without_permission_to_keep_it(public_path, pixels, encode, write_tree, as_nobody):
+    write_tree(public_path, {f"{split}/{name}": [encode(pixels[0])] for split in ("train", "test") for name in "ab"})
+    for path in (public_path, *public_path.rglob("*")):
+        path.chmod(0o755)
+    with as_nobody():
+        assert torch.equal(folder(public_path, keep=True).train_x[0], pixels[0])
+    folder(public_path, keep=True)
+    for path in (public_path / ".decoded").iterdir():
+        path.chmod(0)
+    with as_nobody():
+        assert torch.equal(folder(public_path, keep=True).train_x[0], pixels[0])
+
+
+@pytest.mark.parametrize("source", [folder, parquet])
 def test_source_on_disk_decodes_a_changed_file_again(roots, source, pixels, encode, write_parquet):
     root = roots[source]
     source(root, in_memory=False)
