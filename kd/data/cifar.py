@@ -52,8 +52,8 @@ def cifar10(root: str | os.PathLike[str]) -> Images:
     cifar-10-python.tar.gz; a parquet mirror (see `kd.data.parquet`); a tree with train/ (see `kd.data.folder`).
     If there is none, the archive is downloaded. Archive and download are verified by torchvision's checksums. A mirror
     or tree must have 32x32 pixels and CIFAR-10's class names, or the names "0" to "9" and all 60,000 images. It is
-    called "CIFAR-10 (JPEG)" if it was re-encoded, "CIFAR-10 (600 of 60,000 images)" if it is a part. Its pixels are kept
-    in root/.decoded where that can be written, so that they are decoded once.
+    called "CIFAR-10 (JPEG)" if it was re-encoded, "CIFAR-10 (600 of 60,000 images)" if it is a part. Its pixels are
+    kept in root/.decoded where that can be written, so that they are decoded once.
 
     Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
     https://www.cs.toronto.edu/~kriz/cifar.html.
