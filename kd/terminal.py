@@ -42,8 +42,12 @@ def positive(text: str) -> int:
 def file(text: str) -> Path:
     """Return the path of a file that can be written later, as a type for `Parser.add_argument`."""
     path = Path(text).expanduser()
-    if not path.parent.is_dir() or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: {'is a folder' if path.is_dir() else f'no folder {path.parent}'}")
+    try:
+        if not path.parent.is_dir() or path.is_dir():
+            wrong = "is a folder" if path.is_dir() else f"no folder {path.parent}"
+            raise argparse.ArgumentTypeError(f"{text}: {wrong}")
+    except OSError as error:  # a name that is too long, a folder without permission
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
     return path
 
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from kd.terminal import shows_progress, waiting, with_progress
+from kd.errors import UserError
+from kd.terminal import Parser, file, shows_progress, waiting, with_progress
 
 
 class Terminal(io.StringIO):
@@ -34,14 +35,14 @@ def terminal(monkeypatch):
     return terminal
 
 
-def test_tracked_shows_a_bar_that_goes_at_the_end(terminal):
+def test_with_progress_shows_a_bar_that_goes_at_the_end(terminal):
     shown = terminal()
     assert list(with_progress("abcd", "decoding images")) == list("abcd")
     assert "decoding images" in shown.getvalue()
     assert shown.getvalue().endswith("\x1b[2K")  # its line is empty again
 
 
-def test_tracked_of_a_short_wait_shows_nothing(terminal, monkeypatch):
+def test_with_progress_of_a_short_wait_shows_nothing(terminal, monkeypatch):
     shown = terminal()
     monkeypatch.setattr("kd.terminal.PATIENCE", 60.0)
     assert list(with_progress(range(3), "testing")) == [0, 1, 2]
@@ -50,7 +51,7 @@ def test_tracked_of_a_short_wait_shows_nothing(terminal, monkeypatch):
     assert shown.getvalue() == ""
 
 
-def test_tracked_ends_its_bar_where_the_work_fails(terminal):
+def test_with_progress_ends_its_bar_where_the_work_fails(terminal):
     shown = terminal()
 
     def work():
@@ -91,3 +92,20 @@ def test_progress_is_silent_in_a_pipe_beside_other_jobs_and_in_threads(terminal,
     monkeypatch.setattr("sys.stderr", io.StringIO())
     assert not shows_progress()
     assert list(with_progress(iter("ab"), "decoding images")) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("x" * 300 + ".json", "File name too long"),
+        ("nowhere/speed.json", "no folder nowhere"),
+        (".", "is a folder"),
+    ],
+)
+def test_file_names_what_cannot_be_written(tmp_path, monkeypatch, name, reason):
+    monkeypatch.chdir(tmp_path)
+    parser = Parser()
+    parser.add_argument("--json", type=file)
+    with pytest.raises(UserError) as mistake:
+        parser.parse_args(["--json", name])
+    assert str(mistake.value) == f"argument --json: {name}: {reason}; see --help"
