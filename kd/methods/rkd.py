@@ -13,10 +13,10 @@ from kd.models.output import Output
 from kd.ranges import require
 
 ENTRIES = 2**22
-"""Numbers in a tensor of differences or angles that is kept at once: 16 MB, all angles of 64 images of 1024 numbers."""
+"""Numbers in a tensor of angles that is kept at once: 16 MB, all angles of 161 images."""
 
-SAME = 1e-12
-"""Square of the distance below which two images count as one, without a direction between them."""
+SAME = 1e-6
+"""Distance below which two images count as one, without a direction between them."""
 
 
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -31,13 +31,21 @@ def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source: Park et al. 2019, arXiv 1904.05068.
     """
-    with torch.autocast(student.device.type, enabled=False):
-        return F.smooth_l1_loss(_distances(student.float()), _distances(teacher.float()))
+    return _of_distances(_distances(student), _distances(teacher))
 
 
 def _distances(x: Tensor) -> Tensor:
-    # By differences: as squares and products, distances of neighbours would be lost in rounding.
-    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    """Return the distances (B, B) of embeddings (B, D), in fp32."""
+    with torch.autocast(x.device.type, enabled=False):
+        # By differences: as squares and products, distances of neighbours would be lost in rounding.
+        return torch.cdist(x.float(), x.float(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _of_distances(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.smooth_l1_loss(_by_their_mean(student), _by_their_mean(teacher))
+
+
+def _by_their_mean(distances: Tensor) -> Tensor:
     mean = distances.sum() / (distances > 0).sum().clamp(min=1)
     return distances / mean.clamp(min=1e-12)
 
@@ -55,29 +63,35 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source: Park et al. 2019, arXiv 1904.05068.
     """
+    return _of_angles(_distances(student), _distances(teacher))
+
+
+def _of_angles(student: Tensor, teacher: Tensor) -> Tensor:
     count = len(student)
-    part = max(1, ENTRIES // (count * max(count, student.shape[1], teacher.shape[1])))
-    with torch.autocast(student.device.type, enabled=False):
-        ours, theirs = student.float(), teacher.float()
-        if part >= count:
-            return _angles_apart(ours, theirs, 0, count) / count**3
-        apart = partial(checkpoint, _angles_apart, ours, theirs, use_reentrant=False, preserve_rng_state=False)
-        sums = [apart(start, min(start + part, count)) for start in range(0, count, part)]
-        return torch.stack(sums).sum() / count**3
+    part = max(1, ENTRIES // count**2)
+    if part >= count:
+        return _angles_apart(student, teacher, 0, count) / count**3
+    apart = partial(checkpoint, _angles_apart, student, teacher, use_reentrant=False, preserve_rng_state=False)
+    sums = [apart(start, min(start + part, count)) for start in range(0, count, part)]
+    return torch.stack(sums).sum() / count**3
 
 
 def _angles_apart(student: Tensor, teacher: Tensor, start: int, stop: int) -> Tensor:
-    """The sum over the triples whose vertices are start to stop."""
+    """Return the sum over the triples whose vertices are start to stop, of distances (B, B)."""
     return F.smooth_l1_loss(_cosines(student, start, stop), _cosines(teacher, start, stop), reduction="sum")
 
 
-def _cosines(x: Tensor, start: int, stop: int) -> Tensor:
-    differences = x - x[start:stop, None]  # (vertices, B, D)
-    square = differences.square().sum(dim=2, keepdim=True)
-    # Where there is no direction, the gradient is that of a vector of length 1 and not infinite.
-    apart = square > SAME
-    directions = differences * (apart * torch.where(apart, square, 1.0).rsqrt())
-    return directions @ directions.transpose(1, 2)
+def _cosines(distances: Tensor, start: int, stop: int) -> Tensor:
+    """Return the cosines (vertices, B, B) of the angles in triangles with sides of these lengths (B, B).
+
+    By the law of cosines, for B^2 products of embeddings in place of B^3. Its rounding grows with the ratio of two
+    sides of a triangle, not with the length of embeddings: 1e-5 for sides of 1 and 100.
+    """
+    squares, sides = distances.square(), distances[start:stop]
+    apart = sides > SAME  # where there is no direction, there is no gradient, rather than an infinite one
+    inverse = apart / torch.where(apart, sides, 1.0)
+    halves = squares[start:stop] / 2
+    return (halves[:, :, None] + halves[:, None, :] - squares / 2) * (inverse[:, :, None] * inverse[:, None, :])
 
 
 class RKD(SoftTargets):
@@ -98,7 +112,7 @@ class RKD(SoftTargets):
 
     Scaling:
         Neither term grows with B or D. The angles take O(B^3) time; their memory is bounded by parts, which are
-        computed twice for batches of more than about 64.
+        computed twice for batches of more than 161.
 
     Use:
         Where geometry between images matters more than classes, as in metric learning, for which it was proposed. On
@@ -107,7 +121,8 @@ class RKD(SoftTargets):
     Deviations:
         * Paper: sums over distinct images. Authors' code, RepDistiller and here: degenerate pairs and triples are
           averaged in, as the published weights belong to it; they are 0.
-        * Angles are in fp32 and in parts; popular code keeps (B, B, B) and (B, B, D) at once.
+        * Angles are in fp32, in parts and by the law of cosines; popular code keeps (B, B, B) and (B, B, D) at once
+          and takes B^3 products of D numbers.
         * KD_Lib takes logits, with weights 0.5 and 0.5.
 
     Args:
@@ -139,11 +154,12 @@ class RKD(SoftTargets):
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        terms, embeddings = super().forward(student, teacher, batch), (student.embedding, teacher.embedding)
+        terms = super().forward(student, teacher, batch)
+        distances = _distances(student.embedding), _distances(teacher.embedding)
         return {
             "hard": terms["hard"],
-            "distance": self.beta * self.distance_weight * distance_loss(*embeddings),
-            "angle": self.beta * self.angle_weight * angle_loss(*embeddings),
+            "distance": self.beta * self.distance_weight * _of_distances(*distances),
+            "angle": self.beta * self.angle_weight * _of_angles(*distances),
             "soft": terms["soft"],
         }
 
