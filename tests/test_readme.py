@@ -24,7 +24,8 @@ from tests.common import CONF, ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SITE = [ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
 """Pages whose commands are tested with the site, in tests/test_site.py."""
-PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {*SITE})]
+ANSWERS = sorted((ROOT / "docs" / "results").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {*SITE}), *ANSWERS]
 MAX_LINES = 120
 
 

@@ -188,7 +188,8 @@ def inline(text):
     return [code for code in re.findall(r"`(python (?:train\.py|scripts/)[^`]*)`", prose) if "..." not in code]
 
 
-RUN_ELSEWHERE = {line for page in {*DOCS.glob("*.md")} - {*PAGES} for line in lines(page.read_text(encoding="utf-8"))}
+ELSEWHERE = {*DOCS.glob("*.md"), *DOCS.glob("results/*.md")} - {*PAGES}
+RUN_ELSEWHERE = {line for page in ELSEWHERE for line in lines(page.read_text(encoding="utf-8"))}
 """In blocks of other pages, and so run in test_readme.py."""
 COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in lines(text) + inline(text)))
 TRAINING = [command for command in COMMANDS if "python train.py" in command]
