@@ -209,26 +209,21 @@ def mistakes(rows: Sequence[str], baseline: str) -> list[Contrast]:
 
 def _gain() -> str:
     summary, comparisons = _records("seed_table")
-    found = {comparison.row.first.method: comparison for comparison in comparisons}
-    lines = []
-    for row in summary.rows:
-        name, comparison = STUDENTS.get(row.label, f"one {row.label}"), found.get(row.label)
-        gain = (
-            [points(comparison.difference.mean), interval_text(comparison.difference.interval, "+")]
-            if comparison
-            else ["", ""]
-        )
-        words = comparison.verdict if comparison else ""
-        lines.append([name, str(row.n), plus_minus(row.test_acc), percent(row.retention, 1, " %"), *gain, words])
-    headers = [
-        "network",
-        "n",
-        "test accuracy, %",
-        "retention",
-        "minus labels alone, points",
-        "95 % interval",
-        "in words",
+    gains = {
+        c.row.label: [points(c.difference.mean), interval_text(c.difference.interval, "+"), c.verdict]
+        for c in comparisons
+    }
+    lines = [
+        [
+            STUDENTS.get(row.label, f"one {row.label}"),
+            str(row.n),
+            plus_minus(row.test_acc),
+            *gains.get(row.label, [""] * 3),
+            percent(row.retention, 1, " %"),
+        ]
+        for row in summary.rows
     ]
+    headers = ["network", "n", "test accuracy, %", "difference, points", "95 % interval", "in words", "retention"]
     return markdown(headers, lines, left=["in words"])
 
 

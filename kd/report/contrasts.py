@@ -45,17 +45,18 @@ def to_markdown(rows: Mapping[str, Row], *families: Sequence[Contrast], accuracy
     Args:
         rows: rows by label.
         families: what is compared.
-        accuracy: whether to give the test accuracy of the first row of each pair.
+        accuracy: whether to give the test accuracy of the first row of each pair, in place of p and what is detectable.
     """
     lines = []
     for family in families:
         for contrast, found in zip(family, compared(rows, family), strict=True):
             mean, interval, p, n, _ = found.difference
-            own = [plus_minus(found.row.test_acc)] if accuracy else []
-            gain = [points(mean), interval_text(interval, "+", n), p_value(p), percent(found.detectable)]
-            lines.append([contrast.name, str(n), *own, *gain, found.verdict])
-    headers = ["compared", "n", *(["test accuracy, %"] if accuracy else []), "difference, points", "95 % interval"]
-    return markdown([*headers, "p (Holm)", "detectable", "in words"], lines, left=["in words"])
+            more = [plus_minus(found.row.test_acc)] if accuracy else [p_value(p), percent(found.detectable)]
+            gain = [points(mean), interval_text(interval, "+", n)]
+            lines.append([contrast.name, str(n), *gain, *more, found.verdict])
+    more = ["test accuracy, %"] if accuracy else ["p (Holm)", "detectable"]
+    headers = ["compared", "n", "difference, points", "95 % interval", *more, "in words"]
+    return markdown(headers, lines, left=["in words"])
 
 
 def certainty(found: Mapping[str, Comparison], rights: Sequence[tuple[Rights, Rights]], margin: float) -> str:
