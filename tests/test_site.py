@@ -1,6 +1,6 @@
 """The documentation site: it builds without a warning, its links lead somewhere, its commands and blocks work.
 
-The other pages of docs/ are tested in test_readme.py, where their commands run; those of the site are composed here.
+The other pages of docs/ are tested in test_readme.py, where their commands run; those of the site and of the protocol are composed here.
 """
 
 import json
@@ -26,7 +26,7 @@ from kd.app.run import check_command
 from tests.common import CONF, ROOT
 
 DOCS = ROOT / "docs"
-PAGES = [DOCS / "index.md", *sorted((DOCS / "guide").glob("*.md"))]
+PAGES = [DOCS / "index.md", DOCS / "protocol.md", *sorted((DOCS / "guide").glob("*.md"))]
 TEXTS = {page.stem: page.read_text(encoding="utf-8") for page in PAGES}
 MAX_MEGABYTES = 12
 MAX_PAGES = 40
