@@ -1,6 +1,7 @@
 """The documentation site: it builds without a warning, its links lead somewhere, its commands and blocks work.
 
-The other pages of docs/ are tested in test_readme.py, where their commands run; those of the site and of the protocol are composed here.
+The other pages of docs/ are tested in test_readme.py, where their commands run; those of the site, and of the protocol,
+are composed here.
 """
 
 import json
