@@ -282,7 +282,7 @@ def _fidelity() -> str:
         logits = known["logits", figure]
         gain = " to ".join(f"{factor * float(logits[end]):+.{digits}f}" for end in ("low", "high"))
         lines.append([name, logits["pairs"], *means, gain, logits["verdict"]])
-    headers = ["", "n", *STUDENTS.values(), "logits minus labels alone", "in words"]
+    headers = ["", "n", *STUDENTS.values(), "logits minus labels alone, 95 %", "in words"]
     return markdown(headers, lines, left=["in words"])
 
 
