@@ -1,34 +1,114 @@
 """Write the tables of README, docs and reports anew from the records in docs/results: `python scripts/readme.py`."""
 
 import argparse
+import csv
 import json
 import sys
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kd.errors import UserError
 from kd.report.comparison import Comparison, compare
+from kd.report.contrasts import Contrast, certainty, compared, to_markdown, variation
+from kd.report.fidelity.measures import averaged_accuracy
+from kd.report.figures import differences
 from kd.report.html.page import to_html, unpacked
 from kd.report.html.view import Json, view
-from kd.report.page import report
+from kd.report.numbers import decimals, interval_text, percent, plus_minus, points
+from kd.report.page import Picture, report, write
+from kd.report.power import picture
 from kd.report.rows import Row
-from kd.report.speed import to_markdown
+from kd.report.speed import to_markdown as speed_to_markdown
 from kd.report.summary import Summary, summarize
-from kd.report.tables import to_brief, to_csv
+from kd.report.tables import markdown, to_brief, to_csv
+from kd.runs import predictions
 from kd.runs.results import collect
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     "README.md": ("results",),
-    "docs/seed_anomaly.md": ("anomaly",),
-    "docs/results/README.md": ("matters",),
+    "docs/results/is_it_better.md": ("gain", "looks"),
+    "docs/results/what_made_it.md": ("changes", "networks"),
+    "docs/results/is_it_distillation.md": ("fidelity", "averaged", "length"),
+    "docs/results/why_it_loses.md": ("mistakes", "unequal"),
+    "docs/results/how_sure.md": ("sure", "varies"),
     "docs/speed.md": ("speed",),
 }
 """Tables by page, which has them between marks such as <!-- speed --> and <!-- /speed -->."""
-TABLES = {"results": "seed_table", "anomaly": "seed_anomaly", "matters": "what_matters"}
-"""Folders of result records in docs/results, by table."""
+BASELINES = {"seed_table": None, "seed_anomaly": "logits mistake=LabelsOnly", "what_matters": None}
+"""Folders of result records in docs/results that have a report, with its baseline."""
 INDEX = "docs/results/seed_table/index.html"
 """The example of a report's page. Its part with images is made by `scripts/report.py --images`, and stays as it is."""
-BASELINES = {"anomaly": "logits mistake=LabelsOnly"}
+
+DATA = "CIFAR-10 (JPEG)"
+MARGIN = 0.005
+"""The greatest difference in accuracy that does not matter: docs/protocol.md."""
+STUDENTS = {"standard": "labels alone", "logits": "logits", "feature": "feature"}
+"""What the rows of seed_table are called."""
+GAINS = {
+    "logits minus labels alone": Contrast("logits", "logits", "standard"),
+    "feature minus labels alone": Contrast("feature", "feature", "standard"),
+    "logits minus feature": Contrast("", "logits", "feature"),
+}
+LOOKS = tuple(
+    tuple(Contrast(f"{method}, {when}", method, "standard", seeds) for method in ("logits", "feature"))
+    for when, seeds in (("first three seeds", range(3)), ("three more", range(3, 6)))
+)
+LONG = "recipe.batch_size=128 recipe.epochs=40 recipe.optimizer.lr=0.08"
+CHANGES = (
+    Contrast("first teacher, logits", "logits ensemble=1", "standard"),
+    Contrast("two more teachers, logits", "logits", "logits ensemble=1"),
+    Contrast("all three teachers, logits", "logits", "standard"),
+    Contrast("all three teachers, feature", "feature", "standard"),
+    Contrast("long recipe, labels alone", f"standard {LONG}", "standard"),
+    Contrast("long recipe, logits", f"logits {LONG}", "logits"),
+    Contrast("long recipe, feature", f"feature {LONG}", "feature"),
+)
+LENGTH = (
+    Contrast("logits of one teacher, short, minus labels alone, long", "logits ensemble=1", f"standard {LONG}"),
+    Contrast("logits of three teachers, short, minus labels alone, long", "logits", f"standard {LONG}"),
+)
+NETWORKS = {
+    "teacher": "teacher, 30 epochs",
+    "teacher teacher_recipe.epochs=75": "teacher, 75 epochs",
+    "standard": "labels alone, short",
+    f"standard {LONG}": "labels alone, long",
+    "feature": "feature, three teachers, short",
+    f"feature {LONG}": "feature, three teachers, long",
+    "logits ensemble=1": "logits, one teacher, short",
+    "logits": "logits, three teachers, short",
+    f"logits {LONG}": "logits, three teachers, long",
+}
+"""What the rows of what_matters are called."""
+DROPLESS = "student.conv_dropout=0 student.head_dropout=0"
+UNEQUAL = ("Right", "CachedWithoutAugmentation", "OtherView", "NoTSquared", "MeanReductionNoTSquared")
+"""Rows of seed_anomaly that are compared with labels alone without dropout, too."""
+MISTAKES = {name: name for name in UNEQUAL} | {
+    f"Right {DROPLESS}": "Right, no dropout in either",
+    "MeanReduction": "MeanReduction",
+    "OtherImages": "OtherImages",
+    "SoftmaxForLogSoftmax": "SoftmaxForLogSoftmax",
+    "TeacherInTrainMode": "TeacherInTrainMode",
+    "LabelsOnly recipe.optimizer.lr=0.015": "LabelsOnly, a tenth of the learning rate",
+    f"LabelsOnly {DROPLESS}": "LabelsOnly, no dropout",
+}
+"""What the rows of seed_anomaly are called."""
+FIGURES = {
+    "agreement": ("same class as the teachers, %", 100, 1),
+    "agreement_wrong": ("the same where the teachers are wrong, %", 100, 1),
+    "kl": ("KL(teacher ‖ student), nats", 1, 3),
+    "kl_scaled": ("the same, both temperature scaled", 1, 3),
+    "nll": ("NLL, nats", 1, 3),
+    "nll_scaled": ("the same, temperature scaled", 1, 3),
+    "ece": ("expected calibration error, %", 100, 2),
+    "ece_scaled": ("the same, temperature scaled", 100, 2),
+}
+"""Figures of docs/fidelity/fidelity.csv: what they are called, their factor, their digits."""
 
 
 def main() -> int:
@@ -37,9 +117,10 @@ def main() -> int:
     check = parser.parse_args().check
     try:
         results = ROOT / "docs" / "results"
-        reports = {results / folder: report(*_records(name)) for name, folder in TABLES.items()}
+        reports = {results / folder: report(*_records(folder)) for folder in BASELINES}
         wanted = {ROOT / page: filled(page) for page in PAGES}
-        wanted[results / "seed_table.csv"] = to_csv(*_rows("results"))
+        summary, comparisons = _records("seed_table")
+        wanted[results / "seed_table.csv"] = to_csv(summary.rows, comparisons)
         wanted |= {folder / name: text for folder, made in reports.items() for name, text in made.texts.items()}
         page = (ROOT / INDEX).read_text(encoding="utf-8")
         shown = page_view(page)
@@ -53,6 +134,7 @@ def main() -> int:
             path.write_text(text, encoding="utf-8")
         for folder, made in reports.items():
             made.write(folder)
+        write({}, pictures(), results)
         (ROOT / INDEX).write_text(to_html(shown), encoding="utf-8")
     except (UserError, OSError, ValueError) as error:
         print(f"readme.py: {error}", file=sys.stderr)
@@ -62,7 +144,7 @@ def main() -> int:
 
 def page_view(page: str) -> Json:
     """Return what the page shall show: the records as they are, predictions and images as they were."""
-    return view(*_records("results")) | {"fidelity": unpacked(page)["fidelity"]}
+    return view(*_records("seed_table")) | {"fidelity": unpacked(page)["fidelity"]}
 
 
 def filled(page: str) -> str:
@@ -77,21 +159,151 @@ def filled(page: str) -> str:
     return text
 
 
+def _records(folder: str) -> tuple[Summary, list[Comparison]]:
+    return _read(ROOT / "docs" / "results" / folder)
+
+
+@cache
+def _read(folder: Path) -> tuple[Summary, list[Comparison]]:
+    summary = summarize(*collect([folder]))
+    return summary, compare(summary.rows, BASELINES[folder.name])
+
+
+def _rows(folder: str) -> dict[str, Row]:
+    return {row.label: row for row in _records(folder)[0].rows}
+
+
+# Tables
+
+
 def _table(name: str) -> str:
-    if name in TABLES:
-        return to_brief(*_rows(name))
-    measured = json.loads((ROOT / "docs" / "results" / "speed" / "two_cores.json").read_text(encoding="utf-8"))
-    return to_markdown(measured)
+    """Return a table of `PAGES` as Markdown."""
+    makers = {
+        "results": lambda: to_brief(_records("seed_table")[0].rows, _records("seed_table")[1]),
+        "gain": _gain,
+        "looks": lambda: to_markdown(_rows("seed_table"), *LOOKS),
+        "changes": lambda: to_markdown(_rows("what_matters"), CHANGES),
+        "networks": _networks,
+        "length": lambda: to_markdown(_rows("what_matters"), LENGTH),
+        "averaged": _averaged,
+        "fidelity": _fidelity,
+        "sure": _sure,
+        "varies": _varies,
+        "mistakes": lambda: to_markdown(_rows("seed_anomaly"), mistakes(MISTAKES, "LabelsOnly"), accuracy=True),
+        "unequal": lambda: to_markdown(
+            _rows("seed_anomaly"), mistakes((*UNEQUAL, f"Right {DROPLESS}"), f"LabelsOnly {DROPLESS}")
+        ),
+        "speed": lambda: speed_to_markdown(
+            json.loads((ROOT / "docs/results/speed/two_cores.json").read_text(encoding="utf-8"))
+        ),
+    }
+    return makers[name]()
 
 
-def _rows(name: str) -> tuple[list[Row], list[Comparison]]:
-    summary, comparisons = _records(name)
-    return summary.rows, comparisons
+def mistakes(rows: Sequence[str], baseline: str) -> list[Contrast]:
+    """Return rows of seed_anomaly compared with another one of them, from the best to the worst."""
+    family = [Contrast(MISTAKES[row], f"logits mistake={row}", f"logits mistake={baseline}") for row in rows]
+    found = zip(compared(_rows("seed_anomaly"), family), family, strict=True)
+    return [contrast for _, contrast in sorted(found, key=lambda pair: -(pair[0].difference.mean or 0.0))]
 
 
-def _records(name: str) -> tuple[Summary, list[Comparison]]:
-    summary = summarize(*collect([ROOT / "docs" / "results" / TABLES[name]]))
-    return summary, compare(summary.rows, BASELINES.get(name))
+def _gain() -> str:
+    summary, comparisons = _records("seed_table")
+    gains = {
+        c.row.label: [points(c.difference.mean), interval_text(c.difference.interval, "+"), c.verdict]
+        for c in comparisons
+    }
+    lines = [
+        [
+            STUDENTS.get(row.label, f"one {row.label}"),
+            str(row.n),
+            plus_minus(row.test_acc),
+            *gains.get(row.label, [""] * 3),
+            percent(row.retention, 1, " %"),
+        ]
+        for row in summary.rows
+    ]
+    headers = ["network", "n", "test accuracy, %", "difference, points", "95 % interval", "in words", "retention"]
+    return markdown(headers, lines, left=["in words"])
+
+
+def _networks() -> str:
+    lines = []
+    for label, name in NETWORKS.items():
+        row = _rows("what_matters")[label]
+        trained = percent(fmean(run.epoch_train_acc[-1] for run in row.runs), 1)
+        own = percent(row.retention, 1, " %")
+        lines.append([name, str(row.n), plus_minus(row.test_acc), trained, percent(row.teacher_acc), own])
+    headers = ["network", "n", "test accuracy, %", "on training images, %", "its teachers, %", "retention"]
+    return markdown(headers, lines)
+
+
+def _predicted(method: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the logits of a method of seed_table by seed, (n, M, C), and the labels, (M,)."""
+    folder = ROOT / "docs" / "results" / "seed_table"
+    seeds = _rows("seed_table")[method].seeds
+    read = [predictions.read(folder / f"{method}{seed}" / predictions.FILE) for seed in seeds]
+    return np.array([found.logits for found in read], dtype=np.float64), read[0].labels
+
+
+def _right(method: str) -> NDArray[np.float64]:
+    """Return which test images each seed of a method gets right: (n, M) of 0 and 1."""
+    logits, labels = _predicted(method)
+    return (logits.argmax(axis=2) == labels).astype(np.float64)
+
+
+def _averaged() -> str:
+    counts = (1, 2, 3, 6)
+    lines = [
+        [name, str(len(logits)), *(percent(averaged_accuracy(labels, logits, k)) for k in counts)]
+        for name, (logits, labels) in ((name, _predicted(method)) for method, name in STUDENTS.items())
+    ]
+    headers = ["students", "n", "one, %", "two averaged, %", "three averaged, %", "six averaged, %"]
+    return markdown(headers, lines)
+
+
+def _sure() -> str:
+    found = compared(_rows("seed_table"), tuple(GAINS.values()))
+    rights = [(_right(c.ours), _right(c.theirs)) for c in GAINS.values()]
+    return certainty(dict(zip(GAINS, found, strict=True)), rights, MARGIN)
+
+
+def _varies() -> str:
+    gains = {f"gain of {method}": _right(method) - _right("standard") for method in ("logits", "feature")}
+    return variation({name: _right(method) for method, name in STUDENTS.items()} | gains)
+
+
+def _fidelity() -> str:
+    with (ROOT / "docs" / "fidelity" / "fidelity.csv").open(encoding="utf-8", newline="") as file:
+        known = {(line["run"], line["figure"]): line for line in csv.DictReader(file)}
+    lines = []
+    for figure, (name, factor, digits) in FIGURES.items():
+        means = [decimals(factor * float(known[run, figure]["mean"]), digits) for run in STUDENTS]
+        logits = known["logits", figure]
+        gain = " to ".join(f"{factor * float(logits[end]):+.{digits}f}" for end in ("low", "high"))
+        lines.append([name, logits["pairs"], *means, gain, logits["verdict"]])
+    headers = ["", "n", *STUDENTS.values(), "logits minus labels alone, 95 %", "in words"]
+    return markdown(headers, lines, left=["in words"])
+
+
+# Pictures
+
+
+def pictures() -> list[Picture]:
+    """Draw the pictures beside the pages of docs/results."""
+    gains = compared(_rows("seed_table"), tuple(GAINS.values()))
+    changes = compared(_rows("what_matters"), CHANGES)
+    wrong = mistakes(list(MISTAKES), "LabelsOnly")
+    added, against = "what each change adds", "compared with the labels alone, four epochs"
+    title = f"Test accuracy on {DATA}"
+    drawn = {
+        "what_made_it.png": differences(changes, [c.name for c in CHANGES], f"{title}: {added}"),
+        "why_it_loses.png": differences(
+            compared(_rows("seed_anomaly"), wrong), [c.name for c in wrong], f"{title} {against}"
+        ),
+        "how_sure.png": picture(gains, list(GAINS), 100 * MARGIN),
+    }
+    return [Picture(name, figure, name) for name, figure in drawn.items()]
 
 
 if __name__ == "__main__":

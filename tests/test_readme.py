@@ -22,9 +22,13 @@ from kd.runs.results import collect
 from tests.common import CONF, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SITE = [ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+SITE = [
+    *(ROOT / "docs" / f"{name}.md" for name in ("index", "protocol")),
+    *sorted((ROOT / "docs" / "guide").glob("*.md")),
+]
 """Pages whose commands are tested with the site, in tests/test_site.py."""
-PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {*SITE})]
+ANSWERS = sorted((ROOT / "docs" / "results").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {*SITE}), *ANSWERS]
 MAX_LINES = 120
 
 

@@ -1,6 +1,7 @@
 """The documentation site: it builds without a warning, its links lead somewhere, its commands and blocks work.
 
-The other pages of docs/ are tested in test_readme.py, where their commands run; those of the site are composed here.
+The other pages of docs/ are tested in test_readme.py, where their commands run; those of the site, and of the protocol,
+are composed here.
 """
 
 import json
@@ -26,7 +27,7 @@ from kd.app.run import check_command
 from tests.common import CONF, ROOT
 
 DOCS = ROOT / "docs"
-PAGES = [DOCS / "index.md", *sorted((DOCS / "guide").glob("*.md"))]
+PAGES = [DOCS / "index.md", DOCS / "protocol.md", *sorted((DOCS / "guide").glob("*.md"))]
 TEXTS = {page.stem: page.read_text(encoding="utf-8") for page in PAGES}
 MAX_MEGABYTES = 12
 MAX_PAGES = 40
@@ -188,7 +189,8 @@ def inline(text):
     return [code for code in re.findall(r"`(python (?:train\.py|scripts/)[^`]*)`", prose) if "..." not in code]
 
 
-RUN_ELSEWHERE = {line for page in {*DOCS.glob("*.md")} - {*PAGES} for line in lines(page.read_text(encoding="utf-8"))}
+ELSEWHERE = {*DOCS.glob("*.md"), *DOCS.glob("results/*.md")} - {*PAGES}
+RUN_ELSEWHERE = {line for page in ELSEWHERE for line in lines(page.read_text(encoding="utf-8"))}
 """In blocks of other pages, and so run in test_readme.py."""
 COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in lines(text) + inline(text)))
 TRAINING = [command for command in COMMANDS if "python train.py" in command]

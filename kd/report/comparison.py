@@ -95,6 +95,16 @@ def compare(rows: Sequence[Row], name: str | None = None, margin: float | None =
     pairs = [(row, baselines[row.first.dataset]) for row in rows if row.first.dataset in baselines]
     pairs = [(row, baseline) for row, baseline in pairs if row is not baseline and row.role is not Role.TEACHER]
     pairs = [(row, baseline) for row, baseline in pairs if row.trial == baseline.trial]  # on the same test images
+    return contrasts(pairs, margin)
+
+
+def contrasts(pairs: Sequence[tuple[Row, Row]], margin: float | None = None) -> list[Comparison]:
+    """Compare the first row of each pair with the second; p values are corrected for the number of pairs.
+
+    Args:
+        pairs: rows of one data set, tested on the same images.
+        margin: the greatest difference that does not matter, a fraction of 1: smaller ones are tested for.
+    """
     differences = corrected([difference(_by_seed(row), _by_seed(baseline), limit=1.0) for row, baseline in pairs])
     compared = [Comparison(row, baseline, d, margin) for (row, baseline), d in zip(pairs, differences, strict=True)]
     if margin is None:

@@ -140,7 +140,7 @@ class Spreads(NamedTuple):
     """Of the mean accuracy of these networks, over other test images of their number."""
 
 
-def spreads(correct: NDArray[np.bool_]) -> Spreads | None:
+def spreads(correct: NDArray[np.bool_] | NDArray[np.float64]) -> Spreads | None:
     """Split what varies in a test accuracy into seeds and test images.
 
     The covariance, over seeds, of the accuracies on two disjoint sets of images is the variance on all images of their
@@ -148,8 +148,8 @@ def spreads(correct: NDArray[np.bool_]) -> Spreads | None:
     which counts as 0.
 
     Args:
-        correct: (n, M), which of the same M test images the network of each seed gets right. None of fewer than
-            `FEWEST` seeds or of one image.
+        correct: (n, M), which of the same M test images the network of each seed gets right; of a gain, 1 where ours
+            alone does and -1 where theirs alone does. None of fewer than `FEWEST` seeds or of one image.
     """
     right = np.asarray(correct, dtype=np.float64)
     n, images = right.shape

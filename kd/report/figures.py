@@ -188,24 +188,28 @@ FAR = 4
 """A difference this many times as large as the next would flatten all others."""
 
 
-def differences(comparisons: Sequence[Comparison]) -> Figure:
-    """Draw test accuracy minus that of one baseline, with its interval and every seed, from the highest to the lowest.
+def differences(comparisons: Sequence[Comparison], names: Sequence[str] = (), title: str = "") -> Figure:
+    """Draw test accuracy minus that of the baseline, with its interval and every seed, from the highest to the lowest.
 
     An outlier is an arrow at the edge, so that the axis has room for the rest.
 
     Args:
-        comparisons: comparisons with one baseline, each with a difference.
+        comparisons: comparisons, each with a difference; with one baseline unless `title` tells what is compared.
+        names: in place of the rows' labels.
+        title: in place of the data and the baseline.
     """
-    ranked = sorted(comparisons, key=lambda comparison: comparison.difference.mean or 0.0)
-    names = [wrapped(f"{comparison.row.label} (n = {comparison.difference.n})", 48) for comparison in ranked]
+    named = list(zip(comparisons, names or [comparison.row.label for comparison in comparisons], strict=True))
+    named.sort(key=lambda pair: pair[0].difference.mean or 0.0)
+    ranked = [comparison for comparison, _ in named]
+    names = [wrapped(f"{name} (n = {comparison.difference.n})", 48) for comparison, name in named]
     lines = sum(1 + name.count("\n") for name in names)
     figure = Figure(figsize=(9, 1.9 + 0.14 * len(names) + 0.2 * lines), layout="constrained")
     baseline, outlier = comparisons[0].baseline, _outlier(ranked)
     line = " line: 95 % interval," if any(comparison.difference.interval for comparison in ranked) else ""
     marks = f"diamond: mean over n seeds,{line} dots: seeds"
     marks += ", arrow: far beyond the axis" if outlier else ""
-    title = f"Test accuracy on {titled([baseline])} compared with {baseline.label}\n{marks}"
-    figure.suptitle(literal(title), x=0.01, ha="left", fontsize=11)
+    title = title or f"Test accuracy on {titled([baseline])} compared with {baseline.label}"
+    figure.suptitle(literal(f"{title}\n{marks}"), x=0.01, ha="left", fontsize=11)
     axes = framed(figure.add_subplot())
     axes.axvline(0, color=INK, linewidth=1.0)
     for place, comparison in enumerate(ranked):

@@ -385,6 +385,15 @@ def test_differences_are_ranked_and_coloured_by_verdict():
         assert line.get_xdata() == pytest.approx([100 * end for end in by_label[label].difference.interval])
 
 
+def test_differences_take_names_and_a_title_in_place_of_the_rows_own():
+    rows = summarize(
+        [*runs("standard", 0.8, seeds=4, teacher_acc=None), *runs("a", 0.85, seeds=4), *runs("b", 0.7)]
+    ).rows
+    figure = drawn(differences(compare(rows), ["up", "down"], "What each adds"))
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["down (n = 3)", "up (n = 4)"]
+    assert figure.get_suptitle().startswith("What each adds\n")
+
+
 def test_report_draws_several_comparisons(tmp_path):
     summary = few()
     written = report(summary, compare(summary.rows)).write(tmp_path)

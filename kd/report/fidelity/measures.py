@@ -6,6 +6,7 @@ Shapes: M test images, C classes, n seeds. Logarithms are natural.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from math import ceil, comb
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -47,6 +48,18 @@ def correct(labels: Labels, logits: Logits) -> Mask:
 def accuracy(labels: Labels, logits: Logits) -> float:
     """Return the share of images that are classified right, in [0, 1]."""
     return float(correct(labels, logits).mean())
+
+
+def averaged_accuracy(labels: Labels, logits: NDArray[np.float64], k: int) -> float:
+    """Return the accuracy of the mean probabilities of k networks, in [0, 1]: the mean over all choices of k.
+
+    Args:
+        labels: (M,).
+        logits: (n, M, C), of n >= k networks for the same M images.
+    """
+    shares = scipy.special.softmax(logits, axis=2)
+    chosen = combinations(range(len(shares)), k)
+    return fmean(float((shares[list(some)].mean(axis=0).argmax(axis=1) == labels).mean()) for some in chosen)
 
 
 def class_accuracy(labels: Labels, logits: Logits) -> Floats:

@@ -11,6 +11,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from kd.report.fidelity.measures import (
     accuracy,
     agreement,
+    averaged_accuracy,
     class_accuracy,
     cross_fitted,
     ece,
@@ -35,6 +36,15 @@ def calibrated(images, classes, seed=0):
     logits = rng.normal(0, 2, (images, classes))
     cumulative = special.softmax(logits, axis=1).cumsum(axis=1)
     return (rng.random((images, 1)) > cumulative[:, :-1]).sum(axis=1), logits
+
+
+def test_averaged_accuracy_is_that_of_mean_probabilities_over_all_choices():
+    labels = np.array([0, 1])
+    sure, unsure, wrong = [[4.0, 0.0], [0.0, 4.0]], [[0.0, 1.0], [0.0, 1.0]], [[0.0, 9.0], [9.0, 0.0]]
+    logits = np.array([sure, unsure, wrong])
+    assert averaged_accuracy(labels, logits, 1) == pytest.approx((1 + 0.5 + 0) / 3)
+    # sure and unsure: both right. sure and wrong, unsure and wrong: neither.
+    assert averaged_accuracy(labels, logits, 2) == pytest.approx(1 / 3)
 
 
 def test_measures_match_sklearn_and_torch():

@@ -1,0 +1,99 @@
+"""Chosen pairs of rows, compared and named: the tables of a study that asks more than one question."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import stdev
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kd.report.comparison import Comparison, contrasts
+from kd.report.effects import equivalence_p, seeds_needed, sign_flip_p, smallest_detectable, spreads
+from kd.report.numbers import interval_text, p_value, percent, plus_minus, points, probability
+from kd.report.rows import Row
+from kd.report.statistics import images_interval, t_test
+from kd.report.tables import markdown
+
+Rights = NDArray[np.float64]
+"""(n, M), 1 where the network of a seed gets a test image right, else 0."""
+
+
+class Contrast(NamedTuple):
+    """One row compared with another one, by their labels."""
+
+    name: str
+    ours: str
+    theirs: str
+    seeds: Sequence[int] | None = None
+    """Those that count; None for all that both have."""
+
+
+def compared(rows: Mapping[str, Row], family: Sequence[Contrast]) -> list[Comparison]:
+    """Compare rows, given by their labels; p values are corrected for the number of comparisons."""
+
+    def row(label: str, seeds: Sequence[int] | None) -> Row:
+        runs = rows[label].runs
+        return replace(rows[label], runs=runs if seeds is None else tuple(run for run in runs if run.seed in seeds))
+
+    return contrasts([(row(c.ours, c.seeds), row(c.theirs, c.seeds)) for c in family])
+
+
+def to_markdown(rows: Mapping[str, Row], *families: Sequence[Contrast], accuracy: bool = False) -> str:
+    """Return comparisons as a Markdown table; p values are corrected within each family.
+
+    Args:
+        rows: rows by label.
+        families: what is compared.
+        accuracy: whether to give the test accuracy of the first row of each pair, in place of p and what is detectable.
+    """
+    lines = []
+    for family in families:
+        for contrast, found in zip(family, compared(rows, family), strict=True):
+            mean, interval, p, n, _ = found.difference
+            more = [plus_minus(found.row.test_acc)] if accuracy else [p_value(p), percent(found.detectable)]
+            gain = [points(mean), interval_text(interval, "+", n)]
+            lines.append([contrast.name, str(n), *gain, *more, found.verdict])
+    more = ["test accuracy, %"] if accuracy else ["p (Holm)", "detectable"]
+    headers = ["compared", "n", "difference, points", "95 % interval", *more, "in words"]
+    return markdown(headers, lines, left=["in words"])
+
+
+def certainty(found: Mapping[str, Comparison], rights: Sequence[tuple[Rights, Rights]], margin: float) -> str:
+    """Return a Markdown table of how certain differences are, with a column for each.
+
+    Args:
+        found: comparisons by name, each with an interval.
+        rights: what the two rows of each get right.
+        margin: the greatest difference that does not matter, a fraction of 1.
+    """
+    each = list(found.values())
+    images = [images_interval(ours > 0, theirs > 0) for ours, theirs in rights]
+    spread = [stdev(c.by_seed) for c in each]
+    half = f"{100 * margin:g} points"
+    lines = [
+        ["difference, points", *(points(c.difference.mean) for c in each)],
+        ["n", *(str(c.difference.n) for c in each)],
+        ["95 % interval over seeds", *(interval_text(c.difference.interval, "+") for c in each)],
+        ["95 % interval over test images", *(interval_text(interval, "+") for interval in images)],
+        ["seeds in which it is positive", *(str(sum(d > 0 for d in c.by_seed)) for c in each)],
+        ["probability of a gain with another seed, %", *(probability(c.probability) for c in each)],
+        ["p, paired t test", *(p_value(t_test(c.by_seed)) for c in each)],
+        ["p, sign-flip test", *(p_value(sign_flip_p(c.by_seed)) for c in each)],
+        [f"p of a difference beyond ±{half}", *(p_value(equivalence_p(c.by_seed, margin)) for c in each)],
+        ["smallest difference that 3 seeds find", *(percent(smallest_detectable(s, 3)) for s in spread)],
+        ["the same, 6 seeds", *(percent(smallest_detectable(s, 6)) for s in spread)],
+        [f"seeds that find {half}", *(str(seeds_needed(s, margin) or "") for s in spread)],
+    ]
+    return markdown(["", *found], lines)
+
+
+def variation(rights: Mapping[str, Rights]) -> str:
+    """Return a Markdown table of what accuracies and gains vary by: standard deviations, in points.
+
+    Args:
+        rights: what a row gets right, by name; for a gain, the difference of two.
+    """
+    headers = ["", "n", "between seeds, on these images", "between seeds, on all images", "between test splits"]
+    found = [(name, str(len(right)), spreads(right)) for name, right in rights.items()]
+    return markdown(headers, [[name, n, *map(percent, spread)] for name, n, spread in found if spread])

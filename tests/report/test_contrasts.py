@@ -1,0 +1,96 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kd.report.contrasts import Contrast, certainty, compared, to_markdown, variation
+from kd.report.power import MOST_SHOWN, picture
+from kd.report.statistics import holm
+from kd.report.summary import summarize
+from tests.report.made import ALONE, DISTILLED, changed
+
+ACCURACIES = {
+    "standard": (0.80, 0.81, 0.82, 0.80, 0.81, 0.82),
+    "logits": (0.81, 0.825, 0.83, 0.90, 0.91, 0.92),
+    "feature": (0.812, 0.821, 0.833, 0.815, 0.82, 0.836),
+}
+FAMILY = (Contrast("soft", "logits", "standard", range(3)), Contrast("maps", "feature", "standard", range(3)))
+
+
+@pytest.fixture
+def rows():
+    first = {"standard": ALONE, "logits": DISTILLED, "feature": replace(DISTILLED, method="feature")}
+    runs = [
+        changed(first[m], seed=s, test_acc=acc) for m, by_seed in ACCURACIES.items() for s, acc in enumerate(by_seed)
+    ]
+    return {row.label: row for row in summarize(runs).rows}
+
+
+def cells(table):
+    """The lines of a Markdown table below its headers, by their first cell."""
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.splitlines()[2:]]
+    return {line[0]: line[1:] for line in lines}
+
+
+def test_compared_counts_the_named_seeds_only(rows):
+    soft, maps = compared(rows, FAMILY)
+    assert (soft.difference.n, soft.difference.mean) == (3, pytest.approx(0.035 / 3))
+    (every,) = compared(rows, [Contrast("all seeds", "logits", "standard")])
+    assert every.difference.n == 6
+    assert every.difference.mean > 0.05
+    pairs = [(ACCURACIES[name][:3], ACCURACIES["standard"][:3]) for name in ("logits", "feature")]
+    p = sorted(stats.ttest_rel(*pair).pvalue for pair in pairs)
+    assert sorted([soft.difference.p, maps.difference.p]) == pytest.approx([2 * p[0], max(2 * p[0], p[1])])
+
+
+def test_table_of_contrasts_has_names_and_corrects_each_family_by_itself(rows):
+    one, two = (cells(to_markdown(rows, *families)) for families in ([FAMILY], [FAMILY[:1], FAMILY[1:]]))
+    assert [*one] == [*two] == ["soft", "maps"]
+    assert one["soft"][:2] == ["3", "+1.17"]
+    single = [
+        stats.ttest_rel(ACCURACIES[name][:3], ACCURACIES["standard"][:3]).pvalue for name in ("logits", "feature")
+    ]
+    assert [line[3] for line in two.values()] == [f"{p:.3f}" for p in single]
+    assert [line[3] for line in one.values()] == [f"{p:.3f}" for p in holm(single)]
+    assert cells(to_markdown(rows, FAMILY, accuracy=True))["soft"][3].startswith("82.17 ±")
+
+
+def test_certainty_has_a_column_for_each_comparison(rows):
+    found = dict(zip(["soft", "maps"], compared(rows, FAMILY), strict=True))
+    rng = np.random.default_rng(0)
+    alone, soft = ((rng.random((3, 400)) < share).astype(float) for share in (0.5, 0.9))
+    table = cells(certainty(found, [(soft, alone), (alone, alone)], margin=0.03))
+    assert table["difference, points"] == ["+1.17", "+1.20"]
+    assert table["n"] == ["3", "3"]
+    low, high = map(float, table["95 % interval over test images"][0].split(" to "))
+    assert low < 40 < high
+    assert table["95 % interval over test images"][1] == "+0.00 to +0.00"
+    assert table["seeds in which it is positive"] == ["3", "3"]
+    assert table["p of a difference beyond ±3 points"] == [
+        "0.004",
+        "< 0.001",
+    ]  # t = -11 with two degrees of freedom, one-sided
+
+
+def test_variation_of_a_gain_is_that_of_the_differences():
+    alone = np.tile([1.0, 0.0, 1.0, 0.0], (3, 25))
+    ours = alone.copy()
+    ours[:, 1] = 1  # one image more, for every seed
+    table = cells(variation({"alone": alone, "gain": ours - alone}))
+    assert table["alone"] == ["3", "0.00", "0.00", "5.03"]
+    assert table["gain"] == ["3", "0.00", "0.00", "1.00"]
+
+
+def test_power_falls_with_seeds_and_shows_what_was_seen(rows):
+    found = compared(rows, FAMILY)
+    (axes,) = picture(found, ["soft", "maps"], 0.5).axes
+    lines = [line for line in axes.lines if len(line.get_xdata()) > 2]
+    assert [[*line.get_xdata()][-1] for line in lines] == [MOST_SHOWN, MOST_SHOWN]
+    for line, comparison in zip(lines, found, strict=True):
+        assert (np.diff(line.get_ydata()) < 0).all()
+        assert line.get_ydata()[0] == pytest.approx(100 * comparison.detectable)  # three seeds
+    seen = [line for line in axes.lines if line.get_marker() == "D"]
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in seen] == [
+        (3, pytest.approx(100 * comparison.difference.mean)) for comparison in found
+    ]
