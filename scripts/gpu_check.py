@@ -62,6 +62,7 @@ COLUMNS = ("part", "what", "images/s", "s / epoch", "ratio", "GB", "share of pea
 
 
 def main() -> int:
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else to look for a GPU spoils the forks of a process
     try:
         options = arguments()
         with tempfile.TemporaryDirectory() as temporary:
@@ -71,12 +72,7 @@ def main() -> int:
     except (UserError, OSError) as error:
         print(f"gpu_check.py: {error}", file=sys.stderr)
         return 1
-    text = to_markdown(figures)
-    print(text, end="")
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    if options.markdown is not None:
-        options.markdown.write_text(text, encoding="utf-8")
+    print(to_markdown(figures), end="")
     return 1 if failures(figures) else 0
 
 
@@ -98,22 +94,31 @@ def arguments() -> argparse.Namespace:
 
 
 def checked(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run the parts, one after the other, and return all figures, as `--json` writes them."""
+    """Run the parts, one after the other, and return all figures; files have them after every part."""
     began = time.monotonic()
-    for name in ("gpu_paths", "gpu_measures", "benchmark", "paced"):
-        with suppress(ImportError):  # the part that lacks a package says so itself
-            import_module(name)  # here, so that no part has to
     machine = told(Process(_machine, options, folder), 60)
     if machine["error"] is not None:
         raise UserError(machine["error"])
-    parts: dict[str, Any] = {}
+    for name in ("gpu_paths", "gpu_measures", "benchmark", "paced"):
+        with suppress(ImportError):  # the part that lacks a package says so itself
+            import_module(name)  # here, so that no part has to
+    figures: dict[str, Any] = {
+        "machine": machine["rows"][0],
+        "minutes": options.minutes,
+        "quick": options.quick,
+        "parts": {},
+    }
     chosen = [part for part in PARTS if part.name in options.parts]
     for place, part in enumerate(chosen):
         left = options.minutes * 60 - (time.monotonic() - began)
         limit = max(0.0, left) * part.weight / sum(later.weight for later in chosen[place:])
         print(f"{part.name}: at most {limit:.0f} s", file=sys.stderr, flush=True)
-        parts[part.name] = told(Process(_rows, part, options, folder), limit)
-    return {"machine": machine["rows"][0], "minutes": options.minutes, "quick": options.quick, "parts": parts}
+        figures["parts"][part.name] = told(Process(_rows, part, options, folder), limit)
+        if options.json is not None:
+            options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        if options.markdown is not None:
+            options.markdown.write_text(to_markdown(figures), encoding="utf-8")
+    return figures
 
 
 class Process:
@@ -149,8 +154,9 @@ class Process:
 
     def end(self) -> str:
         """End whatever is left of it; return the end of its output."""
-        with suppress(ProcessLookupError, PermissionError):
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid or 0, signal.SIGKILL)
+        self.process.kill()  # before it has made its group, it is not in one
         self.process.join()
         text = self.log.read_text(encoding="utf-8", errors="replace")
         self.log.unlink()
@@ -161,6 +167,7 @@ class Process:
         with open(self.log, "w", encoding="utf-8") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
+        sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 - the process's own
         try:
             for row in self.work(*self.args):
                 pipe.send(row)
@@ -246,9 +253,9 @@ def failures(figures: dict[str, Any]) -> list[str]:
 
 def to_markdown(figures: dict[str, Any]) -> str:
     """Return the table, and below it what failed."""
-    limits = {row["what"]: row["rate"] for row in figures["parts"].get("limits", {"rows": []})["rows"]}
-    peak = limits.get("bf16")
-    lines = [_cells(name, row, peak) for name, part in figures["parts"].items() for row in part["rows"]]
+    limits = figures["parts"].get("limits", {"rows": []})["rows"]
+    peak = next((row["rate"] for row in limits if row["what"] == "bf16" and "rate" in row), None)
+    lines = [line for name, part in figures["parts"].items() for line in _lines(name, part, peak)]
     machine = figures["machine"]
     versions = ", ".join([machine["versions"], *(f"CUDA {machine[key]}" for key in ("cuda",) if key in machine)])
     failed = failures(figures) or ["nothing"]
@@ -262,6 +269,17 @@ def to_markdown(figures: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _lines(name: str, part: dict[str, Any], peak: float | None) -> Iterator[list[str]]:
+    """Yield a line for each row, and one for all checks that have nothing to tell."""
+    rows = part["rows"]
+    silent = [row for row in rows if row.keys() == {"what"}]
+    yield from (_cells(name, row, peak) for row in rows if row not in silent)
+    if silent:
+        yield _cells(name, {"what": f"{len(silent)} of {len(rows)}", "note": "done"}, peak)
+    if part["error"] is not None:
+        yield _cells(name, {"what": "", "error": part["error"]}, peak)
 
 
 def _cells(part: str, row: dict[str, Any], peak: float | None) -> list[str]:

@@ -28,8 +28,9 @@ SMALL = ("data=digits", "epochs=2", "logger=none", "trainer.enable_progress_bar=
 TINY = ("data.source.image_size=16", "teacher.scale=2", "student.scale=2", "batch_size=256")
 
 FIRST, CURVE, BF16 = 1e-3, 0.05, 0.1
-"""Largest relative differences: of the first step's loss in fp32; of the mean loss of each epoch in fp32; and of the
-latter in bf16. Convolutions sum in another order on every device, and training makes the differences grow."""
+"""Largest relative differences: of each of the first five losses in fp32; of the mean loss of either half of training
+in fp32; and of the latter in bf16. Convolutions sum in another order on every device, and training makes differences
+grow: of two ways to sum on one processor at lr=0.01, to 0.0001, 0.01 and 0.02; at lr=0.1, to 0.2."""
 
 
 def tests(options: Options) -> Iterator[Row]:
@@ -58,13 +59,14 @@ def runs(options: Options) -> Iterator[Row]:
         ),
         "DOT": lambda: _trained(options, "dot", "method=logits", "recipe/optimizer=dot"),
         "going on after Ctrl-C": lambda: _resumed(options),
-        "out of memory": lambda: _out_of_memory(options),
         "kd.load": lambda: _loaded(options),
         "hydra/launcher=cohort": lambda: _swept(options, "cohort"),
         "hydra/launcher=auto": lambda: _swept(options, "auto"),
     }
     for what, work in list(many.items())[: 1 if options.tiny else None]:
         yield _tried(what, work)
+    if options.cuda:
+        yield _tried("out of memory", lambda: _out_of_memory(options))
 
 
 def methods(options: Options) -> Iterator[Row]:
@@ -92,10 +94,11 @@ def networks(options: Options) -> Iterator[Row]:
 
 def same(options: Options) -> Iterator[Row]:
     """Compare trainings of the same seed: here and on the processor, in fp32 and bf16, with a graph and without."""
-    common = ["method=standard"]
+    common = ["method=standard", "lr=0.01"]
     if not options.tiny:
         _trained(options, "taught", "method=teacher", "trainer=cpu", "trainer.precision=32-true")
-        common = ["method=logits", f"teacher_weights={options.folder / 'taught'}"]
+        taught = f"teacher_weights={options.folder / 'taught'}"
+        common = ["method=logits", taught, "lr=0.01", "speed.stored_logits=false"]
     curves = {
         name: _losses(options, name, *common, *settings)
         for name, settings in {
@@ -105,8 +108,8 @@ def same(options: Options) -> Iterator[Row]:
         }.items()
     }
     reference = curves["processor"]
-    first = abs(curves["fp32"][0] / reference[0] - 1)
-    yield _within("fp32, first loss as on the processor", first, FIRST)
+    first = max(abs(ours / theirs - 1) for ours, theirs in zip(curves["fp32"][:5], reference[:5], strict=True))
+    yield _within("fp32, first losses as on the processor", first, FIRST)
     for name, limit in (("fp32", CURVE), ("bf16", BF16)):
         yield _within(f"{name}, loss curve as on the processor", _furthest(curves[name], reference), limit)
     if options.cuda:
@@ -194,8 +197,6 @@ def _resumed(options: Options) -> str:
 
 def _out_of_memory(options: Options) -> str:
     """Train with next to no memory of the GPU, and return what train.py says."""
-    if not options.cuda:
-        return "left out on a processor"
     from kd.errors import UserError
 
     torch.cuda.empty_cache()
