@@ -39,7 +39,7 @@ def test_benchmark_measures_every_workload_in_every_loop(tmp_path):
         assert figures["ratios"][name] == pytest.approx(rates["train.py"][0] / rates["textbook"][0])
         assert name.replace("_", ", ") in done.stdout
     flops = {name: sum(entry["step"]["flops"].values()) for name, entry in figures["workloads"].items()}
-    assert flops["logits_live"] > flops["logits_stored"] == flops["student"]
+    assert flops["logits_live"] > flops["student"] > 0
     assert len(figures["first_step_seconds"]) == 1
     assert figures["first_step_seconds"][0] > 0
     assert figures["machine"]["batch_size"] == 8
