@@ -8,6 +8,10 @@ Each loop has a process of its own, and the processes take turns of a few steps:
 
 Networks, batch size and augmentation are the same. The images are noise, as speed does not depend on them. A ratio is
 the median over rounds of one loop's images per second divided by the other's in the same round.
+
+In every round the machine's own limits have a turn, too: large matrix products, and memory, copied (a = b) and added
+(a = b + s c). The operations of a step of train.py are counted, and the bytes that they read and write one by one: how
+long the step would take at each limit, as a share of its time, shows which one binds, and what is left to gain.
 """
 
 import argparse
@@ -27,6 +31,7 @@ from typing import Any
 import textbook
 import torch
 from hydra.errors import HydraException
+from limits import Limits, Work
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from turns import Timed, Turns, TurnsOver, processes, spawn, take_turns
@@ -39,7 +44,7 @@ from kd.app.run import check_command, describe, run
 from kd.data.images import Images
 from kd.errors import UserError
 from kd.models.cnn import CNN
-from kd.report.speed import IMAGES, LOOPS, ratio, remarks, to_rich
+from kd.report.speed import IMAGES, LOOPS, limits_to_rich, ratio, remarks, shares, to_rich
 from kd.runs.results import Result
 from kd.runs.status import measured_by
 from kd.runs.weights import save_weights
@@ -54,6 +59,8 @@ WORKLOADS = {
     "feature_live": ["method=feature"],
 }
 TEACHER = "teacher.safetensors"
+LIMITS = "limits"
+"""The process that measures the machine's limits."""
 
 
 def main() -> None:
@@ -75,7 +82,8 @@ def benchmark(options: argparse.Namespace) -> None:
         for workload in options.workloads:
             check_command(command(workload, "changed", options, folder))
         figures = measure(options, folder)
-    Console(width=110, soft_wrap=True).print(to_rich(figures), *remarks(figures), sep="\n", highlight=False)
+    shown = to_rich(figures), *remarks(figures), limits_to_rich(figures)
+    Console(width=110, soft_wrap=True).print(*shown, sep="\n", highlight=False)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
@@ -104,13 +112,16 @@ def arguments() -> argparse.Namespace:
     steps = 100 if options.device == "gpu" else 12
     options.rounds = options.rounds or (2 if options.quick else 7)
     options.steps = options.steps or (steps // 3 if options.quick else steps)
+    options.images = IMAGES
+    options.shrink = 1 if options.batch >= 64 else 16  # so few images are a trial
     options.warmup = max(4, options.steps // 4)  # at least the four batches that two workers have prefetched
     return options
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return all figures, as `--json` writes them."""
-    environments = {loop: dict(THREAD_WAITING) for loop in ((*LOOPS, "changed") if options.overrides else LOOPS)}
+    loops = [*LOOPS, *(["changed"] if options.overrides else []), LIMITS]
+    environments = {loop: dict(THREAD_WAITING) for loop in loops}
     if not options.passive_textbook:
         environments["textbook"] = dict.fromkeys(THREAD_WAITING)
     with processes(partial(serve, options, folder), environments) as pipes:
@@ -126,6 +137,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "machine": machine,
         "overrides": options.overrides,
         "workloads": workloads,
+        "shares": {workload: shares(figures, options.batch) for workload, figures in workloads.items()},
         "first_step_seconds": [first_step_seconds(options, folder) for _ in range(1 if options.quick else 3)],
         "ratios": {workload: ratio(figures, "train.py") for workload, figures in workloads.items()},
     }
@@ -133,8 +145,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def entry(turns: Timed, images: int) -> dict[str, Any]:
     """Return the figures of one workload, whose turns had this number of images each."""
-    rates = {loop: [images / seconds for seconds in every] for loop, every in turns.seconds.items()}
-    return {"images_per_second": rates, "memory_gb": turns.memory_gb}
+    limits = turns.turns.pop(LIMITS)
+    return {
+        "images_per_second": {loop: [images / seconds for seconds in every] for loop, every in turns.turns.items()},
+        "memory_gb": {loop: turns.ends[loop]["memory_gb"] for loop in turns.turns},
+        "step": turns.ends["train.py"]["step"],
+        "limits": {name: [measured[name] for measured in limits] for name in limits[0]},
+    }
 
 
 def serve(options: argparse.Namespace, folder: Path, loop: str, pipe: Connection) -> None:
@@ -142,14 +159,17 @@ def serve(options: argparse.Namespace, folder: Path, loop: str, pipe: Connection
     silence()
     turns = Turns(pipe, options.warmup, options.steps, synchronize)
     while True:
+        work = Work() if loop == "train.py" else None
         try:
             workload = pipe.recv()
-            if loop == "textbook":
+            if loop == LIMITS:
+                measure_limits(pipe, options)
+            elif loop == "textbook":
                 train_textbook(workload, turns, options, folder)
             else:
-                train_ours(workload, loop, turns, options, folder)
+                train_ours(workload, loop, turns, options, folder, work)
         except TurnsOver:
-            pipe.send(peak_memory_gb(options))
+            pipe.send({"memory_gb": peak_memory_gb(options), "step": work and work.figures()})
         except (KeyboardInterrupt, SystemExit, EOFError, BrokenPipeError):
             return  # the parent has ended
         except Exception as error:
@@ -159,17 +179,28 @@ def serve(options: argparse.Namespace, folder: Path, loop: str, pipe: Connection
             return
 
 
+def measure_limits(pipe: Connection, options: argparse.Namespace) -> None:
+    """Measure the device in place of training; see `turns`."""
+    limits = Limits(torch_device(options), seconds=0.05 if options.quick else 0.1, shrink=options.shrink)
+    pipe.send(None)
+    while pipe.recv():
+        pipe.send(limits.measure())
+    raise TurnsOver
+
+
 def train_textbook(workload: str, turns: Turns, options: argparse.Namespace, folder: Path) -> None:
-    steps = textbook.train(workload, noise(), folder / TEACHER, options.batch, torch_device(options))
+    steps = textbook.train(workload, noise(options.images), folder / TEACHER, options.batch, torch_device(options))
     turns.begin()
     for _ in steps:
         turns.step()
 
 
-def train_ours(workload: str, loop: str, turns: Turns, options: argparse.Namespace, folder: Path) -> None:
+def train_ours(
+    workload: str, loop: str, turns: Turns, options: argparse.Namespace, folder: Path, work: Work | None = None
+) -> None:
     from paced import PacedBuilder  # loads Lightning, which the textbook and mistakes do without
 
-    build = PacedBuilder(command(workload, loop, options, folder), noise(), turns, options.rounds)
+    build = PacedBuilder(command(workload, loop, options, folder), noise(options.images), turns, options.rounds, work)
     # By hand: `describe` starts git, which would count as a worker in `peak_memory_gb`.
     record = Result(method=workload, seed=0, dataset="noise", epochs=1, status="running")
     run(build, record, folder / f"{loop}_{workload}")
@@ -212,12 +243,12 @@ def train_one_step(options: argparse.Namespace, folder: Path) -> None:
 
 
 @cache
-def noise() -> Images:
-    """Make a data set of CIFAR-10's shape, but for a small test split."""
+def noise(count: int = IMAGES) -> Images:
+    """Make a data set of CIFAR-10's shape with this many training images, but for a small test split."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randint(256, (IMAGES + 100, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    x = torch.randint(256, (count + 100, 3, 32, 32), dtype=torch.uint8, generator=generator)
     y = torch.arange(len(x)) % 10
-    return Images("noise", tuple("abcdefghij"), x[:IMAGES], y[:IMAGES], x[IMAGES:], y[IMAGES:])
+    return Images("noise", tuple("abcdefghij"), x[:count], y[:count], x[count:], y[count:])
 
 
 def torch_device(options: argparse.Namespace) -> torch.device:

@@ -198,8 +198,8 @@ def _timings(works: list[Work], threads: int, args: argparse.Namespace) -> Itera
             Timing(
                 threads,
                 batch,
-                [taken / args.steps[batch][1] for taken in turns.seconds[name]],
-                None if turns.memory_gb[name] is None else 1e3 * turns.memory_gb[name],
+                [taken / args.steps[batch][1] for taken in turns.turns[name]],
+                None if turns.ends[name] is None else 1e3 * turns.ends[name],
             )
             for batch, turns in timed.items()
         ]

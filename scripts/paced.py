@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any
 
 import lightning as L
+from limits import Work
 from turns import Turns
 
 from kd.app.build import Builder
@@ -13,25 +14,33 @@ from kd.data.images import Images
 
 
 class PacedBuilder(Builder):
-    """Builds what `train.py` builds, but with given images and a training that takes turns."""
+    """Builds what `train.py` builds, but with given images and a training that takes turns.
 
-    def __init__(self, command: Command, images: Images, turns: Turns, rounds: int) -> None:
+    Args:
+        command: the run.
+        images: the data set.
+        turns: the turns, of which there are this many `rounds`.
+        work: counts the first step, if given.
+    """
+
+    def __init__(self, command: Command, images: Images, turns: Turns, rounds: int, work: Work | None = None) -> None:
         super().__init__(command)
-        self.given, self.turns, self.rounds = images, turns, rounds
+        self.given, self.turns, self.rounds, self.work = images, turns, rounds, work
 
     @property
     def images(self) -> Images:
         return self.given
 
     def callbacks(self) -> list[L.Callback]:
-        return [Pace(self, self.turns, self.rounds)]
+        return [Pace(self, self.turns, self.rounds, self.work)]
 
 
 class Pace(L.Callback):
     """Makes a training take turns. Where the teacher's logits are stored, those of all turns are stored beforehand."""
 
-    def __init__(self, build: Builder, turns: Turns, rounds: int) -> None:
+    def __init__(self, build: Builder, turns: Turns, rounds: int, work: Work | None) -> None:
         self.build, self.turns, self.steps = build, turns, rounds * (turns.warmup + turns.steps)
+        self.work = work
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if self.build.stored is not None:
@@ -42,7 +51,13 @@ class Pace(L.Callback):
                     pl_module.teacher(batch)
         self.turns.begin()
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.work is not None and trainer.global_step == 0:
+            self.work.__enter__()
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if self.work is not None and trainer.global_step == 1:
+            self.work.__exit__(None, None, None)
         self.turns.step()
 
 

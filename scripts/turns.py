@@ -1,8 +1,8 @@
 """Let trainings in several processes take turns of a few steps, and time them. `benchmark.py` uses it.
 
 The parent sends a task, and each process replies None when it has prepared its training. For every True that it is
-sent then, it trains for one turn and replies with the seconds; at False it ends the training and replies with its peak
-memory. A text is an error.
+sent then, it trains for one turn and replies with the seconds; at False it ends the training and replies with what is
+left to tell, such as its peak memory. A text is an error.
 """
 
 import multiprocessing as mp
@@ -21,9 +21,10 @@ GRACE_SECONDS = 10
 class Timed(NamedTuple):
     """What `take_turns` measured, by process."""
 
-    seconds: dict[str, list[float]]
-    """The timed part of each turn."""
-    memory_gb: dict[str, float]
+    turns: dict[str, list[Any]]
+    """The reply to each turn: the seconds of its timed part, of a process that trains."""
+    ends: dict[str, Any]
+    """The reply to the end."""
 
 
 class TurnsOver(Exception):  # noqa: N818 - not an error
@@ -69,18 +70,28 @@ class Turns:
 
 
 @contextmanager
-def processes(target: Callable[..., None], environments: dict[str, dict[str, str | None]]) -> Iterator[dict[str, Any]]:
+def processes(
+    target: Callable[..., None], environments: dict[str, dict[str, str | None]], fork: bool = False
+) -> Iterator[dict[str, Any]]:
     """Start processes that call `target(name, pipe)`; yield the parent's ends of the pipes, and end the processes.
 
     Args:
         target: a function that a spawned process can import.
         environments: variables to set for each process, or to unset if None, by the name of the process.
+        fork: whether they have all that is loaded here, for a parent that has used neither threads of torch nor a GPU.
+            Variables that libraries read when they are loaded are then those of the parent.
     """
-    pipes, started = {}, []
+    pipes: dict[str, Connection] = {}
+    started = []
     try:
         for name, environment in environments.items():
             pipes[name], far_end = mp.Pipe()
-            started.append(spawn(target, name, far_end, environment=environment))
+            if fork:
+                process = mp.get_context("fork").Process(target=_forked, args=(target, name, far_end, dict(pipes)))
+                process.start()
+                started.append(process)
+            else:
+                started.append(spawn(target, name, far_end, environment=environment))
             far_end.close()  # here, so that the end of the process ends the pipe
         yield pipes
     finally:
@@ -90,6 +101,12 @@ def processes(target: Callable[..., None], environments: dict[str, dict[str, str
             process.join(GRACE_SECONDS)
             process.kill()
             process.join()
+
+
+def _forked(target: Callable[..., None], name: str, pipe: Connection, parents: dict[str, Connection]) -> None:
+    for inherited in parents.values():
+        inherited.close()  # or no process would learn of the parent's end
+    target(name, pipe)
 
 
 def spawn(target: Callable[..., None], *args: Any, environment: dict[str, str | None]) -> BaseProcess:
@@ -113,18 +130,32 @@ def take_turns(task: str, pipes: dict[str, Connection], rounds: int) -> Timed:
         RuntimeError: if a process failed.
     """
     for pipe in pipes.values():
-        pipe.send(task)
-        _receive(pipe)  # one after the other, so that no preparation slows another
-    seconds: dict[str, list[float]] = {name: [] for name in pipes}
+        prepare(task, pipe)  # one after the other, so that no preparation slows another
+    return in_turns(pipes, rounds)
+
+
+def prepare(task: str, pipe: Connection) -> None:
+    """Give one process its task, and wait until it is ready for its first turn.
+
+    Raises:
+        RuntimeError: if it failed.
+    """
+    pipe.send(task)
+    _receive(pipe)
+
+
+def in_turns(pipes: dict[str, Connection], rounds: int) -> Timed:
+    """Give processes that have a task a turn in every round; see `take_turns`."""
+    turns: dict[str, list[Any]] = {name: [] for name in pipes}
     for _ in range(rounds):
         for name, pipe in pipes.items():
             pipe.send(True)
-            seconds[name].append(_receive(pipe))
-    memory = {}
+            turns[name].append(_receive(pipe))
+    ends = {}
     for name, pipe in pipes.items():
         pipe.send(False)
-        memory[name] = _receive(pipe)
-    return Timed(seconds, memory)
+        ends[name] = _receive(pipe)
+    return Timed(turns, ends)
 
 
 def _receive(pipe: Connection) -> Any:

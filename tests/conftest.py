@@ -33,6 +33,7 @@ LONGEST = (
     "launchers/test_local.py",
     "test_notebook.py",
     "scripts/test_benchmark.py",
+    "scripts/test_gpu_check.py",
     "methods/test_every_run.py",
     "app/test_cli.py",
     "app/test_experiments.py",

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from kd.report.speed import ratio, remarks, to_markdown, to_rich
+from kd.report.speed import limits_to_markdown, limits_to_rich, ratio, remarks, shares, to_markdown, to_rich
 from tests.common import ROOT
 
 ENTRY = {
@@ -69,3 +69,32 @@ def test_remarks_explain_the_table_and_give_the_shortest_first_step():
     changed = "changed: speed with speed.keep_memory=false, divided by that of train.py"
     assert changed in list(remarks(with_changed()))
     assert changed not in lines
+
+
+LIMITED = {
+    **ENTRY,
+    "step": {"flops": {"bf16": 60e9, "fp32": 20e9}, "product_bytes": 1e9, "other_bytes": 3e9},
+    "limits": {"bf16": [200e9] * 3, "fp32": [100e9] * 3, "copy": [8e9, 2e9, 10e9], "triad": [4e9, 10e9, 8e9]},
+}
+
+
+def test_shares_are_medians_over_rounds_of_a_step_at_the_limits():
+    # Steps of 400, 700 and 600 images at those speeds take a second; products 0.3 + 0.2 s, memory 0.5, 0.4 and 0.4 s.
+    found = shares({**LIMITED, "images_per_second": {"train.py": [400, 400, 400]}}, 400)
+    assert found == pytest.approx({"products": 0.5, "memory": 0.4, "least": 0.8})
+    # Twice as fast in all rounds, twice the share.
+    found = shares({**LIMITED, "images_per_second": {"train.py": [800, 800, 800]}}, 400)
+    assert found == pytest.approx({"products": 1.0, "memory": 0.8, "least": 1.6})
+
+
+def test_limit_tables_name_what_binds():
+    found = shares(LIMITED, 400)
+    figures = {**FIGURES, "workloads": {"logits_stored": LIMITED}, "shares": {"logits_stored": found}}
+    assert (
+        limits_to_markdown(figures).splitlines()[2] == "| logits, stored | 80.0 | 4.00 | 75% | 60% | 120% | products |"
+    )
+    text = printed(limits_to_rich(figures))
+    assert "limits: bf16 200 GFLOP/s, fp32 100 GFLOP/s, copy 8 GB/s, triad 8 GB/s" in " ".join(text.split())
+    figures["workloads"]["logits_stored"] = {**LIMITED, "limits": {**LIMITED["limits"], "bf16": [2000e9] * 3}}
+    figures["shares"] = {"logits_stored": shares(figures["workloads"]["logits_stored"], 400)}
+    assert limits_to_markdown(figures).splitlines()[2].endswith("| memory |")

@@ -32,8 +32,14 @@ def test_benchmark_measures_every_workload_in_every_loop(tmp_path):
         assert all(len(rate) == 1 and rate[0] > 0 for rate in rates.values())
         # 51,000 images of 3072 bytes, with torch: more than 0.3 GB, and less than a machine for tests has.
         assert all(0.3 < memory < 16 for memory in entry["memory_gb"].values())
+        assert entry["limits"].keys() == {"fp32", "bf16", "copy", "triad"}
+        assert all(len(rate) == 1 and rate[0] > 0 for rate in entry["limits"].values())
+        assert all(share > 0 for share in figures["shares"][name].values())
+        assert sum(entry["step"]["flops"].values()) > 8 * 2 * 3 * 10e6  # eight images, twice forward and more
         assert figures["ratios"][name] == pytest.approx(rates["train.py"][0] / rates["textbook"][0])
         assert name.replace("_", ", ") in done.stdout
+    flops = {name: sum(entry["step"]["flops"].values()) for name, entry in figures["workloads"].items()}
+    assert flops["logits_live"] > flops["student"] > 0
     assert len(figures["first_step_seconds"]) == 1
     assert figures["first_step_seconds"][0] > 0
     assert figures["machine"]["batch_size"] == 8

@@ -40,13 +40,13 @@ def test_turns_time_the_steps_after_the_warmup(ends):
     assert not parent.poll()
 
 
-def test_take_turns_collects_seconds_and_memory(ends):
+def test_take_turns_collects_seconds_and_the_last_reply(ends):
     parent, child = ends
     for answer in (None, 2.0, 3.0, 0.5):
         child.send(answer)
     timed = take_turns("student", {"textbook": parent}, rounds=2)
-    assert timed.seconds == {"textbook": [2.0, 3.0]}
-    assert timed.memory_gb == {"textbook": 0.5}
+    assert timed.turns == {"textbook": [2.0, 3.0]}
+    assert timed.ends == {"textbook": 0.5}
     assert [child.recv() for _ in range(4)] == ["student", True, True, False]
 
 
