@@ -11,7 +11,7 @@ smartquotes_action = "D"  # dashes alone: quotes may be code
 author = "The kd authors"
 copyright = "The kd authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "docstrings", "made", "mathml"]
-exclude_patterns = ["_ext", "_static", "results/*/results.md"]  # tables as the report wrote them
+exclude_patterns = ["_ext", "_static", "results/*/results.md", "results/deploy/deploy.md"]  # as programs wrote them
 
 html_theme = "furo"
 html_title = "kd"

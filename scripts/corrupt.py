@@ -52,7 +52,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("directory", type=Path, metavar="DIR", help="a new folder, for 40 times the test images")
     parser.add_argument("settings", nargs="*", metavar="data.NAME=VALUE", help="the images, as for train.py")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     refuse_setting(str(args.directory), "scripts/corrupt.py DIR")
     return args
 

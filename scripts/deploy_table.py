@@ -329,7 +329,7 @@ def _arguments() -> argparse.Namespace:
     add("--calibrate", type=positive, default=512, metavar="N", help="training images for int8 (default: 512)")
     add("--quick", action="store_true", help="few and short turns, to try it out")
     add("--trust", action="store_true", help="weights of your own, whose network any code may build")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     options.settings = []
     options.threads = sorted(set(options.threads or (1, _cores())))
     options.rounds = options.rounds or (2 if options.quick else 15)

@@ -114,7 +114,7 @@ def _arguments() -> argparse.Namespace:
         help="fit a temperature on the validation split, and store it beside the weights, where kd.load finds it",
     )
     parser.add_argument("--json", type=file, metavar="FILE", help="write all figures there, with the confusion matrix")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> int:

@@ -156,7 +156,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--force", action="store_true", help="write an int8 file that loses much, too")
     parser.add_argument("--license", default="not stated", metavar="NAME", help="of the weights, for the metadata")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> int:

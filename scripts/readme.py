@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kd.deploy.timing import FORMS
 from kd.errors import UserError
 from kd.report.comparison import Comparison, compare
 from kd.report.contrasts import Contrast, certainty, compared, to_markdown, variation
@@ -22,8 +23,9 @@ from kd.report.html.view import Json, view
 from kd.report.numbers import decimals, interval_text, percent, plus_minus, points
 from kd.report.page import Picture, report, write
 from kd.report.power import picture
-from kd.report.rows import Row
+from kd.report.rows import Role, Row
 from kd.report.speed import to_markdown as speed_to_markdown
+from kd.report.statistics import Interval
 from kd.report.summary import Summary, summarize
 from kd.report.tables import markdown, to_brief, to_csv
 from kd.runs import predictions
@@ -37,10 +39,17 @@ PAGES = {
     "docs/results/is_it_distillation.md": ("fidelity", "averaged", "length"),
     "docs/results/why_it_loses.md": ("mistakes", "unequal"),
     "docs/results/how_sure.md": ("sure", "varies"),
+    "docs/results/which_method.md": ("survey",),
+    "docs/results/in_use.md": ("deploy",),
     "docs/speed.md": ("speed",),
 }
 """Tables by page, which has them between marks such as <!-- speed --> and <!-- /speed -->."""
-BASELINES = {"seed_table": None, "seed_anomaly": "logits mistake=LabelsOnly", "what_matters": None}
+BASELINES = {
+    "seed_table": None,
+    "seed_anomaly": "logits mistake=LabelsOnly",
+    "what_matters": None,
+    "method_survey": None,
+}
 """Folders of result records in docs/results that have a report, with its baseline."""
 INDEX = "docs/results/seed_table/index.html"
 """The example of a report's page. Its part with images is made by `scripts/report.py --images`, and stays as it is."""
@@ -189,6 +198,8 @@ def _table(name: str) -> str:
         "fidelity": _fidelity,
         "sure": _sure,
         "varies": _varies,
+        "survey": _survey,
+        "deploy": _deployed,
         "mistakes": lambda: to_markdown(_rows("seed_anomaly"), mistakes(MISTAKES, "LabelsOnly"), accuracy=True),
         "unequal": lambda: to_markdown(
             _rows("seed_anomaly"), mistakes((*UNEQUAL, f"Right {DROPLESS}"), f"LabelsOnly {DROPLESS}")
@@ -266,6 +277,69 @@ def _sure() -> str:
     found = compared(_rows("seed_table"), tuple(GAINS.values()))
     rights = [(_right(c.ours), _right(c.theirs)) for c in GAINS.values()]
     return certainty(dict(zip(GAINS, found, strict=True)), rights, MARGIN)
+
+
+def _survey() -> str:
+    """Return every method of the survey, from the most accurate to the least, beside labels alone and logits."""
+    rows = [row for row in _records("method_survey")[0].rows if row.role is not Role.TEACHER]
+    rows.sort(key=lambda row: -(row.test_acc.mean if row.test_acc else 0.0))
+    gains, to_logits = ({c.row.first.method: c for c in compare(rows, name)} for name in ("standard", "logits"))
+    costs = json.loads((ROOT / "docs/results/method_cost/two_cores.json").read_text(encoding="utf-8"))
+    steps = costs["tables"][-1]["methods"]
+    lines = []
+    for row in rows:
+        method, line = row.first.method, [row.first.method, str(row.n), plus_minus(row.test_acc)]
+        for found in (gains.get(method), to_logits.get(method)):
+            line += (
+                [points(found.difference.mean), interval_text(found.difference.interval, "+"), found.verdict]
+                if found
+                else [""] * 3
+            )
+        lines.append([*line, decimals(steps[method]["factor"], 1)])
+    against = ["95 % interval", "in words"]
+    headers = [
+        "method",
+        "n",
+        "test accuracy, %",
+        "minus labels alone",
+        *against,
+        "minus logits",
+        *against,
+        "step, × logits",
+    ]
+    return markdown(headers, lines, left=["in words"])
+
+
+def _deployed() -> str:
+    """Return networks and their forms in use, with the ratios to the first of them."""
+    rows = json.loads((ROOT / "docs/results/deploy/deploy.json").read_text(encoding="utf-8"))["rows"]
+
+    def seconds(row: Json, threads: int, batch: int) -> float:
+        found = (t["seconds"] for t in row["timings"] if (t["threads"], t["batch"]) == (threads, batch))
+        return median(next(found))
+
+    lines = []
+    for row in rows:
+        low, high = row["change_interval"]
+        change = "" if row is rows[0] or row["change"] == low == high else interval_text(Interval(low, high), "+")
+        faster = seconds(rows[0], 1, 1) / seconds(row, 1, 1)
+        smaller = rows[0]["file_mb"] / row["file_mb"]
+        lines.append(
+            [
+                row["network"],
+                FORMS[row["form"]].name,
+                percent(row["accuracy"]),
+                change,
+                decimals(row["file_mb"], 2),
+                decimals(smaller, 1),
+                decimals(1e3 * seconds(row, 1, 1), 2),
+                decimals(faster, 1),
+                f"{256 / seconds(row, 2, 256):,.0f}",
+            ]
+        )
+    headers = ["network", "form", "test accuracy, %", "change by the form, 95 %", "MB", "times smaller"]
+    headers += ["ms an image", "times faster", "images/s, batch 256"]
+    return markdown(headers, lines, left=["form"])
 
 
 def _varies() -> str:

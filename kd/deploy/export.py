@@ -112,6 +112,8 @@ def to_onnx(deployed: Deployed, path: Path, facts: dict[str, Any]) -> None:
     if program is None:
         raise UserError(f"{deployed.kind} cannot be exported to ONNX")
     model = program.model_proto
+    for node in (node for graph in (model.graph, *model.functions) for node in graph.node):
+        del node.metadata_props[:]  # where it was in the source code: paths of this machine
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
     with replaced(path) as temporary:
         onnx.save(model, str(temporary))
@@ -159,9 +161,12 @@ def to_executorch(deployed: Deployed, path: Path, facts: dict[str, Any]) -> None
 def _traced(deployed: Deployed, batch: Any, how: str, images: int = 2) -> torch.export.ExportedProgram:
     try:
         with _quiet():
-            return torch.export.export(deployed, (deployed.example(images),), dynamic_shapes=({0: batch},))
+            program = torch.export.export(deployed, (deployed.example(images),), dynamic_shapes=({0: batch},))
     except Exception as error:
         raise UserError(f"{deployed.kind} cannot be exported {how}{_reason(error, deployed)}") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
 
 
 def to_safetensors(predictor: Predictor, path: Path, facts: dict[str, Any], half: bool = False) -> None:

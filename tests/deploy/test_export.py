@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from kd.deploy.quantise import to_int8
 from kd.errors import UserError
 from kd.inference import Predictor, load
 from kd.models.output import Output
+from tests.common import ROOT
 from tests.deploy.common import CLASSES, weights
 
 FACTS = {"classes": CLASSES, "mean": [0.5, 0.25, 0.125]}
@@ -69,6 +71,23 @@ def test_onnx_file_is_one_file_that_describes_itself(folder):
     assert [d.dim_value for d in given.type.tensor_type.shape.dim] == [0, 8, 8, 3]  # 0: any number
     assert made.name == "probabilities"
     assert not any(node.op_type == "BatchNormalization" for node in model.graph.node)
+
+
+@pytest.mark.parametrize("name", ["pixels.onnx", "normalised.onnx", "pixels.pt2"])
+def test_exported_file_names_no_path_of_this_machine(folder, name):
+    file = folder / name
+    archive = zipfile.ZipFile(file) if name.endswith(".pt2") else None
+    parts = [archive.read(part) for part in archive.namelist()] if archive else [file.read_bytes()]
+    assert not any(path.encode() in part for part in parts for path in (str(ROOT), "site-packages"))
+
+
+def test_committed_student_runs_and_describes_itself():
+    file = ROOT / "docs" / "results" / "weights" / "cnn16_logits_int8.onnx"
+    probabilities = onnx_runner(file)(torch.randint(256, (3, 32, 32, 3), dtype=torch.uint8))
+    assert probabilities.shape == (3, 10)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    facts = {prop.key: json.loads(prop.value) for prop in onnx.load(file).metadata_props}
+    assert (facts["classes"][3], facts["dataset"], facts["license"]) == ("cat", "CIFAR-10 (JPEG)", "mit")
 
 
 def test_torch_export_archive_holds_the_facts(folder):

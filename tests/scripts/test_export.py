@@ -45,7 +45,7 @@ def test_export_script_writes_a_file_and_compares_it_on_the_runs_own_images(tmp_
 
 
 def test_export_writes_int8_and_refuses_what_loses_too_much(program, monkeypatch, tmp_path):
-    arguments = ("run", "data=digits", "data.source.image_size=16", "--int8", "--calibrate", "200")
+    arguments = ("run", "--int8", "data=digits", "data.source.image_size=16", "--calibrate", "200")
     code, printed, errors = program(*arguments)
     assert (code, errors) == (0, "")
     assert "int8 changes it by " in printed
