@@ -140,9 +140,12 @@ def test_finished_runs_can_be_looked_at(command, further, folder, finished, tmp_
 
 def test_no_command_is_without_a_test():
     for command in COMMANDS:
-        script = re.match(r"python scripts/(\w+)\.py", command)
+        script, example = (re.match(rf"python {folder}/(\w+\.py)", command) for folder in ("scripts", "examples"))
         if script:
-            assert (ROOT / "tests" / "scripts" / f"test_{script[1]}.py").is_file(), command
+            assert (ROOT / "tests" / "scripts" / f"test_{script[1]}").is_file(), command
+        elif example:
+            tests = (ROOT / "tests").rglob("test_*.py")
+            assert any(f'"{example[1]}"' in file.read_text(encoding="utf-8") for file in tests), command
         else:
             assert command.startswith(("pip install", "tensorboard --logdir runs", "python train.py")), command
 

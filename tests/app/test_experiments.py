@@ -114,3 +114,12 @@ def test_seed_table_has_a_row_for_each_method(run, tmp_path):
     columns = csv.DictReader(io.StringIO(to_csv(rows, compare(rows)))).fieldnames
     assert {"method", "n", "params", "test_acc_mean", "test_acc_std", "teacher_test_acc", "retention"} <= set(columns)
     assert {"diff_vs_standard", "diff_low", "diff_high"} <= set(columns)
+
+
+def test_method_survey_teaches_every_method_by_one_teacher(run, tmp_path):
+    methods = ("standard", "srd", "sp")
+    code, printed = run("experiment=method_survey", *SMALL, *SHORT, f"method={','.join(methods)}", "seed=0")
+    assert code == 0, printed
+    records = [read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
+    assert [record.method for record in records] == list(methods)
+    assert len({record.teacher_id for record in records if record.taught}) == 1
