@@ -24,6 +24,7 @@ from kd.report.numbers import decimals, interval_text, percent, plus_minus, poin
 from kd.report.page import Picture, report, write
 from kd.report.power import picture
 from kd.report.rows import Role, Row
+from kd.report.speed import limits_to_markdown
 from kd.report.speed import to_markdown as speed_to_markdown
 from kd.report.statistics import Interval
 from kd.report.summary import Summary, summarize
@@ -41,7 +42,7 @@ PAGES = {
     "docs/results/how_sure.md": ("sure", "varies"),
     "docs/results/which_method.md": ("survey",),
     "docs/results/in_use.md": ("deploy",),
-    "docs/speed.md": ("speed",),
+    "docs/speed.md": ("speed", "limits"),
 }
 """Tables by page, which has them between marks such as <!-- speed --> and <!-- /speed -->."""
 BASELINES = {
@@ -178,6 +179,12 @@ def _read(folder: Path) -> tuple[Summary, list[Comparison]]:
     return summary, compare(summary.rows, BASELINES[folder.name])
 
 
+def _measured(name: str) -> Json:
+    """Return figures in docs/results that are no records of runs."""
+    figures: Json = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return figures
+
+
 def _rows(folder: str) -> dict[str, Row]:
     return {row.label: row for row in _records(folder)[0].rows}
 
@@ -204,9 +211,8 @@ def _table(name: str) -> str:
         "unequal": lambda: to_markdown(
             _rows("seed_anomaly"), mistakes((*UNEQUAL, f"Right {DROPLESS}"), f"LabelsOnly {DROPLESS}")
         ),
-        "speed": lambda: speed_to_markdown(
-            json.loads((ROOT / "docs/results/speed/two_cores.json").read_text(encoding="utf-8"))
-        ),
+        "speed": lambda: speed_to_markdown(_measured("speed/two_cores")),
+        "limits": lambda: limits_to_markdown(_measured("speed/two_cores_amx")),
     }
     return makers[name]()
 
@@ -284,8 +290,7 @@ def _survey() -> str:
     rows = [row for row in _records("method_survey")[0].rows if row.role is not Role.TEACHER]
     rows.sort(key=lambda row: -(row.test_acc.mean if row.test_acc else 0.0))
     gains, to_logits = ({c.row.first.method: c for c in compare(rows, name)} for name in ("standard", "logits"))
-    costs = json.loads((ROOT / "docs/results/method_cost/two_cores.json").read_text(encoding="utf-8"))
-    steps = costs["tables"][-1]["methods"]
+    steps = _measured("method_cost/two_cores")["tables"][-1]["methods"]
     lines = []
     for row in rows:
         method, line = row.first.method, [row.first.method, str(row.n), plus_minus(row.test_acc)]
@@ -312,7 +317,7 @@ def _survey() -> str:
 
 def _deployed() -> str:
     """Return networks and their forms in use, with the ratios to the first of them."""
-    rows = json.loads((ROOT / "docs/results/deploy/deploy.json").read_text(encoding="utf-8"))["rows"]
+    rows = _measured("deploy/deploy")["rows"]
 
     def seconds(row: Json, threads: int, batch: int) -> float:
         found = (t["seconds"] for t in row["timings"] if (t["threads"], t["batch"]) == (threads, batch))
