@@ -295,11 +295,11 @@ def _survey() -> str:
     for row in rows:
         method, line = row.first.method, [row.first.method, str(row.n), plus_minus(row.test_acc)]
         for found in (gains.get(method), to_logits.get(method)):
-            line += (
-                [points(found.difference.mean), interval_text(found.difference.interval, "+"), found.verdict]
-                if found
-                else [""] * 3
-            )
+            if found is None:
+                line += [""] * 3
+                continue
+            mean, interval, *_ = found.difference
+            line += [points(mean), interval_text(interval, "+"), found.verdict if interval else ""]
         lines.append([*line, decimals(steps[method]["factor"], 1)])
     against = ["95 % interval", "in words"]
     headers = [
