@@ -7,8 +7,8 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,9 +123,7 @@ def decode(
     try:
         decoded = _cached(file, facts, shape, cache.key)
         if decoded is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            _clear(folder)
-            with replaced(file) as temporary:
+            with _new_file(cache) as temporary:
                 pixels = _new_mapping(temporary, shape)
                 known = _fill(pixels, encoded)
                 pixels.flush()
@@ -158,13 +156,10 @@ def _in_memory(
         ) from error
     known = _fill(pixels, encoded)
     if cache is not None:
-        with suppress(OSError):
-            cache.path.parent.mkdir(parents=True, exist_ok=True)
-            _clear(cache.path.parent)
-            with replaced(cache.path.with_suffix(".npy")) as temporary:
-                with open(temporary, "wb") as file:
-                    np.lib.format.write_array(file, pixels, version=(1, 0))
-                _write_facts(cache, pixels, known)
+        with suppress(OSError), _new_file(cache) as temporary:
+            with open(temporary, "wb") as file:
+                np.lib.format.write_array(file, pixels, version=(1, 0))
+            _write_facts(cache, pixels, known)
     return Decoded(torch.from_numpy(pixels), *known)
 
 
@@ -247,6 +242,15 @@ def _new_mapping(file: Path, shape: tuple[int, ...]) -> Mapped:
     with open(file, "r+b") as opened:
         reserve(opened, opened.seek(0, os.SEEK_END))
     return pixels
+
+
+@contextmanager
+def _new_file(cache: Cache) -> Iterator[Path]:
+    """Yield the place of new pixels, which replace those of the cache when the block ends."""
+    cache.path.parent.mkdir(parents=True, exist_ok=True)
+    _clear(cache.path.parent)
+    with replaced(cache.path.with_suffix(".npy")) as temporary:
+        yield temporary
 
 
 def _write_facts(cache: Cache, pixels: NDArray[np.uint8], known: "Facts") -> None:

@@ -164,8 +164,9 @@ def _traced(deployed: Deployed, batch: Any, how: str, images: int = 2) -> torch.
             program = torch.export.export(deployed, (deployed.example(images),), dynamic_shapes=({0: batch},))
     except Exception as error:
         raise UserError(f"{deployed.kind} cannot be exported {how}{_reason(error, deployed)}") from error
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths of this machine
     return program
 
 
