@@ -36,7 +36,6 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from turns import Timed, Turns, TurnsOver, processes, spawn, take_turns
 
-from kd.app.cli import THREAD_WAITING
 from kd.app.compose import Command, compose
 from kd.app.explain import explain
 from kd.app.programs import check_settings
@@ -50,6 +49,7 @@ from kd.runs.status import measured_by
 from kd.runs.weights import save_weights
 from kd.terminal import Parser, file, positive
 from kd.training.performance import device_name
+from kd.training.threads import SPINNING
 
 WORKLOADS = {
     "teacher": ["method=teacher"],
@@ -59,6 +59,8 @@ WORKLOADS = {
     "feature_live": ["method=feature"],
 }
 TEACHER = "teacher.safetensors"
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+"""The environment of a process whose idle threads sleep after microseconds."""
 LIMITS = "limits"
 """The process that measures the machine's limits."""
 
@@ -102,7 +104,7 @@ def arguments() -> argparse.Namespace:
     add("--rounds", type=positive, help="turns of each loop")
     add("--steps", type=positive, help="timed steps of a turn")
     add("--quick", action="store_true", help="fewer and shorter turns: under two minutes on two cores")
-    add("--passive-textbook", action="store_true", help="idle threads of the textbook loop sleep, as those of train.py")
+    add("--passive-textbook", action="store_true", help="idle threads of the textbook loop sleep")
     add("--json", type=file, metavar="FILE", help="write all figures")
     options = parser.parse_intermixed_args()
     if options.device is None:
@@ -121,9 +123,8 @@ def arguments() -> argparse.Namespace:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return all figures, as `--json` writes them."""
     loops = [*LOOPS, *(["changed"] if options.overrides else []), LIMITS]
-    environments = {loop: dict(THREAD_WAITING) for loop in loops}
-    if not options.passive_textbook:
-        environments["textbook"] = dict.fromkeys(THREAD_WAITING)
+    environments = {loop: dict(SPINNING) for loop in loops}
+    environments["textbook"] = PASSIVE if options.passive_textbook else dict.fromkeys(SPINNING)
     with processes(partial(serve, options, folder), environments) as pipes:
         timed = {workload: take_turns(workload, pipes, options.rounds) for workload in options.workloads}
     workloads = {workload: entry(turns, options.steps * options.batch) for workload, turns in timed.items()}
@@ -225,7 +226,7 @@ def command(workload: str, loop: str, options: argparse.Namespace, folder: Path)
 def first_step_seconds(options: argparse.Namespace, folder: Path) -> float:
     """Return the time from the start of a process to the end of its first training step."""
     started = time.perf_counter()
-    process = spawn(train_one_step, options, folder, environment=dict(THREAD_WAITING))
+    process = spawn(train_one_step, options, folder, environment=dict(SPINNING))
     process.join()
     if process.exitcode:
         raise RuntimeError("the first training step was not reached")

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from turns import Turns, TurnsOver, processes, take_turns
 
-from kd.app.cli import THREAD_WAITING
 from kd.app.programs import run_program
 from kd.app.recorded import recorded_data
 from kd.deploy.runtime import required
@@ -31,6 +30,7 @@ from kd.runs.given import weights_file
 from kd.runs.results import FILE, Result, read
 from kd.runs.status import measured_by
 from kd.terminal import Parser, positive
+from kd.training.threads import SPINNING
 
 if TYPE_CHECKING:
     from kd.data.images import Images
@@ -187,7 +187,7 @@ def _timings(works: list[Work], threads: int, args: argparse.Namespace) -> Itera
     from kd.deploy.table import Timing
 
     named = {str(place): work._replace(threads=threads) for place, work in enumerate(works)}
-    environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **THREAD_WAITING}
+    environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **SPINNING}
     try:
         with processes(partial(serve, named), dict.fromkeys(named, environment)) as pipes:
             timed = {batch: take_turns(batch, pipes, args.rounds) for batch in args.steps}

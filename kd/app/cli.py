@@ -27,13 +27,10 @@ from kd.errors import UserError
 from kd.runs.results import Result
 from kd.runs.status import check_free, first_process, recorded, refuse_another
 from kd.terminal import tolerant_stdout
+from kd.training.threads import SPINNING
 
 if TYPE_CHECKING:
     from kd.app.build import Builder
-
-THREAD_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-"""How idle threads wait. Those that spin for long make two busy cores many times slower than one, those that do not
-spin at all are late at every operation: a few microseconds it is. libgomp reads this when it is loaded, with torch."""
 
 HELP = """\
 Train a network on images, or distil a small student from a larger teacher.
@@ -157,7 +154,7 @@ def _description(path: Path) -> str:
 def main() -> None:
     """Run the program: every mistake in one line and exit code 1, unless HYDRA_FULL_ERROR=1 requests the traceback."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ |= THREAD_WAITING
+        os.environ |= SPINNING  # torch reads it
     tolerant_stdout()
     # A data-parallel run starts its further processes with the value that is set two lines below.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ

@@ -15,6 +15,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
 from kd.ranges import require
+from kd.training.threads import spin_while_alone
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Speed:
         """
         if threads is not None:
             torch.set_num_threads(threads)
+        if torch.get_num_threads() > 1:
+            spin_while_alone()
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high" if self.tensor_cores else "highest")
             torch.backends.cudnn.allow_tf32 = self.tensor_cores
