@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -46,9 +47,24 @@ LONGEST = (
 """Files that take longest. They begin first, as a worker that gets one of them last is waited for by all others."""
 
 
+MEMORY = Path("/dev/shm")
+"""Where files are in memory: the suite makes some 20,000, which a disk takes minutes to sync and to remove."""
+ROOM = 4 << 30
+"""Bytes, several times of what is there at once."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # until all tests are collected, of which nothing is garbage
+    if "PYTEST_DEBUG_TEMPROOT" not in os.environ and in_memory():
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
     config.option.loadscopereorder = False  # pytest-xdist begins with the files of most tests, which are short ones
+
+
+def in_memory() -> bool:
+    """Return whether there is such a place, with room, where programs may be started."""
+    if not MEMORY.is_dir() or os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
+        return False
+    return shutil.disk_usage(MEMORY).free > ROOM
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
