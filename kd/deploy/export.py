@@ -47,8 +47,8 @@ class Deployed(nn.Module):
             images (B, C, H, W) in fp32 and returns logits. Either has a row for each image.
     """
 
+    offset: Tensor
     scale: Tensor
-    shift: Tensor
 
     def __init__(self, predictor: Predictor, preprocessing: bool) -> None:
         super().__init__()
@@ -58,15 +58,16 @@ class Deployed(nn.Module):
         self.shape = (len(predictor.mean), *sides("image_size", predictor.image_size))
         self.temperature = predictor.temperature
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in (predictor.mean, predictor.std))
+        # Subtracted first, as an addition after the product would be in int8, too, by its own scale.
+        self.register_buffer("offset", (255 * mean).float()[:, None, None])
         self.register_buffer("scale", (1 / (255 * std)).float()[:, None, None])
-        self.register_buffer("shift", (-mean / std).float()[:, None, None])
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.preprocessing:
             logits: Tensor = self.net(images).logits
             return logits
-        x = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        x = (images.permute(0, 3, 1, 2).float() - self.offset) * self.scale
         return torch.softmax(self.net(x).logits / self.temperature, dim=1)
 
     def example(self, n: int = 2) -> Tensor:
@@ -79,7 +80,7 @@ class Deployed(nn.Module):
     def inputs(self, pixels: Rows) -> Tensor:
         """Return images as `forward` takes them."""
         images = torch.from_numpy(pixels)
-        return images if self.preprocessing else images.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        return images if self.preprocessing else (images.permute(0, 3, 1, 2).float() - self.offset) * self.scale
 
 
 def to_onnx(deployed: Deployed, path: Path, facts: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from kd.errors import UserError
 from kd.files import replaced
 
 CALIBRATION_BATCH = 64
+"""Images whose smallest and largest values are averaged over batches; fewer cut off more of an activation's values."""
 
 QUANTISED = ("Conv", "Gemm", "MatMul", "Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu", "Clip")
 """Operations in int8. The others, such as a softmax and the preprocessing, cost little and lose much."""
@@ -21,7 +22,8 @@ QUANTISED = ("Conv", "Gemm", "MatMul", "Add", "Concat", "MaxPool", "AveragePool"
 def to_int8(deployed: Deployed, path: Path, facts: dict[str, Any], images: Tensor) -> None:
     """Write an ONNX file in int8: weights per output channel, activations per tensor, both signed (QDQ).
 
-    The scales of activations are those of the smallest and largest value on the images.
+    An activation's scale spans its smallest to its largest value in a batch, both averaged over the batches: those of
+    all images, which are of a few, cost a network with depthwise convolutions half a point (docs/deploy.md).
 
     Args:
         deployed: the network, its BatchNorm folded.
@@ -52,7 +54,7 @@ def to_int8(deployed: Deployed, path: Path, facts: dict[str, Any], images: Tenso
                 per_channel=True,
                 activation_type=tools.QuantType.QInt8,
                 weight_type=tools.QuantType.QInt8,
-                extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+                extra_options={"ActivationSymmetric": False, "WeightSymmetric": True, "CalibMovingAverage": True},
             )
         except Exception as error:  # of a network's operation that it does not know
             raise UserError(f"ONNX Runtime cannot quantise this network: {str(error).partition(chr(10))[0]}") from error

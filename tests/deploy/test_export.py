@@ -117,6 +117,18 @@ def test_int8_keeps_predictions_and_metadata_and_is_integer_arithmetic(predictor
     assert 1e-4 < found.largest < 0.2
 
 
+def test_an_activation_s_range_is_averaged_over_batches_so_that_one_image_does_not_set_it(predictor, tmp_path):
+    black = torch.zeros(64, 3, 8, 8, dtype=torch.uint8)
+    to_int8(Deployed(predictor, True), tmp_path / "int8.onnx", FACTS, torch.cat([black, 255 - black]))
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    first = next(node for node in graph.node if node.op_type == "QuantizeLinear" and "images" not in node.input)
+    scale = next(onnx.numpy_helper.to_array(value) for value in graph.initializer if value.name == first.input[1])
+    inputs = [predictor.preprocess(images) for images in (black, 255 - black)]
+    low, high = [x.min().item() for x in inputs], [x.max().item() for x in inputs]
+    assert scale == pytest.approx((sum(high) / 2 - sum(low) / 2) / 255, rel=1e-3)
+    assert scale < 0.9 * (max(high) - min(low)) / 255
+
+
 def test_check_counts_what_a_file_gets_wrong(predictor):
     """A runner that is wrong on purpose for one image in four."""
     deployed, images = Deployed(predictor, True), pixels(400)
