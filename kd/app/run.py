@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from kd.app import identity
 from kd.app.check import check, knobs, several_processes
 from kd.app.compose import Command, parts, plain, run_wide
+from kd.app.loading import loading
 from kd.app.resume import to_be_typed
 from kd.errors import UserError
 from kd.runs.results import FILE, Result
 from kd.runs.status import first_process, git_revision, refusals, tracked, versions, write_once
-from kd.terminal import waiting
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -51,7 +51,7 @@ def execute(
     def work(record: Result) -> Result:
         with refusals():
             check_command(command)
-            with waiting("loading PyTorch and Lightning"):
+            with loading():
                 from kd.app.build import Builder  # imports torch; wrong settings are refused before that
 
             build = (make_builder or Builder)(command)
