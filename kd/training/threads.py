@@ -39,7 +39,7 @@ def _look(waited: Callable[[], float | None]) -> None:
     crowd: Crowd | None = None
     calm, time_before, waited_before = 0, time.monotonic(), waited()
     if waited_before is None:
-        crowd = Crowd()
+        Crowd()  # for as long as the process lives
         return
     while True:
         time.sleep(PERIOD)
