@@ -1,7 +1,6 @@
 """Files written whole or not at all, and what a kill leaves of them."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,28 +10,28 @@ from filelock import Timeout
 
 from kd.files import DAY, clear_leftovers, open_regular, replaced, shared_lock, temporary_path
 
-KILLED = """
+WRITES = """
 import os, signal, sys
 from pathlib import Path
 from kd.files import replaced
 with replaced(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     print(temporary.name, flush=True)
-    os.kill(os.getpid(), signal.{signal})
+    {then}
 """
 
 
-def interrupted(path, how):
-    """Start a process that is stopped while it writes; return it and the name of its temporary file."""
-    code = KILLED.format(signal=how)
-    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+def interrupted(path, then):
+    """Start a process that writes until a statement; return it and the name of its temporary file."""
+    command = [sys.executable, "-c", WRITES.format(then=then), str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     return process, process.stdout.readline().strip()
 
 
 def test_replaced_removes_what_a_killed_process_left(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("old")
-    process, name = interrupted(path, "SIGKILL")
+    process, name = interrupted(path, "os.kill(os.getpid(), signal.SIGKILL)")
     process.communicate()
     assert sorted(os.listdir(tmp_path)) == [name, "a.json"]
     assert path.read_text() == "old"
@@ -44,14 +43,13 @@ def test_replaced_removes_what_a_killed_process_left(tmp_path):
 
 def test_replaced_leaves_the_file_of_a_process_that_is_writing(tmp_path):
     path = tmp_path / "a.json"
-    process, name = interrupted(path, "SIGSTOP")
+    process, name = interrupted(path, "input()")
     try:
         with replaced(path) as temporary:
             temporary.write_text("new")
         assert sorted(os.listdir(tmp_path)) == [name, "a.json"]
     finally:
-        process.send_signal(signal.SIGCONT)
-        process.communicate()
+        process.communicate("go on\n")
     assert os.listdir(tmp_path) == ["a.json"]
     assert path.read_text() == "half"  # the last one to finish
 

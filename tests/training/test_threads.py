@@ -36,7 +36,8 @@ crowd.end()
 again = idle()
 
 before = waited()
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+for thread in os.listdir("/proc/self/task"):
+    os.sched_setaffinity(int(thread), {min(os.sched_getaffinity(0))})
 for _ in range(300):
     x.add_(1)
 print(json.dumps([alone, crowded, again, waited() - before]))
@@ -51,7 +52,7 @@ def test_threads_spin_alone_but_not_in_a_crowd():
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     alone, crowded, again, waited = json.loads(done.stdout)
     assert min(alone, again) > 4 * crowded  # processor time after operations, while the program sleeps
-    assert waited > 0  # two threads that were put on one core
+    assert waited > 0.1  # two threads that were put on one core
 
 
 FEW, MANY = 0.05, 0.5
