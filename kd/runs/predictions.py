@@ -56,7 +56,8 @@ class Predictions(NamedTuple):
 def write(predictions: Predictions, path: Path) -> None:
     """Write the file whole or not at all, with logits in float16.
 
-    float16 holds bf16 values of ordinary size (between 1e-5 and 65504) exactly; fp32 is rounded to 11 bits.
+    float16 holds bf16 values of ordinary size (between 1e-5 and 65504) exactly; fp32 is rounded to 11 bits, but what
+    the network predicts stays what it was.
     """
     labels, logits, teacher = predictions
     arrays: dict[str, Any] = {"labels": labels.astype(np.int32), "logits": _to_float16(logits)}
@@ -232,4 +233,10 @@ def near_chance(accuracy: float, labels: NDArray[np.int64]) -> str | None:
 
 
 def _to_float16(logits: NDArray[np.float32]) -> NDArray[np.float16]:
-    return np.clip(logits, -LARGEST, LARGEST).astype(np.float16)
+    """Return them rounded, the largest of each image still the largest."""
+    rounded = np.clip(logits, -LARGEST, LARGEST).astype(np.float16)
+    predicted = logits.argmax(axis=1)
+    (tied,) = np.nonzero(rounded.argmax(axis=1) != predicted)
+    place = tied, predicted[tied]
+    rounded[place] = np.minimum(np.nextafter(rounded[place], np.float16(np.inf)), np.float16(LARGEST))
+    return rounded

@@ -38,6 +38,19 @@ def test_predictions_clip_logits_beyond_half_precision(tmp_path):
     assert read(tmp_path / "p.npz").logits.tolist() == [[65504.0, -65504.0]]
 
 
+def test_rounding_changes_no_predicted_class(tmp_path):
+    """Logits that are apart by less than half precision tells, as of a network that has hardly learnt."""
+    rng = np.random.default_rng(0)
+    logits = (1 + 1e-4 * rng.random((1000, 5)) * rng.choice([1, 0.1, 30], (1000, 1))).astype(np.float32)
+    teacher = -logits[:, ::-1]
+    assert (logits.astype(np.float16).argmax(1) != logits.argmax(1)).mean() > 0.1
+    write(Predictions(np.zeros(1000, np.int64), logits, teacher), tmp_path / "p.npz")
+    restored = read(tmp_path / "p.npz")
+    for exact, rounded in ((logits, restored.logits), (teacher, restored.teacher_logits)):
+        assert np.array_equal(exact.argmax(1), rounded.argmax(1))
+        np.testing.assert_allclose(rounded, exact, rtol=2**-9)
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut", "other", "short"])
 def test_predictions_read_refuses_a_damaged_file(tmp_path, damage):
     path = tmp_path / "p.npz"
