@@ -1,6 +1,7 @@
 """Names that tests in several folders share."""
 
 import copy
+import csv
 import os
 from pathlib import Path
 
@@ -60,3 +61,17 @@ def pair_of(student, teacher):
     from kd.methods.base import Pair
 
     return Pair(student, teacher, torch.zeros(1), student.logits.shape[1], nn.Identity(), None, nn.Identity)
+
+
+def metric_rows(run: Path) -> list[dict[str, str]]:
+    """Return the rows of a run's metrics.csv."""
+    with open(run / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Return whether two files of weights are equal to the bit."""
+    from safetensors.torch import load_file
+
+    left, right = load_file(a), load_file(b)
+    return left.keys() == right.keys() and all((left[name] == right[name]).all() for name in left)

@@ -28,6 +28,8 @@ from kd.models.output import Output
 LONGEST = (
     "sweeps/test_multirun.py",
     "app/test_run.py",
+    "app/test_run_settings.py",
+    "app/test_run_processes.py",
     "scripts/test_search.py",
     "test_readme.py",
     "test_site.py",

@@ -1,18 +1,12 @@
 """`train.py` from its command line to the files it leaves, on tiny networks and the bundled digits."""
 
-import csv
 import json
-import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
-import time
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -23,26 +17,12 @@ from torch import nn
 
 import kd
 from kd.data.digits import digits
-from kd.data.resize import images_of_channels
-from kd.models.cnn import CNN
 from kd.models.output import multiply_adds
 from kd.runs import predictions
 from kd.runs.results import read, write
 from kd.runs.weights import fill, load_weights
 from kd.training.performance import PackedDropout, choose_precision
-from tests import processes
-from tests.common import QUICK, ROOT, SMALL
-from tests.conftest import call
-
-
-def metric_rows(directory: Path) -> list[dict[str, str]]:
-    with open(directory / "metrics.csv") as file:
-        return list(csv.DictReader(file))
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    left, right = load_file(a), load_file(b)
-    return left.keys() == right.keys() and all((left[name] == right[name]).all() for name in left)
+from tests.common import QUICK, SMALL, metric_rows, same_weights
 
 
 class TestRun:
@@ -430,26 +410,6 @@ def test_standard_and_feature_record_their_terms(run, tmp_path):
     assert not any("adapter" in name for name in load_file(tmp_path / "feature" / "student.safetensors"))
 
 
-@pytest.mark.parametrize(
-    "choices",
-    [
-        ("method=standard", "recipe/optimizer=adamw", "recipe/schedule=multistep", "recipe.clip_norm=null"),
-        ("method=standard", "recipe/schedule=cosine", "recipe.label_smoothing=0.1", "student.activation=elu"),
-        ("method=standard", "data.augment.cutout=8", "trainer.precision=bf16-mixed"),
-        ("method=logits", "speed=reference", "trainer.precision=32-true"),
-        ("method=teacher", "recipe/optimizer@teacher_recipe.optimizer=adamw"),
-    ],
-    ids=lambda choices: choices[1],
-)
-def test_recipe_variants_train(run, tmp_path, choices):
-    code, printed = run(*SMALL, *choices, "logger=none", "hydra.run.dir=run")
-    assert code == 0, printed
-    record = read(tmp_path / "run" / "result.json")
-    assert record.test_acc > 0.12  # chance is 0.1
-    assert record.epoch_train_loss[-1] < record.epoch_train_loss[0] or record.epochs == 1
-    assert choices[1] in record.variant or choices[1].startswith("trainer")
-
-
 def test_diverged_run_says_so(run, tmp_path, monkeypatch):
     """Its loss and its weights were finite to the end, and its outputs are not, or are far from every label."""
     quick = (*SMALL, "method=standard", "recipe.clip_norm=null", "logger=none")
@@ -470,244 +430,6 @@ def test_training_that_ends_with_broken_weights_is_an_error(run, tmp_path):
     assert code == 1
     assert re.search(r"error: training diverged: \S+ ends with weights that are not finite; try a lower lr", printed)
     assert not list(tmp_path.rglob("*.safetensors"))
-
-
-LAUNCHED = {
-    "torchrun": {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "1"},
-    "srun": {
-        **{"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_LOCALID": "3"},
-        **{"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "packed", "SLURM_NNODES": "1", "SLURM_NODEID": "0"},
-    },
-}
-
-
-@pytest.mark.parametrize("launcher", LAUNCHED)
-def test_run_on_one_device_is_whole_whatever_launched_it(tmp_path, finished, launcher):
-    shutil.copytree(finished / "teachers", tmp_path / "teachers")
-    environment = {**os.environ, **LAUNCHED[launcher]}
-    done = processes.run(
-        ROOT / "train.py", *SMALL, "method=logits", "T=2", "hydra.run.dir=run", cwd=tmp_path, env=environment
-    )
-    printed = done.stdout
-    assert done.returncode == 0, done.stderr
-    assert "test accuracy" in printed
-    assert same_weights(tmp_path / "run" / "student.safetensors", finished / "run" / "student.safetensors")
-    for path in (".lock", "checkpoints/last.ckpt", "metrics.csv", "predictions.npz"):
-        assert (tmp_path / "run" / path).exists(), path
-    (events, _) = (tmp_path / "run" / "tensorboard").rglob("events*")
-    assert events.stat().st_size > 1000
-    again = read(tmp_path / "run" / "result.json")
-    assert (again.status, again.test_acc) == ("done", read(finished / "run" / "result.json").test_acc)
-
-
-def test_ddp_trains_the_student_of_one_process(run, tmp_path, finished):
-    shutil.copytree(finished / "teachers", tmp_path / "teachers")
-    # Neither BatchNorm nor dropout: they treat half a batch otherwise than a whole one.
-    plain = ("student._target_=tests.launchers.plain.Plain", "student.activation=elu", "method=logits", "T=2")
-    student = (*plain, "recipe.epochs=4", "recipe.optimizer.lr=0.1")
-    ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
-    small = [setting for setting in SMALL if setting != "trainer=cpu"]
-    done = processes.run(ROOT / "train.py", *small, *ddp, *student, "hydra.run.dir=run", cwd=tmp_path)
-    printed = done.stdout + done.stderr
-    assert done.returncode == 0, printed
-    record = read(tmp_path / "run" / "result.json")
-    assert record.status == "done"
-    kept = predictions.read(tmp_path / "run" / "predictions.npz")
-    (alone,) = (predictions.read(path) for path in (tmp_path / "teachers").glob("*/predictions.npz"))
-    assert kept.labels.tolist() == alone.labels.tolist()  # in the order that one process has them in
-    assert kept.correct.mean() == pytest.approx(record.test_acc, abs=1.5 / len(kept.labels))
-    assert printed.count("test accuracy") == 1  # one of the two processes prints
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2  # the teacher and the student, each once
-    assert len(list((tmp_path / "teachers").iterdir())) == len(list((finished / "teachers").iterdir()))
-
-    alone = (*SMALL, *student, "logger=none")
-    assert run(*alone, "hydra.run.dir=alone")[0] == 0
-    assert run(*alone, "data.order_seed=1", "hydra.run.dir=otherwise")[0] == 0
-    together, alone, otherwise = (
-        load_file(tmp_path / name / "student.safetensors") for name in ("run", "alone", "otherwise")
-    )
-    assert distance(together, alone) < 0.01  # rounded to half precision in other places
-    assert distance(together, otherwise) > 0.03  # as another order of the images comes to
-
-
-def distance(left, right):
-    """Return the largest difference between two students' tensors, relative to the tensor's length."""
-    return max(float((left[name] - right[name]).norm() / right[name].norm()) for name in right)
-
-
-def test_folder_data_trains_in_memory_and_on_disk(run, tmp_path):
-    from PIL import Image
-
-    for split, count in (("train", 12), ("test", 4)):
-        for i, name in enumerate(("dark", "light")):
-            (tmp_path / "mine" / split / name).mkdir(parents=True)
-            for k in range(count):
-                Image.new("RGB", (20, 30), (200 * i + k,) * 3).save(tmp_path / "mine" / split / name / f"{k}.png")
-    small = (*SMALL[1:], "data=folder", "data.root=mine", "batch_size=8")
-    assert run(*small, "method=logits", "hydra.run.dir=run")[0] == 0
-    assert read(tmp_path / "run" / "result.json").dataset == "mine"
-    assert run(*small, "method=logits", "hydra.run.dir=disk", "data.in_memory=false")[0] == 0
-    assert same_weights(tmp_path / "run" / "student.safetensors", tmp_path / "disk" / "student.safetensors")
-
-
-def test_run_with_few_and_wrong_labels_and_further_test_sets_records_them(run, tmp_path):
-    images = digits(16)
-    (tmp_path / "again").mkdir()
-    x = images.test_x.permute(0, 2, 3, 1).contiguous().numpy()
-    np.save(tmp_path / "again" / "again_data.npy", x)
-    np.save(tmp_path / "again" / "again_labels.npy", images.test_y.numpy())
-    few = (*QUICK, "epochs=1", "batch_size=32", "data.fraction=0.1", "data.noise=0.2", "method=standard")
-    assert run(*few, "data.also_test=[again]", "hydra.run.dir=run")[0] == 0
-    record = read(tmp_path / "run" / "result.json")
-    assert " data.fraction=0.1 data.noise=0.2 " in record.variant
-    assert "also_test" not in record.variant
-    assert 120 < record.train_images < 140  # a tenth of nine tenths of 1,438
-    assert record.noisy_labels == round(0.2 * record.train_images)
-    assert record.also_test_acc == pytest.approx({"again": record.test_acc})
-    assert record.also_test_nll == pytest.approx({"again": record.test_nll}, rel=1e-4)
-
-
-def test_teacher_alone_is_also_tested(run, tmp_path):
-    images = digits(16)
-    again = tmp_path / "again"
-    again.mkdir()
-    np.save(again / "again_data.npy", images.test_x.permute(0, 2, 3, 1).contiguous().numpy())
-    np.save(again / "again_labels.npy", images.test_y.numpy())
-    same = (*QUICK, "method=teacher", "epochs=1")
-    assert run(*same, "hydra.run.dir=before")[0] == 0  # its teacher is found in the store by the next one
-    code, printed = run(*same, "data.also_test=[again]", "hydra.run.dir=run")
-    assert code == 0, printed
-    record = read(tmp_path / "run" / "result.json")
-    assert record.also_test_acc == pytest.approx({"again": record.test_acc})
-    assert record.also_test_nll == pytest.approx({"again": record.test_nll}, rel=1e-4)
-    assert read(tmp_path / "before" / "result.json").also_test_acc == {}
-    assert read(next(tmp_path.glob("teachers/*/result.json"))).also_test_acc == {}
-
-
-@pytest.mark.parametrize("method", ["ofd", "mlkd"])
-def test_wide_grey_images_are_kept_from_the_source_to_the_file_of_weights(run, tmp_path, method):
-    small = (
-        "data=digits", "epochs=1", "batch_size=256", "trainer=cpu", "trainer.enable_progress_bar=false", "threads=1",
-        "student=resnet8", "teacher=cnn32", "teacher.scale=2", "data.image_size=[12,16]", "data.channels=1",
-        "data.augment.cutout=3", "data.augment.policy=trivialaugment",
-    )  # fmt: skip
-    code, printed = run(*small, f"method={method}", "hydra.run.dir=run")
-    assert code == 0, printed
-    assert "resized from 8x8 to 16x12" in printed
-    assert "made grey" in printed
-    predictor = kd.load(tmp_path / "run")
-    assert (predictor.image_size, len(predictor.mean)) == ([12, 16], 1)
-    assert predictor.net.stem[0].in_channels == 1
-    images = images_of_channels(digits([12, 16]), 1)
-    found = [prediction.label for prediction in predictor.predict(images.test_x)]
-    accuracy = np.mean([images.classes[y] == label for y, label in zip(images.test_y, found, strict=True)])
-    assert accuracy == pytest.approx(read(tmp_path / "run" / "result.json").test_acc, abs=0.01)
-
-
-def test_averaged_weights_are_tested_and_kept_and_change_no_training(run, tmp_path):
-    same = (*QUICK, "method=standard")
-    for name, *more in (("plain",), ("averaged", "recipe.ema=0.9")):
-        assert run(*same, *more, f"hydra.run.dir={name}")[0] == 0
-    plain, averaged = (read(tmp_path / name / "result.json") for name in ("plain", "averaged"))
-    assert plain.epoch_train_loss == averaged.epoch_train_loss
-    assert plain.test_nll != averaged.test_nll
-    kept = load_file(tmp_path / "averaged" / "student.safetensors")
-    (state,) = (
-        state
-        for name, state in torch.load(tmp_path / "averaged" / "checkpoints" / "last.ckpt")["callbacks"].items()
-        if "WeightAverage" in name
-    )
-    assert any(torch.equal(kept["classifier.weight"], tensor) for tensor in state["average"])
-
-
-def test_cohort_gives_the_students_of_single_runs_with_every_setting_of_the_images(run, tmp_path):
-    same = (
-        *QUICK, "epochs=1", "method=logits", "data.order_seed=0", "recipe.ema=0.9", "data.fraction=0.5",
-        "data.noise=0.2", "data.balance=weights", "data.augment.policy=randaugment", "data.augment.cutmix=1",
-    )  # fmt: skip
-    assert run(*same, "T=2", "hydra.run.dir=alone")[0] == 0
-    assert run("-m", *same, "T=4,2", "hydra/launcher=cohort", "hydra.sweep.dir=both")[0] == 0
-    assert same_weights(tmp_path / "alone" / "student.safetensors", tmp_path / "both" / "1" / "student.safetensors")
-
-
-LONGER = (*SMALL, "epochs=6", "data.val_fraction=0.7")
-"""More epochs, which are short."""
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """A folder with such a run in whole/ and its teacher in teachers/; not to be changed."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert call(*LONGER, "hydra.run.dir=whole") == 0
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("teacher_phase", "stop"), [(False, signal.SIGINT), (True, signal.SIGTERM)], ids=["student", "teacher"]
-)
-def test_resume_gives_the_result_of_an_uninterrupted_run(run, tmp_path, uninterrupted, teacher_phase, stop):
-    if not teacher_phase:
-        shutil.copytree(uninterrupted / "teachers", tmp_path / "teachers")
-    process = processes.start(ROOT / "train.py", *LONGER, "hydra.run.dir=broken", cwd=tmp_path, merged=True)
-    checkpoints = "teachers/*.partial/checkpoints/last.ckpt" if teacher_phase else "broken/checkpoints/last.ckpt"
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(checkpoints)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(stop)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, printed
-    assert "resume=" in printed
-    assert "Traceback" not in printed
-    interrupted = read(tmp_path / "broken" / "result.json")
-    assert interrupted.status == "interrupted"
-    assert interrupted.data_id == digits(16).id  # so that it is not continued with other images
-
-    assert run("resume=broken")[0] == 0
-    finished = uninterrupted / "whole"
-    assert same_weights(tmp_path / "broken" / "student.safetensors", finished / "student.safetensors")
-    assert metric_rows(tmp_path / "broken") == metric_rows(finished)
-    timing = {"train_seconds": None, "images_per_second": None, "date": ""}
-    broken, whole = (replace(read(path / "result.json"), **timing) for path in (tmp_path / "broken", finished))
-    same = {name: getattr(broken, name) for name in ("command", "variant", "cwd")}  # typed otherwise, in another folder
-    assert broken == replace(whole, **same)
-
-
-@pytest.mark.parametrize("name", ["student", "teacher"])
-def test_run_refuses_a_network_that_memory_does_not_hold(run, tmp_path, monkeypatch, name):
-    """Before any of it is taken: the largest `scale` has a thousand million parameters."""
-    monkeypatch.setattr("kd.app.build.free_memory", lambda: 10**10)
-    code, printed = run(*SMALL, "data.source.image_size=32", f"{name}.scale=512", "hydra.run.dir=run")
-    assert code == 1
-    assert f"error: a {name} of 1,090," in printed
-    assert f"takes 17 GB of memory, and 10 GB are free; choose a smaller network, such as by {name}.scale" in printed
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(("name", "setting"), [("wrn16_1", "widen"), ("resnet9", "scale"), ("vgg8", "depth")])
-def test_memory_is_saved_by_a_setting_that_the_network_has(run, monkeypatch, name, setting):
-    monkeypatch.setattr("kd.app.build.free_memory", lambda: 1000)
-    code, printed = run(*(one for one in SMALL if "student.scale" not in one), "method=standard", f"student={name}")
-    assert code == 1
-    assert f"choose a smaller network, such as by student.{setting}\n" in printed
-
-
-def test_run_out_of_memory_names_the_batch_size_that_fits(run, tmp_path, monkeypatch):
-    """A GPU with memory for forty images, simulated."""
-    forward = CNN.forward
-
-    def limited(net, x):
-        if net.training and len(x) > 40:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return forward(net, x)
-
-    monkeypatch.setattr(CNN, "forward", limited)
-    code, printed = run(*SMALL, "method=standard", "batch_size=64", "hydra.run.dir=run")
-    assert code == 1
-    assert "has no memory for steps of 64 images; batch_size=32 fits, as does a smaller network\n" in printed
-    assert "Traceback" not in printed
-    assert read(tmp_path / "run" / "result.json").status == "failed"
 
 
 def test_record_counts_the_multiply_adds_of_what_was_trained(finished):

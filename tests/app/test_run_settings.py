@@ -1,0 +1,127 @@
+"""Settings of images, networks and recipes, from the command line to the record."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import kd
+from kd.data.digits import digits
+from kd.data.resize import images_of_channels
+from kd.runs.results import read
+from tests.common import QUICK, SMALL, same_weights
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ("method=standard", "recipe/optimizer=adamw", "recipe/schedule=multistep", "recipe.clip_norm=null"),
+        ("method=standard", "recipe/schedule=cosine", "recipe.label_smoothing=0.1", "student.activation=elu"),
+        ("method=standard", "data.augment.cutout=8", "trainer.precision=bf16-mixed"),
+        ("method=logits", "speed=reference", "trainer.precision=32-true"),
+        ("method=teacher", "recipe/optimizer@teacher_recipe.optimizer=adamw"),
+    ],
+    ids=lambda choices: choices[1],
+)
+def test_recipe_variants_train(run, tmp_path, choices):
+    code, printed = run(*SMALL, *choices, "logger=none", "hydra.run.dir=run")
+    assert code == 0, printed
+    record = read(tmp_path / "run" / "result.json")
+    assert record.test_acc > 0.12  # chance is 0.1
+    assert record.epoch_train_loss[-1] < record.epoch_train_loss[0] or record.epochs == 1
+    assert choices[1] in record.variant or choices[1].startswith("trainer")
+
+
+def test_folder_data_trains_in_memory_and_on_disk(run, tmp_path):
+    from PIL import Image
+
+    for split, count in (("train", 12), ("test", 4)):
+        for i, name in enumerate(("dark", "light")):
+            (tmp_path / "mine" / split / name).mkdir(parents=True)
+            for k in range(count):
+                Image.new("RGB", (20, 30), (200 * i + k,) * 3).save(tmp_path / "mine" / split / name / f"{k}.png")
+    small = (*SMALL[1:], "data=folder", "data.root=mine", "batch_size=8")
+    assert run(*small, "method=logits", "hydra.run.dir=run")[0] == 0
+    assert read(tmp_path / "run" / "result.json").dataset == "mine"
+    assert run(*small, "method=logits", "hydra.run.dir=disk", "data.in_memory=false")[0] == 0
+    assert same_weights(tmp_path / "run" / "student.safetensors", tmp_path / "disk" / "student.safetensors")
+
+
+def test_run_with_few_and_wrong_labels_and_further_test_sets_records_them(run, tmp_path):
+    images = digits(16)
+    (tmp_path / "again").mkdir()
+    x = images.test_x.permute(0, 2, 3, 1).contiguous().numpy()
+    np.save(tmp_path / "again" / "again_data.npy", x)
+    np.save(tmp_path / "again" / "again_labels.npy", images.test_y.numpy())
+    few = (*QUICK, "epochs=1", "batch_size=32", "data.fraction=0.1", "data.noise=0.2", "method=standard")
+    assert run(*few, "data.also_test=[again]", "hydra.run.dir=run")[0] == 0
+    record = read(tmp_path / "run" / "result.json")
+    assert " data.fraction=0.1 data.noise=0.2 " in record.variant
+    assert "also_test" not in record.variant
+    assert 120 < record.train_images < 140  # a tenth of nine tenths of 1,438
+    assert record.noisy_labels == round(0.2 * record.train_images)
+    assert record.also_test_acc == pytest.approx({"again": record.test_acc})
+    assert record.also_test_nll == pytest.approx({"again": record.test_nll}, rel=1e-4)
+
+
+def test_teacher_alone_is_also_tested(run, tmp_path):
+    images = digits(16)
+    again = tmp_path / "again"
+    again.mkdir()
+    np.save(again / "again_data.npy", images.test_x.permute(0, 2, 3, 1).contiguous().numpy())
+    np.save(again / "again_labels.npy", images.test_y.numpy())
+    same = (*QUICK, "method=teacher", "epochs=1")
+    assert run(*same, "hydra.run.dir=before")[0] == 0  # its teacher is found in the store by the next one
+    code, printed = run(*same, "data.also_test=[again]", "hydra.run.dir=run")
+    assert code == 0, printed
+    record = read(tmp_path / "run" / "result.json")
+    assert record.also_test_acc == pytest.approx({"again": record.test_acc})
+    assert record.also_test_nll == pytest.approx({"again": record.test_nll}, rel=1e-4)
+    assert read(tmp_path / "before" / "result.json").also_test_acc == {}
+    assert read(next(tmp_path.glob("teachers/*/result.json"))).also_test_acc == {}
+
+
+@pytest.mark.parametrize("method", ["ofd", "mlkd"])
+def test_wide_grey_images_are_kept_from_the_source_to_the_file_of_weights(run, tmp_path, method):
+    small = (
+        "data=digits", "epochs=1", "batch_size=256", "trainer=cpu", "trainer.enable_progress_bar=false", "threads=1",
+        "student=resnet8", "teacher=cnn32", "teacher.scale=2", "data.image_size=[12,16]", "data.channels=1",
+        "data.augment.cutout=3", "data.augment.policy=trivialaugment",
+    )  # fmt: skip
+    code, printed = run(*small, f"method={method}", "hydra.run.dir=run")
+    assert code == 0, printed
+    assert "resized from 8x8 to 16x12" in printed
+    assert "made grey" in printed
+    predictor = kd.load(tmp_path / "run")
+    assert (predictor.image_size, len(predictor.mean)) == ([12, 16], 1)
+    assert predictor.net.stem[0].in_channels == 1
+    images = images_of_channels(digits([12, 16]), 1)
+    found = [prediction.label for prediction in predictor.predict(images.test_x)]
+    accuracy = np.mean([images.classes[y] == label for y, label in zip(images.test_y, found, strict=True)])
+    assert accuracy == pytest.approx(read(tmp_path / "run" / "result.json").test_acc, abs=0.01)
+
+
+def test_averaged_weights_are_tested_and_kept_and_change_no_training(run, tmp_path):
+    same = (*QUICK, "method=standard")
+    for name, *more in (("plain",), ("averaged", "recipe.ema=0.9")):
+        assert run(*same, *more, f"hydra.run.dir={name}")[0] == 0
+    plain, averaged = (read(tmp_path / name / "result.json") for name in ("plain", "averaged"))
+    assert plain.epoch_train_loss == averaged.epoch_train_loss
+    assert plain.test_nll != averaged.test_nll
+    kept = load_file(tmp_path / "averaged" / "student.safetensors")
+    (state,) = (
+        state
+        for name, state in torch.load(tmp_path / "averaged" / "checkpoints" / "last.ckpt")["callbacks"].items()
+        if "WeightAverage" in name
+    )
+    assert any(torch.equal(kept["classifier.weight"], tensor) for tensor in state["average"])
+
+
+def test_cohort_gives_the_students_of_single_runs_with_every_setting_of_the_images(run, tmp_path):
+    same = (
+        *QUICK, "epochs=1", "method=logits", "data.order_seed=0", "recipe.ema=0.9", "data.fraction=0.5",
+        "data.noise=0.2", "data.balance=weights", "data.augment.policy=randaugment", "data.augment.cutmix=1",
+    )  # fmt: skip
+    assert run(*same, "T=2", "hydra.run.dir=alone")[0] == 0
+    assert run("-m", *same, "T=4,2", "hydra/launcher=cohort", "hydra.sweep.dir=both")[0] == 0
+    assert same_weights(tmp_path / "alone" / "student.safetensors", tmp_path / "both" / "1" / "student.safetensors")
