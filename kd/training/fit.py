@@ -230,7 +230,7 @@ def _trial(trainer: L.Trainer, data: DataModule, epochs: int, trained: int, test
     if done < planned:
         parts.append(f"trained on {done:,} of {planned:,} batches")
     batches, limit = (
-        len(Sequential(data.val_index, data.augment)) if len(data.val_index) else 0,
+        len(Sequential(data.val_index, data.augment, data.images.image_size)) if len(data.val_index) else 0,
         trainer.limit_val_batches,
     )
     validated = limit if isinstance(limit, int) else int((1.0 if limit is None else limit) * batches)
