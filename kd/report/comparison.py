@@ -49,11 +49,7 @@ class Comparison(NamedTuple):
     @property
     def verdict(self) -> str:
         """The outcome in plain words."""
-        words = self.difference.in_words("better", "worse")
-        if self.margin is None or self.equivalence is None or self.equivalence >= 1 - LEVEL:
-            return words
-        within = f"less than {100 * self.margin:g} points"
-        return f"equivalent: {within}" if words in (UNSEEN, UNCERTAIN) else f"{words}, by {within}"
+        return in_words(self.difference, self.margin, self.equivalence)
 
     @property
     def probability(self) -> Probability | None:
@@ -77,6 +73,21 @@ class Comparison(NamedTuple):
         """The number of seeds that would settle a difference as large as that seen; None where it is settled."""
         mean, undecided = self.difference.mean, self.verdict in (UNSEEN, UNCERTAIN)
         return seeds_needed(stdev(self.by_seed), mean) if undecided and mean is not None else None
+
+
+def in_words(difference: Difference, margin: float | None, equivalence: float | None) -> str:
+    """Return the verdict on a difference in accuracy.
+
+    Args:
+        difference: with its p, corrected where several are tested.
+        margin: the greatest difference that does not matter, a fraction of 1; None without one.
+        equivalence: p of a difference beyond that margin, corrected likewise.
+    """
+    words = difference.in_words("better", "worse")
+    if margin is None or equivalence is None or equivalence >= 1 - LEVEL:
+        return words
+    within = f"less than {100 * margin:g} points"
+    return f"equivalent: {within}" if words in (UNSEEN, UNCERTAIN) else f"{words}, by {within}"
 
 
 def compare(rows: Sequence[Row], name: str | None = None, margin: float | None = None) -> list[Comparison]:

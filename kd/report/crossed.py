@@ -10,9 +10,9 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from kd.report.comparison import Comparison
+from kd.report.comparison import Comparison, in_words
 from kd.report.rows import Role, Row
-from kd.report.statistics import FEWEST, LEVEL, Interval
+from kd.report.statistics import FEWEST, LEVEL, RESOLUTION, Difference, Interval, holm
 
 _TEACHER_SEED = re.compile(r"teacher_seed=\d+")
 
@@ -22,6 +22,8 @@ ACROSS_NOTES = (
     "teachers and new seeds; those above, of new seeds with these teachers.",
     "Between teachers, between seeds, rest: standard deviations of the difference, or of the accuracy where nothing is "
     "compared, in points. What counts as a seed is all that the seed decides: see data.order_seed.",
+    "p is that of the difference's t test with the same error, corrected by Holm's method for the number of lines; the "
+    "intervals are not.",
 )
 """What a reader of the table must know."""
 
@@ -38,6 +40,23 @@ class Components(NamedTuple):
     """Between the student's seeds."""
     rest: float
     """Of one teacher with one seed, beside both."""
+    error: float
+    """Standard error of the mean."""
+    freedom: float
+    """Degrees of freedom of that error."""
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p value of the mean being 0; None where nothing varies."""
+        if self.error < RESOLUTION:
+            return None
+        return float(2 * scipy.special.stdtr(self.freedom, -abs(self.mean) / self.error))
+
+    def equivalence_p(self, margin: float) -> float | None:
+        """Return the p value of the mean being `margin` or more from 0, by two one-sided tests; None as for `p`."""
+        if self.error < RESOLUTION:
+            return None
+        return float(scipy.special.stdtr(self.freedom, (abs(self.mean) - margin) / self.error))
 
 
 def components(figures: NDArray[np.float64], level: float = LEVEL) -> Components:
@@ -68,13 +87,16 @@ def components(figures: NDArray[np.float64], level: float = LEVEL) -> Components
     both = teacher + seed - rest
     if both > variance:
         variance, freedom = both, both**2 / sum(square**2 / degrees for square, degrees in squares)
-    reach = float(scipy.special.stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance / (a * b))
+    error = math.sqrt(variance / (a * b))
+    reach = float(scipy.special.stdtrit(freedom, (1 + level) / 2)) * error
     return Components(
         mean,
         Interval(mean - reach, mean + reach),
         math.sqrt(max(0.0, (teacher - rest) / b)),
         math.sqrt(max(0.0, (seed - rest) / a)),
         math.sqrt(rest),
+        error,
+        freedom,
     )
 
 
@@ -126,9 +148,11 @@ def _without_teacher_seed(text: str) -> str:
     return " ".join(word for word in text.split(" ") if not _TEACHER_SEED.fullmatch(word))
 
 
-def _baseline(found: Crossed, comparisons: Sequence[Comparison]) -> Row | None:
-    """Return the row that the rows are compared with; None where there is none."""
-    return next((c.baseline for c in comparisons if any(c.row is row for row in found.rows)), None)
+def _difference(found: Crossed, comparisons: Sequence[Comparison]) -> Components | None:
+    """Return the difference from the baseline of the same rows; None without one that has all the seeds."""
+    baseline = next((c.baseline for c in comparisons if any(c.row is row for row in found.rows)), None)
+    minus = None if baseline is None else found.minus(baseline)
+    return None if minus is None else components(minus)
 
 
 class Across(NamedTuple):
@@ -140,14 +164,39 @@ class Across(NamedTuple):
     accuracy: Components
     difference: Components | None
     """From the baseline's same seeds; None without one that has them all."""
+    tested: Difference | None
+    """The same with its p, corrected by Holm's method for the number of lines."""
+    margin: float | None
+    """The greatest difference that does not matter, a fraction of 1, if one was stated."""
+    equivalence: float | None
+    """p of a difference beyond the margin, corrected likewise; None without a margin."""
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in plain words; empty where nothing is compared."""
+        return in_words(self.tested, self.margin, self.equivalence) if self.tested else ""
 
 
 def across(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> list[Across]:
-    """Return a line for each method that was taught by several teachers with the same seeds."""
-    lines = []
-    for found in crossed(rows):
-        baseline = _baseline(found, comparisons)
-        minus = found.minus(baseline) if baseline else None
-        difference = None if minus is None else components(minus)
-        lines.append(Across(found.label, len(found.rows), len(found.seeds), components(found.accuracies), difference))
-    return lines
+    """Return a line for each method that was taught by several teachers with the same seeds.
+
+    What is tested is what `comparisons` test, by the same margin.
+    """
+    margin = comparisons[0].margin if comparisons else None
+    groups = crossed(rows)
+    differences = [_difference(found, comparisons) for found in groups]
+    other = holm([d and d.p for d in differences])
+    beyond = holm([None if d is None or margin is None else d.equivalence_p(margin) for d in differences])
+    return [
+        Across(
+            found.label,
+            len(found.rows),
+            len(found.seeds),
+            components(found.accuracies),
+            d,
+            d and Difference(d.mean, d.interval, p, len(found.seeds)),
+            margin,
+            equivalence,
+        )
+        for found, d, p, equivalence in zip(groups, differences, other, beyond, strict=True)
+    ]

@@ -231,17 +231,19 @@ def differences_to_rich(comparisons: Sequence[Comparison], width: int = 100, enc
 def across_to_markdown(lines: Sequence[Across]) -> str:
     """Return a Markdown table of methods over several teachers, in percent and points."""
     headers = ["run", "teachers", "seeds", "test accuracy, %", "95 % interval", "difference, points", "95 % interval"]
-    headers += ["between teachers", "between seeds", "rest"]
+    headers += ["p (Holm)", "between teachers", "between seeds", "rest", "in words"]
 
     def cells(line: Across) -> list[str]:
         acc, gain = line.accuracy, line.difference
         minus = [points(gain.mean), interval_text(gain.interval, "+")] if gain else ["", ""]
+        p = p_value(line.tested.p) if line.tested else ""
         varies = gain or acc
         deviations = map(percent, (varies.teacher, varies.seed, varies.rest))
         counts = str(line.teachers), str(line.seeds)
-        return [line.label, *counts, percent(acc.mean), interval_text(acc.interval), *minus, *deviations]
+        accuracy = percent(acc.mean), interval_text(acc.interval)
+        return [line.label, *counts, *accuracy, *minus, p, *deviations, line.verdict]
 
-    return markdown(headers, map(cells, lines))
+    return markdown(headers, map(cells, lines), left=["in words"])
 
 
 WRAPPED = {"run": 24, "in words": 12}

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy
 
 from kd.report.comparison import compare
 from kd.report.crossed import across, components, crossed
@@ -41,7 +42,8 @@ def test_components_recover_what_varies():
     squares = []
     for _ in range(300):
         parts = RNG.normal(0, 3, (6, 1)) + RNG.normal(0, 2, (1, 8)) + RNG.normal(0, 1, (6, 8))
-        squares.append(np.square(components(parts)[2:]))
+        found = components(parts)
+        squares.append(np.square([found.teacher, found.seed, found.rest]))
     assert np.mean(squares, axis=0) == pytest.approx([9, 4, 1], rel=0.15)
 
 
@@ -54,6 +56,32 @@ def test_components_interval_covers_the_mean_of_new_teachers_and_seeds(spread):
         low, high = components(parts).interval
         covered.append(low <= 0 <= high)
     assert 0.93 <= np.mean(covered) <= 0.98
+
+
+def test_components_p_agrees_with_the_interval_and_equivalence_with_two_one_sided_tests():
+    found = components(TABLE - 0.85)
+    for level in (0.9, 0.95, 0.99):
+        low, high = components(TABLE - 0.85, level).interval
+        assert (found.p < 1 - level) == (not low <= 0 <= high)
+    error, t = found.error, scipy.stats.t(found.freedom)
+    assert found.p == pytest.approx(2 * t.sf(abs(found.mean) / error))
+    margin = 0.01
+    one_sided = (t.sf((found.mean + margin) / error), t.cdf((found.mean - margin) / error))
+    assert found.equivalence_p(margin) == pytest.approx(max(one_sided))
+    low, high = components(TABLE - 0.85, 0.9).interval
+    assert (found.equivalence_p(margin) < 0.05) == (-margin < low and high < margin)
+    assert (components(np.full((3, 3), 0.1)).p, components(np.full((3, 3), 0.1)).equivalence_p(0.1)) == (None, None)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.5])
+def test_components_find_what_is_not_there_in_a_twentieth_of_sweeps_at_most(mean):
+    """A difference where the mean is 0; equivalence where it is the margin."""
+    found = []
+    for _ in range(2000):
+        parts = mean + RNG.normal(0, 0.3, (4, 1)) + RNG.normal(0, 0.3, (1, 5)) + RNG.normal(0, 0.3, (4, 5))
+        sweep = components(parts)
+        found.append((sweep.equivalence_p(0.5) if mean else sweep.p) < 0.05)
+    assert 0.005 < np.mean(found) < 0.065
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (5, 2)])
@@ -89,7 +117,23 @@ def test_across_compares_with_the_same_seeds_of_the_baseline():
     assert line.difference.interval == pytest.approx(components(minus).interval)
     assert (line.teachers, line.seeds) == (4, 5)
     fewer = summarize([*BASE[:4], *taught(TABLE)]).rows
-    assert across(fewer, compare(fewer))[0].difference is None
+    (line,) = across(fewer, compare(fewer))
+    assert (line.difference, line.tested, line.verdict) == (None, None, "")
+
+
+def test_across_corrects_p_for_the_number_of_methods_and_tests_for_equivalence():
+    base = np.array([run.test_acc for run in BASE])
+    near = base + 0.0002 * np.arange(4)[:, None] - 0.0001 * np.arange(5)
+    methods = [*taught(TABLE), *taught(near, T=9.0), *taught(TABLE + 0.02, T=16.0)]
+    rows = summarize([*BASE, *methods]).rows
+    lines = {line.label: line for line in across(rows, compare(rows, margin=0.005))}
+    alone = {label: line.difference for label, line in lines.items()}
+    assert lines["logits T=16"].tested.p == pytest.approx(3 * alone["logits T=16"].p)
+    assert lines["logits T=4"].tested.p == pytest.approx(2 * alone["logits T=4"].p)
+    assert lines["logits T=9"].tested.p == pytest.approx(alone["logits T=9"].p)
+    assert lines["logits T=9"].equivalence == pytest.approx(3 * alone["logits T=9"].equivalence_p(0.005))
+    assert lines["logits T=16"].verdict == "better"
+    assert lines["logits T=9"].verdict == "equivalent: less than 0.5 points"
 
 
 def test_page_shows_new_teachers_where_there_are_several():
@@ -97,4 +141,5 @@ def test_page_shows_new_teachers_where_there_are_several():
     page = to_page(summary, compare(summary.rows), [])
     (line,) = [line for line in page.split("## New teachers and new seeds")[1].splitlines() if line.startswith("| log")]
     assert line.startswith("| logits | 4 | 5 | ")
+    assert line.endswith("| better |")
     assert "New teachers" not in to_page(summarize([*BASE, *taught(TABLE[:1])]), [], [])
