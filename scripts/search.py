@@ -60,14 +60,16 @@ def locked(directory: Path) -> Iterator[None]:
             shutil.rmtree(directory)
 
 
-def open_study(search: Search) -> Any:
-    """The study that the directory holds, or a new one.
+@contextmanager
+def opened_study(search: Search) -> Iterator[Any]:
+    """Open the study that the directory holds, or a new one.
 
     Raises:
         UserError: if it is one of another search, or not to be read.
     """
     import optuna
     from sqlalchemy.exc import DatabaseError
+    from sqlalchemy.pool import NullPool
 
     file = search.directory / STUDY
     command, _ = search.compose(search.lowest)
@@ -77,8 +79,10 @@ def open_study(search: Search) -> Any:
         "seed": search.seed,
     }
     try:
+        # No connection is kept beyond its use but that of the session, which is closed below.
+        storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"poolclass": NullPool})
         study = optuna.create_study(
-            storage=f"sqlite:///{file}",
+            storage=storage,
             study_name="search",
             direction="maximize",
             pruner=pruner(command.cfg.recipe.epochs),
@@ -86,15 +90,18 @@ def open_study(search: Search) -> Any:
         )
     except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
         raise UserError(f"{file} cannot be used: {getattr(error, 'orig', error)}") from error
-    if "search" not in study.user_attrs:
-        study.set_user_attr("search", wanted)
-    elif study.user_attrs["search"] != wanted:
-        ranges = " ".join(study.user_attrs["search"]["ranges"])
-        raise UserError(
-            f"{search.directory} holds another search ({ranges}, --seed {study.user_attrs['search']['seed']}, or other "
-            "settings); choose another directory"
-        )
-    return study
+    try:
+        if "search" not in study.user_attrs:
+            study.set_user_attr("search", wanted)
+        elif study.user_attrs["search"] != wanted:
+            ranges = " ".join(study.user_attrs["search"]["ranges"])
+            raise UserError(
+                f"{search.directory} holds another search ({ranges}, --seed {study.user_attrs['search']['seed']}, or "
+                "other settings); choose another directory"
+            )
+        yield study
+    finally:
+        storage.remove_session()
 
 
 def pruner(epochs: int) -> Any:
@@ -126,17 +133,23 @@ def prepare(search: Search) -> None:
         log.setLevel(logging.WARNING)  # in every trial they would print the same
 
 
-def search_on(search: Search) -> Any:
-    """Do what is missing; returns the study."""
-    import optuna
-    from optuna.trial import TrialState
-
+def search_on(search: Search) -> None:
+    """Do what is missing, and print what came of it."""
     new = not (search.directory / STUDY).exists()
     if new:
         if list(search.directory.glob(f"*/{FILE}")):
             raise UserError(f"{search.directory} holds runs, but no search; choose another directory")
         prepare(search)  # before there is a study, so that a search that is refused here can be mended
-    study = open_study(search)
+    with opened_study(search) as study:
+        make_trials(search, study, new)
+        conclude(search, study)
+
+
+def make_trials(search: Search, study: Any, new: bool) -> None:
+    """Make the trials that the study lacks; a new one was prepared for."""
+    import optuna
+    from optuna.trial import TrialState
+
     done = len(finished(study))
     if done >= search.trials:
         print(f"{done} trials were finished before; give a larger --trials for more")
@@ -158,7 +171,6 @@ def search_on(search: Search) -> Any:
         outcome = attempt(search, trial, values)
         place = f"{done + 1:{len(str(search.trials))}}/{search.trials}"
         print(f"[{place}] trial {number} {as_text(values)}: {outcome}{best(study)}", flush=True)
-    return study
 
 
 def take_up(study: Any, left: Any) -> None:
@@ -348,10 +360,9 @@ def search_with(options: argparse.Namespace) -> None:
         logging.getLogger(name).setLevel(settings.level)
     with locked(search.directory):
         try:
-            study = search_on(search)
+            search_on(search)
         except optuna.exceptions.StorageInternalError as error:
             raise UserError(f"the study cannot be saved: {error.__cause__ or error}") from error
-        conclude(search, study)
 
 
 def main() -> int:

@@ -372,7 +372,8 @@ def parquets(rng: random.Random, originals: Path, here: Path) -> None:
         _table(rng, file)
     read = parquet(here / "parquet", SIZE)
     x, y = (read.train_x, read.train_y) if split == "train" else (read.test_x, read.test_y)
-    table = pq.ParquetFile(file).read(use_threads=False).to_pydict()
+    # Not as a whole: before pyarrow 26 a table has as many rows as the metadata tell, and not as are there.
+    table = pa.Table.from_batches(pq.ParquetFile(file).iter_batches(use_threads=False)).to_pydict()
     column = next(name for name in ("img", "image", "bytes") if name in table)
     label = next(name for name in ("label", "labels", "fine_label", "fine_labels") if name in table)
     if len(y) != len(table[label]) or len(x) != len(y):

@@ -53,9 +53,16 @@ def run_search(tmp_path, monkeypatch, capsys):
 
 
 def load_study(directory):
+    """Return a copy of the study in memory, of which no connection to its file is left open."""
     import optuna
+    from sqlalchemy.pool import NullPool
 
-    return optuna.load_study(study_name="search", storage=f"sqlite:///{directory / search.STUDY}")
+    file = optuna.storages.RDBStorage(f"sqlite:///{directory / search.STUDY}", engine_kwargs={"poolclass": NullPool})
+    optuna.copy_study(
+        from_study_name="search", from_storage=file, to_storage=(memory := optuna.storages.InMemoryStorage())
+    )
+    file.remove_session()
+    return optuna.load_study(study_name="search", storage=memory)
 
 
 def states(study):

@@ -84,7 +84,12 @@ def test_watch_in_a_terminal_redraws_and_leaves_the_cursor_at_ctrl_c(tmp_path):
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
     process = subprocess.Popen(
-        [sys.executable, SCRIPT, "sweep", "--refresh", "1"], cwd=tmp_path, stdout=theirs, stderr=theirs, env=environment
+        [sys.executable, SCRIPT, "sweep", "--refresh", "1"],
+        cwd=tmp_path,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as the suite in the background ignores it
     )
     os.close(theirs)
     printed, interrupted = b"", False
