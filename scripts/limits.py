@@ -11,10 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from kd.training.performance import choose_precision
+
 SIDE = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the matrices."""
 FLOATS = {"cpu": 2**25, "cuda": 2**28}
 """Numbers in each array of the memory's measurements: more than caches hold."""
+
+EMULATED = 8
+"""How many times smaller the matrices' sides are where the processor has no instructions for bf16."""
 
 OVERWRITING = (torch.ops.aten.copy_, torch.ops.aten.fill_, torch.ops.aten.zero_)
 """Operations that do not read the tensor that they write."""
@@ -92,22 +97,28 @@ class Limits:
         # Of random numbers: products of zeros are faster on some devices.
         self.matrices = torch.randn(2, side, side, device=device)
         self.halves = self.matrices.bfloat16()
+        if device.type == "cpu" and choose_precision("auto", "cpu") == "32-true":  # emulated, for a minute if as large
+            self.halves = self.halves[:, : side // EMULATED, : side // EMULATED].contiguous()
         self.arrays = torch.randn(3, floats, device=device)
 
     def measure(self) -> dict[str, float]:
         """Return the best rate of each: "fp32", "bf16" and on CUDA "tf32"; "copy" (a = b), "triad" (a = b + s c)."""
-        (left, right), (a, b, c) = self.matrices, self.arrays
-        products = {"fp32": (lambda: left @ right), "bf16": (lambda: self.halves[0] @ self.halves[1])}
-        flops, size = 2 * len(left) ** 3, a.numel() * a.element_size()
-        found = {name: flops / self._shortest(product) for name, product in products.items()}
+        a, b, c = self.arrays
+        size = a.numel() * a.element_size()
+        found = {"fp32": self._product(self.matrices), "bf16": self._product(self.halves)}
         if self.device.type == "cuda":
             before = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision("high")
-            found["tf32"] = flops / self._shortest(products["fp32"])
+            found["tf32"] = self._product(self.matrices)
             torch.set_float32_matmul_precision(before)
         found["copy"] = 2 * size / self._shortest(lambda: a.copy_(b))
         found["triad"] = 3 * size / self._shortest(lambda: torch.add(b, c, alpha=0.5, out=a))
         return found
+
+    def _product(self, matrices: Tensor) -> float:
+        """Return the FLOP/s of multiplying two matrices."""
+        left, right = matrices
+        return 2 * len(left) ** 3 / self._shortest(lambda: left @ right)
 
     def _shortest(self, work: Callable[[], object]) -> float:
         """Return the shortest time in seconds; the first repetition, which prepares, is not one."""

@@ -1,5 +1,6 @@
 """What a step asks of a machine, counted, and what the machine can do, measured."""
 
+import pytest
 import torch
 
 from kd.models.cnn import CNN
@@ -49,3 +50,13 @@ def test_limits_are_measured():
     limits = Limits(torch.device("cpu"), seconds=0, shrink=64).measure()
     assert list(limits) == ["fp32", "bf16", "copy", "triad"]
     assert all(1e6 < rate < 1e15 for rate in limits.values())
+
+
+@pytest.mark.parametrize(("precision", "side"), [("bf16-mixed", 32), ("32-true", 4)])
+def test_limits_multiply_small_matrices_where_bf16_is_emulated(monkeypatch, precision, side):
+    """Large ones take a minute there."""
+    monkeypatch.setattr("scripts.limits.choose_precision", lambda *_: precision)
+    limits = Limits(torch.device("cpu"), seconds=0, shrink=64)
+    assert limits.halves.shape == (2, side, side)
+    assert limits.matrices.shape == (2, 32, 32)
+    assert limits.measure()["bf16"] > 1e4
