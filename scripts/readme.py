@@ -42,7 +42,7 @@ PAGES = {
     "docs/results/how_sure.md": ("sure", "varies"),
     "docs/results/which_method.md": ("survey",),
     "docs/results/in_use.md": ("deploy",),
-    "docs/speed.md": ("speed", "limits"),
+    "docs/speed.md": ("speed", "limits", "speed-avx2", "limits-avx2"),
 }
 """Tables by page, which has them between marks such as <!-- speed --> and <!-- /speed -->."""
 BASELINES = {
@@ -213,6 +213,8 @@ def _table(name: str) -> str:
         ),
         "speed": lambda: speed_to_markdown(_measured("speed/two_cores")),
         "limits": lambda: limits_to_markdown(_measured("speed/two_cores_amx")),
+        "speed-avx2": lambda: speed_to_markdown(_measured("speed/two_cores_avx2")),
+        "limits-avx2": lambda: limits_to_markdown(_measured("speed/two_cores_avx2")),
     }
     return makers[name]()
 
