@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kd.report.comparison import Comparison, in_words
 from kd.report.rows import Role, Row
-from kd.report.statistics import FEWEST, LEVEL, RESOLUTION, Difference, Interval, holm
+from kd.report.statistics import FEWEST, LEVEL, RESOLUTION, Difference, Interval, holm, margin_p, t_p
 
 _TEACHER_SEED = re.compile(r"teacher_seed=\d+")
 
@@ -48,15 +48,11 @@ class Components(NamedTuple):
     @property
     def p(self) -> float | None:
         """Two-sided p value of the mean being 0; None where nothing varies."""
-        if self.error < RESOLUTION:
-            return None
-        return float(2 * scipy.special.stdtr(self.freedom, -abs(self.mean) / self.error))
+        return None if self.error < RESOLUTION else t_p(self.mean, self.error, self.freedom)
 
     def equivalence_p(self, margin: float) -> float | None:
         """Return the p value of the mean being `margin` or more from 0, by two one-sided tests; None as for `p`."""
-        if self.error < RESOLUTION:
-            return None
-        return float(scipy.special.stdtr(self.freedom, (abs(self.mean) - margin) / self.error))
+        return None if self.error < RESOLUTION else margin_p(self.mean, self.error, self.freedom, margin)
 
 
 def components(figures: NDArray[np.float64], level: float = LEVEL) -> Components:
@@ -164,8 +160,8 @@ class Across(NamedTuple):
     accuracy: Components
     difference: Components | None
     """From the baseline's same seeds; None without one that has them all."""
-    tested: Difference | None
-    """The same with its p, corrected by Holm's method for the number of lines."""
+    p: float | None
+    """Of the difference, corrected by Holm's method for the number of lines."""
     margin: float | None
     """The greatest difference that does not matter, a fraction of 1, if one was stated."""
     equivalence: float | None
@@ -174,7 +170,10 @@ class Across(NamedTuple):
     @property
     def verdict(self) -> str:
         """The outcome in plain words; empty where nothing is compared."""
-        return in_words(self.tested, self.margin, self.equivalence) if self.tested else ""
+        if self.difference is None:
+            return ""
+        tested = Difference(self.difference.mean, self.difference.interval, self.p, self.seeds)
+        return in_words(tested, self.margin, self.equivalence)
 
 
 def across(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> list[Across]:
@@ -188,15 +187,6 @@ def across(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> list[
     other = holm([d and d.p for d in differences])
     beyond = holm([None if d is None or margin is None else d.equivalence_p(margin) for d in differences])
     return [
-        Across(
-            found.label,
-            len(found.rows),
-            len(found.seeds),
-            components(found.accuracies),
-            d,
-            d and Difference(d.mean, d.interval, p, len(found.seeds)),
-            margin,
-            equivalence,
-        )
-        for found, d, p, equivalence in zip(groups, differences, other, beyond, strict=True)
+        Across(g.label, len(g.rows), len(g.seeds), components(g.accuracies), difference, p, margin, equivalence)
+        for g, difference, p, equivalence in zip(groups, differences, other, beyond, strict=True)
     ]

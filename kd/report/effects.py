@@ -8,7 +8,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from kd.report.statistics import FEWEST, LEVEL, RESOLUTION, Interval
+from kd.report.statistics import FEWEST, LEVEL, RESOLUTION, Interval, margin_p
 
 POWER = 0.8
 """Share of sweeps in which a difference is to be found."""
@@ -65,7 +65,7 @@ def equivalence_p(differences: Sequence[float], margin: float) -> float | None:
         return None
     n = len(differences)
     error = np.std(differences, ddof=1) / math.sqrt(n)
-    return float(scipy.special.stdtr(n - 1, (abs(np.mean(differences)) - margin) / error))
+    return margin_p(float(np.mean(differences)), float(error), n - 1, margin)
 
 
 def sign_flip_p(differences: Sequence[float]) -> float | None:

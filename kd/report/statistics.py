@@ -59,7 +59,17 @@ def t_test(differences: Sequence[float]) -> float | None:
     error = _standard_error(differences)
     if error is None:
         return None
-    return float(2 * scipy.special.stdtr(len(differences) - 1, -abs(np.mean(differences)) / error))
+    return t_p(float(np.mean(differences)), error, len(differences) - 1)
+
+
+def t_p(mean: float, error: float, freedom: float) -> float:
+    """Return the two-sided p value of a mean being 0, by Student's t with its standard error's degrees of freedom."""
+    return float(2 * scipy.special.stdtr(freedom, -abs(mean) / error))
+
+
+def margin_p(mean: float, error: float, freedom: float, margin: float) -> float:
+    """Return the p value of a mean being `margin` or more from 0: two one-sided t tests (Schuirmann 1987)."""
+    return float(scipy.special.stdtr(freedom, (abs(mean) - margin) / error))
 
 
 def _standard_error(values: Sequence[float]) -> float | None:

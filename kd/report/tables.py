@@ -236,12 +236,11 @@ def across_to_markdown(lines: Sequence[Across]) -> str:
     def cells(line: Across) -> list[str]:
         acc, gain = line.accuracy, line.difference
         minus = [points(gain.mean), interval_text(gain.interval, "+")] if gain else ["", ""]
-        p = p_value(line.tested.p) if line.tested else ""
         varies = gain or acc
         deviations = map(percent, (varies.teacher, varies.seed, varies.rest))
         counts = str(line.teachers), str(line.seeds)
         accuracy = percent(acc.mean), interval_text(acc.interval)
-        return [line.label, *counts, *accuracy, *minus, p, *deviations, line.verdict]
+        return [line.label, *counts, *accuracy, *minus, p_value(line.p), *deviations, line.verdict]
 
     return markdown(headers, map(cells, lines), left=["in words"])
 

@@ -124,10 +124,18 @@ def test_int8_keeps_predictions_and_metadata_and_is_integer_arithmetic(predictor
         assert 2 * 255 * largest < 2**15  # two products with an activation, in 16 bits
     assert convolutions
     found = check(onnx_runner(tmp_path / "int8.onnx"), deployed, predictor, pixels(500), torch.zeros(500).long())
-    assert found.same > 0.9  # of a network that was not trained
     assert 1e-4 < found.largest < 0.1
     in_floats = unoptimised(tmp_path / "int8.onnx")(pixels(500).permute(0, 2, 3, 1))
     in_integers = onnx_runner(tmp_path / "int8.onnx")(pixels(500).permute(0, 2, 3, 1))
+    exact = predictor(predictor.preprocess(pixels(500))).logits.detach().softmax(1)
+    second, first = exact.sort(1).values[:, -2:].numpy().T
+    same, lead = (
+        exact.numpy().argmax(1) == in_integers.argmax(1),
+        first - second,
+    )  # of an untrained network
+    assert same[lead > 0.005].mean() > 0.95
+    assert same[lead > 0.02].all()
+    assert (lead > 0.02).mean() > 0.5
     assert (in_floats.argmax(1) == in_integers.argmax(1)).mean() > 0.98
     np.testing.assert_allclose(in_floats, in_integers, atol=0.02)  # no sum beyond its bits, on any processor
 

@@ -118,7 +118,7 @@ def test_across_compares_with_the_same_seeds_of_the_baseline():
     assert (line.teachers, line.seeds) == (4, 5)
     fewer = summarize([*BASE[:4], *taught(TABLE)]).rows
     (line,) = across(fewer, compare(fewer))
-    assert (line.difference, line.tested, line.verdict) == (None, None, "")
+    assert (line.difference, line.p, line.verdict) == (None, None, "")
 
 
 def test_across_corrects_p_for_the_number_of_methods_and_tests_for_equivalence():
@@ -128,9 +128,9 @@ def test_across_corrects_p_for_the_number_of_methods_and_tests_for_equivalence()
     rows = summarize([*BASE, *methods]).rows
     lines = {line.label: line for line in across(rows, compare(rows, margin=0.005))}
     alone = {label: line.difference for label, line in lines.items()}
-    assert lines["logits T=16"].tested.p == pytest.approx(3 * alone["logits T=16"].p)
-    assert lines["logits T=4"].tested.p == pytest.approx(2 * alone["logits T=4"].p)
-    assert lines["logits T=9"].tested.p == pytest.approx(alone["logits T=9"].p)
+    assert lines["logits T=16"].p == pytest.approx(3 * alone["logits T=16"].p)
+    assert lines["logits T=4"].p == pytest.approx(2 * alone["logits T=4"].p)
+    assert lines["logits T=9"].p == pytest.approx(alone["logits T=9"].p)
     assert lines["logits T=9"].equivalence == pytest.approx(3 * alone["logits T=9"].equivalence_p(0.005))
     assert lines["logits T=16"].verdict == "better"
     assert lines["logits T=9"].verdict == "equivalent: less than 0.5 points"
