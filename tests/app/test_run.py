@@ -381,57 +381,6 @@ class TestRun:
         assert not (tmp_path / "other" / "student.safetensors").exists()
 
 
-def test_ensemble_averages_its_teachers(run, tmp_path, finished):
-    shutil.copytree(finished / "teachers", tmp_path / "teachers")
-    code, printed = run(*SMALL, "method=feature", "ensemble=2", "logger=none", "hydra.run.dir=run")
-    assert code == 0, printed
-    record = read(tmp_path / "run" / "result.json")
-    entries = [read(path) for path in (tmp_path / "teachers").glob("*/result.json")]
-    assert sorted(entry.seed for entry in entries) == [0, 1]
-    assert {entry.teacher for entry in entries} == {"cnn32"}
-    assert record.teacher == "2 x cnn32"
-    assert record.teacher_params == sum(entry.teacher_params for entry in entries)
-    assert record.teacher_id not in {entry.teacher_id for entry in entries}
-    kept = [predictions.read(path) for path in (tmp_path / "teachers").glob("*/predictions.npz")]
-    together = predictions.read(tmp_path / "run" / "predictions.npz").teacher_logits
-    assert abs(together - (kept[0].logits + kept[1].logits) / 2).max() < 0.05  # half precision
-    assert record.teacher_test_acc == pytest.approx((together.argmax(1) == kept[0].labels).mean())
-
-
-def test_standard_and_feature_record_their_terms(run, tmp_path):
-    assert run(*QUICK, "method=standard", "data.val_fraction=0", "hydra.run.dir=standard")[0] == 0
-    standard = read(tmp_path / "standard" / "result.json")
-    assert (standard.teacher, standard.knobs, standard.val_acc, standard.epoch_val_acc) == (None, {}, None, [])
-    assert not (tmp_path / "teachers").exists()
-
-    assert run(*QUICK, "method=feature", "method.stages=[0,1]", "hydra.run.dir=feature")[0] == 0
-    assert {"train/hard", "train/feature", "train/soft"} <= metric_rows(tmp_path / "feature")[0].keys()
-    assert not (tmp_path / "feature" / "tensorboard").exists()
-    assert not any("adapter" in name for name in load_file(tmp_path / "feature" / "student.safetensors"))
-
-
-def test_diverged_run_says_so(run, tmp_path, monkeypatch):
-    """Its loss and its weights were finite to the end, and its outputs are not, or are far from every label."""
-    quick = (*SMALL, "method=standard", "recipe.clip_norm=null", "logger=none")
-    assert run(*quick, "lr=1e20", "epochs=1", "+trainer.limit_train_batches=1", "hydra.run.dir=nan")[0] == 0
-    assert read(tmp_path / "nan" / "result.json").diverged
-    monkeypatch.setattr("kd.training.fit.DIVERGED", 0.1)
-    code, printed = run(*quick, "epochs=1", "hydra.run.dir=run")
-    record = read(tmp_path / "run" / "result.json")
-    assert code == 0, printed
-    assert (record.status, record.diverged) == ("done", True)
-    assert record.warnings[0].startswith(f"training diverged: test NLL {record.test_nll:.4g}, and guessing has 2.3; ")
-    assert record.warnings[0] in printed
-
-
-def test_training_that_ends_with_broken_weights_is_an_error(run, tmp_path):
-    """Every step's loss was finite."""
-    code, printed = run(*SMALL, "method=standard", "lr=1e3", "recipe.clip_norm=null", "logger=none")
-    assert code == 1
-    assert re.search(r"error: training diverged: \S+ ends with weights that are not finite; try a lower lr", printed)
-    assert not list(tmp_path.rglob("*.safetensors"))
-
-
 def test_record_counts_the_multiply_adds_of_what_was_trained(finished):
     student = read(finished / "run" / "result.json")
     (entry,) = (finished / "teachers").glob("*/result.json")
