@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.data.parquets import LABELS, NAMES
+
 NOBODY = 65534
 
 
@@ -92,3 +94,11 @@ def as_nobody() -> Callable[[], AbstractContextManager[None]]:
             os.seteuid(user)
 
     return as_nobody
+
+
+@pytest.fixture
+def root(tmp_path: Path, pixels: Tensor, encode: Callable[..., bytes], write_parquet: Callable[..., None]) -> Path:
+    """A folder with six training images in train.parquet, six test images in test.parquet."""
+    write_parquet(tmp_path / "set" / "train.parquet", [encode(x) for x in pixels[:6]], LABELS, NAMES)
+    write_parquet(tmp_path / "set" / "test.parquet", [encode(x) for x in pixels[6:]], LABELS, NAMES)
+    return tmp_path / "set"
