@@ -7,7 +7,7 @@ from pathlib import Path
 from kd.app.compose import compose
 from kd.app.programs import check_settings, command_line, refuse_setting, run_program
 from kd.errors import UserError
-from kd.terminal import Parser
+from kd.terminal import Parser, positive
 
 
 def run(args: argparse.Namespace) -> None:
@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> None:
     images = Builder(command).images
     if images.channels not in (1, 3):
         raise UserError(f"images of {images.name} have {images.channels} channels; grey and RGB can be corrupted")
-    pixels = images.test_x[:].permute(0, 2, 3, 1).contiguous().numpy()
-    write(pixels, images.test_y.numpy(), args.directory, args.seed)
+    pixels = images.test_x[:][:: args.every].permute(0, 2, 3, 1).contiguous().numpy()
+    write(pixels, images.test_y[:: args.every].numpy(), args.directory, args.seed)
     print(
         f"{args.directory}: {len(pixels):,} test images of {images.name}, {len(KINDS)} kinds, {SEVERITIES} severities"
     )
@@ -51,6 +51,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="a new folder, for 40 times the test images")
     parser.add_argument("settings", nargs="*", metavar="data.NAME=VALUE", help="the images, as for train.py")
+    parser.add_argument("--every", type=positive, default=1, metavar="K", help="take every K-th image (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     args = parser.parse_intermixed_args()
     refuse_setting(str(args.directory), "scripts/corrupt.py DIR")

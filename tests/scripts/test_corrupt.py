@@ -10,6 +10,8 @@ from kd.runs.results import read
 from scripts import corrupt
 from tests.common import SMALL
 
+FORMS = {"labels": (), "brightness": (8, 8, 3)}
+
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
@@ -36,6 +38,20 @@ def test_corrupt_writes_what_a_run_is_tested_on(call, run, tmp_path):
     assert "hard (8 of 15 corruptions)" in accuracies
 
 
+def test_every_third_image_has_the_same_labels(call, tmp_path):
+    digits = ("data=digits", "data.source.image_size=8")
+    for arguments in (("all", *digits), ("some", *digits, "--every", "3")):
+        code, printed = call(*arguments)
+        assert code == 0, printed
+    assert "some: 120 test images" in printed
+    every, some = (
+        {kind: np.load(tmp_path / name / f"{kind}.npy").reshape(5, -1, *shape) for kind, shape in FORMS.items()}
+        for name in ("all", "some")
+    )
+    for kind in ("labels", "brightness"):  # which draws no noise
+        np.testing.assert_array_equal(some[kind], every[kind][:, ::3])
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -43,6 +59,7 @@ def test_corrupt_writes_what_a_run_is_tested_on(call, run, tmp_path):
         (("data=digits",), "give the folder first: python scripts/corrupt.py DIR data=digits"),
         (("a", "T=4"), "T=4: only settings of the data are taken here"),
         (("a", "data=digit"), "digit"),
+        (("a", "data=digits", "--every", "0"), "argument --every: must be at least 1, got 0"),
         (("a", "data=digits", "--seed", "x"), "argument --seed: invalid int value"),
         (("/dev/null/a", "data=digits"), "/dev/null/a cannot be written: Not a directory"),
     ],
