@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kd.report.comparison import Comparison, contrasts
+from kd.report.crossed import Crossed, Figure, components, sources
 from kd.report.effects import equivalence_p, seeds_needed, sign_flip_p, smallest_detectable, spreads
 from kd.report.numbers import interval_text, p_value, percent, plus_minus, points, probability
 from kd.report.rows import Row
@@ -17,6 +18,14 @@ from kd.report.tables import markdown
 
 Rights = NDArray[np.float64]
 """(n, M), 1 where the network of a seed gets a test image right, else 0."""
+
+
+class Measure(NamedTuple):
+    """A figure of records, and how it is written."""
+
+    figure: Figure
+    factor: float = 100
+    digits: int = 2
 
 
 class Contrast(NamedTuple):
@@ -97,3 +106,59 @@ def variation(rights: Mapping[str, Rights]) -> str:
     headers = ["", "n", "between seeds, on these images", "between seeds, on all images", "between test splits"]
     found = [(name, str(len(right)), spreads(right)) for name, right in rights.items()]
     return markdown(headers, [[name, n, *map(percent, spread)] for name, n, spread in found if spread])
+
+
+def each_teacher(methods: Mapping[str, Crossed], baseline: Row) -> str:
+    """Return a Markdown table of differences from a baseline with each teacher by itself, each with its interval.
+
+    The intervals speak of new seeds with this one teacher, as a study of one teacher would give them.
+    """
+    lines = []
+    for name, method in methods.items():
+        alone = [
+            compared({"ours": row, "theirs": baseline}, [Contrast("", "ours", "theirs")])[0] for row in method.rows
+        ]
+        lines.append(
+            [name, *(f"{points(c.difference.mean)} ({interval_text(c.difference.interval, '+')})" for c in alone)]
+        )
+    counts = range(len(next(iter(methods.values())).rows))
+    return markdown(["minus labels alone, points", *(f"teacher {number}" for number in counts)], lines)
+
+
+def over_teachers(methods: Mapping[str, Crossed], baseline: Row, measures: Mapping[str, Measure]) -> str:
+    """Return a Markdown table of what methods change, with intervals that speak of new teachers and new seeds.
+
+    Args:
+        methods: over teachers and seeds, by name.
+        baseline: their seeds without a teacher.
+        measures: what is measured, by name: a line each.
+    """
+    lines = []
+    for name, (figure, factor, digits) in measures.items():
+        base = fmean(value for run in baseline.runs if (value := figure(run)) is not None)
+        lines.append([name, f"{factor * base:.{digits}f}"])
+        for method in methods.values():
+            minus = method.minus(baseline, figure)
+            assert minus is not None, f"{name}: a seed lacks it"
+            found = components(factor * minus)
+            interval = " to ".join(f"{bound:+.{digits}f}" for bound in found.interval)
+            lines[-1].append(f"{found.mean:+.{digits}f} ({interval})")
+    return markdown(["", "labels alone", *methods], lines)
+
+
+def sources_to_markdown(rights: Mapping[str, NDArray[np.float64]]) -> str:
+    """Return a Markdown table of what accuracies and gains vary by: standard deviations, in points.
+
+    Args:
+        rights: what students get right, (teachers, seeds, images), by name; for a gain, the difference of two.
+    """
+    lines = []
+    for name, right in rights.items():
+        found = sources(right)
+        trained = found.trained
+        deviations = map(percent, (trained.teacher, trained.seed, trained.rest, found.images))
+        intervals = [interval_text(interval, "+") for interval in (trained.interval, found.interval)]
+        lines.append([name, percent(trained.mean), *deviations, *intervals])
+    headers = ["", "mean", "between teachers", "between seeds", "rest", "between test splits"]
+    headers += ["95 % interval: new teachers and seeds", "and new test images"]
+    return markdown(headers, lines)

@@ -2,18 +2,20 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
 from kd.report.comparison import Comparison, in_words
 from kd.report.rows import Role, Row
-from kd.report.statistics import FEWEST, LEVEL, RESOLUTION, Difference, Interval, holm, margin_p, t_p
+from kd.report.statistics import FEWEST, LEVEL, RESOLUTION, Difference, Interval, holm, margin_p, t_around, t_p
+from kd.runs.results import Result
 
+Figure = Callable[[Result], float | None]
+"""A figure of a record, such as its test accuracy."""
 _TEACHER_SEED = re.compile(r"teacher_seed=\d+")
 
 ACROSS_NOTES = (
@@ -84,16 +86,52 @@ def components(figures: NDArray[np.float64], level: float = LEVEL) -> Components
     if both > variance:
         variance, freedom = both, both**2 / sum(square**2 / degrees for square, degrees in squares)
     error = math.sqrt(variance / (a * b))
-    reach = float(scipy.special.stdtrit(freedom, (1 + level) / 2)) * error
     return Components(
         mean,
-        Interval(mean - reach, mean + reach),
+        t_around(mean, error, freedom, level),
         math.sqrt(max(0.0, (teacher - rest) / b)),
         math.sqrt(max(0.0, (seed - rest) / a)),
         math.sqrt(rest),
         error,
         freedom,
     )
+
+
+def _test_acc(run: Result) -> float | None:
+    return run.test_acc
+
+
+class Sources(NamedTuple):
+    """What a mean over teachers, seeds and test images varies by; all in the figure's unit."""
+
+    trained: Components
+    """Of teachers and seeds, on these test images."""
+    images: float
+    """Standard error that comes from the images: that of these networks' mean over other test splits of the size."""
+    interval: Interval
+    """Of the mean over all teachers, seeds and images of their kind."""
+
+
+def sources(right: NDArray[np.float64], level: float = LEVEL) -> Sources:
+    """Split what varies in figures of every teacher with every seed on each of the same test images.
+
+    The networks' luck on single images is in both errors; in the interval it counts once.
+
+    Args:
+        right: (a, b, M), a figure of a teacher's student of a seed on an image, such as 1 where it is right, else 0;
+            of a gain, the difference of two. a, b >= `FEWEST`, M > 1.
+
+    Raises:
+        ValueError: if there are fewer teachers or seeds.
+    """
+    trained, count = components(right.mean(axis=2), level), right.shape[2]
+    networks = right.reshape(-1, count)
+    images = float(networks.mean(axis=0).std(ddof=1)) / math.sqrt(count)
+    luck = float(networks.var(axis=0, ddof=1).mean()) / networks.size
+    variances = (trained.error**2, trained.freedom), (max(0.0, images**2 - luck), count - 1)
+    total = sum(variance for variance, _ in variances)
+    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in variances) if total else 1
+    return Sources(trained, images, t_around(trained.mean, math.sqrt(total), freedom, level))
 
 
 @dataclass(frozen=True)
@@ -108,14 +146,18 @@ class Crossed:
     @property
     def accuracies(self) -> NDArray[np.float64]:
         """Test accuracies, (teachers, seeds)."""
-        found = [{run.seed: run.test_acc for run in row.runs} for row in self.rows]
+        return self.figures(_test_acc)
+
+    def figures(self, figure: Figure) -> NDArray[np.float64]:
+        """Return a figure that all runs have, (teachers, seeds)."""
+        found = [{run.seed: figure(run) for run in row.runs} for row in self.rows]
         return np.array([[row[seed] for seed in self.seeds] for row in found], dtype=np.float64)
 
-    def minus(self, baseline: Row) -> NDArray[np.float64] | None:
-        """Return the accuracies minus those of the baseline's same seeds; None if it lacks one of them."""
-        known = {run.seed: run.test_acc for run in baseline.runs}
+    def minus(self, baseline: Row, figure: Figure = _test_acc) -> NDArray[np.float64] | None:
+        """Return a figure minus that of the baseline's same seeds; None if it lacks one of them."""
+        known = {run.seed: figure(run) for run in baseline.runs}
         base = [known.get(seed) for seed in self.seeds]
-        return None if None in base else self.accuracies - np.array(base, dtype=np.float64)
+        return None if None in base else self.figures(figure) - np.array(base, dtype=np.float64)
 
 
 def crossed(rows: Sequence[Row]) -> list[Crossed]:

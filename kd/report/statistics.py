@@ -48,9 +48,13 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None
     error = _standard_error(values)
     if error is None:
         return None
+    return t_around(float(np.mean(values)), error, len(values) - 1, level)
+
+
+def t_around(mean: float, error: float, freedom: float, level: float = LEVEL) -> Interval:
+    """Return the interval around a mean, by Student's t with its standard error's degrees of freedom."""
     # scipy.stats.t gives the same, but takes a second to load.
-    reach = error * float(scipy.special.stdtrit(len(values) - 1, (1 + level) / 2))
-    mean = float(np.mean(values))
+    reach = error * float(scipy.special.stdtrit(freedom, (1 + level) / 2))
     return Interval(mean - reach, mean + reach)
 
 

@@ -4,9 +4,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kd.report.contrasts import Contrast, certainty, compared, to_markdown, variation
+from kd.report.contrasts import (
+    Contrast,
+    Measure,
+    certainty,
+    compared,
+    each_teacher,
+    over_teachers,
+    sources_to_markdown,
+    to_markdown,
+    variation,
+)
+from kd.report.crossed import components, crossed
 from kd.report.power import MOST_SHOWN, picture
-from kd.report.statistics import holm
+from kd.report.statistics import holm, t_interval
 from kd.report.summary import summarize
 from tests.report.made import ALONE, DISTILLED, changed
 
@@ -94,3 +105,53 @@ def test_power_falls_with_seeds_and_shows_what_was_seen(rows):
     assert [(*line.get_xdata(), *line.get_ydata()) for line in seen] == [
         (3, pytest.approx(100 * comparison.difference.mean)) for comparison in found
     ]
+
+
+TAUGHT = np.array([[0.82, 0.83, 0.85], [0.81, 0.835, 0.84], [0.83, 0.84, 0.845]])
+"""By teacher and seed."""
+
+
+@pytest.fixture
+def by_teacher():
+    """A method of three teachers by name, and labels alone with the same seeds."""
+    runs = [
+        changed(
+            DISTILLED,
+            seed=s,
+            test_acc=float(acc),
+            test_nll=1 - float(acc),
+            teacher_id=f"t{t}",
+            variant=f"teacher_seed={t}",
+        )
+        for t, by_seed in enumerate(TAUGHT)
+        for s, acc in enumerate(by_seed)
+    ]
+    alone = [changed(ALONE, seed=s, test_acc=0.8 + s / 100, test_nll=0.3) for s in range(3)]
+    rows = summarize([*runs, *alone]).rows
+    return {"logits": crossed(rows)[0]}, next(row for row in rows if row.first.method == ALONE.method)
+
+
+def test_each_teacher_has_the_interval_of_its_own_seeds(by_teacher):
+    minus = TAUGHT - [0.8, 0.81, 0.82]
+    wanted = [
+        f"{100 * m.mean():+.2f} ({100 * low:+.2f} to {100 * high:+.2f})" for m in minus for low, high in [t_interval(m)]
+    ]
+    assert cells(each_teacher(*by_teacher))["logits"] == wanted
+
+
+def test_over_teachers_gives_differences_of_any_figure_with_intervals_over_both(by_teacher):
+    measures = {"accuracy, %": Measure(lambda run: run.test_acc), "NLL": Measure(lambda run: run.test_nll, 1, 3)}
+    found = cells(over_teachers(*by_teacher, measures))
+    accuracy, nll = (components(figures) for figures in (100 * (TAUGHT - [0.8, 0.81, 0.82]), 0.7 - TAUGHT))
+    assert found["accuracy, %"] == ["81.00", "{:+.2f} ({:+.2f} to {:+.2f})".format(accuracy.mean, *accuracy.interval)]
+    assert found["NLL"] == ["0.300", "{:+.3f} ({:+.3f} to {:+.3f})".format(nll.mean, *nll.interval)]
+
+
+def test_sources_have_a_line_of_points_each():
+    rng = np.random.default_rng(0)
+    right = (rng.random(200) > 0.9 * rng.random((3, 4, 200))).astype(float)  # easy images and hard ones
+    mean, *deviations, seen, everything = cells(sources_to_markdown({"gain": right}))["gain"]
+    assert mean == f"{100 * right.mean():.2f}"
+    assert len(deviations) == 4
+    narrow, wide = ([float(bound) for bound in interval.split(" to ")] for interval in (seen, everything))
+    assert wide[0] < narrow[0] < float(mean) < narrow[1] < wide[1]

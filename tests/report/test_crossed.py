@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import scipy
+from scipy import stats
 
 from kd.report.comparison import compare
-from kd.report.crossed import across, components, crossed
+from kd.report.crossed import across, components, crossed, sources
 from kd.report.page import to_page
 from kd.report.summary import summarize
 from tests.report.made import ALONE, DISTILLED, changed, seeds
@@ -56,6 +57,29 @@ def test_components_interval_covers_the_mean_of_new_teachers_and_seeds(spread):
         low, high = components(parts).interval
         covered.append(low <= 0 <= high)
     assert 0.93 <= np.mean(covered) <= 0.98
+
+
+@pytest.mark.parametrize("spread", [(1, 0.3, 5, 3), (0.1, 0.3, 5, 5), (0.3, 0.3, 5, 10)])
+def test_interval_of_all_sources_covers_the_mean_with_new_images_too(spread):
+    """Of figures on 100 images, which one image's own level and the luck of each network on it decide."""
+    teacher, seed, image, luck = spread
+    covered, narrow, rng = [], [], np.random.default_rng(0)
+    for _ in range(1000):
+        networks = rng.normal(0, teacher, (4, 1, 1)) + rng.normal(0, seed, (1, 5, 1))
+        figures = networks + rng.normal(0, image, 100) + rng.normal(0, luck, (4, 5, 100))
+        found = sources(figures)
+        covered.append(found.interval.low <= 0 <= found.interval.high)
+        narrow.append(found.trained.interval.low <= 0 <= found.trained.interval.high)
+    assert 0.93 <= np.mean(covered) <= 0.98
+    assert np.mean(narrow) < np.mean(covered) - 0.02
+
+
+def test_sources_of_images_alone_match_their_standard_error():
+    right = np.broadcast_to(RNG.integers(0, 2, 500).astype(float), (3, 4, 500))
+    found = sources(right)
+    error = stats.sem(right[0, 0])
+    assert found.images == pytest.approx(error)
+    assert found.interval == pytest.approx(stats.t.interval(0.95, 499, right.mean(), error))
 
 
 def test_components_p_agrees_with_the_interval_and_equivalence_with_two_one_sided_tests():
