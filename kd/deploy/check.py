@@ -12,7 +12,7 @@ from kd.data.stored import Pixels
 from kd.deploy.export import BATCH, Deployed, Runner, batches
 from kd.errors import UserError
 from kd.inference import Predictor
-from kd.report.statistics import Interval, binomial_interval, images_interval
+from kd.report.statistics import Interval, binomial_interval, change_interval
 
 
 class Check(NamedTuple):
@@ -44,7 +44,8 @@ class Check(NamedTuple):
     @property
     def change_interval(self) -> Interval:
         """Of the change, paired by image."""
-        return images_interval(self.right[None], self.reference_right[None])
+        gained, lost = self.right & ~self.reference_right, self.reference_right & ~self.right
+        return change_interval(int(gained.sum()), int(lost.sum()), len(self.right))
 
 
 def check(run: Runner, deployed: Deployed, predictor: Predictor, images: Pixels, labels: Tensor) -> Check:

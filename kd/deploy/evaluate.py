@@ -14,6 +14,7 @@ from torch import Tensor
 from kd.data.stored import Pixels
 from kd.deploy.check import places
 from kd.deploy.export import batches
+from kd.errors import UserError
 from kd.files import replaced
 from kd.inference import Predictor, temperature_file
 from kd.report.fidelity import measures
@@ -121,7 +122,17 @@ def store_temperature(weights: Path, evaluation: Evaluation, images: str) -> flo
 
     Returns:
         The temperature: above 1 for an overconfident network.
+
+    Raises:
+        UserError: if fewer than `FEWEST_ERRORS` of the images are classified wrong. That of a network without errors is
+            near 0, whatever it does on other images.
     """
+    wrong = int((~measures.correct(evaluation.labels, evaluation.logits)).sum())
+    if wrong < measures.FEWEST_ERRORS:
+        raise UserError(
+            f"no temperature can be fitted on {len(evaluation.labels):,} images of which {wrong} are classified wrong; it "
+            f"takes {measures.FEWEST_ERRORS}: give a larger data.val_fraction"
+        )
     value = measures.temperature(evaluation.labels, evaluation.logits)
     facts = {"temperature": value, "fitted_on": images, "images": len(evaluation.labels)}
     with replaced(temperature_file(weights)) as temporary:

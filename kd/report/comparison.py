@@ -40,6 +40,8 @@ class Comparison(NamedTuple):
     """The greatest difference that does not matter, a fraction of 1, if one was stated."""
     equivalence: float | None = None
     """p of a difference beyond the margin, corrected like that of the difference; None without a margin."""
+    tests: int = 1
+    """How many differences p is corrected for."""
 
     @property
     def by_seed(self) -> list[float]:
@@ -70,9 +72,13 @@ class Comparison(NamedTuple):
 
     @property
     def seeds_needed(self) -> int | None:
-        """The number of seeds that would settle a difference as large as that seen; None where it is settled."""
+        """The number of seeds that would settle a difference as large as that seen; None where it is settled.
+
+        With the level of Bonferroni's correction, which is that of Holm's for the first verdict.
+        """
         mean, undecided = self.difference.mean, self.verdict in (UNSEEN, UNCERTAIN)
-        return seeds_needed(stdev(self.by_seed), mean) if undecided and mean is not None else None
+        level = 1 - (1 - LEVEL) / self.tests
+        return seeds_needed(stdev(self.by_seed), mean, level=level) if undecided and mean is not None else None
 
 
 def in_words(difference: Difference, margin: float | None, equivalence: float | None) -> str:
@@ -117,7 +123,10 @@ def contrasts(pairs: Sequence[tuple[Row, Row]], margin: float | None = None) -> 
         margin: the greatest difference that does not matter, a fraction of 1: smaller ones are tested for.
     """
     differences = corrected([difference(_by_seed(row), _by_seed(baseline), limit=1.0) for row, baseline in pairs])
-    compared = [Comparison(row, baseline, d, margin) for (row, baseline), d in zip(pairs, differences, strict=True)]
+    tests = max(1, sum(d.p is not None for d in differences))
+    compared = [
+        Comparison(row, baseline, d, margin, tests=tests) for (row, baseline), d in zip(pairs, differences, strict=True)
+    ]
     if margin is None:
         return compared
     outside = holm([equivalence_p(comparison.by_seed, margin) for comparison in compared])
@@ -189,7 +198,8 @@ def comparison_notes(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> 
         notes.append(
             "P(better) is the probability that the row beats the baseline with another seed, for differences of a "
             f"normal distribution. Detectable is the true difference that these seeds find in {100 * POWER:.0f} % of "
-            f"sweeps; seeds needed, how many find one as large as that seen (p < {1 - LEVEL:.2f}, not corrected)."
+            f"sweeps (p < {1 - LEVEL:.2f}, not corrected); seeds needed, how many find one as large as that seen, "
+            "corrected."
         )
         notes += _margin_note(comparisons) + _sign_flip_note(comparisons)
     elif any(comparison.difference.n < FEWEST for comparison in comparisons):
@@ -215,7 +225,7 @@ def _sign_flip_note(comparisons: Sequence[Comparison]) -> list[str]:
     what = "The sign-flip test, which needs no normal distribution, corrected likewise, "
     if not apart:
         return [f"{what}comes to the same verdicts."]
-    least = min(2 / 2**comparison.difference.n for comparison, _ in tested) * len(tested)
-    reason = f" With so few seeds it cannot be below {least:.3g}." if least >= 0.05 else ""
+    least = min(1.0, min(2 / 2**comparison.difference.n for comparison, _ in tested) * len(tested))
+    reason = f" With so few seeds it cannot be below {least:.3g}." if least >= 1 - LEVEL else ""
     listed = ", ".join(apart[:6]) + (f" and {len(apart) - 6} more" if len(apart) > 6 else "")
     return [f"{what}comes to another verdict on {listed}.{reason}"]

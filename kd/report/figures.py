@@ -183,7 +183,7 @@ def _draw_teachers(axes: Axes, bars: Sequence[_Bar]) -> None:
 
 
 COLOURS = {"better": "#0072B2", "worse": "#D55E00"}
-"""Colours by verdict; grey for all others."""
+"""Colours by the first word of the verdict; grey for all others."""
 FAR = 4
 """A difference this many times as large as the next would flatten all others."""
 
@@ -214,7 +214,7 @@ def differences(comparisons: Sequence[Comparison], names: Sequence[str] = (), ti
     axes.axvline(0, color=INK, linewidth=1.0)
     for place, comparison in enumerate(ranked):
         interval, mean = comparison.difference.interval, 100 * (comparison.difference.mean or 0.0)
-        colour = COLOURS.get(comparison.verdict, TEACHER)
+        colour = COLOURS.get(comparison.verdict.partition(",")[0], TEACHER)
         # Outside the axes, where no interval can run through it.
         axes.text(
             1.01, place, f"{mean:+.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9.5, color=INK
@@ -236,7 +236,8 @@ def differences(comparisons: Sequence[Comparison], names: Sequence[str] = (), ti
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("difference, points")
     handles = [Line2D([], [], color=colour, marker="D", label=verdict) for verdict, colour in COLOURS.items()]
-    handles.append(Line2D([], [], color=TEACHER, marker="D", label=f"{UNSEEN}, {UNCERTAIN}, or no statement"))
+    other = f"{'equivalent, ' if comparisons[0].margin else ''}{UNSEEN}, {UNCERTAIN}, or no statement"
+    handles.append(Line2D([], [], color=TEACHER, marker="D", label=other))
     figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
     return figure
 

@@ -200,6 +200,23 @@ def test_compare_tells_how_many_seeds_would_settle_it():
     assert comparison.detectable > comparison.difference.mean
 
 
+def test_seeds_that_would_settle_it_are_more_than_there_are_whatever_else_is_compared():
+    """Uncorrected, three seeds find this gain; with 19 others beside it they do not."""
+    gained = seeds(TAUGHT, 0.81, 0.835, 0.815, 0.82)
+    (alone,) = comparisons(*STANDARD, *gained)
+    assert (alone.verdict, alone.seeds_needed) == ("better", None)
+    others = [run for i in range(19) for run in seeds(TAUGHT, 0.805, 0.81, 0.812, 0.802, variant=f"a={i}")]
+    among = next(c for c in comparisons(*STANDARD, *gained, *others) if not c.row.first.variant)
+    assert among.verdict == "not certain"
+    assert among.seeds_needed > among.difference.n == 4
+    (once,) = comparisons(*STANDARD, *seeds(TAUGHT, 0.805, 0.81, 0.812, 0.802))
+    assert among.difference.mean == alone.difference.mean
+    assert (
+        once.seeds_needed
+        < next(c for c in comparisons(*STANDARD, *gained, *others) if c.row.first.variant).seeds_needed
+    )
+
+
 def test_compare_of_two_seeds_tells_nothing_beyond_the_mean():
     (comparison,) = comparisons(*STANDARD, *seeds(TAUGHT, 0.82, 0.83))
     assert [comparison.probability, comparison.sign_flip, comparison.detectable, comparison.seeds_needed] == [None] * 4

@@ -385,6 +385,25 @@ def test_differences_are_ranked_and_coloured_by_verdict():
         assert line.get_xdata() == pytest.approx([100 * end for end in by_label[label].difference.interval])
 
 
+def test_differences_within_a_margin_keep_the_colour_of_their_verdict():
+    rows = summarize(
+        [
+            *runs("standard", 0.8, seeds=6, teacher_acc=None),
+            *runs("better", 0.85, seeds=6),
+            *runs("worse", 0.7, seeds=6),
+            *runs("same", 0.8, seeds=6),
+        ]
+    ).rows
+    compared = compare(rows, margin=0.2)
+    assert {c.row.label: c.verdict.partition(" ")[0] for c in compared} == {
+        "better": "better,", "worse": "worse,", "same": "equivalent:"
+    }  # fmt: skip
+    figure = drawn(differences(compared))
+    diamonds = [line for line in figure.axes[0].lines if line.get_marker() == "D"]
+    assert [line.get_color() for line in diamonds] == ["#D55E00", "#595959", "#0072B2"]
+    assert "equivalent, no difference seen" in figure.legends[0].get_texts()[-1].get_text()
+
+
 def test_differences_take_names_and_a_title_in_place_of_the_rows_own():
     rows = summarize(
         [*runs("standard", 0.8, seeds=4, teacher_acc=None), *runs("a", 0.85, seeds=4), *runs("b", 0.7)]

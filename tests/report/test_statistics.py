@@ -3,11 +3,12 @@ import sys
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, special, stats
 
 from kd.report.statistics import (
     Interval,
     binomial_interval,
+    change_interval,
     corrected,
     difference,
     holm,
@@ -89,6 +90,50 @@ def test_binomial_interval_matches_the_closed_form():
 def test_binomial_interval_refuses_impossible_counts(correct, of):
     with pytest.raises(ValueError, match=f"^{correct} of {of} is no share of test images$"):
         binomial_interval(correct, of)
+
+
+@pytest.mark.parametrize(("gained", "lost", "of"), [(12, 2, 50), (2, 12, 50), (70, 100, 10_000), (3, 0, 40)])
+def test_change_interval_ends_where_the_score_test_rejects(gained, lost, of):
+    """With the likelihood's maximum, for a change of that size, searched for numerically."""
+    for change, sign in zip(change_interval(gained, lost, of), (1, -1), strict=True):
+
+        def unlikely(loss, change=change):
+            same = 1 - 2 * loss - change
+            return -special.xlogy([gained, lost, of - gained - lost], [loss + change, loss, same]).sum()
+
+        bounds = (max(0.0, -change), (1 - change) / 2)
+        loss = optimize.minimize_scalar(unlikely, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+        error = np.sqrt((2 * loss + change - change**2) / of)
+        assert ((gained - lost) / of - change) / error == pytest.approx(sign * stats.norm.ppf(0.975), rel=1e-3)
+
+
+def test_change_interval_without_a_change_reaches_as_far_as_the_images_can_tell():
+    z = stats.norm.ppf(0.975)
+    for count in (10, 10_000):
+        reach = z**2 / (count + z**2)
+        assert change_interval(0, 0, count) == pytest.approx((-reach, reach))
+
+
+@pytest.mark.parametrize(("gained", "lost", "of"), [(1, 0, 1), (5, 0, 5), (0, 5, 5)])
+def test_change_interval_ends_at_a_change_of_every_image(gained, lost, of):
+    low, high = change_interval(gained, lost, of)
+    assert -1 <= low < high <= 1
+    assert (gained - lost) / of in (low, high)
+
+
+@pytest.mark.parametrize("shares", [(0.02, 0, 100), (0.0002, 0, 10_000), (0.05, 0.02, 1000), (0.1, 0.3, 50)])
+def test_change_interval_covers_the_change(shares):
+    gain, loss, count = shares
+    drawn = np.random.default_rng(0).multinomial(count, [gain, loss, 1 - gain - loss], 1000)
+    intervals = {(g, b): change_interval(int(g), int(b), count) for g, b in {(g, b) for g, b, _ in drawn}}
+    covered = [intervals[g, b].low <= gain - loss <= intervals[g, b].high for g, b, _ in drawn]
+    assert 0.93 <= np.mean(covered) <= 0.99
+
+
+@pytest.mark.parametrize("counts", [(-1, 0, 5), (3, 3, 5), (0, 0, 0)])
+def test_change_interval_refuses_counts_that_are_no_shares(counts):
+    with pytest.raises(ValueError, match="no shares of test images"):
+        change_interval(*counts)
 
 
 def test_images_interval_matches_the_normal_approximation_and_scipy():

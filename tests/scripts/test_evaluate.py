@@ -51,6 +51,14 @@ def test_evaluate_fits_a_temperature_on_the_images_that_were_held_out(program, t
     assert json.loads((tmp_path / "again.json").read_text())["nll"] == pytest.approx(figures["nll"])
 
 
+def test_evaluate_fits_no_temperature_on_a_few_errors(program, tmp_path):
+    (tmp_path / "run" / "student.temperature.json").unlink(missing_ok=True)
+    code, _, errors = program("run", "data.val_fraction=0.01", "--fit-temperature")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "no temperature can be fitted on 10 images of which" in errors
+    assert not (tmp_path / "run" / "student.temperature.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
