@@ -1,6 +1,6 @@
 """Serve a trained network over HTTP: POST an image file, get its most probable classes.
 
-pip install 'kd[serve]'
+pip install -e '.[serve]'
 python examples/serve.py RUN_DIR
 curl --data-binary @cat.png 'http://127.0.0.1:8000/predict?top=3'
 """

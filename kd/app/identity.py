@@ -5,7 +5,7 @@ Settings are plain values here, resolved: nested dictionaries as YAML has them.
 * fingerprint, of a run: all settings but placement, observation, storage, and networks that take no part;
 * teacher key, of a trained teacher in the store: its network, data, recipe and method, and its own teacher's key; not
   on how many images it is validated or tested;
-* logit key, of a file of a teacher's logits: the teacher's weights, the data, and what the views mean;
+* logit key, of a file of a teacher's logits: the teacher's weights and settings, the data, and what the views mean;
 * cohort key, of jobs that can be trained side by side: the batches, the teacher, the pace and the machine.
 """
 
@@ -53,9 +53,6 @@ OF_ROLE = {
     "student": frozenset({"student", "recipe", "ensemble", "chain"}),
 }
 """Top-level settings that decide nothing about the result where this network takes no part."""
-
-VIEW = frozenset({"mean", "std", "size", "classes", "stages", "head", "preacts"})
-"""Settings of a network that decide what it is shown and what is read of it, beside its weights."""
 
 SHORTHANDS = frozenset({"epochs", "batch_size", "lr"})
 """Top-level settings that act through the recipes alone, which have them resolved."""
@@ -108,14 +105,13 @@ def _content(path: str) -> str:
 
 
 def teacher_id(content: str, network: dict[str, Any]) -> str:
-    """Name a teacher by its weights, and by those of its settings that decide what it makes of an image beside them.
+    """Name a teacher by its weights and by its settings, which decide what the weights make of an image.
 
     Args:
         content: what names the weights.
-        network: its settings; those of our own networks have none of that kind.
+        network: its settings; the file that its training began with does not count.
     """
-    view = {name: value for name, value in network.items() if name in VIEW and value not in (None, False)}
-    return digest({"weights": content, **view}) if view else content
+    return digest({"weights": content, "network": without(network, {"pretrained"})})
 
 
 def group(settings: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The images of finished runs, found again by the name that the runs give their data."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from kd.data.images import Images
@@ -11,15 +12,29 @@ def by_name(root: Path, dataset: str, image_size: int | list[int] | None = None)
 
     Args:
         root: an existing folder, `data.root` of the runs; a missing one would start a download.
-        dataset: its name in the runs' records; neither CIFAR-10 nor CIFAR-100: a folder of images, or parquet files.
-        image_size: of the runs, for images of one's own; None for the default.
+        dataset: its name in the runs' records; that of no known set is one of arrays, a folder of images, or parquet
+            files.
+        image_size: of the runs, for sets that can have any; None for the default.
     """
+    from kd.data import arrays
     from kd.data.cifar import cifar10, cifar100
+    from kd.data.digits import digits
     from kd.data.folder import folder
+    from kd.data.npy import npy
     from kd.data.parquet import parquet
+    from kd.data.tiny_imagenet import tiny_imagenet
 
     cifar = re.match(r"CIFAR-(10|100)\b", dataset)
     if cifar:
         return cifar10(root) if cifar[1] == "10" else cifar100(root)
-    read = parquet if any(root.rglob("*.parquet")) else folder
-    return read(root) if image_size is None else read(root, image_size)
+    sized = {} if image_size is None else {"image_size": image_size}
+    if dataset == "digits":
+        return digits(**sized)
+    known: dict[str, Callable[..., Images]] = {
+        "SVHN": arrays.svhn,
+        "FashionMNIST": arrays.fashion_mnist,
+        "STL-10": arrays.stl10,
+        "Tiny ImageNet": tiny_imagenet,
+    }
+    other = npy if (root / "train_images.npy").exists() else parquet if any(root.rglob("*.parquet")) else folder
+    return known.get(dataset, other)(root, **sized)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from kd.data.decode import new_mapping
 from kd.errors import UserError
 
 Array = NDArray[np.uint8]
@@ -133,17 +134,21 @@ def write(images: Array, labels: NDArray[np.int64], directory: Path, seed: int =
     Raises:
         UserError: if the directory is there and not empty, or cannot be written.
     """
+    made: list[Path] = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise UserError(f"{directory} is not empty; give a new folder")
         shape = (SEVERITIES * len(images), *images.shape[1:])
         for kind in KINDS:
-            file = np.lib.format.open_memmap(directory / f"{kind}.npy", "w+", np.uint8, shape)
+            made.append(directory / f"{kind}.npy")
+            file = new_mapping(made[-1], shape)
             for severity, found in enumerate(corrupted(images, kind, seed)):
                 file[severity * len(images) : (severity + 1) * len(images)] = found
         np.save(directory / "labels.npy", np.tile(labels, SEVERITIES))  # last: without it the folder is none
     except OSError as error:
+        for path in made:
+            path.unlink(missing_ok=True)
         raise UserError(f"{directory} cannot be written: {error.strerror or error}") from error
 
 

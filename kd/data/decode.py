@@ -124,7 +124,7 @@ def decode(
         decoded = _cached(file, facts, shape, cache.key)
         if decoded is None:
             with _new_file(cache) as temporary:
-                pixels = _new_mapping(temporary, shape)
+                pixels = new_mapping(temporary, shape)
                 known = _fill(pixels, encoded)
                 pixels.flush()
                 _write_facts(cache, pixels, known)
@@ -236,7 +236,7 @@ def read_only(pixels: NDArray[Any]) -> Tensor:
         return torch.from_numpy(pixels)
 
 
-def _new_mapping(file: Path, shape: tuple[int, ...]) -> Mapped:
+def new_mapping(file: Path, shape: tuple[int, ...]) -> Mapped:
     """Return an array in a new file, memory-mapped, with its space allocated."""
     pixels: Mapped = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
     with open(file, "r+b") as opened:

@@ -1,7 +1,7 @@
 """From a data set to batches: the split, the order, the views, the LightningDataModule."""
 
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import lightning as L
@@ -336,6 +336,7 @@ class DataModule(L.LightningDataModule):
         self.images, self.augment, self.batch_size, self.seed = images, augment, batch_size, seed
         self.memory_format, self.in_memory, self.workers = memory_format, in_memory, workers
         self.also_test, self.balance = also_test, balance
+        self._shared: dict[str, InMemory] = {}
         self.train_index, self.val_index = stratified_split(images.train_y, val_fraction, split_seed)
         if val_fraction and not len(self.val_index):
             raise _val_too_small(val_fraction, images.train_y)
@@ -405,8 +406,17 @@ class DataModule(L.LightningDataModule):
         return Loader(pixels, sampler, self.augment, self.images.mean_std, classes, self.memory_format, device)
 
     def pixels(self, split: str, x: Pixels, y: Tensor, device: torch.device) -> InMemory | OnDisk:
-        """Return where a loader of this split fetches its pixels."""
-        return InMemory(x[:], y, device) if self.in_memory else OnDisk(x, y, device, self.workers)
+        """Return where a loader of this split fetches its pixels; training and validation images are the same ones."""
+        if not self.in_memory:
+            return OnDisk(x, y, device, self.workers)
+        source = "test" if split == "test" else "training"
+        return self.shared(f"{source} images on {device}", lambda: InMemory(x[:], y, device))
+
+    def shared(self, name: str, create: Callable[[], InMemory]) -> InMemory:
+        """Return what several loaders use."""
+        if name not in self._shared:
+            self._shared[name] = create()
+        return self._shared[name]
 
     def loader(
         self,

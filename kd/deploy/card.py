@@ -142,7 +142,7 @@ def _origin(record: Result) -> Iterator[tuple[str, str]]:
         yield "training images", f"{record.train_images:,}{wrong}"
     yield "hash of the images", record.data_id
     if record.taught and record.teacher_id:
-        yield "hash of the teacher's weights", record.teacher_id
+        yield "hash of the teacher's weights and settings", record.teacher_id
     yield "begun", record.date
     yield "device, precision", f"{record.device}, {record.precision}"
     yield "versions", record.versions

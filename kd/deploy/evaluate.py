@@ -130,8 +130,8 @@ def store_temperature(weights: Path, evaluation: Evaluation, images: str) -> flo
     wrong = int((~measures.correct(evaluation.labels, evaluation.logits)).sum())
     if wrong < measures.FEWEST_ERRORS:
         raise UserError(
-            f"no temperature can be fitted on {len(evaluation.labels):,} images of which {wrong} are classified wrong; it "
-            f"takes {measures.FEWEST_ERRORS}: give a larger data.val_fraction"
+            f"no temperature can be fitted on {len(evaluation.labels):,} images of which {wrong} are classified wrong; "
+            f"it takes {measures.FEWEST_ERRORS}: give a larger data.val_fraction"
         )
     value = measures.temperature(evaluation.labels, evaluation.logits)
     facts = {"temperature": value, "fitted_on": images, "images": len(evaluation.labels)}

@@ -6,7 +6,7 @@ from typing import Any
 
 from kd.errors import UserError
 
-EXTRA = "pip install 'kd[export]'"
+EXTRA = "pip install -e '.[export]'"
 EXECUTORCH = (
     "pip install executorch; or write --format torch_export, which ExecuTorch's own tools read where it is installed"
 )

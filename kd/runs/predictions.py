@@ -233,10 +233,19 @@ def near_chance(accuracy: float, labels: NDArray[np.int64]) -> str | None:
 
 
 def _to_float16(logits: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Return them rounded, the largest of each image still the largest."""
-    rounded = np.clip(logits, -LARGEST, LARGEST).astype(np.float16)
+    """Return them rounded, the largest of each image still the largest.
+
+    Of an image whose largest is beyond the range all are moved by the same amount, which changes no probability.
+    """
+    largest = logits.max(axis=1, keepdims=True)
+    # Below it there is room for smaller ones, wherever it was.
+    within = np.clip(largest, -LARGEST / 2, LARGEST)
+    moved = np.where(abs(largest) < LARGEST, logits, logits - largest + within)
+    rounded = np.clip(moved, -LARGEST, LARGEST).astype(np.float16)
     predicted = logits.argmax(axis=1)
     (tied,) = np.nonzero(rounded.argmax(axis=1) != predicted)
-    place = tied, predicted[tied]
-    rounded[place] = np.minimum(np.nextafter(rounded[place], np.float16(np.inf)), np.float16(LARGEST))
+    rows, best = rounded[tied], rounded[tied, predicted[tied]][:, None]
+    below = np.where(rows < best, rows, np.nextafter(best, np.float16(-np.inf)))
+    below[np.arange(len(tied)), predicted[tied]] = best[:, 0]
+    rounded[tied] = below
     return rounded

@@ -52,7 +52,7 @@ class Result:
     student: str | None = None
     teacher: str | None = None
     teacher_id: str | None = None
-    """Hash of the teacher's weights."""
+    """Hash of the teacher's weights and settings; in records of older versions of the weights alone."""
     student_params: int | None = None
     """Number of parameters; None where no student is trained, as in a run of the teacher alone."""
     teacher_params: int | None = None

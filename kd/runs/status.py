@@ -274,13 +274,22 @@ def _version(package: str) -> str:
 
 
 def git_revision() -> str:
-    """Return the commit of this code, with "-dirty" appended if files differ from it; "" outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    """Return the commit of this code, with "-dirty" appended if files differ from it; "" outside its repository.
+
+    Such as where it is installed below the folder of another project.
+    """
+
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--dirty", "--exclude", "*")
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.strip()
 
 
 def measured_by(program: str, device: str) -> dict[str, Any]:

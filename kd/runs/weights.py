@@ -43,10 +43,18 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 def save_weights(net: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
     """Write all parameters and buffers, whole or not at all.
 
+    Tensors that share memory, as of a layer that is used twice, are written once under each name.
+
     Args:
         metadata: JSON values; each is stored as JSON text under its key.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    written: set[int] = set()
+    for name, shared in net.state_dict().items():
+        tensor = shared.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in written else tensor  # the format has no shared ones
+        written.add(place)
     try:
         with replaced(path) as temporary:
             save_file(tensors, temporary, {key: json.dumps(value) for key, value in metadata.items()})

@@ -18,11 +18,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from lightning import Callback
-from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.data.module import CPU, DataModule, InMemory, Loader, OnDisk
-from kd.data.stored import Pixels
+from kd.data.module import CPU, DataModule, InMemory, Loader
 from kd.models.output import Output
 from kd.training.callbacks import StopOnInterrupt
 
@@ -151,23 +149,20 @@ class SharedDataModule(DataModule):
         vars(self).update(vars(data))
         self.member = member
 
-    def pixels(self, split: str, x: Pixels, y: Tensor, device: torch.device) -> InMemory | OnDisk:
-        if not self.in_memory:
-            return super().pixels(split, x, y, device)
-        source = "test" if split == "test" else "train"
-        return self.member.shared(f"{source} images on {device}", lambda: InMemory(x[:], y, device))
+    def shared(self, name: str, create: Callable[[], InMemory]) -> InMemory:
+        return self.member.shared(name, create)
 
     def train_dataloader(self) -> Loader:
-        return self._shared("train", super().train_dataloader())
+        return self._by_all("train", super().train_dataloader())
 
     def val_dataloader(self) -> Loader | list[Loader]:
         loader = super().val_dataloader()
-        return self._shared("val", loader) if isinstance(loader, Loader) else loader
+        return self._by_all("val", loader) if isinstance(loader, Loader) else loader
 
     def test_dataloader(self, device: torch.device = CPU) -> Loader:
-        return self._shared("test", super().test_dataloader(device))
+        return self._by_all("test", super().test_dataloader(device))
 
-    def _shared(self, split: str, loader: Loader) -> Loader:
+    def _by_all(self, split: str, loader: Loader) -> Loader:
         return SharedLoader(loader, self.member, split) if self.in_memory else loader
 
 

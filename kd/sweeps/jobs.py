@@ -89,6 +89,8 @@ class Job:
             return f"the same as {self.same_as.label}"
         if self.before is not None:
             return "done before"
+        if self.status == "done":  # before its process died of another one
+            return ""
         record = self.record
         return self.reason or (record.error if record else None) or ""
 
@@ -116,7 +118,9 @@ def place(jobs: Sequence[Job], directory: Path) -> list[Job]:
     A job keeps the directory that it had in an earlier sweep.
     """
     found = dict(_records(directory))
-    homes = {record.fingerprint: home for home, record in found.items()}
+    # Of several directories with the same settings, as in sweeps that were copied together, one that is done.
+    done_last = sorted(found.items(), key=lambda item: item[1].status == "done")
+    homes = {record.fingerprint: home for home, record in done_last}
     # Also by records that cannot be read, and by what is not ours.
     taken = {path.name for path in directory.iterdir() if (path / FILE).exists() or not vacant(path)}
     first: dict[str, Job] = {}

@@ -52,9 +52,10 @@ def planned(job: Job, trained: float) -> Planned:
         job: after `kd.sweeps.jobs.place`.
         trained: see `Planned`.
     """
-    status = job.status if job.status in ("skipped", "refused") or job.reason is not None else None
+    status = job.status
+    told = status in ("skipped", "refused") or (status == "failed" and job.reason is not None)
     directory = None if job.directory is None else job.directory.name
-    return Planned(job.label, directory, status, job.why if status else "", trained, job.stale)
+    return Planned(job.label, directory, status if told else None, job.why if told else "", trained, job.stale)
 
 
 def write(jobs: Sequence[Job], trained: Sequence[float], began: float | None = None) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from kd.errors import UserError
 from kd.files import replaced
 from kd.training.callbacks import History
+from kd.training.ema import WeightAverage
 
 PREVIOUS = "previous.ckpt"
 """Beside a checkpoint: the one that it replaced, until the run is done."""
@@ -26,6 +27,9 @@ SEAL = len(MARK) + 2 * hashlib.sha256().digest_size
 """Bytes of the checksum at the end of a file: the comment of the zip archive that `torch.save` writes."""
 NO_COMMENT = b"PK\5\6", b"\0\0"
 """How the last 22 bytes of a zip archive begin and end if it has no comment."""
+
+RESTORED = (History.__qualname__, WeightAverage.__qualname__)
+"""Callbacks whose state a training continues with."""
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -110,9 +114,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
             return f"is not laid out as a checkpoint ({type(error).__name__}: {error})", {}
         if fault is not None:
             return fault, {}
-        # Of the callbacks, only the history has anything to restore; Lightning's own would even remove files by name.
-        name = History.__qualname__
-        return None, {**checkpoint, "callbacks": {name: checkpoint["callbacks"][name]}}
+        # Lightning's own callbacks have nothing that should be restored, and would even remove files by name.
+        kept = {name: state for name, state in checkpoint["callbacks"].items() if name in RESTORED}
+        return None, {**checkpoint, "callbacks": kept}
 
 
 def _keep(target: Path) -> None:
@@ -172,7 +176,9 @@ def _fault(checkpoint: Any, training: str, epochs: int, size: int) -> str | None
     weights = checkpoint["state_dict"]
     if not weights:
         raise ValueError("no weights")
-    for name, tensor in weights.items():
+    average = checkpoint["callbacks"].get(WeightAverage.__qualname__)
+    averaged = [] if average is None else average["average"]
+    for name, tensor in [*weights.items(), *((f"average {i}", tensor) for i, tensor in enumerate(averaged))]:
         if tensor.numel() > size:
             raise ValueError(f"{name} is larger than the file")
         if tensor.is_floating_point() and not (tensor < math.inf).all():
@@ -185,6 +191,10 @@ def _fault(checkpoint: Any, training: str, epochs: int, size: int) -> str | None
     (optimizer,), (schedule,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
     if checkpoint["global_step"] != steps or schedule.get("last_epoch", steps) != steps:
         return f"does not fit: its optimiser has done {steps} steps, and its learning rate schedule another number"
+    if average is not None:
+        shapes = [tensor.shape for tensor in weights.values() if tensor.is_floating_point()]
+        if average["steps"] != steps or any(tensor.shape not in shapes for tensor in averaged):
+            return f"does not fit: its average is of other weights, or not of {steps} steps"
     if not optimizer["state"] and any(group.get("momentum") or "betas" in group for group in optimizer["param_groups"]):
         raise KeyError("state of the optimiser")
     return None

@@ -1,5 +1,6 @@
 """Networks and weights that a user brings, through the program itself."""
 
+import importlib
 import os
 import sys
 
@@ -169,16 +170,42 @@ def test_what_cannot_be_used_is_one_line(run, tmp_path, monkeypatch, own_net, gi
     assert len(printed.strip().splitlines()) == 1
 
 
-def test_teacher_with_a_view_of_its_own_has_an_id_of_its_own():
+def test_teacher_has_an_id_by_its_weights_and_all_its_settings():
     """Stored logits and keys of students in the store are found by it."""
     ours = plain(compose(["teacher=cnn32"])[0].cfg.teacher)
-    assert teacher_id("weights", ours) == "weights"
-    plainly = plain(compose(["teacher=torchvision", "teacher.name=resnet18"])[0].cfg.teacher)
-    assert teacher_id("weights", plainly) == "weights"
+    named = plain(compose(["teacher=torchvision", "teacher.name=resnet18"])[0].cfg.teacher)
     views = [{"size": 64}, {"size": 32}, {"mean": [0.5]}, {"classes": ["a"]}, {"stages": ["a"]}, {"preacts": True}]
-    ids = {teacher_id("weights", {**plainly, **view}) for view in views}
-    assert len(ids) == len(views)
-    assert "weights" not in ids
+    networks = [ours, {**ours, "activation": "gelu"}, named, {**named, "name": "resnet34"}]
+    networks += [{**named, **view} for view in views]
+    assert len({teacher_id("weights", network) for network in networks}) == len(networks)
+    assert teacher_id("weights", {**named, "pretrained": "file"}) == teacher_id("weights", named)
+    assert teacher_id("others", named) != teacher_id("weights", named)
+
+
+def test_given_teacher_of_other_settings_has_other_stored_logits(run, tmp_path, monkeypatch):
+    """The same file of weights, once in a network that forgets its activation."""
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes, act):\n"
+        "        super().__init__()\n"
+        "        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU() if act else nn.Identity())\n"
+        "        self.head = nn.Linear(4, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.body(x).mean((2, 3)))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(0)
+    torch.save(importlib.import_module("mine").Net(10, True).state_dict(), tmp_path / "net.pth")
+    given = ("method=logits", "teacher=custom", "teacher.target=mine.Net", f"teacher_weights={tmp_path / 'net.pth'}")
+    stored = ("speed.stored_logits=true", "epochs=1", "student.scale=2", "batch_size=256", "logger=none")
+    for name, act in (("wrong", False), ("right", True)):
+        code, printed = run(*DATA, *given, *stored, f"teacher.settings={{act: {act}}}", f"hydra.run.dir={name}")
+        assert code == 0, printed
+    wrong, right = (read(tmp_path / name / "result.json") for name in ("wrong", "right"))
+    assert wrong.teacher_id != right.teacher_id
+    assert len(list((tmp_path / "teachers").rglob("*.logits"))) == 2
+    sys.modules.pop("mine")
 
 
 def test_weights_that_training_begins_with_count_by_their_content(tmp_path):

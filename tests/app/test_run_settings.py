@@ -172,6 +172,26 @@ def test_averaged_weights_are_tested_and_kept_and_change_no_training(run, tmp_pa
     assert any(torch.equal(kept["classifier.weight"], tensor) for tensor in state["average"])
 
 
+@pytest.mark.parametrize("checkpoint", ["last.ckpt", "previous.ckpt"])
+def test_interrupted_run_continues_with_its_averaged_weights(run, tmp_path, monkeypatch, checkpoint):
+    """Before its test, and after its first epoch of two."""
+    same = (*QUICK, "method=standard", "epochs=2", "recipe.ema=0.99", "data.val_fraction=0.2")
+    assert run(*same, "hydra.run.dir=whole")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.Trainer.test", lambda *_, **__: raised(KeyboardInterrupt()))
+        assert run(*same, "hydra.run.dir=run")[0] == 130
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / checkpoint).replace(checkpoints / "last.ckpt")
+    assert run("resume=run")[0] == 0
+    assert same_weights(tmp_path / "whole" / "student.safetensors", tmp_path / "run" / "student.safetensors")
+    whole, resumed = (read(tmp_path / name / "result.json") for name in ("whole", "run"))
+    assert (whole.val_acc, whole.test_nll) == (resumed.val_acc, resumed.test_nll)
+
+
+def raised(error):
+    raise error
+
+
 def test_cohort_gives_the_students_of_single_runs_with_every_setting_of_the_images(run, tmp_path):
     same = (
         *QUICK, "epochs=1", "method=logits", "data.order_seed=0", "recipe.ema=0.9", "data.fraction=0.5",

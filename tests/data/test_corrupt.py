@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 
 import numpy as np
 import pytest
@@ -109,3 +111,18 @@ def test_write_refuses_a_folder_that_holds_something(tmp_path):
     (tmp_path / "mine.txt").touch()
     with pytest.raises(UserError, match="is not empty; give a new folder"):
         write(SMOOTH, np.zeros(6, np.int64), tmp_path)
+
+
+def test_write_on_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    """A mapped file without its space would end the process when it is written to."""
+    left = [2]
+
+    def full(*_):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        write(SMOOTH, np.zeros(6, np.int64), tmp_path / "made")
+    assert not list((tmp_path / "made").iterdir())

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from kd.data.by_name import by_name
 from kd.data.tiny_imagenet import tiny_imagenet
 from kd.errors import UserError
 
@@ -35,6 +36,7 @@ def test_tiny_imagenet_reads_the_published_folders(root, in_memory):
     assert images.test_y.tolist() == [2, 0, 1]
     assert images.summary == "Tiny ImageNet: 6 training and 3 test images, 3 classes, val/ taken as the test split"
     assert torch.equal(images.train_x[:], tiny_imagenet(root / "tiny-imagenet-200", 32).train_x)
+    assert by_name(root, images.name, 32).id == images.id
 
 
 def test_tiny_imagenet_refuses_what_is_missing(root, tmp_path):

@@ -51,6 +51,14 @@ def test_rounding_changes_no_predicted_class(tmp_path):
         np.testing.assert_allclose(rounded, exact, rtol=2**-9)
 
 
+@pytest.mark.parametrize("scale", [1e4, 65504, 1e6, -1e6, 1e30])
+def test_rounding_beyond_half_precision_changes_no_predicted_class(tmp_path, scale):
+    logits = np.float32(scale) * np.array([[1, 1, 2, 1], [2, 1, 1, 2], [1, 1.00001, 1, 1], [1, 1, 1, 1]], np.float32)
+    write(Predictions(np.zeros(4, np.int64), logits), tmp_path / "p.npz")
+    restored = read(tmp_path / "p.npz").logits
+    assert np.array_equal(restored.argmax(1), logits.argmax(1))
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut", "other", "short"])
 def test_predictions_read_refuses_a_damaged_file(tmp_path, damage):
     path = tmp_path / "p.npz"

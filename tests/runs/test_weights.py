@@ -69,6 +69,16 @@ def test_save_weights_leaves_a_file_for_those_that_umask_allows(used_net, tmp_pa
     assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
+def test_save_weights_writes_a_shared_layer_under_both_names(tmp_path):
+    layer = nn.Linear(3, 3)
+    net = nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(3, 3, bias=False))
+    net[3].weight = layer.weight
+    save_weights(net, tmp_path / "net", {})
+    tensors, _ = load_weights(tmp_path / "net")
+    assert tensors.keys() == net.state_dict().keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in net.state_dict().items())
+
+
 def test_load_weights_tells_a_forbidden_file_from_a_damaged_one(file, monkeypatch):
     def refuse(path, **_):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))

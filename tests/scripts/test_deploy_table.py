@@ -116,4 +116,4 @@ def test_deploy_table_names_the_extra_that_is_missing(program, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, printed, errors = program("run")
     assert (code, printed, errors.count("\n")) == (1, "", 1)
-    assert "this needs onnxruntime, which is not installed: pip install 'kd[export]'" in errors
+    assert "this needs onnxruntime, which is not installed: pip install -e '.[export]'" in errors

@@ -46,6 +46,16 @@ def test_place_finds_a_job_by_its_settings_whatever_its_number(tmp_path):
     assert [j.status for j in jobs] == ["waiting", "skipped", "waiting"]
 
 
+@pytest.mark.parametrize("done", ["0", "1"])
+def test_place_repeats_nothing_that_is_done_in_one_of_two_directories(tmp_path, done):
+    """As where two sweeps were copied together."""
+    for name in ("0", "1"):
+        write_record(tmp_path / name, "f0", status="done" if name == done else "interrupted")
+    only = job(0)
+    assert place([only], tmp_path) == []
+    assert (only.directory.name, only.status) == (done, "skipped")
+
+
 def test_place_skips_a_job_that_repeats_another(tmp_path):
     jobs = [job(0, "T=4", fingerprint="same"), job(1, "T=4.0", fingerprint="same")]
     assert place(jobs, tmp_path) == jobs[:1]

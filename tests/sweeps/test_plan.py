@@ -40,6 +40,19 @@ def test_plan_learns_of_a_job_that_is_refused_when_it_is_built(tmp_path):
     assert read(tmp_path).began == began
 
 
+def test_plan_of_a_process_that_died_after_some_of_its_jobs_can_be_read(tmp_path):
+    """All of its jobs have the reason by then, also those that were done before."""
+    jobs, lines = [job(0, "T=1"), job(1, "T=2")], []
+    place(jobs, tmp_path)
+    progress = Progress(jobs, lines.append)
+    for one, status in zip(jobs, ("done", "failed"), strict=True):
+        write_record(one.directory, one.fingerprint, status=status)
+        one.reason = "its process was ended by SIGKILL"
+    progress.update()
+    assert [(one.status, one.why) for one in read(tmp_path).jobs] == [(None, ""), ("failed", jobs[1].reason)]
+    assert [("done" in line, "SIGKILL" in line) for line in lines] == [(True, False), (False, True)]
+
+
 def test_plan_that_cannot_be_written_stops_no_sweep(tmp_path):
     jobs = [job(0, "T=1")]
     place(jobs, tmp_path)

@@ -279,6 +279,38 @@ def test_load_checkpoint_restores_no_file_names(plugin, last, content):
     assert list(plugin.load_checkpoint(last)["callbacks"]) == ["History"]
 
 
+def with_average(change):
+    """Add the average of all weights, changed."""
+
+    def add(checkpoint):
+        weights = [weight for weight in checkpoint["state_dict"].values() if weight.is_floating_point()]
+        average = {"steps": checkpoint["global_step"], "average": [weight.clone() for weight in weights]}
+        change(average)
+        checkpoint["callbacks"]["WeightAverage"] = average
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda average: average.update(steps=1), "does not fit: its average is of other weights, or not of"),
+        (lambda average: average["average"].append(torch.zeros(7, 7, 7)), "its average is of other weights"),
+        (lambda average: average["average"][0].fill_(math.nan), "its average 0 holds NaN or infinity"),
+        (lambda average: average["average"].append(3), "is not laid out as a checkpoint (AttributeError"),
+        (lambda average: average.pop("average"), "(KeyError: 'average')"),
+    ],
+)
+def test_load_checkpoint_refuses_an_average_that_does_not_fit(plugin, last, content, change, reason):
+    changed = copy.deepcopy(content)
+    with_average(change)(changed)
+    plugin.save_checkpoint(changed, last)
+    assert reason in refusal(plugin, last)
+    with_average(lambda average: None)(changed)
+    plugin.save_checkpoint(changed, last)
+    assert list(plugin.load_checkpoint(last)["callbacks"]) == ["History", "WeightAverage"]
+
+
 def test_load_checkpoint_does_not_open_a_pipe(plugin, last):
     last.unlink()
     os.mkfifo(last)

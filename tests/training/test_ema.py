@@ -6,6 +6,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from kd.data.augment import Augment
 from kd.data.module import DataModule
+from kd.training.callbacks import History
+from kd.training.checkpoints import AtomicCheckpoints
 from kd.training.ema import WeightAverage
 from kd.training.modules import Classifier
 
@@ -100,7 +102,12 @@ def test_weight_average_resumes_to_the_bit(trainer, data, classifier, tmp_path, 
     def fit(epochs, resume=None):
         module = classifier()
         keep = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-        made = trainer(max_epochs=epochs, callbacks=[WeightAverage(0.9), keep], enable_checkpointing=True)
+        made = trainer(
+            max_epochs=epochs,
+            callbacks=[History(tmp_path / "metrics.csv"), WeightAverage(0.9), keep],
+            plugins=[AtomicCheckpoints("", 1 + more)],
+            enable_checkpointing=True,
+        )
         made.fit(module, data, ckpt_path=resume, weights_only=None if resume is None else True)
         return module.net.state_dict()
 
