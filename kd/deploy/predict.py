@@ -245,8 +245,8 @@ def main() -> int:
             pictures.append(image.copy())
             pictures[-1].thumbnail(THUMBNAIL)
 
-    classification = Classification(networks, args.top, args.batch_size, print_error, keep)
-    top = min(args.top, len(networks[0].classes))
+    top = min(args.top, *(len(network.classes) for network in networks))  # as many of either: columns of one table
+    classification = Classification(networks, top, args.batch_size, print_error, keep)
     form: Callable[[Answer], str]
     if args.csv:
         print(csv_header(top, args.teacher is not None))

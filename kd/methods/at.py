@@ -23,7 +23,10 @@ def at_loss(student: Tensor, teacher: Tensor, p: float = 2.0) -> Tensor:
 
 
 def _attention(feature: Tensor, p: float) -> Tensor:
-    return F.normalize(feature.float().abs().pow(p).mean(dim=1).flatten(1), dim=1)
+    size = feature.float().abs()
+    # Of each image its largest is 1, or a high power would be 0 or infinite; the length is brought to 1 anyway.
+    largest = size.detach().amax(dim=(1, 2, 3), keepdim=True)
+    return F.normalize((size / largest.where(largest > 0, 1.0)).pow(p).mean(dim=1).flatten(1), dim=1)
 
 
 class AT(SoftTargets):

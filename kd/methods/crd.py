@@ -32,8 +32,9 @@ class CRD(SoftTargets):
     them. Images that are kept for validation are no negatives, and nothing but training touches the banks.
 
     Scaling:
-        Averaged over the batch, independent of B; about 1 for any K while nothing is learnt. All N scores of an image
-        are computed and K picked: for CIFAR-10 less work than fetching B * K rows, and 51 MB rather than 2 GB at
+        Averaged over the batch, independent of B. While nothing is learnt it is about 2 (1 + ln K), 21 for K = 16384:
+        in each direction ln K of the positive and 1 of the negatives. All N scores of an image are computed and K
+        picked: for CIFAR-10 less work than fetching B * K rows, and 51 MB rather than 2 GB at
         B = 256. For a million images it is the other way round.
 
     Use:
@@ -98,7 +99,9 @@ class CRD(SoftTargets):
         self.negatives = min(self.K, int(counts.sum() - counts.max()))
         """K, or as many images as there are of other classes."""
         if self.negatives < 1:
-            raise ValueError("crd needs training images of at least two classes")
+            raise ValueError(
+                "crd needs training images of at least two classes; in a loop of your own, kd.distill(..., labels=...)"
+            )
         self.student_layer = nn.Linear(pair.student.embedding.shape[1], self.dim)
         self.teacher_layer = nn.Linear(pair.taught_output.embedding.shape[1], self.dim)
         for role in ("student", "teacher"):

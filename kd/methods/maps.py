@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd.models.external import External
 from kd.models.output import Output
 
 
@@ -82,6 +83,9 @@ def is_mean_of_last_map(output: Output) -> bool:
 def classifier_head(net: nn.Module, output: Output) -> nn.Linear:
     """Return the linear layer that turns the embedding of `output` into its logits.
 
+    Where a network has its classes in another order than the data, or more of them, it is a copy of the layer's rows
+    for the data's.
+
     Args:
         net: the network.
         output: its output for a probe batch of different images, in eval mode.
@@ -90,19 +94,33 @@ def classifier_head(net: nn.Module, output: Output) -> nn.Linear:
         ValueError: if no single linear layer does, as in an ensemble.
     """
     embedding, logits = output.embedding.detach().float(), output.logits.detach().float()
+    modules = list(net.modules())
+    columns = next((module.columns for module in modules if isinstance(module, External)), None)
     with torch.no_grad():
-        for layer in net.modules():
-            if not isinstance(layer, nn.Linear):
+        for layer in modules:
+            if not isinstance(layer, nn.Linear) or layer.in_features != embedding.shape[1]:
                 continue
-            if (layer.out_features, layer.in_features) == (logits.shape[1], embedding.shape[1]):
-                bias = None if layer.bias is None else layer.bias.float()
-                if _near(F.linear(embedding, layer.weight.float(), bias), logits):
-                    return layer
+            head = layer if columns is None or layer.out_features <= int(columns.max()) else _rows(layer, columns)
+            if head.out_features == logits.shape[1]:
+                bias = None if head.bias is None else head.bias.float()
+                if _near(F.linear(embedding, head.weight.float(), bias), logits):
+                    return head
     raise ValueError(
         f"{type(net).__name__} has no linear layer that makes its logits of its embedding "
         f"({output.embedding.shape[1]} numbers), so this method has no head to use; choose a single network whose "
         "classifier is linear, or a method that reads logits, maps or embeddings"
     )
+
+
+def _rows(layer: nn.Linear, rows: Tensor) -> nn.Linear:
+    """Return a copy of a layer with some of its outputs, in their order."""
+    head = nn.Linear(
+        layer.in_features, len(rows), layer.bias is not None, device=layer.weight.device, dtype=layer.weight.dtype
+    )
+    head.weight.copy_(layer.weight[rows])
+    if layer.bias is not None:
+        head.bias.copy_(layer.bias[rows])
+    return head.requires_grad_(layer.weight.requires_grad)
 
 
 def _near(found: Tensor, wanted: Tensor) -> bool:

@@ -15,7 +15,8 @@ class WideResNet(Staged):
     (B, 64k, H/4, W/4), sizes rounded up; its embedding (B, 64k) is the mean of the last one.
 
     Args:
-        depth: d = 6n + 4 convolutions, those in the three shortcuts included (two at k = 1); at least 10.
+        depth: d = 6n + 4 convolutions, those in the three shortcuts included; at k = 1, with two shortcuts, one fewer.
+            At least 10.
         widen: k, how many times as wide as a plain residual network; at least 1.
         num_classes: C, at least 2.
         image_size: height and width of the input in pixels, at least 1; one number for squares. No weight

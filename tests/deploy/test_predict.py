@@ -61,6 +61,16 @@ def test_predict_prints_what_the_loaded_network_answers(program, photos, tmp_pat
     assert len({answer["top"][0]["label"] for answer in answers}) > 1
 
 
+@pytest.mark.parametrize("count", [2, 5])
+def test_predict_writes_a_table_with_a_network_of_other_classes(program, photos, tmp_path, count):
+    """Fewer or more: a cell for each name of a column."""
+    teacher = weights(tmp_path / "teacher.safetensors", seed=1, classes=[f"c{i}" for i in range(count)])
+    code, printed, _ = program(photos, "--teacher", teacher, "--csv", "--top", "9")
+    header, *rows = csv.reader(io.StringIO(printed))
+    assert code == 0
+    assert {len(row) for row in rows} == {len(header)} == {1 + 2 * 2 * min(3, count)}
+
+
 def test_predict_shows_another_network_beside_with_its_own_size(program, photos, tmp_path):
     teacher = weights(tmp_path / "teacher.safetensors", seed=1, size=16)
     code, printed, _ = program(photos / "0.png", "--teacher", teacher, "--csv", "--top", "9")

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,17 @@ def reference(student, teacher, p):
 def test_at_loss_like_the_formula_place_by_place(p):
     student, teacher = noise(3, 4, 5, 2), noise(3, 7, 5, 2, seed=1)
     assert at_loss(student, teacher, p).item() == pytest.approx(reference(student, teacher, p), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 300.0])
+@pytest.mark.parametrize("p", [2, 8, 16])
+def test_at_loss_of_a_high_power_neither_vanishes_nor_overflows(scale, p):
+    student, teacher = noise(3, 4, 5, 2), noise(3, 7, 5, 2, seed=1)
+    ours = (scale * student).requires_grad_()
+    loss = at_loss(ours, scale * teacher, p)
+    loss.backward()
+    assert loss.item() == pytest.approx(reference(student.double(), teacher.double(), p), rel=1e-4)
+    assert 0 < ours.grad.abs().max() < math.inf
 
 
 def test_at_loss_sees_neither_order_of_channels_nor_sign_nor_scale():

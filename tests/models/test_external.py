@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.models import get_model
 from torchvision.models.vision_transformer import VisionTransformer
 
+from kd.methods.maps import classifier_head
 from kd.models.cnn import CNN
 from kd.models.external import bind, custom, timm, torchvision
 from kd.models.output import probe
@@ -150,6 +151,16 @@ def test_logits_are_in_the_order_of_the_datas_classes():
     assert torch.equal(net(noise()).logits, net.net(noise()).logits[:, [2, 4, 1]])
     with pytest.raises(ValueError, match=r"^classes lacks 'cat', a class of the data; .*got x, d, a, y, b$"):
         bind(own(classes=theirs), ("a", "cat"), *OF_DATA)
+
+
+@pytest.mark.parametrize("theirs", [NAMES[::-1], ("x", *NAMES, "y")])
+def test_classifier_head_has_the_rows_of_the_datas_classes(theirs):
+    """In another order, or among others: what srrl and simkd give to the student."""
+    net = bind(own(classes=theirs), NAMES, *OF_DATA).eval()
+    output = net(noise(8))
+    head = classifier_head(net, output)
+    torch.testing.assert_close(head(output.embedding), output.logits)
+    assert torch.equal(head.weight, net.net.module.fc.weight[[theirs.index(name) for name in NAMES]])
 
 
 def test_state_dict_is_the_networks_own():
