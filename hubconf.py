@@ -30,6 +30,11 @@ def __dir__() -> list[str]:
     return ["dependencies", *_names()]
 
 
+def _shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight, by which networks of one class are told apart."""
+    return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+
+
 def __getattr__(name: str) -> Callable[..., nn.Module]:
     if name not in _names():
         raise AttributeError(f"no network {name}; there are {', '.join(_names())}")
@@ -39,9 +44,11 @@ def __getattr__(name: str) -> Callable[..., nn.Module]:
             return build_network({**_settings(name), **settings, "num_classes": num_classes, "image_size": image_size})
         predictor = load(run)
         plain = entry(num_classes=len(predictor.classes), image_size=predictor.image_size, **settings)
-        if type(predictor.net) is not type(plain):
-            made, wanted = type(predictor.net).__name__, type(plain).__name__
+        made, wanted = type(predictor.net).__name__, type(plain).__name__
+        if made != wanted:
             raise ValueError(f"{run} holds a {made}, and {name} is a {wanted}; kd.load takes either")
+        if _shapes(predictor.net) != _shapes(plain):
+            raise ValueError(f"{run} holds a {made} of other settings than {name}; give them, or take kd.load")
         return predictor
 
     entry.__doc__ = f"""{(_FOLDER / f"{name}.yaml").read_text(encoding="utf-8").partition(chr(10))[0].lstrip("# ")}

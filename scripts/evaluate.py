@@ -3,17 +3,21 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd.app.programs import add_network, run_program
 from kd.app.recorded import recorded_data, split
 from kd.files import replaced
+from kd.ranges import sides
 from kd.report.text import visible
 from kd.runs.given import weights_file
 from kd.terminal import Parser, file
 
 if TYPE_CHECKING:
+    from kd.app.build import Builder
     from kd.deploy.evaluate import Evaluation
+    from kd.inference import Predictor
 
 FEW_CLASSES = 20
 """Of which a table shows all; of more, those with the lowest accuracy."""
@@ -44,7 +48,9 @@ def run(args: argparse.Namespace) -> None:
     facts = {"network": str(weights), "data": build.images.name, "split": args.split, **found.to_json()}
     show(found, f"{build.images.name}, {args.split} split, {len(found.labels):,} images")
     if other is not None:
-        others = evaluate(other, *split(build, args.split), classes)
+        others = evaluate(
+            other, *split(_as_shown_to(other, network, build, weights, args.settings), args.split), classes
+        )
         same, distance = agreement(found.logits, others.logits), kl(others.logits, found.logits)
         facts["other"] = {"network": str(args.other), "agreement": same, "kl": distance, **others.to_json()}
         print(
@@ -54,6 +60,18 @@ def run(args: argparse.Namespace) -> None:
     if args.json is not None:
         with replaced(args.json) as temporary:
             temporary.write_text(json.dumps({**facts, "temperature": network.temperature}, indent=2))
+
+
+def _as_shown_to(
+    other: "Predictor", network: "Predictor", build: "Builder", weights: Path, settings: list[str]
+) -> "Builder":
+    """Return what builds the same images in the size and the channels of another network."""
+    form = [(sides("image_size", one.image_size), len(one.mean)) for one in (other, network)]
+    if form[0] == form[1]:
+        return build
+    (height, width), channels = form[0]
+    shape = [f"data.image_size=[{height},{width}]", f"data.channels={1 if channels == 1 else 'null'}"]
+    return recorded_data(weights, [*settings, *shape], other.image_size, channels)
 
 
 def show(found: "Evaluation", title: str) -> None:
@@ -92,8 +110,11 @@ def show(found: "Evaluation", title: str) -> None:
             Text(f"{visible(wrong[0])}, {wrong[1]:.1%}" if wrong else ""),
         )
     console.print(table)
-    if len(places) < len(found.classes):
-        console.print(f"These are the {len(places)} of {len(found.classes)} classes with the lowest accuracy.")
+    some = int((counts > 0).sum())
+    if len(places) < some:
+        console.print(f"These are the {len(places)} of {some} classes with the lowest accuracy.")
+    if some < len(found.classes):
+        console.print(f"{len(found.classes) - some} of {len(found.classes)} classes have no images here.")
 
 
 def _arguments() -> argparse.Namespace:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kd.app.programs import add_network, run_program
 from kd.app.recorded import recorded_data
-from kd.deploy.runtime import EXECUTORCH, required
+from kd.deploy.runtime import EXECUTORCH, SUFFIXES, required
 from kd.errors import UserError
 from kd.files import replaced
 from kd.runs.given import weights_file
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors", "executorch": ".pte"}
-"""Of the formats."""
 SAME = 0.99
 """Share of test images that a file must classify as the network does; one of rounding errors alone has more."""
 MOST_LOST = 0.01
@@ -80,8 +78,11 @@ def export(args: argparse.Namespace) -> None:
                 f"{deployed.kind} was exported, but the file classifies only {found.same:.2%} of the test images as it "
                 "does: some value in its forward() became a constant, such as one by way of .numpy() or .item()"
             )
-    if args.format == "safetensors" and predictor.temperature != 1:
-        shutil.copyfile(temperature_file(weights), temperature_file(target))
+    if args.format == "safetensors":
+        if predictor.temperature != 1:
+            shutil.copyfile(temperature_file(weights), temperature_file(target))
+        else:
+            temperature_file(target).unlink(missing_ok=True)  # of what the file held before
     size = f"{target.stat().st_size / 1e6:.2f} MB"
     gives = "probabilities" if args.preprocessing else "logits"
     shape = ", ".join(["batch", *map(str, deployed.example(1).shape[1:])])

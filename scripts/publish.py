@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kd.app.programs import command_line
 from kd.deploy.card import card
+from kd.deploy.runtime import SUFFIXES
 from kd.errors import UserError
 from kd.files import replaced
 from kd.report.text import visible
@@ -49,7 +50,8 @@ def publish(run: Path, to: Path, license_name: str | None) -> Path:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to} is there and not empty; name a new folder")
     to.mkdir(parents=True, exist_ok=True)
-    exported = [path for path in run.glob(f"{weights.stem}*") if path.suffix in (".onnx", ".pt2", ".json")]
+    suffixes = {*SUFFIXES.values(), ".json"}
+    exported = [path for path in run.glob(f"{weights.stem}*") if path.suffix in suffixes and path != weights]
     for path in [weights, *exported]:
         shutil.copyfile(path, to / path.name)
     write(replace(record, cwd="", config_dir=None), to / FILE)  # the folders of this machine are nobody's business

@@ -29,8 +29,10 @@ def test_hub_builds_a_network_with_random_weights():
 
 def test_hub_loads_a_run(finished):
     run = str(finished / "run")
-    predictor = hub("cnn16", run=run)
+    predictor = hub("cnn16", run=run, scale=2)
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(predictor(x).logits, load(run)(x).logits)
     with pytest.raises(ValueError, match="holds a CNN, and resnet8 is a "):
         hub("resnet8", run=run)
+    with pytest.raises(ValueError, match="holds a CNN of other settings than cnn16; give them, or take"):
+        hub("cnn16", run=run)

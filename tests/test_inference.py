@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from kd.data.augment import Augment
 from kd.data.decode import decode
+from kd.data.module import DataModule
 from kd.errors import UserError
 from kd.inference import Predictor, load
 from kd.models.cnn import CNN
@@ -43,6 +45,17 @@ def saved(path, **changes):
 
 def pixels(*shape):
     return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_load_normalises_a_channel_without_contrast_as_in_training(tmp_path, noise):
+    images = noise()
+    images.train_x[:, 2] = 255
+    mean, std = images.mean_std
+    assert std[2] == 1 / 255
+    batch = next(iter(DataModule(images, 0, 0, Augment(0, False, 0), batch_size=20, seed=0).train_dataloader()))
+    assert batch.x[:, 2].abs().max() < 1e-4
+    shown = load(saved(tmp_path / "student.safetensors", mean=mean, std=std)).preprocess(images.train_x)
+    torch.testing.assert_close(shown[batch.index], batch.x)
 
 
 @pytest.mark.parametrize("name", ["student.safetensors", "teacher.safetensors"])

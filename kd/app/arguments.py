@@ -36,7 +36,6 @@ class Arguments:
     """Whether it trains something, and does not only print."""
     multirun: bool
     config_dir: Path | None
-    config_name: str = "config"
 
     @property
     def argv(self) -> list[str]:
@@ -60,6 +59,11 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
         raise UserError(_unknown_flag(argument, argv, [*parser._option_string_actions]))
     if known.config_path:
         raise UserError("--config-path: our own settings are needed; give a folder with yours as --config-dir=DIR")
+    if known.config_name:
+        raise UserError(
+            "--config-name: our own config.yaml is needed; put yours into experiment/NAME.yaml of a folder, and give "
+            "--config-dir=DIR experiment=NAME"
+        )
     if known.experimental_rerun:
         raise UserError("--experimental-rerun would run what is in a pickle; use resume=RUN_DIR instead")
     overrides: list[str] = list(known.overrides)
@@ -81,7 +85,6 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
         runs=not prints,
         multirun=bool(known.multirun),
         config_dir=None if known.config_dir is None else Path(known.config_dir).expanduser().absolute(),
-        config_name=known.config_name or "config",
     )
 
 

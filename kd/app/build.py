@@ -21,7 +21,7 @@ from kd.app.explain import user_errors
 from kd.app.machine import check_devices, check_limits, check_memory, check_threads, free_memory
 from kd.data.also_test import AlsoTest, also_test
 from kd.data.images import Images, require_classes
-from kd.data.module import DataModule
+from kd.data.module import DataModule, Loader
 from kd.data.resize import images_of_channels, images_of_size
 from kd.errors import UserError
 from kd.methods.base import Method, Pair, Teacher
@@ -403,6 +403,8 @@ class Builder:
         with user_errors():
             data = self.data(plan)
             batches = {"train": data.steps_per_epoch, "test": len(data.test_dataloader().sampler)}
+            if isinstance(held_out := data.val_dataloader(), Loader):
+                batches["val"] = len(held_out.sampler)
             check_limits(self.settings["trainer"], batches)
         with user_errors():
             self.trainer(plan)(logger=False)

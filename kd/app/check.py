@@ -232,6 +232,8 @@ def _check_knobs(settings: dict[str, Any], run_wide: Iterable[str], read: str, g
     smoothing = settings["recipe"].get("label_smoothing")
     if method.get("label_smoothing", smoothing) != smoothing:
         raise UserError("method.label_smoothing takes the value of recipe.label_smoothing; give that instead")
+    if method and smoothing and "label_smoothing" not in method:
+        raise UserError(f"recipe.label_smoothing={smoothing}: this method does not smooth labels; leave that out")
     for role in ("student", "teacher"):
         for name in ("num_classes", "image_size", "in_channels"):
             if name in settings[role]:
@@ -301,7 +303,9 @@ def _check_teacher(settings: dict[str, Any], given: Iterable[str]) -> None:
         raise UserError("teacher_weights is for methods that learn from a teacher; this one does not")
     if settings["ensemble"] != 1:
         raise UserError("teacher_weights is one teacher; ensemble is for those of the store")
-    of_training = ("teacher_recipe", "teacher_seed", "recipe@teacher_recipe")
+    # The seeds of a chain's networks come from that of the teacher.
+    seed = () if settings["chain"] else ("teacher_seed",)
+    of_training = ("teacher_recipe", "recipe@teacher_recipe", *seed)
     for override in given:
         if override.lstrip("+").startswith(of_training):
             raise UserError(

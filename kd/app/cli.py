@@ -207,7 +207,7 @@ def prepared(argv: list[str]) -> tuple[Arguments, DictConfig | None]:
         return arguments, None  # a multirun's jobs are checked one by one
     several = sweeps(arguments.overrides)
     single = [override for override in arguments.overrides if override not in several]
-    command, node = compose(single, config_dir=arguments.config_dir, config_name=arguments.config_name)
+    command, node = compose(single, config_dir=arguments.config_dir)
     if node.mode is RunMode.MULTIRUN:
         return arguments, None
     if several:

@@ -89,7 +89,7 @@ class Command:
 
 
 def compose(
-    overrides: Sequence[str], launcher: str | None = None, config_dir: Path | None = None, config_name: str = "config"
+    overrides: Sequence[str], launcher: str | None = None, config_dir: Path | None = None
 ) -> tuple[Command, DictConfig]:
     """Compose what `train.py` would compose, for programs beside it; also returns the `hydra` node.
 
@@ -97,7 +97,6 @@ def compose(
         overrides: as typed.
         launcher: see `Command`.
         config_dir: a folder of configuration files beside our own.
-        config_name: the file that is composed, without its suffix.
 
     Raises:
         HydraException, OmegaConfBaseException: for an unknown group, choice or setting.
@@ -107,7 +106,7 @@ def compose(
         _refuse_bombs(config_dir)
     try:
         with nullcontext() if GlobalHydra.instance().is_initialized() else _initialized(config_dir):
-            cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
+            cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"a configuration file cannot be read: {' '.join(str(error).split())}") from error
     return Command.of(without_hydra(cfg), cfg.hydra, launcher), cfg.hydra

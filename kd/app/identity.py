@@ -69,6 +69,8 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     kept["trainer"] = without(kept["trainer"], PLACEMENT | OBSERVING)
     kept["data"] = _of_own_channels(without(kept["data"], STORAGE | MEASURED))
     kept["data"]["source"] = _of_own_channels(without(kept["data"]["source"], STORAGE))
+    if "student" not in networks:
+        del kept["data"]["order_seed"]  # a teacher's order is that of its own seed
     return kept
 
 
@@ -170,7 +172,7 @@ def logit_key(settings: dict[str, Any], data_id: str, teacher_id: str, precision
 def cohort_key(settings: dict[str, Any]) -> str:
     """What jobs have to have in common to be trained side by side, as text."""
     teachers = ("teacher", "teacher_recipe", "teacher_seed", "teacher_weights", "teacher_store", "ensemble", "chain")
-    chained = {name: settings[name] for name in ("student", "recipe", "method")} if settings["chain"] else None
+    chained = {name: settings[name] for name in ("student", "recipe", "method", "spec")} if settings["chain"] else None
     shared = {
         "data": settings["data"],
         "teacher": [settings[name] for name in teachers],
@@ -187,6 +189,7 @@ def variant(overrides: Sequence[str], networks: Sequence[str], knobs: Iterable[s
     columns = {"method", *knobs, "seed", "student", "teacher", "data", "experiment"}
     silent = {"logger", "trainer", "teacher_store", "threads"}
     silent |= {f"trainer.{name}" for name in PLACEMENT | OBSERVING} | {f"data.{name}" for name in STORAGE | MEASURED}
+    silent |= set() if "student" in networks else {"data.order_seed"}
     absent = _absent(networks, chain)
 
     def counts(override: str) -> bool:

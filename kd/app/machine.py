@@ -87,12 +87,11 @@ def check_limits(trainer: Mapping[str, Any], batches: Mapping[str, int]) -> None
     Raises:
         UserError: naming the setting.
     """
-    for split in (split for split in batches if f"limit_{split}_batches" in trainer):
-        limit, count = trainer[f"limit_{split}_batches"], batches[split]
-        if isinstance(limit, float) and limit * count < 1:
-            raise UserError(
-                f"trainer.limit_{split}_batches={limit} is less than one of the {count} batches; give 1 for one"
-            )
+    for split, count in batches.items():
+        for name in (f"limit_{split}_batches", *(() if split == "test" else ("overfit_batches",))):
+            limit = trainer.get(name)
+            if isinstance(limit, float) and limit > 0 and limit * count < 1:
+                raise UserError(f"trainer.{name}={limit} is less than one of the {count} batches; give 1 for one")
 
 
 def free_memory() -> int | None:

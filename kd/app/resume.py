@@ -95,13 +95,14 @@ def refuse_other_settings(record: Result, command: Command, argv: Sequence[str],
     _refuse_composed_targets(OmegaConf.to_container(command.cfg, resolve=False), plain(command.cfg))
     if record.fingerprint == identity.fingerprint(plain(command.cfg)):
         return
-    more = [argument for argument in argv if not argument.startswith("resume=")]
+    flags = [argument for argument in argv if argument.startswith("-")]
+    more = [argument for argument in argv if argument not in flags and not argument.startswith("resume=")]
     if more:
-        replaced = {_key(argument) for argument in more if "=" in argument and not argument.startswith("-")}
+        replaced = {_key(argument) for argument in more if "=" in argument}
         own = [override for override in shlex.split(record.command or "") if _key(override) not in replaced]
         raise UserError(
             f"with {shlex.join(more)} this would be another run than the one to be continued; leave that out, or start "
-            f"a run of its own: {program} {shlex.join([*own, *more])}"
+            f"a run of its own: {program} {shlex.join([*flags, *own, *more])}"
         )
     raise UserError(
         "the settings of this run are no longer what they were: a file of conf/ or the teacher's weights have changed "

@@ -1,6 +1,5 @@
 """The plan of a search: which settings are searched, between which values, and what is refused before it begins."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,11 +150,15 @@ def refuse_range(part: Range, own: Mapping[str, Any]) -> None:
         raise UserError(f"--range {part}: accuracies on other validation images are not comparable; set one value")
 
 
+WIDE = 1000
+"""Width from which on a range says what is possible, and not where to search: that of T ends at a million."""
+
+
 def usual_spans(cfg: DictConfig, limits: Mapping[str, str]) -> dict[str, str]:
     """Return where settings are searched unless --range says otherwise.
 
-    The method's knobs that are decimal numbers: all of their range, where it has an end, else from half of the set
-    value to ten times that. The learning rate: from a tenth of the set one to ten times that.
+    The method's knobs that are decimal numbers: all of their range, unless that is wider than `WIDE`, else from half of
+    the set value to ten times that. The learning rate: from a tenth of the set one to ten times that.
     """
     spans = {}
     for name, span in limits.items():
@@ -163,7 +166,7 @@ def usual_spans(cfg: DictConfig, limits: Mapping[str, str]) -> dict[str, str]:
         if not isinstance(value, float):
             continue
         low, high = (float(end) for end in span[1:-1].split(","))
-        if math.isfinite(high):
+        if high - low <= WIDE:
             margin = (high - low) / 100  # keeps off an end that does not belong to the range
             low, high = low + margin * (span[0] == "("), high - margin * (span[-1] == ")")
             spans[name] = f"{low:g}:{high:g}"

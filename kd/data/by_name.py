@@ -28,7 +28,8 @@ def by_name(root: Path, dataset: str, image_size: int | list[int] | None = None)
     if cifar:
         return cifar10(root) if cifar[1] == "10" else cifar100(root)
     sized = {} if image_size is None else {"image_size": image_size}
-    if dataset == "digits":
+    plain = dataset.partition(" (")[0]  # without what a report says of trials, or of two sets of one name
+    if plain == "digits":
         return digits(**sized)
     known: dict[str, Callable[..., Images]] = {
         "SVHN": arrays.svhn,
@@ -37,4 +38,4 @@ def by_name(root: Path, dataset: str, image_size: int | list[int] | None = None)
         "Tiny ImageNet": tiny_imagenet,
     }
     other = npy if (root / "train_images.npy").exists() else parquet if any(root.rglob("*.parquet")) else folder
-    return known.get(dataset, other)(root, **sized)
+    return known.get(plain, other)(root, **sized)

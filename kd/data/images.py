@@ -75,7 +75,8 @@ class Images:
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Per-channel mean and standard deviation of all training pixels, as fractions of their range.
 
-        Training and validation images both count, so that the values do not depend on the split.
+        Training and validation images both count, so that the values do not depend on the split. The deviation is at
+        least 1 / 255: a channel without contrast becomes 0, and not NaN.
         """
         values = torch.arange(256, dtype=torch.float64) / 255
         means, stds = [], []
@@ -88,7 +89,7 @@ class Images:
             share = counts.double() / counts.sum()
             mean = (share * values).sum()
             means.append(mean.item())
-            stds.append((share * (values - mean) ** 2).sum().sqrt().item())
+            stds.append(max(1 / 255, (share * (values - mean) ** 2).sum().sqrt().item()))
         return tuple(means), tuple(stds)
 
 

@@ -239,7 +239,6 @@ class Loader:
         # Named as in a DataLoader whose sampler yields whole batches: Lightning sets the epoch of `sampler`.
         self.sampler, self.batch_sampler = sampler, None
         mean, std = (torch.tensor(values, device=device)[None, :, None, None] for values in mean_std)
-        std = std.clamp(min=1 / 255)  # a channel without contrast becomes 0, not NaN
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def __len__(self) -> int:

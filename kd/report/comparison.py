@@ -1,5 +1,6 @@
 """Rows compared with a baseline, over the seeds that both have."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import stdev
 from typing import NamedTuple
@@ -180,13 +181,13 @@ def by_baseline(comparisons: Sequence[Comparison]) -> list[tuple[str, list[Compa
 
 def comparison_notes(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
     """Return what a reader of the comparison, or of a report without one, must know."""
+    ambiguous = _without_a_baseline(rows, comparisons)
     if not comparisons:
-        ambiguous = sum(row.role is Role.ALONE for row in rows) > 1
-        note = "Nothing is compared: several rows could be the baseline; name one with --baseline."
-        return [note] if ambiguous else []
+        return ambiguous
     notes = [
+        *ambiguous,
         "Differences are in test accuracy, in points, over the seeds that a row and the baseline have in common. "
-        "They compare; they choose nothing."
+        "They compare; they choose nothing.",
     ]
     tests = sum(comparison.difference.p is not None for comparison in comparisons)
     if tests:
@@ -205,6 +206,17 @@ def comparison_notes(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> 
     elif any(comparison.difference.n < FEWEST for comparison in comparisons):
         notes.append(f"Too few seeds for intervals and verdicts, which need at least {FEWEST} common ones.")
     return notes
+
+
+def _without_a_baseline(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
+    """Return a note on the data sets on which several rows could be the baseline, so that nothing is compared."""
+    alone = Counter(row.first.dataset for row in rows if row.role is Role.ALONE)
+    compared = {comparison.row.first.dataset for comparison in comparisons}
+    unclear = [dataset for dataset, count in alone.items() if count > 1 and dataset not in compared]
+    if not unclear:
+        return []
+    where = f" on {', '.join(unclear)}" if len({row.first.dataset for row in rows}) > 1 else ""
+    return [f"Nothing is compared{where}: several rows could be the baseline; name one with --baseline."]
 
 
 def _margin_note(comparisons: Sequence[Comparison]) -> list[str]:

@@ -223,9 +223,22 @@ def across(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> list[
 
     What is tested is what `comparisons` test, by the same margin.
     """
-    margin = comparisons[0].margin if comparisons else None
     groups = crossed(rows)
     differences = [_difference(found, comparisons) for found in groups]
+    return _lines(groups, differences, comparisons[0].margin if comparisons else None)
+
+
+def against(methods: Sequence[Crossed], other: Crossed, margin: float | None = None) -> list[Across]:
+    """Return a line for each method, compared with another one of the same teachers and seeds.
+
+    Args:
+        methods, other: of teachers in the same order, with the same seeds.
+        margin: the greatest difference that does not matter, a fraction of 1: smaller ones are tested for.
+    """
+    return _lines(methods, [components(method.accuracies - other.accuracies) for method in methods], margin)
+
+
+def _lines(groups: Sequence[Crossed], differences: Sequence[Components | None], margin: float | None) -> list[Across]:
     other = holm([d and d.p for d in differences])
     beyond = holm([None if d is None or margin is None else d.equivalence_p(margin) for d in differences])
     return [

@@ -1,11 +1,12 @@
 """What a method reaches with so many configurations tried, so that none wins by being tuned more."""
 
 from collections.abc import Sequence
-from math import comb
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from kd.report.rows import Role, Row, titled
 from kd.report.style import framed, literal, method_styles
@@ -20,6 +21,8 @@ class Budget(NamedTuple):
     """What a method reaches with 1, 2, ... of its configurations tried; fractions of 1."""
 
     method: str
+    label: str
+    """The method, and its networks and epochs where it has such figures for several."""
     val: list[float]
     """Expected validation accuracy of the best by validation."""
     test: list[float]
@@ -42,28 +45,41 @@ def expected_of_best(chosen_by: Sequence[float], figures: Sequence[float]) -> li
     means: dict[float, list[float]] = {}
     for key, figure in ordered:
         means.setdefault(key, []).append(figure)
-    by_rank = [sum(means[key]) / len(means[key]) for key, _ in ordered]
-    return [
-        sum(figure * comb(rank, k - 1) for rank, figure in enumerate(by_rank)) / comb(n, k) for k in range(1, n + 1)
-    ]
+    falling = np.array([sum(means[key]) / len(means[key]) for key, _ in reversed(ordered)])
+    return [float(falling[: n - k + 1] @ _shares(n, k)) for k in range(1, n + 1)]
+
+
+def _shares(n: int, k: int) -> NDArray[np.float64]:
+    """Return the probability that the best of k is the best of all n, the second best, ... (n - k + 1,).
+
+    C(rank, k - 1) / C(n, k) of the ranks n - 1 to k - 1, each from the one before: the numbers themselves have hundreds
+    of digits.
+    """
+    ranks = np.arange(n - 1, k - 1, -1, dtype=np.float64)
+    return np.cumprod(np.concatenate([[k / n], (ranks - k + 1) / ranks]))
 
 
 def budgets(rows: Sequence[Row]) -> list[Budget]:
     """Return what each method reaches, for methods with `FEWEST_TRIED` configurations that were validated.
 
-    The rows are those of one data set. A configuration of several seeds counts by its mean.
+    The rows are those of one data set. A configuration of several seeds counts by its mean; those of other networks,
+    and of longer trainings, are no choice that tuning has.
     """
-    by_method: dict[str, list[Row]] = {}
+    by_kind: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.role is not Role.TEACHER and row.val_acc:
-            by_method.setdefault(row.first.method, []).append(row)
+            first = row.first
+            networks = first.student if first.teacher is None else f"{first.student} of {first.teacher}"
+            by_kind.setdefault((first.method, f"{networks}, {first.epochs} epochs"), []).append(row)
+    enough = {kind: tried for kind, tried in by_kind.items() if len(tried) >= FEWEST_TRIED}
+    methods = [method for method, _ in enough]
     found = []
-    for method, tried in by_method.items():
-        if len(tried) >= FEWEST_TRIED:
-            val = [row.val_acc.mean for row in tried if row.val_acc]
-            test = [row.test_acc.mean for row in tried if row.test_acc]
-            complete = len(test) == len(val)
-            found.append(Budget(method, expected_of_best(val, val), expected_of_best(val, test) if complete else []))
+    for (method, networks), tried in enough.items():
+        label = method if methods.count(method) == 1 else f"{method}, {networks}"
+        val = [row.val_acc.mean for row in tried if row.val_acc]
+        test = [row.test_acc.mean for row in tried if row.test_acc]
+        of_choice = expected_of_best(val, test) if len(test) == len(val) else []
+        found.append(Budget(method, label, expected_of_best(val, val), of_choice))
     return found
 
 
@@ -79,7 +95,7 @@ def to_markdown(found: Sequence[Budget]) -> str:
         return f"{100 * budget.val[k - 1]:.2f}{test}"
 
     headers = ["method", "tried", *(f"best of {k}" if k > 1 else "one" for k in shown)]
-    lines = [[budget.method, str(len(budget.val)), *(cell(budget, k) for k in shown)] for budget in found]
+    lines = [[budget.label, str(len(budget.val)), *(cell(budget, k) for k in shown)] for budget in found]
     return markdown(headers, lines)
 
 
@@ -98,7 +114,7 @@ def picture(rows: Sequence[Row], found: Sequence[Budget]) -> Figure:
     for budget in found:
         dash, hue = styles[budget.method]
         tried = range(1, len(budget.val) + 1)
-        label = literal(f"{budget.method} ({len(budget.val)} tried)")
+        label = literal(f"{budget.label} ({len(budget.val)} tried)")
         axes.plot(tried, [100 * acc for acc in budget.val], dash, color=hue, label=label, marker="o", markersize=3)
     axes.set_xlabel("configurations tried, drawn at random")
     axes.set_ylabel("expected validation accuracy of the best, %")

@@ -44,6 +44,7 @@ from kd.errors import UserError
             "--config-path: our own settings are needed; give a folder with yours as --config-dir",
         ),
         (["--config-dir=nowhere"], "--config-dir=nowhere: no such folder"),
+        (["--config-name=mine"], "put yours into experiment/NAME.yaml of a folder, and give --config-dir=DIR"),
         (["--experimental-rerun", "config.pickle"], "would run what is in a pickle; use resume=RUN_DIR instead"),
     ],
 )

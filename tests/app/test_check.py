@@ -148,6 +148,10 @@ def test_nearest_finds_what_was_probably_meant(name, expected):
         (["method=standard", "chain=1"], "chain is for methods that learn from a teacher"),
         (["method=ban", "chain=3"], "generations=1: what would read it has a value of its own"),
         (["method.label_smoothing=0.5"], "takes the value of recipe.label_smoothing"),
+        (
+            ["method=pld", "recipe.label_smoothing=0.3"],
+            "recipe.label_smoothing=0.3: this method does not smooth",
+        ),
         (["+student.num_classes=5"], "student.num_classes comes from the data"),
         (["+logger.save_dir=foo"], "logger.save_dir is the run's own directory"),
         (["logger.name=3"], "logger.name must be text, got 3"),
@@ -196,6 +200,8 @@ def test_check_of_given_weights_takes_a_run_directory_and_names_settings_without
         given = ["data=digits", f"teacher_weights={tmp_path}/student.safetensors", more]
         with pytest.raises(UserError, match=f"{more} is for a teacher to be trained"):
             check_command(compose(given)[0])
+    # It has assistants, whose seeds come from it.
+    check_command(compose(["data=digits", f"teacher_weights={tmp_path}", "method=takd", "teacher_seed=3"])[0])
 
 
 def test_check_takes_settings_that_are_referred_to():

@@ -133,6 +133,8 @@ def test_sweep_refuses_data_parallel_runs(run, devices):
         (("method=feature", "method.stages=[2]"), "method.stages must be in [-2, 1] for a network of 2 stages, got 2"),
         (("+recipe.optimizer.foreach=true",), "`fused` and `foreach` cannot be `True` together"),
         (("+trainer.limit_test_batches=0.001",), "less than one of the 1 batches; give 1 for one"),
+        (("+trainer.limit_val_batches=0.01",), "trainer.limit_val_batches=0.01 is less than one of the 1 batches"),
+        (("+trainer.overfit_batches=0.001",), "trainer.overfit_batches=0.001 is less than one of the"),
         (("+trainer.num_nodes=2",), "trainer.num_nodes is for runs that a cluster's launcher has started"),
         (("trainer.devices=99999",), "trainer.devices=99999: there are"),
         (

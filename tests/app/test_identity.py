@@ -128,6 +128,25 @@ def test_logit_key_changes_with_teacher_data_and_views():
     assert all(other != base for other in others)
 
 
+def test_cohort_key_tells_a_chain_behind_a_teacher_from_one_without():
+    """Their students have other teachers, whatever else is equal."""
+    same = ("T=1", "alpha=0.5", "data.order_seed=0")
+    alike = [("method=takd", "assistants=[{}]"), ("method=ban", "chain=1"), ("method=logits", "chain=1")]
+    behind, alone = (settings(*same, *method) for method in (alike[0], ("method=ban",)))
+    for name in ("student", "recipe", "method", "chain"):
+        alone[name] = behind[name]
+    assert cohort_key(behind) != cohort_key(alone)
+
+
+def test_order_of_students_decides_nothing_about_a_teacher():
+    for method, same in (("teacher", True), ("standard", False)):
+        one, other = (settings(f"method={method}", f"data.order_seed={seed}") for seed in (5, 6))
+        assert (fingerprint(one) == fingerprint(other)) == (group(one) == group(other)) == same
+    given = ("data.order_seed=5", "data.fraction=0.5")
+    assert variant(given, ["teacher"], []) == "data.fraction=0.5"
+    assert variant(given, ["student"], []) == "data.fraction=0.5 data.order_seed=5"
+
+
 def test_cohort_key_is_shared_by_jobs_with_the_same_batches_and_teacher():
     """One order given, students differ as they like; what the batches or the teacher come from must be the same."""
     base = cohort_key(settings("data.order_seed=0"))

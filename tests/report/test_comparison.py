@@ -255,6 +255,18 @@ def test_comparison_notes_tell_where_the_test_without_a_distribution_disagrees()
     assert note.endswith("comes to the same verdicts.")
 
 
+def test_comparison_notes_name_the_data_set_on_which_nothing_can_be_compared():
+    both = [*STANDARD, *seeds(replace(ALONE, student="cnn4"), 0.7, 0.71, 0.72), *GAINED]
+    (note,) = comparison_notes(summarize(both).rows, comparisons(*both))
+    assert note.startswith("Nothing is compared: several rows could be the baseline")
+    apart = [*STANDARD, *(replace(run, dataset="SVHN") for run in STANDARD)]
+    assert comparison_notes(summarize(apart).rows, comparisons(*apart)) == []
+    mixed = [*STANDARD, *GAINED, *(replace(run, dataset="SVHN") for run in both)]
+    notes = comparison_notes(summarize(mixed).rows, comparisons(*mixed))
+    assert notes[0].startswith("Nothing is compared on SVHN: several rows")
+    assert len(notes) > 2
+
+
 # Choosing
 
 

@@ -4,7 +4,7 @@ import scipy
 from scipy import stats
 
 from kd.report.comparison import compare
-from kd.report.crossed import across, components, crossed, sources
+from kd.report.crossed import across, against, components, crossed, sources
 from kd.report.page import to_page
 from kd.report.summary import summarize
 from tests.report.made import ALONE, DISTILLED, changed, seeds
@@ -167,3 +167,16 @@ def test_page_shows_new_teachers_where_there_are_several():
     assert line.startswith("| logits | 4 | 5 | ")
     assert line.endswith("| better |")
     assert "New teachers" not in to_page(summarize([*BASE, *taught(TABLE[:1])]), [], [])
+
+
+def test_against_compares_the_same_teachers_and_seeds_and_corrects_for_the_number_of_methods():
+    rng = np.random.default_rng(0)
+    near = TABLE + rng.normal(0, 0.001, TABLE.shape)
+    far = TABLE + 0.01 + rng.normal(0, 0.002, TABLE.shape)
+    tables = {"logits": TABLE, "near": near, "far": far}
+    groups = {name: crossed(summarize(taught(table, method=name)).rows)[0] for name, table in tables.items()}
+    lines = against([groups["near"], groups["far"]], groups["logits"], margin=0.005)
+    alone = [components(table - TABLE) for table in (near, far)]
+    assert [line.difference for line in lines] == alone
+    assert lines[1].p == pytest.approx(2 * alone[1].p)
+    assert [line.verdict for line in lines] == ["equivalent: less than 0.5 points", "better"]

@@ -49,6 +49,30 @@ def test_budgets_take_methods_with_enough_validated_configurations():
     assert budgets(summarize(unseen).rows)[0].test == []
 
 
+def test_expected_of_best_of_thousands_is_finite_and_quick():
+    """Of numbers whose counts of choices have more digits than a float."""
+    values = list(np.random.default_rng(0).random(3000))
+    found = expected_of_best(values, values)
+    assert found == sorted(found)
+    assert (found[0], found[-1]) == pytest.approx((np.mean(values), max(values)))
+    assert found[1] == pytest.approx(np.mean([max(a, b) for i, a in enumerate(values) for b in values[:i]]))
+
+
+def test_budgets_of_other_networks_are_others():
+    """A larger student is no configuration that a search has found."""
+
+    def of(size, run, place):
+        return replace(run, student=f"cnn{size}", group=f"{size} {place}", fingerprint=f"{size} {place}")
+
+    of_sizes = [of(size, run, place) for size in (4, 8) for place, run in enumerate(tried(DISTILLED, 5))]
+    rows = summarize(of_sizes).rows
+    one, other = budgets(rows)
+    assert (len(one.val), len(other.val), one.method) == (5, 5, "logits")
+    assert {one.label.partition(" of ")[0], other.label.partition(" of ")[0]} == {"logits, cnn4", "logits, cnn8"}
+    sizes = [of(place, run, 0) for place, run in enumerate(tried(DISTILLED, 6))]
+    assert budgets(summarize(sizes).rows) == []
+
+
 def test_budget_table_has_equal_budgets_in_a_column():
     rows = summarize([*tried(DISTILLED, 6), *tried(replace(DISTILLED, method="dkd"), 12)]).rows
     head, _, *lines = to_markdown(budgets(rows)).splitlines()

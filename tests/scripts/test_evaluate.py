@@ -1,11 +1,15 @@
 import json
 
+import numpy as np
 import pytest
 
+from kd.deploy.evaluate import Evaluation
 from kd.runs.results import read
 from scripts import evaluate
+from scripts.evaluate import show
 from tests import processes
 from tests.common import ROOT
+from tests.deploy.common import weights
 
 
 @pytest.fixture
@@ -27,6 +31,25 @@ def test_evaluate_script_finds_the_accuracy_of_the_record(tmp_path, finished):
     assert figures["other"]["accuracy"] == pytest.approx(record.teacher_test_acc, abs=0.003)
     assert figures["other"]["agreement"] == pytest.approx(record.agreement, abs=0.01)
     assert f"accuracy {figures['accuracy']:.2%} [" in done.stdout
+
+
+def test_evaluate_shows_another_network_the_images_in_its_own_size(program, tmp_path):
+    weights(tmp_path / "small.safetensors", size=8, classes=tuple("0123456789"))
+    assert program("run", "--other", "small.safetensors", "--json", "both.json")[0] == 0
+    assert program("small.safetensors", "data=digits", "--json", "alone.json")[0] == 0
+    both, alone = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("both", "alone"))
+    assert {name: both["other"][name] for name in ("accuracy", "nll")} == {
+        name: pytest.approx(alone[name], rel=1e-6) for name in ("accuracy", "nll")
+    }
+    assert both["images"] == alone["images"]
+
+
+def test_evaluate_lists_classes_with_images_and_counts_those_without(capsys):
+    labels, logits = np.array([0, 0, 2]), np.eye(5)[[0, 2, 2]]
+    show(Evaluation(tuple("abcde"), labels, logits), "some")
+    printed = capsys.readouterr().out
+    assert "lowest accuracy" not in printed
+    assert "3 of 5 classes have no images here." in printed
 
 
 def test_evaluate_of_a_teacher_of_the_store_needs_the_images_by_name(program, finished):

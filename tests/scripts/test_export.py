@@ -66,6 +66,9 @@ def test_export_writes_half_the_weights_with_their_temperature(program, tmp_path
     assert "student.bf16.safetensors: " in printed
     half = load(tmp_path / "run" / "student.bf16.safetensors")
     assert half.temperature == 2
+    temperature.unlink()
+    assert program("run", "--format", "safetensors", "--bf16", "--overwrite")[0] == 0
+    assert load(tmp_path / "run" / "student.bf16.safetensors").temperature == 1
     sizes = [(tmp_path / "run" / f"student{kind}.safetensors").stat().st_size for kind in ("", ".bf16")]
     assert 0.4 < sizes[1] / sizes[0] < 0.7
 

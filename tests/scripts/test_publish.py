@@ -27,6 +27,16 @@ def test_publish_makes_a_folder_that_loads(tmp_path, finished):
     assert (again.returncode, again.stderr) == (1, "publish.py: out is there and not empty; name a new folder\n")
 
 
+def test_publish_takes_every_form_that_was_exported(tmp_path, finished):
+    shutil.copytree(finished / "run", tmp_path / "run")
+    forms = {"student.onnx", "student.int8.onnx", "student.pt2", "student.pte", "student.bf16.safetensors"}
+    beside = {"student.temperature.json", "student.bf16.temperature.json"}
+    for name in forms | beside:
+        (tmp_path / "run" / name).write_text(name)
+    published = {path.name for path in publish(tmp_path / "run", tmp_path / "out", None).iterdir()}
+    assert published == forms | beside | {"README.md", "result.json", "student.safetensors"}
+
+
 def test_publish_refuses_what_is_no_whole_run(tmp_path, finished):
     with pytest.raises(UserError, match="give the directory of a run"):
         publish(finished / "run" / "student.safetensors", tmp_path / "out", None)

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from kd.app.compose import compose, plain
 from kd.app.identity import fingerprint
 from kd.app.run import check_command
+from kd.app.search import usual_spans
 from kd.report.summary import summarize
 from kd.runs.results import collect, read
 from kd.training.callbacks import EpochSeed
@@ -76,6 +77,16 @@ def error_line(outcome):
     assert printed.count("\n") == 1
     assert printed.startswith("search.py: ")
     return printed
+
+
+@pytest.mark.parametrize("method", sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
+def test_span_that_is_searched_by_default_is_around_the_set_value(method):
+    """And not all that is possible: T could be a million."""
+    command, _ = compose([f"method={method}", "data=digits"])
+    for name, span in usual_spans(command.cfg, plain(command.cfg)["spec"]["ranges"]).items():
+        low, high, *log = span.split(":")
+        assert float(low) <= OmegaConf.select(command.cfg, name) <= float(high)
+        assert float(high) <= (100 * float(low) if log else 1000)
 
 
 @pytest.mark.usefixtures("optuna")

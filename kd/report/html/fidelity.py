@@ -64,6 +64,8 @@ def fidelity(
     try:
         chosen, remark = _chosen(rows, comparisons, _with_predictions(dirs))
         runs = collect(chosen)
+        if len(runs.results) < len(chosen):
+            return {"why": " ".join(runs.notes)}
         # Found by its runs: in a study of a few rows, fewer settings tell these apart, and labels are shorter.
         baseline = _key(comparisons[0].baseline.first)
         label = next(row.label for row in summarize(runs.results).rows if _key(row.first) == baseline)

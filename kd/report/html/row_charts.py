@@ -183,7 +183,8 @@ def sweep_lines() -> Spec:
     x = {"field": "x", "type": "quantitative", "title": "x", "scale": {"zero": False, "nice": False, "padding": 16}}
     tooltip = [{"field": "name", "title": "run"}, {"field": "x", "title": "value"}]
     tooltip += [{"field": "acc", "title": "accuracy, %", "format": ".2f"}]
-    line = {"color": COLOUR, "detail": {"field": "line"}, "opacity": faded(0.8)}
+    # Of one colour, unlike its points: where colours differ, Vega-Lite begins another line.
+    line = {"color": {**COLOUR, "field": "hue"}, "detail": {"field": "line"}, "opacity": faded(0.8)}
     return named(
         "points",
         {"mark": {"type": "line", "strokeWidth": 1.6, "tooltip": None}, "encoding": {"y": along("acc"), **line}},

@@ -10,6 +10,7 @@ from kd.errors import UserError
 from kd.report.comparison import compare
 from kd.report.fidelity.page import Pixels
 from kd.report.html import bundle
+from kd.report.html.charts import charts
 from kd.report.html.fidelity import fidelity
 from kd.report.html.page import packed, to_html, unpacked
 from kd.report.html.view import view
@@ -20,7 +21,7 @@ from tests.report.fidelity.made import LABELS, TEACHER, noisy, put
 from tests.report.html.browser import needs_browser, visit
 from tests.report.made import ALONE, changed, seeds
 
-pytest.importorskip("vl_convert", reason="the extra page")
+vl_convert = pytest.importorskip("vl_convert", reason="the extra page")
 
 EVIL = "</script><script>window.hacked=1</script><img src=x onerror=hacked=1>"
 CURVES = {"epoch_val_acc": [0.3, 0.6, 0.8], "epoch_val_loss": [2.0, 1.0, 0.5]}
@@ -51,6 +52,32 @@ def put_result(directory, **changes):
 
     directory.mkdir(parents=True)
     write(changed(replace(ALONE, **CURVES), **changes), directory / "result.json")
+
+
+@pytest.mark.parametrize("name", ["s0", "a1"])
+def test_page_without_predictions_names_a_file_that_is_damaged(tmp_path, name):
+    """All else of the report is there."""
+    for seed in range(3):
+        put(tmp_path / f"s{seed}", "standard", seed, noisy(seed))
+        put(tmp_path / f"a{seed}", "logits", seed, noisy(seed, 0.3), TEACHER)
+    file = tmp_path / name / "predictions.npz"
+    file.write_bytes(file.read_bytes()[:2000])
+    shown = unpacked(made([tmp_path]))
+    assert str(file.parent) in shown["fidelity"]["why"]
+    assert len(shown["rows"]) == 2
+
+
+def test_lines_of_a_sweep_are_lines():
+    """Vega-Lite begins another one where the colour is another, which the colours of a line's rows are."""
+    spec = charts()["sweep"] | {"width": 400}
+    points = [(1, 80, "#111"), (2, 82, "#222"), (4, 83, "#333"), (8, 81, "#444")]
+    data = [
+        {"id": colour, "name": "n", "colour": colour, "hue": "#111", "x": x, "acc": acc, "line": "logits"}
+        for x, acc, colour in points
+    ]
+    svg = vl_convert.vegalite_to_svg(spec | {"datasets": {"points": data}})
+    (line,) = re.findall(r'aria-roledescription="line mark" d="([^"]*)"', svg)
+    assert line.count("L") == 3
 
 
 CLICKS = """

@@ -45,6 +45,11 @@ async function drawn(place, drawing, anew) {
   const nothing = !filled || !Object.values(filled.data)[0].length;
   (element.closest("figure") || element).hidden = nothing;
   if (nothing) return;
+  // In a part that is hidden nothing has a width: it is drawn when the part is shown.
+  if (!element.clientWidth) {
+    if (anew) drawing.seen = "";
+    return;
+  }
   const spec = structuredClone(specs[drawing.spec]);
   filled.change?.(spec);
   if (spec.height.step) {

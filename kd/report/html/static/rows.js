@@ -109,8 +109,10 @@ function addSweep(key, sweep, caption, spec, points) {
   at("sweep-list").append(make("figure", {}, caption, make("div", { class: "chart", id: `sweep-${key}` })));
   chart(`sweep-${key}`, spec, () => {
     const seen = points.filter((point) => shown(byId.get(point.id)));
+    const first = (line) => byId.get(points.find((point) => point.line === line).id);
+    const drawn = (point) => ({ ...basics(byId.get(point.id)), hue: colour(first(point.line)), ...point, ...spreadOf(point.acc, point.std) });
     return {
-      data: { points: seen.map((point) => ({ ...basics(byId.get(point.id)), ...point, ...spreadOf(point.acc, point.std) })) },
+      data: { points: seen.map(drawn) },
       change: (made) => {
         made.encoding.x.title = sweep.axes[0];
         if (spec === "map") made.encoding.y.title = sweep.axes[1];
