@@ -43,7 +43,7 @@ class Job:
     @property
     def record(self) -> Result | None:
         """The record of this sweep's attempt; None until there is one."""
-        if self.directory is None or _written(self.directory) == self.stale:
+        if self.directory is None or written(self.directory) == self.stale:
             return None
         try:
             return read(self.directory / FILE)
@@ -135,7 +135,7 @@ def place(jobs: Sequence[Job], directory: Path) -> list[Job]:
         taken.add(job.directory.name)
         earlier = found.get(job.directory)
         job.before = earlier if earlier is not None and earlier.status == "done" else None
-        job.stale = _written(job.directory)
+        job.stale = written(job.directory)
     common = set.intersection(*(set(job.overrides) for job in jobs))
     for job in jobs:
         job.label = " ".join(override for override in job.overrides if override not in common) or "the run"
@@ -206,7 +206,8 @@ def _free(name: str, taken: set[str]) -> str:
     return name
 
 
-def _written(directory: Path) -> int | None:
+def written(directory: Path) -> int | None:
+    """Return when a directory's record was written, in nanoseconds; None without one."""
     try:
         return (directory / FILE).stat().st_mtime_ns
     except OSError:

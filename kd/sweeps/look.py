@@ -16,7 +16,7 @@ from kd.errors import UserError
 from kd.files import open_regular
 from kd.runs.results import FILE, MOST_BYTES, REPORT, Result, read
 from kd.sweeps import plan
-from kd.sweeps.jobs import CURVES
+from kd.sweeps.jobs import CURVES, written
 from kd.sweeps.plan import Plan, Planned
 
 T = TypeVar("T")
@@ -313,7 +313,7 @@ def _planned(job: Planned, run: Run | None) -> Run:
     """Return a job of a plan as its directory has it now."""
     if run is None or run.directory is None:
         run = Run(directory=None, settings="", status="waiting", trained=job.trained)
-    elif job.stale is not None and _written(run.directory / FILE) == job.stale and run.status != "done":
+    elif job.stale is not None and written(run.directory) == job.stale and run.status != "done":
         run = replace(run, status="waiting", why="")  # to be tried again
     if job.status is not None:
         run = replace(run, status=job.status, why=job.why)
@@ -342,13 +342,6 @@ def _last_line(path: Path) -> str:
             return (file.read().decode("utf-8", "replace").split("\n")[-2:] or [""])[0].strip()
     except OSError:
         return ""
-
-
-def _written(path: Path) -> int | None:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return None
 
 
 def _time(date: str) -> float | None:

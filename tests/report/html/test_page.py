@@ -181,6 +181,26 @@ def test_visit_notices_errors_and_requests(tmp_path):
 
 
 @needs_browser
+def test_charts_that_were_made_anew_while_hidden_have_their_width_when_shown(page, tmp_path):
+    script = """
+        const wait = () => new Promise((done) => setTimeout(done, 500));
+        const choose = async (place) => {
+          const choice = document.getElementById('dataset');
+          choice.selectedIndex = place; choice.dispatchEvent(new Event('change')); await wait();
+        };
+        await choose(1);
+        Object.defineProperty(window, 'innerWidth', { value: innerWidth - 100 });
+        dispatchEvent(new Event('resize'));
+        await wait(); await choose(0);
+        const shown = [...document.querySelectorAll('.chart')].filter((chart) => chart.clientWidth);
+        return shown.map((chart) => [chart.clientWidth, chart.querySelector('svg').getBoundingClientRect().width]);
+    """
+    widths, _, _ = visit(page, script, tmp_path)
+    assert len(widths) > 5
+    assert all(drawn == room > 300 for room, drawn in widths)
+
+
+@needs_browser
 def test_page_sorts_filters_and_copies_its_table(visited):
     found, _, _ = visited
     assert found["first"] == ["standard", "logits"]

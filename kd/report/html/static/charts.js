@@ -44,10 +44,10 @@ async function drawn(place, drawing, anew) {
   const filled = drawing.fill();
   const nothing = !filled || !Object.values(filled.data)[0].length;
   (element.closest("figure") || element).hidden = nothing;
-  if (nothing) return;
-  // In a part that is hidden nothing has a width: it is drawn when the part is shown.
-  if (!element.clientWidth) {
-    if (anew) drawing.seen = "";
+  // What is hidden has no width, and would take that of 0 at the next resize: it is made anew when it is shown.
+  if (nothing || !element.clientWidth) {
+    drawing.view?.finalize();
+    Object.assign(drawing, { view: null, seen: "" });
     return;
   }
   const spec = structuredClone(specs[drawing.spec]);
