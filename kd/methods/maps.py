@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.models.external import External
 from kd.models.output import Output
 
 
@@ -95,7 +94,8 @@ def classifier_head(net: nn.Module, output: Output) -> nn.Linear:
     """
     embedding, logits = output.embedding.detach().float(), output.logits.detach().float()
     modules = list(net.modules())
-    columns = next((module.columns for module in modules if isinstance(module, External)), None)
+    # Of a network that has classes of its own: where the data's are among its logits.
+    columns = next((found for module in modules if isinstance(found := getattr(module, "columns", None), Tensor)), None)
     with torch.no_grad():
         for layer in modules:
             if not isinstance(layer, nn.Linear) or layer.in_features != embedding.shape[1]:

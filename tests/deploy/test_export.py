@@ -206,5 +206,5 @@ def test_network_that_cannot_be_traced_is_refused_in_a_line(tmp_path, write):
 
 def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"needs onnxruntime, which is not installed: pip install 'kd\[export\]'"):
+    with pytest.raises(UserError, match=r"needs onnxruntime, which is not installed: pip install -e '.\[export\]'"):
         required("onnxruntime")
