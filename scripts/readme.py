@@ -11,16 +11,40 @@ from statistics import fmean, median
 
 import numpy as np
 from numpy.typing import NDArray
+from studies import (
+    CHANGED,
+    CHANGES,
+    CROSSED,
+    DROPLESS,
+    FIGURES,
+    GAINS,
+    LENGTH,
+    LOOKS,
+    MISTAKES,
+    NETWORKS,
+    STUDENTS,
+    UNEQUAL,
+)
 
 from kd.deploy.timing import FORMS
 from kd.errors import UserError
 from kd.report.comparison import Comparison, compare
-from kd.report.contrasts import Contrast, certainty, compared, to_markdown, variation
+from kd.report.contrasts import (
+    Contrast,
+    certainty,
+    compared,
+    each_teacher,
+    over_teachers,
+    sources_to_markdown,
+    to_markdown,
+    variation,
+)
+from kd.report.crossed import Crossed, across, against, crossed
 from kd.report.fidelity.measures import averaged_accuracy
 from kd.report.figures import differences
 from kd.report.html.page import to_html, unpacked
 from kd.report.html.view import Json, view
-from kd.report.numbers import decimals, interval_text, percent, plus_minus, points
+from kd.report.numbers import decimals, interval_text, p_value, percent, plus_minus, points
 from kd.report.page import Picture, report, write
 from kd.report.power import picture
 from kd.report.rows import Role, Row
@@ -28,7 +52,7 @@ from kd.report.speed import limits_to_markdown
 from kd.report.speed import to_markdown as speed_to_markdown
 from kd.report.statistics import Interval
 from kd.report.summary import Summary, summarize
-from kd.report.tables import markdown, to_brief, to_csv
+from kd.report.tables import across_to_markdown, markdown, to_brief, to_csv
 from kd.runs import predictions
 from kd.runs.results import collect
 
@@ -40,6 +64,7 @@ PAGES = {
     "docs/results/is_it_distillation.md": ("fidelity", "averaged", "length"),
     "docs/results/why_it_loses.md": ("mistakes", "unequal"),
     "docs/results/how_sure.md": ("sure", "varies"),
+    "docs/results/new_teachers.md": ("crossed", "to-logits", "each-teacher", "sources", "corrupted"),
     "docs/results/which_method.md": ("survey",),
     "docs/results/in_use.md": ("deploy",),
     "docs/speed.md": ("speed", "limits", "speed-avx2", "limits-avx2"),
@@ -50,6 +75,7 @@ BASELINES = {
     "seed_anomaly": "logits mistake=LabelsOnly",
     "what_matters": None,
     "method_survey": None,
+    "crossed": "standard",
 }
 """Folders of result records in docs/results that have a report, with its baseline."""
 INDEX = "docs/results/seed_table/index.html"
@@ -58,67 +84,6 @@ INDEX = "docs/results/seed_table/index.html"
 DATA = "CIFAR-10 (JPEG)"
 MARGIN = 0.005
 """The greatest difference in accuracy that does not matter: docs/protocol.md."""
-STUDENTS = {"standard": "labels alone", "logits": "logits", "feature": "feature"}
-"""What the rows of seed_table are called."""
-GAINS = {
-    "logits minus labels alone": Contrast("logits", "logits", "standard"),
-    "feature minus labels alone": Contrast("feature", "feature", "standard"),
-    "logits minus feature": Contrast("", "logits", "feature"),
-}
-LOOKS = tuple(
-    tuple(Contrast(f"{method}, {when}", method, "standard", seeds) for method in ("logits", "feature"))
-    for when, seeds in (("first three seeds", range(3)), ("three more", range(3, 6)))
-)
-LONG = "recipe.batch_size=128 recipe.epochs=40 recipe.optimizer.lr=0.08"
-CHANGES = (
-    Contrast("first teacher, logits", "logits ensemble=1", "standard"),
-    Contrast("two more teachers, logits", "logits", "logits ensemble=1"),
-    Contrast("all three teachers, logits", "logits", "standard"),
-    Contrast("all three teachers, feature", "feature", "standard"),
-    Contrast("long recipe, labels alone", f"standard {LONG}", "standard"),
-    Contrast("long recipe, logits", f"logits {LONG}", "logits"),
-    Contrast("long recipe, feature", f"feature {LONG}", "feature"),
-)
-LENGTH = (
-    Contrast("logits of one teacher, short, minus labels alone, long", "logits ensemble=1", f"standard {LONG}"),
-    Contrast("logits of three teachers, short, minus labels alone, long", "logits", f"standard {LONG}"),
-)
-NETWORKS = {
-    "teacher": "teacher, 30 epochs",
-    "teacher teacher_recipe.epochs=75": "teacher, 75 epochs",
-    "standard": "labels alone, short",
-    f"standard {LONG}": "labels alone, long",
-    "feature": "feature, three teachers, short",
-    f"feature {LONG}": "feature, three teachers, long",
-    "logits ensemble=1": "logits, one teacher, short",
-    "logits": "logits, three teachers, short",
-    f"logits {LONG}": "logits, three teachers, long",
-}
-"""What the rows of what_matters are called."""
-DROPLESS = "student.conv_dropout=0 student.head_dropout=0"
-UNEQUAL = ("Right", "CachedWithoutAugmentation", "OtherView", "NoTSquared", "MeanReductionNoTSquared")
-"""Rows of seed_anomaly that are compared with labels alone without dropout, too."""
-MISTAKES = {name: name for name in UNEQUAL} | {
-    f"Right {DROPLESS}": "Right, no dropout in either",
-    "MeanReduction": "MeanReduction",
-    "OtherImages": "OtherImages",
-    "SoftmaxForLogSoftmax": "SoftmaxForLogSoftmax",
-    "TeacherInTrainMode": "TeacherInTrainMode",
-    "LabelsOnly recipe.optimizer.lr=0.015": "LabelsOnly, a tenth of the learning rate",
-    f"LabelsOnly {DROPLESS}": "LabelsOnly, no dropout",
-}
-"""What the rows of seed_anomaly are called."""
-FIGURES = {
-    "agreement": ("same class as the teachers, %", 100, 1),
-    "agreement_wrong": ("the same where the teachers are wrong, %", 100, 1),
-    "kl": ("KL(teacher ‖ student), nats", 1, 3),
-    "kl_scaled": ("the same, both temperature scaled", 1, 3),
-    "nll": ("NLL, nats", 1, 3),
-    "nll_scaled": ("the same, temperature scaled", 1, 3),
-    "ece": ("expected calibration error, %", 100, 2),
-    "ece_scaled": ("the same, temperature scaled", 100, 2),
-}
-"""Figures of docs/fidelity/fidelity.csv: what they are called, their factor, their digits."""
 
 
 def main() -> int:
@@ -205,6 +170,11 @@ def _table(name: str) -> str:
         "fidelity": _fidelity,
         "sure": _sure,
         "varies": _varies,
+        "crossed": lambda: across_to_markdown(across(_records("crossed")[0].rows, _records("crossed")[1])),
+        "to-logits": _to_logits,
+        "each-teacher": lambda: each_teacher(*_crossed()),
+        "sources": _sources,
+        "corrupted": lambda: over_teachers(*_crossed(), CHANGED),
         "survey": _survey,
         "deploy": _deployed,
         "mistakes": lambda: to_markdown(_rows("seed_anomaly"), mistakes(MISTAKES, "LabelsOnly"), accuracy=True),
@@ -285,6 +255,41 @@ def _sure() -> str:
     found = compared(_rows("seed_table"), tuple(GAINS.values()))
     rights = [(_right(c.ours), _right(c.theirs)) for c in GAINS.values()]
     return certainty(dict(zip(GAINS, found, strict=True)), rights, MARGIN)
+
+
+def _crossed() -> tuple[dict[str, Crossed], Row]:
+    """Return the methods of crossed by name, and labels alone."""
+    rows = _records("crossed")[0].rows
+    found = {method.rows[0].first.method: method for method in crossed(rows)}
+    return {name: found[name] for name in CROSSED}, _rows("crossed")["standard"]
+
+
+def _to_logits() -> str:
+    methods, _ = _crossed()
+    logits = methods.pop("logits")
+    lines = [
+        [
+            line.label,
+            points(d.mean),
+            interval_text(d.interval, "+"),
+            p_value(line.p),
+            p_value(line.equivalence),
+            line.verdict,
+        ]
+        for line in against(list(methods.values()), logits, MARGIN)
+        if (d := line.difference)
+    ]
+    beyond = f"p of ±{100 * MARGIN:g} points or more"
+    headers = ["minus logits", "difference, points", "95 % interval", "p (Holm)", beyond, "in words"]
+    return markdown(headers, lines, left=["in words"])
+
+
+def _sources() -> str:
+    with np.load(ROOT / "docs" / "results" / "crossed" / "right.npz") as packed:
+        images = int(packed["images"])
+        right = {name: np.unpackbits(packed[name], axis=-1)[..., :images] * 1.0 for name in ("standard", *CROSSED)}
+    gains = {f"gain of {name}": right[name] - right["standard"] for name in CROSSED}
+    return sources_to_markdown({name: right[name] for name in CROSSED} | gains)
 
 
 def _survey() -> str:

@@ -157,7 +157,8 @@ def sources_to_markdown(rights: Mapping[str, NDArray[np.float64]]) -> str:
         found = sources(right)
         trained = found.trained
         deviations = map(percent, (trained.teacher, trained.seed, trained.rest, found.images))
-        intervals = [interval_text(interval, "+") for interval in (trained.interval, found.interval)]
+        sign = "+" if right.min() < 0 else ""
+        intervals = [interval_text(interval, sign) for interval in (trained.interval, found.interval)]
         lines.append([name, percent(trained.mean), *deviations, *intervals])
     headers = ["", "mean", "between teachers", "between seeds", "rest", "between test splits"]
     headers += ["95 % interval: new teachers and seeds", "and new test images"]

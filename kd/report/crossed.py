@@ -128,10 +128,10 @@ def sources(right: NDArray[np.float64], level: float = LEVEL) -> Sources:
     networks = right.reshape(-1, count)
     images = float(networks.mean(axis=0).std(ddof=1)) / math.sqrt(count)
     luck = float(networks.var(axis=0, ddof=1).mean()) / networks.size
-    variances = (trained.error**2, trained.freedom), (max(0.0, images**2 - luck), count - 1)
-    total = sum(variance for variance, _ in variances)
-    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in variances) if total else 1
-    return Sources(trained, images, t_around(trained.mean, math.sqrt(total), freedom, level))
+    own = t_around(0.0, math.sqrt(max(0.0, images**2 - luck)), count - 1, level)
+    # Of the reaches, and not by the joint error's degrees of freedom: a further source never makes it narrower.
+    reach = math.hypot(trained.interval.high - trained.mean, own.high)
+    return Sources(trained, images, Interval(trained.mean - reach, trained.mean + reach))
 
 
 @dataclass(frozen=True)
