@@ -96,7 +96,7 @@ def test_first_command_trains_and_prints_as_shown(tmp_path):
 @pytest.fixture
 def pictures(tmp_path):
     """The ten classes of CIFAR-10 in grey levels, where the commands of the pages look for images."""
-    for root in ("data", "my/cifar10", "my_images"):
+    for root in ("data", "my/cifar10", "my_images", "corrupted"):
         for split in ("train", "test"):
             for label, name in enumerate(CIFAR10_CLASSES.split()):
                 folder = tmp_path / root / split / name
