@@ -115,9 +115,7 @@ def each_teacher(methods: Mapping[str, Crossed], baseline: Row) -> str:
     """
     lines = []
     for name, method in methods.items():
-        alone = [
-            compared({"ours": row, "theirs": baseline}, [Contrast("", "ours", "theirs")])[0] for row in method.rows
-        ]
+        alone = [contrasts([(row, baseline)])[0] for row in method.rows]
         lines.append(
             [name, *(f"{points(c.difference.mean)} ({interval_text(c.difference.interval, '+')})" for c in alone)]
         )
