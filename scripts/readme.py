@@ -40,8 +40,8 @@ from kd.report.contrasts import (
     variation,
 )
 from kd.report.crossed import Crossed, across, against, crossed
+from kd.report.differences import differences
 from kd.report.fidelity.measures import averaged_accuracy
-from kd.report.figures import differences
 from kd.report.html.page import to_html, unpacked
 from kd.report.html.view import Json, view
 from kd.report.numbers import decimals, interval_text, p_value, percent, plus_minus, points

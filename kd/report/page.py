@@ -12,6 +12,7 @@ from kd.files import replaced
 from kd.report import figures, tuning
 from kd.report.comparison import Comparison, by_baseline, comparison_notes
 from kd.report.crossed import ACROSS_NOTES, across
+from kd.report.differences import differences
 from kd.report.ranking import best
 from kd.report.rows import titled
 from kd.report.summary import Summary
@@ -67,7 +68,7 @@ def _pictures(part: Summary, comparisons: Sequence[Comparison]) -> list[Picture]
         shared = [comparison for comparison in compared if comparison.difference.n]
         if 1 < len(shared) <= figures.CROWD:
             what = f"Compared with {baseline}"
-            drawn.append(Picture(f"difference_{slug(baseline)}.png", figures.differences(shared), what))
+            drawn.append(Picture(f"difference_{slug(baseline)}.png", differences(shared), what))
     tuned = tuning.budgets(part.rows)
     if len(tuned) > 1:
         drawn.append(Picture("budget.png", tuning.picture(part.rows, tuned), "Accuracy over tuning budget"))

@@ -1,56 +1,13 @@
-import io
 import math
-import random
 from dataclasses import replace
 
-import matplotlib
 import numpy as np
 import pytest
 
-from kd.report.comparison import compare
-from kd.report.figures import accuracy, curves, differences, looks
-from kd.report.page import report
+from kd.report.figures import accuracy, curves, looks
 from kd.report.style import literal
 from kd.report.summary import summarize
-from kd.runs.results import Result
-from tests.report.made import changed
-
-EPOCHS = 20
-
-
-def runs(method, final, seeds=3, teacher_acc=0.92, **changes):
-    """Return finished runs with invented curves that end at `final`."""
-    rng = random.Random(f"{method}{final}{changes}")
-    results = []
-    for seed in range(seeds):
-        acc = final + rng.gauss(0, 0.003)
-        climb = [acc - (acc - 0.3) * math.exp(-epoch / 4) for epoch in range(EPOCHS)]
-        result = Result(
-            method=method,
-            seed=seed,
-            student="cnn",
-            student_params=21_350,
-            teacher_params=None if teacher_acc is None else 1_070_000,
-            teacher_test_acc=teacher_acc,
-            dataset="CIFAR-10",
-            epochs=EPOCHS,
-            test_acc=acc,
-            status="done",
-            epoch_train_loss=[2 - value for value in climb],
-            epoch_train_acc=climb,
-            epoch_val_loss=[3 * (1 - value) for value in climb],
-            epoch_val_acc=[value - 0.01 for value in climb],
-        )
-        results.append(changed(result, **changes))
-    return results
-
-
-def teacher():
-    return runs("teacher", 0.92, seeds=1, teacher_acc=None, student_params=None, teacher_params=1_070_000)
-
-
-def few():
-    return summarize([*teacher(), *runs("standard", 0.8, teacher_acc=None), *runs("logits", 0.83), *runs("at", 0.84)])
+from tests.report.made import EPOCHS, drawn, few, runs, teacher
 
 
 def sweep():
@@ -60,12 +17,6 @@ def sweep():
 
 def without_validation(run):
     return replace(run, epoch_val_loss=[], epoch_val_acc=[])
-
-
-def drawn(figure):
-    """Draw the figure: warnings are errors."""
-    figure.savefig(io.BytesIO(), dpi=30)
-    return figure
 
 
 def texts(figure):
@@ -139,67 +90,6 @@ def test_accuracy_stays_within_a_hundred_percent():
     assert segment[:, 1] == pytest.approx([mean - std, min(100, mean + std)])
     assert max(axes.get_yticks()) <= 100
     assert axes.get_ylim()[0] < 80  # the line of its teacher is in the picture
-
-
-def test_pictures_of_trials_name_them_in_their_titles():
-    trial = "tested on 4,000 of 10,000 images"
-    standard = runs("standard", 0.8, teacher_acc=None, trial=trial)
-    swept = [run for T in (1.0, 2.0) for run in runs("logits", 0.83, T=T, trial=trial)]
-    summary = summarize([*standard, *swept])
-    pictures = report(summary, compare(summary.rows)).pictures
-    titles = [p.figure.get_suptitle() or p.figure.axes[0].get_title("left") for p in pictures]
-    assert len(titles) == 4
-    assert all("CIFAR-10 (trial: tested on 4,000 of 10,000 images)" in title for title in titles)
-
-
-def test_report_draws_each_data_set_by_itself(tmp_path):
-    """A chart of several data sets would compare accuracies that have nothing in common."""
-    sets = ["CIFAR-10", "a b", "a_b"]
-    results = [
-        run
-        for dataset in sets
-        for run in (*runs("standard", 0.8, teacher_acc=None, dataset=dataset), *runs("at", 0.83, dataset=dataset))
-    ]
-    summary = summarize(results)
-    made = report(summary, compare(summary.rows))
-    assert [picture.name for picture in made.pictures if picture.name.startswith("accuracy")] == [
-        "accuracy_comparison_CIFAR-10.png",
-        "accuracy_comparison_a_b.png",
-        "accuracy_comparison_a_b_2.png",
-    ]
-    for picture, dataset in zip(made.pictures[::2], sets, strict=True):
-        assert picture.figure.axes[0].get_title("left") == f"Test accuracy on {dataset}"
-        assert len(picture.figure.axes[0].patches) == 2
-    page = made.texts["results.md"]
-    assert page.index("## CIFAR-10") < page.index("## a b") < page.index(r"## a_b") < page.index("## Notes")
-    assert page.count("| standard |") == 3
-    assert "## Compared with standard on a b" in page
-    assert "data=" not in page
-
-
-EVIL = "$5_$10 [bold] a|b\n\x1b[31m"
-"""A formula to matplotlib, markup to rich, a table's end to Markdown and a colour to a terminal."""
-
-
-def test_report_draws_names_as_text(tmp_path):
-    standard = runs("standard", 0.8, teacher_acc=None, dataset=EVIL)
-    swept = [
-        run
-        for T in (1.0, 2.0)
-        for run in runs("logits", 0.83, T=T, student=EVIL, variant=EVIL, dataset=EVIL, warnings=[EVIL])
-    ]
-    summary = summarize([*standard, *swept])
-    made = report(summary, compare(summary.rows))
-    made.write(tmp_path)
-    shown = r"$5_$10 [bold] a|b\n\x1b[31m"
-    titles = [p.figure.get_suptitle() or p.figure.axes[0].get_title("left") for p in made.pictures]
-    assert len(titles) == 4
-    assert all(shown.replace("$", r"\$") in title for title in titles)
-    page = (tmp_path / "results.md").read_text("utf-8")
-    assert "\x1b" not in page
-    assert r"# Results on \$5\_\$10 [bold] a\|b\\n\\x1b[31m" in page.splitlines()[0]
-    table = [line for line in page.splitlines() if line.startswith("| ")]
-    assert {len(line.replace(r"\|", "").split("|")) for line in table[:5]} == {len(table[0].split("|"))}
 
 
 def test_accuracy_has_a_line_for_each_rows_own_teacher():
@@ -335,102 +225,3 @@ def test_literal_is_text_that_fits_and_has_a_place_in_the_legend():
     assert literal("$a$\n_b") == "\\$a\\$\n_b"
     assert literal("_b") == " _b"
     assert [len(line) for line in literal("a" * 1000 + "\nb").split("\n")] == [160, 1]
-
-
-def test_report_draws_names_of_any_length_and_script(tmp_path):
-    """Names of 1,000 characters once filled the memory, Arabic ones ended in a warning."""
-    names = {"method": "_m" * 500, "dataset": "بيانات $x^{", "student": "s " * 500, "variant": "a.b=1 " * 200}
-    hostile = [replace(run, **names, knobs={"k" * 1000: T}) for T in (1e308, -1e308) for run in runs("x", 0.8)]
-    written = report(summarize(hostile)).write(tmp_path)
-    assert sum(path.stat().st_size for path in written) < 3_000_000
-
-
-def test_report_writes_page_table_and_pictures(tmp_path):
-    before = dict(matplotlib.rcParams)
-    summary = few()
-    written = report(summary).write(tmp_path / "new" / "report")
-    assert [path.name for path in written] == [
-        "results.csv",
-        "results.md",
-        "accuracy_comparison.png",
-        "distillation_comparison.png",
-    ]
-    page = written[1].read_text(encoding="utf-8")
-    assert page.startswith("# Results on CIFAR-10\n")
-    assert all(note in page for note in summary.notes)
-    assert "(accuracy_comparison.png)" in page
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[2:])
-    assert dict(matplotlib.rcParams) == before
-
-
-def test_differences_are_ranked_and_coloured_by_verdict():
-    rows = summarize(
-        [
-            *runs("standard", 0.8, seeds=4, teacher_acc=None),
-            *runs("better", 0.85, seeds=4),
-            *runs("worse", 0.7, seeds=4),
-            *runs("lone", 0.9, seeds=1),
-        ]
-    ).rows
-    compared = compare(rows)
-    axes = drawn(differences(compared)).axes[0]
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["worse (n = 4)", "better (n = 4)", "lone (n = 1)"]
-    diamonds = [line for line in axes.lines if line.get_marker() == "D"]
-    means = sorted(100 * c.difference.mean for c in compared)
-    assert [line.get_xdata()[0] for line in diamonds] == pytest.approx(means)
-    assert [line.get_color() for line in diamonds] == ["#D55E00", "#0072B2", "#595959"]
-    lines = [line for line in axes.lines if line.get_linestyle() == "-" and len(set(line.get_ydata())) == 1]
-    by_label = {c.row.label: c for c in compared}
-    for line, label in zip(lines, ("worse", "better"), strict=True):
-        assert line.get_xdata() == pytest.approx([100 * end for end in by_label[label].difference.interval])
-
-
-def test_differences_within_a_margin_keep_the_colour_of_their_verdict():
-    rows = summarize(
-        [
-            *runs("standard", 0.8, seeds=6, teacher_acc=None),
-            *runs("better", 0.85, seeds=6),
-            *runs("worse", 0.7, seeds=6),
-            *runs("same", 0.8, seeds=6),
-        ]
-    ).rows
-    compared = compare(rows, margin=0.2)
-    assert {c.row.label: c.verdict.partition(" ")[0] for c in compared} == {
-        "better": "better,", "worse": "worse,", "same": "equivalent:"
-    }  # fmt: skip
-    figure = drawn(differences(compared))
-    diamonds = [line for line in figure.axes[0].lines if line.get_marker() == "D"]
-    assert [line.get_color() for line in diamonds] == ["#D55E00", "#595959", "#0072B2"]
-    assert "equivalent, no difference seen" in figure.legends[0].get_texts()[-1].get_text()
-
-
-def test_differences_take_names_and_a_title_in_place_of_the_rows_own():
-    rows = summarize(
-        [*runs("standard", 0.8, seeds=4, teacher_acc=None), *runs("a", 0.85, seeds=4), *runs("b", 0.7)]
-    ).rows
-    figure = drawn(differences(compare(rows), ["up", "down"], "What each adds"))
-    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["down (n = 3)", "up (n = 4)"]
-    assert figure.get_suptitle().startswith("What each adds\n")
-
-
-def test_report_draws_several_comparisons(tmp_path):
-    summary = few()
-    written = report(summary, compare(summary.rows)).write(tmp_path)
-    assert "difference_standard.png" in [path.name for path in written]
-    assert "(difference_standard.png)" in (tmp_path / "results.md").read_text(encoding="utf-8")
-
-
-def test_differences_draw_an_outlier_as_an_arrow():
-    rows = summarize(
-        [
-            *runs("standard", 0.8, seeds=3, teacher_acc=None),
-            *(run for name, acc in (("a", 0.81), ("b", 0.79), ("chance", 0.1)) for run in runs(name, acc)),
-        ]
-    ).rows
-    axes = drawn(differences(compare(rows))).axes[0]
-    assert [line.get_marker() for line in axes.lines].count("<") == 1
-    assert axes.get_xlim()[0] > -20
-    (chance,) = (c for c in compare(rows) if c.row.label == "chance")
-    assert f"{100 * chance.difference.mean:+.2f}" in [text.get_text() for text in axes.texts]
-    near = drawn(differences([c for c in compare(rows) if c.row.label != "chance"])).axes[0]
-    assert not any(line.get_marker() in "<>" for line in near.lines)
