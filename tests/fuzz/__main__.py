@@ -30,10 +30,10 @@ KINDS = {
     "configuration": Kind("command.configuration", 3),
     "records": Kind("files.records", 22),
     "predictions": Kind("files.predictions", 26),
-    "images": Kind("files.images", 29),
-    "parquet": Kind("files.parquets", 12),
-    "checkpoint": Kind("files.checkpoints", 2),
-    "store": Kind("files.store", 1),
+    "images": Kind("datasets.images", 29),
+    "parquet": Kind("datasets.parquets", 12),
+    "checkpoint": Kind("trainings.checkpoints", 2),
+    "store": Kind("trainings.store", 1),
 }
 
 

@@ -12,7 +12,7 @@ from kd.app.explain import explain
 from kd.errors import UserError
 from kd.runs import predictions, results
 from tests.common import SMALL
-from tests.fuzz import command, files, mutate, workers
+from tests.fuzz import command, datasets, files, mutate, workers
 from tests.fuzz.originals import make_images
 from tests.report.made import ALONE
 
@@ -58,7 +58,7 @@ def tried(case, rng, originals, tmp_path_factory):
 @bounded
 @given(rng=rngs)
 def test_images_of_any_content_are_refused_or_read_as_pil_does(rng, originals, tmp_path_factory):
-    tried(files.images, rng, originals, tmp_path_factory)
+    tried(datasets.images, rng, originals, tmp_path_factory)
 
 
 @bounded
@@ -76,7 +76,7 @@ def test_records_of_any_content_are_refused_or_read_right(rng, originals, tmp_pa
 @bounded
 @given(rng=rngs)
 def test_parquet_files_of_any_content_are_refused_or_read_as_pyarrow_does(rng, originals, tmp_path_factory):
-    tried(files.parquets, rng, originals, tmp_path_factory)
+    tried(datasets.parquets, rng, originals, tmp_path_factory)
 
 
 @settings(bounded, max_examples=12)
