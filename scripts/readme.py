@@ -24,6 +24,7 @@ from studies import (
     NETWORKS,
     STUDENTS,
     UNEQUAL,
+    survey,
 )
 
 from kd.deploy.timing import FORMS
@@ -47,7 +48,7 @@ from kd.report.html.view import Json, view
 from kd.report.numbers import decimals, interval_text, p_value, percent, plus_minus, points
 from kd.report.page import Picture, report, write
 from kd.report.power import picture
-from kd.report.rows import Role, Row
+from kd.report.rows import Row
 from kd.report.speed import limits_to_markdown
 from kd.report.speed import to_markdown as speed_to_markdown
 from kd.report.statistics import Interval
@@ -175,7 +176,9 @@ def _table(name: str) -> str:
         "each-teacher": lambda: each_teacher(*_crossed()),
         "sources": _sources,
         "corrupted": lambda: over_teachers(*_crossed(), CHANGED),
-        "survey": _survey,
+        "survey": lambda: survey(
+            _records("method_survey")[0].rows, _measured("method_cost/two_cores")["tables"][-1]["methods"]
+        ),
         "deploy": _deployed,
         "mistakes": lambda: to_markdown(_rows("seed_anomaly"), mistakes(MISTAKES, "LabelsOnly"), accuracy=True),
         "unequal": lambda: to_markdown(
@@ -290,36 +293,6 @@ def _sources() -> str:
         right = {name: np.unpackbits(packed[name], axis=-1)[..., :images] * 1.0 for name in ("standard", *CROSSED)}
     gains = {f"gain of {name}": right[name] - right["standard"] for name in CROSSED}
     return sources_to_markdown({name: right[name] for name in CROSSED} | gains)
-
-
-def _survey() -> str:
-    """Return every method of the survey, from the most accurate to the least, beside labels alone and logits."""
-    rows = [row for row in _records("method_survey")[0].rows if row.role is not Role.TEACHER]
-    rows.sort(key=lambda row: -(row.test_acc.mean if row.test_acc else 0.0))
-    gains, to_logits = ({c.row.first.method: c for c in compare(rows, name)} for name in ("standard", "logits"))
-    steps = _measured("method_cost/two_cores")["tables"][-1]["methods"]
-    lines = []
-    for row in rows:
-        method, line = row.first.method, [row.first.method, str(row.n), plus_minus(row.test_acc)]
-        for found in (gains.get(method), to_logits.get(method)):
-            if found is None:
-                line += [""] * 3
-                continue
-            mean, interval, *_ = found.difference
-            line += [points(mean), interval_text(interval, "+"), found.verdict if interval else ""]
-        lines.append([*line, decimals(steps[method]["factor"], 1)])
-    against = ["95 % interval", "in words"]
-    headers = [
-        "method",
-        "n",
-        "test accuracy, %",
-        "minus labels alone",
-        *against,
-        "minus logits",
-        *against,
-        "step, × logits",
-    ]
-    return markdown(headers, lines, left=["in words"])
 
 
 def _deployed() -> str:

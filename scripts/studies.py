@@ -1,6 +1,14 @@
-"""The studies of docs/results: what is compared in them, and what their rows are called. `readme.py` uses it."""
+"""The studies of docs/results: what is compared, what rows are called, tables of single studies. For `readme.py`."""
 
-from kd.report.contrasts import Contrast, Measure
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kd.report.comparison import compare, contrasts
+from kd.report.contrasts import Contrast, Measure, compared
+from kd.report.effects import equal_size
+from kd.report.numbers import decimals, interval_text, p_value, parameters, percent, plus_minus, points
+from kd.report.rows import Role, Row, Spread
+from kd.report.tables import markdown
 
 STUDENTS = {"standard": "labels alone", "logits": "logits", "feature": "feature"}
 """What the rows of seed_table are called."""
@@ -78,3 +86,155 @@ CHANGED = {
     for severity in (1, 5)
 }
 """Figures of crossed that are compared."""
+WIDTHS = (4, 8, 16, 24)
+OTHERS = {
+    "teacher_recipe.epochs=2": "a teacher of two epochs",
+    "teacher_recipe.epochs=12": "a teacher of twelve epochs",
+    "ensemble=3 teacher_recipe.epochs=4": "three teachers",
+}
+"""Teachers of widths but the one of four epochs."""
+
+
+def _alone(width: int) -> str:
+    return f"standard student.scale={width}"
+
+
+def _taught(method: str, width: int, teacher: str = "teacher_recipe.epochs=4") -> str:
+    """Return the label of a row of widths; only that of logits names the teacher, as srd has one alone."""
+    settings = [f"student.scale={width}", *(teacher.split() if method == "logits" else [])]
+    return " ".join([method, *sorted(settings)])
+
+
+GAINS_BY_WIDTH = {
+    (method, width): Contrast(f"{method}, width {width}", _taught(method, width), _alone(width))
+    for method in ("logits", "srd")
+    for width in WIDTHS
+}
+APART = tuple(
+    (f"{method}, width {width} minus width 16", gain, GAINS_BY_WIDTH[method, 16])
+    for (method, width), gain in GAINS_BY_WIDTH.items()
+    if width != 16
+)
+BY_TEACHER = tuple(
+    Contrast(f"width {width}, {name}", _taught("logits", width, teacher), _taught("logits", width))
+    for teacher, name in OTHERS.items()
+    for width in (4, 8, 16)
+)
+
+
+def by_width(rows: Mapping[str, Row]) -> str:
+    """Return what students of each width gain, and how large one alone is that reaches as much."""
+    alone = {rows[_alone(width)].params: rows[_alone(width)].test_acc for width in WIDTHS}
+    sizes = {params: acc.mean for params, acc in alone.items() if params and acc}
+    lines = []
+    for contrast, found in zip(GAINS_BY_WIDTH.values(), compared(rows, tuple(GAINS_BY_WIDTH.values())), strict=True):
+        mean, interval, p, n, _ = found.difference
+        acc, params = found.row.test_acc, found.row.params
+        assert acc is not None
+        assert params is not None
+        like = equal_size(acc.mean, sizes)
+        equal = f"{parameters(round(like))}, {like / params:.1f} ×" if like else "not reached"
+        accuracies = [plus_minus(found.baseline.test_acc), plus_minus(acc)]
+        gain = [points(mean), interval_text(interval, "+", n), p_value(p), found.verdict]
+        lines.append([contrast.name, parameters(params), str(n), *accuracies, *gain, equal])
+    headers = ["student", "parameters", "n", "alone, %", "taught, %", "difference, points", "95 % interval", "p (Holm)"]
+    headers += ["in words", "alone it takes"]
+    return markdown(headers, lines, left=["in words"])
+
+
+PUBLISHED = {
+    "logits": ("T", 2.0),
+    "srd": ("beta", 2.0),
+    "sp": ("beta", 3000.0),
+    "dkd": ("beta", 8.0),
+    "cc": ("beta", 100.0),
+    "crd": ("beta", 0.8),
+    "vid": ("beta", 1.0),
+    "fitnet": ("beta", 100.0),
+}
+"""What is tuned of each method of tuning and tuned, and its value without tuning, which is the default."""
+
+
+def of_value(rows: Sequence[Row], method: str, value: float) -> Row:
+    """Return the row of a method with this value of what is tuned."""
+    knob, _ = PUBLISHED[method]
+    (row,) = (row for row in rows if row.first.method == method and row.first.knobs[knob] == value)
+    return row
+
+
+def choice(tried: Sequence[Row], method: str) -> float:
+    """Return the value of a method with the highest validation accuracy."""
+    knob, _ = PUBLISHED[method]
+    best = max((row for row in tried if row.first.method == method), key=lambda row: row.val_acc or Spread(0.0, None))
+    value = best.first.knobs[knob]
+    assert isinstance(value, float)
+    return value
+
+
+def choices(tried: Sequence[Row]) -> str:
+    """Return the validation accuracy of each value that was tried."""
+    lines = []
+    for method, (knob, published) in PUBLISHED.items():
+        rows = sorted((row for row in tried if row.first.method == method), key=lambda row: row.first.knobs[knob])
+        cells = []
+        for row in rows:
+            value = row.first.knobs[knob]
+            marks = ["published"] * (value == published) + ["chosen"] * (value == choice(tried, method))
+            cells.append(" ".join([percent(row.val_acc.mean if row.val_acc else None), *marks]))
+        values = ", ".join(f"{row.first.knobs[knob]:g}" for row in rows)
+        lines.append([method, f"{knob} = {values}", *cells])
+    return markdown(["method", "values", *(f"{place}." for place in range(1, 6))], lines, left=["values"])
+
+
+def tuned(tried: Sequence[Row], final: Sequence[Row]) -> str:
+    """Return what the chosen values give on the test images, minus the published ones and minus logits'."""
+    best = {method: of_value(final, method, choice(tried, method)) for method in PUBLISHED}
+    usual = {method: of_value(final, method, value) for method, (_, value) in PUBLISHED.items()}
+    changed = [method for method in PUBLISHED if best[method] is not usual[method]]
+    others = [method for method in PUBLISHED if method != "logits"]
+    gained = dict(zip(changed, contrasts([(best[m], usual[m]) for m in changed]), strict=True))
+    beyond = dict(zip(others, contrasts([(best[m], best["logits"]) for m in others]), strict=True))
+    lines = []
+    for method in sorted(best, key=lambda m: -(best[m].test_acc.mean if best[m].test_acc else 0.0)):
+        line = [method, str(best[method].n), plus_minus(usual[method].test_acc), plus_minus(best[method].test_acc)]
+        for found in (gained.get(method), beyond.get(method)):
+            d = found and found.difference
+            line += [points(d.mean), interval_text(d.interval, "+", d.n), found.verdict] if found and d else [""] * 3
+        lines.append(line)
+    headers = ["method", "n", "published, %", "chosen, %", "chosen minus published", "95 % interval", "in words"]
+    headers += ["minus logits, both chosen", "95 % interval", "in words"]
+    return markdown(headers, lines, left=["in words"])
+
+
+def survey(records: Sequence[Row], steps: Mapping[str, Any]) -> str:
+    """Return every method of the survey, from the most accurate to the least, beside labels alone and logits.
+
+    Args:
+        records: all rows of the survey.
+        steps: what each method costs, as `scripts/method_cost.py` writes it.
+    """
+    rows = [row for row in records if row.role is not Role.TEACHER]
+    rows.sort(key=lambda row: -(row.test_acc.mean if row.test_acc else 0.0))
+    gains, to_logits = ({c.row.first.method: c for c in compare(rows, name)} for name in ("standard", "logits"))
+    lines = []
+    for row in rows:
+        method, line = row.first.method, [row.first.method, str(row.n), plus_minus(row.test_acc)]
+        for found in (gains.get(method), to_logits.get(method)):
+            if found is None:
+                line += [""] * 3
+                continue
+            mean, interval, *_ = found.difference
+            line += [points(mean), interval_text(interval, "+"), found.verdict if interval else ""]
+        lines.append([*line, decimals(steps[method]["factor"], 1)])
+    against = ["95 % interval", "in words"]
+    headers = [
+        "method",
+        "n",
+        "test accuracy, %",
+        "minus labels alone",
+        *against,
+        "minus logits",
+        *against,
+        "step, × logits",
+    ]
+    return markdown(headers, lines, left=["in words"])

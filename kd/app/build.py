@@ -1,7 +1,7 @@
 """From a configuration to objects: the one place that instantiates."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from kd.data.images import Images, require_classes
 from kd.data.module import DataModule, Loader
 from kd.data.resize import images_of_channels, images_of_size
 from kd.errors import UserError
+from kd.hashing import derive
 from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
 from kd.models.external import External, bind
@@ -53,13 +54,20 @@ class Plan:
     network: Mapping[str, Any]
     recipe: DictConfig
     seed: int
-    """Seed of the initial weights and of dropout."""
+    """Of the initial weights and of dropout, see `initial_seed`."""
     data_seed: int
     """Seed of the order of the images, and of their views."""
     method: DictConfig | None = None
     """What it is taught with; None for the labels alone."""
     weights: str = TEACHER_WEIGHTS
     """The name of the file that its weights go to."""
+    stream: str | None = None
+    """What sets its random numbers apart from those of a network like it with the same seed; None where none is."""
+
+    @property
+    def initial_seed(self) -> int:
+        """What the initial weights are drawn with: a student is not to begin as a teacher like it did."""
+        return self.seed if self.stream is None else derive(self.stream, self.seed)
 
 
 class Builder:
@@ -110,7 +118,8 @@ class Builder:
     @property
     def student(self) -> Plan:
         cfg = self.cfg
-        return Plan(cfg.student, cfg.recipe, cfg.seed, cfg.data.order_seed, cfg.method, STUDENT_WEIGHTS)
+        stream = self._stream("student", cfg.student, (*self.first_teachers, *self.chain))
+        return Plan(cfg.student, cfg.recipe, cfg.seed, cfg.data.order_seed, cfg.method, STUDENT_WEIGHTS, stream)
 
     @property
     def first_teachers(self) -> list[Plan]:
@@ -140,9 +149,15 @@ class Builder:
                 seed + place,
                 seed + place,
                 self.cfg.method if place or self.first_teachers else None,
+                stream=self._stream("chain", {**self.settings["student"], **change}, self.first_teachers),
             )
             for place, change in enumerate(changes)
         ]
+
+    @staticmethod
+    def _stream(name: str, network: Any, before: Sequence[Plan]) -> str | None:
+        """The stream of a network that others come before: its name if one of them is like it."""
+        return name if any(plain(network) == plain(plan.network) for plan in before) else None
 
     def key(self, plan: Plan, taught_by: list[dict[str, Any]] | str | None) -> dict[str, Any]:
         """All that decides what the network becomes, see `kd.app.identity.teacher_key`."""
@@ -151,7 +166,7 @@ class Builder:
             self.images.id,
             identity.by_content(plain(plan.network)),
             plain(plan.recipe),
-            plan.seed,
+            plan.initial_seed,
             plain(plan.method),
             taught_by,
         )
@@ -267,6 +282,13 @@ class Builder:
                 f"{name} needs the label of each image, and data.{does}; write data.{instead}, or choose a method that "
                 "takes shares of classes"
             )
+        if not method.reads_labels and self.cfg.data.balance == "weights":
+            raise UserError(
+                "this method reads no labels, of which data.balance=weights would weigh some more; write "
+                "data.balance=sampling or none, or choose another method"
+            )
+        if teacher is not None and not method.reads:
+            raise UserError("this method reads nothing of a teacher: leave chain out, or choose another method")
         size, channels = images.image_size, images.channels
         with user_errors():
             pair = Pair(

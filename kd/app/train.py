@@ -26,7 +26,7 @@ def train_network(
     timed: bool = True,
 ) -> Result:
     """Train one network of a run and leave its run directory; see `kd.training.fit.train`."""
-    seed_everything(plan.seed, verbose=False)
+    seed_everything(plan.initial_seed, verbose=False)
     net = build.net(plan.network)
     build.begin(net)
     module = build.module(plan, net, taught_by)

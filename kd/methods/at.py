@@ -1,5 +1,6 @@
 """Attention transfer: Zagoruyko and Komodakis 2016, arXiv 1612.03928."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -8,6 +9,9 @@ from kd.methods.base import Pair, SoftTargets
 from kd.methods.maps import of_one_size, stage_pairs
 from kd.models.output import Output
 from kd.ranges import require
+
+PLACES = 64
+"""Of the last maps that the published weight is for, 8x8."""
 
 
 def at_loss(student: Tensor, teacher: Tensor, p: float = 2.0) -> Tensor:
@@ -45,7 +49,8 @@ class AT(SoftTargets):
 
     Scaling:
         Constant in B and C. A stage's part falls as 1 / (H W): of maps of 32x32 and of 8x8, the second weigh 16 times
-        as much, and larger images need a larger beta.
+        as much, and larger images need a larger beta. With `rescale` a stage's part is multiplied by H W / 64, so that
+        all stages count alike and beta, published for last maps of 8x8, holds for images of any size.
 
     Use:
         For networks of one family, where in published tables (CIFAR-100) it is 0.8 to 1.5 points above the student
@@ -63,9 +68,10 @@ class AT(SoftTargets):
         beta: weight of the attention, at least 0.
         p: power of the responses, at least 1; the larger it is, the more the strongest channels count.
         label_smoothing: of the hard loss, in [0, 1].
+        rescale: whether stages count alike, whatever their size; false is the published form.
 
     Raises:
-        ValueError: for a value outside its range; in `setup`, for a network without maps.
+        ValueError: for a value outside its range; in `setup`, for a network without maps, or with maps of one place.
     """
 
     reads = frozenset({"logits", "features"})
@@ -78,17 +84,27 @@ class AT(SoftTargets):
         beta: float = 1000.0,
         p: float = 2.0,
         label_smoothing: float = 0.0,
+        rescale: bool = False,
     ) -> None:
         super().__init__(T, alpha, beta, label_smoothing)
         require("p", p, "[1, 16]")
-        self.p = p
+        require("method.rescale", rescale)
+        self.p, self.rescale = p, rescale
 
     def setup(self, pair: Pair) -> None:
-        self.pairs = stage_pairs(pair.student.features, pair.taught_output.features)
+        ours, theirs = pair.student.features, pair.taught_output.features
+        self.pairs = stage_pairs(ours, theirs)
+        if all(1 in (ours[i][0, 0].numel(), theirs[j][0, 0].numel()) for i, j in self.pairs):
+            sizes = [", ".join(sorted({f"{f.shape[2]}x{f.shape[3]}" for f in maps})) for maps in (ours, theirs)]
+            raise ValueError(
+                f"maps of one place have no attention to transfer, and of the student's {sizes[0]} and the teacher's "
+                f"{sizes[1]} no two are larger; choose a method that needs no maps, such as srd or pkt"
+            )
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        losses = [
-            at_loss(*of_one_size(student.features[ours], teacher.features[theirs]), self.p)
-            for ours, theirs in self.pairs
-        ]
-        return sum(losses, start=losses[0].new_zeros(()))
+        total = student.logits.new_zeros((), dtype=torch.float32)
+        for stage, taught in self.pairs:
+            ours, theirs = of_one_size(student.features[stage], teacher.features[taught])
+            places = ours.shape[2] * ours.shape[3]
+            total = total + at_loss(ours, theirs, self.p) * (places / PLACES if self.rescale else 1.0)
+        return total

@@ -78,6 +78,8 @@ class Method(nn.Module):
     """Whether `step` shows the teacher other images than the batch's, of which no logits can be stored."""
     needs_labels = False
     """Whether its terms need one label an image, (B,), so that images cannot be mixed."""
+    reads_labels = True
+    """Whether its terms read labels at all."""
     progress = 0.0
     """Share of training that is done, in [0, 1); set before each step."""
 
@@ -94,11 +96,19 @@ class Method(nn.Module):
         """
 
     def step(self, student: nn.Module, teacher: Teacher | None, batch: Batch) -> Step:
-        """Show images to the networks and return output and terms; by default each sees the batch once."""
-        if teacher is None:
+        """Show images to the networks and return output, terms and monitors; by default each sees the batch once.
+
+        A method that reads nothing of a teacher is given the student's output in its place.
+        """
+        if teacher is None and self.reads:
             raise ValueError(f"{type(self).__name__} needs a teacher")
         output = checked(student(batch.x), student)
-        return Step(output, self(output, checked(teacher(batch), teacher), batch))
+        taught = output if teacher is None else checked(teacher(batch), teacher)
+        return Step(output, self(output, taught, batch), self.monitors())
+
+    def monitors(self) -> dict[str, Tensor]:
+        """Return scalars of the latest step that are logged beside its terms and are no part of the loss."""
+        return {}
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         """The weighted, named terms of the loss, scalars in fp32. The loss is their sum."""

@@ -37,7 +37,8 @@ class Combine(Method):
         weights pull twice as much against the labels as each was meant to.
 
     Deviations:
-        * None: published combinations, such as CRD with soft targets, are sums of this form.
+        * None: published combinations, such as CRD with soft targets, are sums of this form. Not to be combined are
+          dml, which trains another network, funmatch and mlkd, which show other images, and simkd, which keeps another.
 
     Args:
         terms: weights by the name of the method, at least 0; or `weight`, by default 1, along with arguments of the
@@ -91,6 +92,10 @@ class Combine(Method):
                 if term != "hard":
                     terms[f"{name}_{term}"] = self.weights[name] * value
         return terms
+
+    def monitors(self) -> dict[str, Tensor]:
+        own = {name: part.monitors() for name, part in self._methods().items()}
+        return {f"{name}_{what}": value for name, values in own.items() for what, value in values.items()}
 
 
 def _method(name: str, arguments: Mapping[str, Any]) -> Method:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.losses import hard_loss
-from kd.methods.base import Method, Step, Teacher
+from kd.losses import hard_loss, require_z_scores, standardized
+from kd.methods.base import Method, Pair
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -79,9 +79,10 @@ class CTKD(Method):
         lowest: T_0, in [1, 10]; published 1.
         span: T_1, in (0, 20]; published 20.
         label_smoothing: of the hard loss, in [0, 1].
+        standardize: whether soft reads z-scores of the logits, see `kd.losses.standardized`.
 
     Raises:
-        ValueError: for a value outside its range.
+        ValueError: for a value outside its range; in `setup`, for z-scores of two classes.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class CTKD(Method):
         lowest: float = 1.0,
         span: float = 20.0,
         label_smoothing: float = 0.0,
+        standardize: bool = False,
     ) -> None:
         super().__init__()
         require("alpha", alpha, "[0, 1]")
@@ -99,7 +101,8 @@ class CTKD(Method):
         require("method.span", span, "(0, 20]")
         require("label_smoothing", label_smoothing)
         self.alpha, self.warmup, self.label_smoothing = alpha, warmup, label_smoothing
-        self.lowest, self.span = lowest, span
+        require("method.standardize", standardize)
+        self.lowest, self.span, self.standardize = lowest, span, standardize
         self.theta = nn.Parameter(torch.tensor(1.0))
 
     @property
@@ -112,11 +115,18 @@ class CTKD(Method):
         theta: Tensor = Reverse.apply(self.theta, self.strength)
         return self.lowest + self.span * theta.sigmoid()
 
-    def step(self, student: nn.Module, teacher: Teacher | None, batch: Batch) -> Step:
-        return super().step(student, teacher, batch)._replace(monitors={"T": self.temperature().detach()})
+    def setup(self, pair: Pair) -> None:
+        if self.standardize:
+            require_z_scores(pair.num_classes)
+
+    def monitors(self) -> dict[str, Tensor]:
+        return {"T": self.temperature().detach()}
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        soft = tempered_loss(student.logits, teacher.logits, self.temperature())
+        ours, theirs = student.logits, teacher.logits
+        if self.standardize:
+            ours, theirs = standardized(ours), standardized(theirs)
+        soft = tempered_loss(ours, theirs, self.temperature())
         return {
             "hard": self.alpha * hard_loss(student.logits, batch.y, self.label_smoothing),
             "soft": (1 - self.alpha) * soft,

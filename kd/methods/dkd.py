@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.losses import hard_loss, nckd_loss, standardized, tckd_loss
-from kd.methods.base import Method
+from kd.losses import hard_loss, nckd_loss, require_z_scores, standardized, tckd_loss
+from kd.methods.base import Method, Pair
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -49,7 +49,7 @@ class DKD(Method):
         standardize: whether tckd and nckd read z-scores.
 
     Raises:
-        ValueError: for a value outside its range.
+        ValueError: for a value outside its range; in `setup`, for z-scores of two classes.
     """
 
     needs_labels = True
@@ -72,6 +72,10 @@ class DKD(Method):
         require("method.standardize", standardize)
         self.T, self.alpha, self.beta, self.warmup, self.label_smoothing = T, alpha, beta, warmup, label_smoothing
         self.standardize = standardize
+
+    def setup(self, pair: Pair) -> None:
+        if self.standardize:
+            require_z_scores(pair.num_classes)
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         ramp, logits = self.ramp(self.warmup), (student.logits, teacher.logits)

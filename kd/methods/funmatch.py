@@ -29,7 +29,8 @@ class FunMatch(Method):
 
     Use:
         With long training: the paper's other half is patience, 1,200 epochs and more on ImageNet. The teacher's logits
-        for mixed images are no mixture of its logits for images: they cannot be stored, and cost a pass a step.
+        for mixed images are no mixture of its logits for images: they cannot be stored, and cost a pass a step. Images
+        that `data.augment` has mixed already are mixed again.
 
     Deviations:
         * Authors' code draws one share for a batch, and has Adam and crops that vary in scale. Here: a share for each
@@ -43,6 +44,7 @@ class FunMatch(Method):
     """
 
     own_images = True
+    reads_labels = False
 
     def __init__(self, T: float = 1.0) -> None:
         super().__init__()

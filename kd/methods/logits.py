@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.losses import hard_loss, soft_loss, standardized
-from kd.methods.base import SoftTargets
+from kd.losses import hard_loss, require_z_scores, soft_loss, standardized
+from kd.methods.base import Pair, SoftTargets
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -42,7 +42,7 @@ class Logits(SoftTargets):
         standardize: whether the soft loss reads z-scores.
 
     Raises:
-        ValueError: for a value outside its range.
+        ValueError: for a value outside its range; in `setup`, for z-scores of two classes.
     """
 
     def __init__(
@@ -51,6 +51,10 @@ class Logits(SoftTargets):
         super().__init__(T, alpha, label_smoothing=label_smoothing)
         require("method.standardize", standardize)
         self.standardize = standardize
+
+    def setup(self, pair: Pair) -> None:
+        if self.standardize:
+            require_z_scores(pair.num_classes)
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         ours, theirs = student.logits, teacher.logits

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.losses import hard_loss, soft_loss, standardized
-from kd.methods.base import Method
+from kd.losses import hard_loss, require_z_scores, soft_loss, standardized
+from kd.methods.base import Method, Pair
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -26,7 +26,7 @@ class LSKD(Method):
         Averaged over the batch, independent of B. The largest z-score is $(C - 1) / \sqrt C$, so that a teacher is
         never surer than $1 / (1 + (C - 1) e^{-\sqrt C / T})$: of 10 classes p = 0.351 at T = 2 and 0.724 at T = 1, of
         100 classes 0.600 and 0.996. T = 2 is published for 100 classes; T = 1 or below suits 10. With two classes
-        z-scores are constants, without gradient.
+        z-scores are constants, without gradient, and are refused.
 
     Use:
         In place of the soft loss, above all with a teacher much larger than the student: by published figures 0.2 to
@@ -45,7 +45,7 @@ class LSKD(Method):
         label_smoothing: of the hard loss, in [0, 1].
 
     Raises:
-        ValueError: for a value outside its range.
+        ValueError: for a value outside its range; in `setup`, for two classes.
     """
 
     def __init__(self, T: float = 2.0, alpha: float = 0.1, beta: float = 9.0, label_smoothing: float = 0.0) -> None:
@@ -55,6 +55,9 @@ class LSKD(Method):
         require("beta", beta, "[0, inf)")
         require("label_smoothing", label_smoothing)
         self.T, self.alpha, self.beta, self.label_smoothing = T, alpha, beta, label_smoothing
+
+    def setup(self, pair: Pair) -> None:
+        require_z_scores(pair.num_classes)
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         lskd = soft_loss(standardized(student.logits), standardized(teacher.logits), self.T)

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.losses import hard_loss
-from kd.methods.base import Method, Step, Teacher
+from kd.losses import hard_loss, require_z_scores, standardized
+from kd.methods.base import Method, Pair, Step, Teacher
 from kd.models.output import Output, checked
 from kd.ranges import require
 
@@ -119,22 +119,34 @@ class MLKD(Method):
         beta: weight of each of the other terms, at least 0; published 0.9.
         rescale: whether batch and class are made independent of B; false is the published form.
         label_smoothing: of the hard loss, in [0, 1].
+        standardize: whether all terms but the labels' read z-scores of the logits, see `kd.losses.standardized`.
 
     Raises:
-        ValueError: for a value outside its range.
+        ValueError: for a value outside its range; in `setup`, for z-scores of two classes.
     """
 
     own_images = True
 
     def __init__(
-        self, alpha: float = 0.1, beta: float = 0.9, rescale: bool = True, label_smoothing: float = 0.0
+        self,
+        alpha: float = 0.1,
+        beta: float = 0.9,
+        rescale: bool = True,
+        label_smoothing: float = 0.0,
+        standardize: bool = False,
     ) -> None:
         super().__init__()
         require("alpha", alpha, "[0, inf)")
         require("beta", beta, "[0, inf)")
         require("method.rescale", rescale)
         require("label_smoothing", label_smoothing)
+        require("method.standardize", standardize)
         self.alpha, self.beta, self.rescale, self.label_smoothing = alpha, beta, rescale, label_smoothing
+        self.standardize = standardize
+
+    def setup(self, pair: Pair) -> None:
+        if self.standardize:
+            require_z_scores(pair.num_classes)
 
     def step(self, student: nn.Module, teacher: Teacher | None, batch: Batch) -> Step:
         if teacher is None:
@@ -142,13 +154,17 @@ class MLKD(Method):
         output, terms, _ = super().step(student, teacher, batch)
         strong = Batch.of(strong_view(batch.x), batch.y)
         ours, theirs = checked(student(strong.x), student), checked(teacher(strong), teacher)
-        others = self._weighted(ours, strong.y, level_losses(ours.logits, theirs.logits))
+        others = self._weighted(ours, strong.y, level_losses(*self._compared(ours, theirs)))
         return Step(output, {**terms, **{f"strong_{name}": term for name, term in others.items()}})
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         """The terms of the weak view."""
-        levels = level_losses(student.logits, teacher.logits, *unsure_half(teacher.logits))
+        levels = level_losses(*self._compared(student, teacher), *unsure_half(teacher.logits))
         return self._weighted(student, batch.y, levels)
+
+    def _compared(self, student: Output, teacher: Output) -> tuple[Tensor, Tensor]:
+        ours, theirs = student.logits, teacher.logits
+        return (standardized(ours), standardized(theirs)) if self.standardize else (ours, theirs)
 
     def _weighted(self, student: Output, y: Tensor, levels: dict[str, Tensor]) -> dict[str, Tensor]:
         scale = 64 / len(y) if self.rescale else 1.0

@@ -4,12 +4,12 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd.data.batch import Batch
 from kd.losses import hard_loss
-from kd.methods.base import Method, Step, Teacher
-from kd.models.output import Output, checked
+from kd.methods.base import Method
+from kd.models.output import Output
 from kd.ranges import require
 
 
@@ -82,10 +82,6 @@ class TFKD(Method):
         require("method.certainty", certainty, "(0, 1)")
         require("label_smoothing", label_smoothing)
         self.T, self.alpha, self.certainty, self.label_smoothing = T, alpha, certainty, label_smoothing
-
-    def step(self, student: nn.Module, teacher: Teacher | None, batch: Batch) -> Step:
-        output = checked(student(batch.x), student)
-        return Step(output, self(output, output, batch))
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         """The terms of the student; `teacher` is not read."""

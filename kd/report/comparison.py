@@ -123,15 +123,27 @@ def contrasts(pairs: Sequence[tuple[Row, Row]], margin: float | None = None) -> 
         pairs: rows of one data set, tested on the same images.
         margin: the greatest difference that does not matter, a fraction of 1: smaller ones are tested for.
     """
-    differences = corrected([difference(_by_seed(row), _by_seed(baseline), limit=1.0) for row, baseline in pairs])
+    found = [difference(_by_seed(row), _by_seed(baseline), limit=1.0) for row, baseline in pairs]
+    why = [refusal((row, baseline)) for row, baseline in pairs]
+    differences = corrected([d._replace(p=None, refused=w) if w else d for d, w in zip(found, why, strict=True)])
     tests = max(1, sum(d.p is not None for d in differences))
     compared = [
         Comparison(row, baseline, d, margin, tests=tests) for (row, baseline), d in zip(pairs, differences, strict=True)
     ]
     if margin is None:
         return compared
-    outside = holm([equivalence_p(comparison.by_seed, margin) for comparison in compared])
+    outside = holm([None if c.difference.refused else equivalence_p(c.by_seed, margin) for c in compared])
     return [comparison._replace(equivalence=p) for comparison, p in zip(compared, outside, strict=True)]
+
+
+def refusal(rows: Iterable[Row]) -> str:
+    """Return why rows are not called better or worse than others; empty where nothing speaks against it.
+
+    Those of a method that diverges at times are the lucky ones.
+    """
+    rows = list(rows)
+    lost = sum(row.diverged for row in rows)
+    return f"{lost} of {lost + sum(row.n for row in rows)} runs diverged: no statement" if lost else ""
 
 
 def _baselines(rows: Sequence[Row], name: str | None) -> dict[str, Row]:

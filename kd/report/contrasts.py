@@ -13,7 +13,7 @@ from kd.report.crossed import Crossed, Figure, components, sources
 from kd.report.effects import equivalence_p, seeds_needed, sign_flip_p, smallest_detectable, spreads
 from kd.report.numbers import interval_text, p_value, percent, plus_minus, points, probability
 from kd.report.rows import Row
-from kd.report.statistics import images_interval, t_test
+from kd.report.statistics import Difference, corrected, difference, images_interval, t_test
 from kd.report.tables import markdown
 
 Rights = NDArray[np.float64]
@@ -65,6 +65,33 @@ def to_markdown(rows: Mapping[str, Row], *families: Sequence[Contrast], accuracy
             lines.append([contrast.name, str(n), *gain, *more, found.verdict])
     more = ["test accuracy, %"] if accuracy else ["p (Holm)", "detectable"]
     headers = ["compared", "n", "difference, points", "95 % interval", *more, "in words"]
+    return markdown(headers, lines, left=["in words"])
+
+
+def gains_apart(rows: Mapping[str, Row], family: Sequence[tuple[str, Contrast, Contrast]]) -> list[Difference]:
+    """Compare gains: what the first contrast of each pair gains minus what the second does, seed by seed.
+
+    The p values are corrected for the number of pairs.
+    """
+
+    def gain(contrast: Contrast) -> dict[int, float]:
+        ours, theirs = (
+            {run.seed: run.test_acc for run in rows[label].runs if run.test_acc is not None}
+            for label in (contrast.ours, contrast.theirs)
+        )
+        seeds = ours.keys() & theirs.keys()
+        return {seed: ours[seed] - theirs[seed] for seed in sorted(seeds)}
+
+    return corrected([difference(gain(ours), gain(theirs), limit=2.0) for _, ours, theirs in family])
+
+
+def gains_to_markdown(rows: Mapping[str, Row], family: Sequence[tuple[str, Contrast, Contrast]]) -> str:
+    """Return gains that are compared as a Markdown table."""
+    lines = [
+        [name, str(d.n), points(d.mean), interval_text(d.interval, "+", d.n), p_value(d.p), d.in_words("more", "less")]
+        for (name, _, _), d in zip(family, gains_apart(rows, family), strict=True)
+    ]
+    headers = ["gains compared", "n", "difference, points", "95 % interval", "p (Holm)", "in words"]
     return markdown(headers, lines, left=["in words"])
 
 
@@ -133,7 +160,8 @@ def over_teachers(methods: Mapping[str, Crossed], baseline: Row, measures: Mappi
     """
     lines = []
     for name, (figure, factor, digits) in measures.items():
-        base = fmean(value for run in baseline.runs if (value := figure(run)) is not None)
+        seeds = next(iter(methods.values())).seeds
+        base = fmean(value for run in baseline.runs if run.seed in seeds and (value := figure(run)) is not None)
         lines.append([name, f"{factor * base:.{digits}f}"])
         for method in methods.values():
             minus = method.minus(baseline, figure)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kd.report.comparison import Comparison, in_words
+from kd.report.comparison import Comparison, in_words, refusal
 from kd.report.rows import Role, Row
 from kd.report.statistics import FEWEST, LEVEL, RESOLUTION, Difference, Interval, holm, margin_p, t_around, t_p
 from kd.runs.results import Result
@@ -208,13 +208,15 @@ class Across(NamedTuple):
     """The greatest difference that does not matter, a fraction of 1, if one was stated."""
     equivalence: float | None
     """p of a difference beyond the margin, corrected likewise; None without a margin."""
+    refused: str = ""
+    """Why nothing is said of the difference."""
 
     @property
     def verdict(self) -> str:
         """The outcome in plain words; empty where nothing is compared."""
         if self.difference is None:
             return ""
-        tested = Difference(self.difference.mean, self.difference.interval, self.p, self.seeds)
+        tested = Difference(self.difference.mean, self.difference.interval, self.p, self.seeds, self.refused)
         return in_words(tested, self.margin, self.equivalence)
 
 
@@ -239,9 +241,13 @@ def against(methods: Sequence[Crossed], other: Crossed, margin: float | None = N
 
 
 def _lines(groups: Sequence[Crossed], differences: Sequence[Components | None], margin: float | None) -> list[Across]:
-    other = holm([d and d.p for d in differences])
-    beyond = holm([None if d is None or margin is None else d.equivalence_p(margin) for d in differences])
+    why = [refusal(group.rows) for group in groups]
+    tested = [None if refused else d for d, refused in zip(differences, why, strict=True)]
+    other = holm([d and d.p for d in tested])
+    beyond = holm([None if d is None or margin is None else d.equivalence_p(margin) for d in tested])
     return [
-        Across(g.label, len(g.rows), len(g.seeds), components(g.accuracies), difference, p, margin, equivalence)
-        for g, difference, p, equivalence in zip(groups, differences, other, beyond, strict=True)
+        Across(
+            g.label, len(g.rows), len(g.seeds), components(g.accuracies), difference, p, margin, equivalence, refused
+        )
+        for g, difference, p, equivalence, refused in zip(groups, differences, other, beyond, why, strict=True)
     ]

@@ -1,7 +1,8 @@
 """What paired differences over a few seeds allow to say beyond their mean. Pure functions, on scipy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -166,3 +167,19 @@ def spreads(correct: NDArray[np.bool_] | NDArray[np.float64]) -> Spreads | None:
 def _spread(values: Sequence[float]) -> bool:
     """Return whether there are values enough, and not all of them equal: see `statistics.t_interval`."""
     return len(values) >= FEWEST and bool(np.ptp(values) >= RESOLUTION)
+
+
+def equal_size(accuracy: float, sizes: Mapping[int, float]) -> float | None:
+    """Return the number of parameters with which networks of another kind reach an accuracy.
+
+    Linear between their sizes on a logarithmic scale; None outside of what they reach, or where a larger one is worse.
+
+    Args:
+        accuracy: to be reached, a fraction of 1.
+        sizes: accuracies of the others by their number of parameters.
+    """
+    counts = sorted(sizes)
+    reached = [sizes[count] for count in counts]
+    if not reached[0] <= accuracy <= reached[-1] or any(b <= a for a, b in pairwise(reached)):
+        return None
+    return float(np.exp(np.interp(accuracy, reached, np.log(counts))))

@@ -1,7 +1,7 @@
 """Rows of a report: one per configuration, over its seeds."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -61,6 +61,8 @@ class Row:
     """Finished runs, one per seed, by seed."""
     teacher_acc: float | None
     """Test accuracy of the teacher that the row's retention refers to."""
+    diverged: int = 0
+    """Further runs of these settings, which diverged and are in no figure."""
 
     @property
     def label(self) -> str:
@@ -179,9 +181,15 @@ def show_balanced(rows: Iterable[Row]) -> bool:
     return any(abs(balanced - acc) >= TELLING for balanced, acc in known)
 
 
-def in_rows(done: Iterable[Result]) -> list[Row]:
-    """Put finished runs into rows: by data set, teachers, students alone, distilled ones, then by method and knobs."""
+def in_rows(done: Iterable[Result], diverged: Iterable[Result] = ()) -> list[Row]:
+    """Put finished runs into rows: by data set, teachers, students alone, distilled ones, then by method and knobs.
+
+    Args:
+        done: runs that count.
+        diverged: runs that count in no figure, only in their row's number of such.
+    """
     groups = _groups(done)
+    lost = Counter(_kind(run) for run in diverged)
     firsts = [runs[0] for runs in groups]
     pieces: dict[int, tuple[str, ...]] = {}
     kinds = [(first.dataset, first.method) for first in firsts]
@@ -189,7 +197,10 @@ def in_rows(done: Iterable[Result]) -> list[Row]:
         places = [i for i, other in enumerate(kinds) if other == kind]
         pieces.update(zip(places, _pieces([firsts[i] for i in places]), strict=True))
     known = {first.dataset: _known_teacher(groups, first.dataset) for first in firsts}
-    return [Row(pieces[i], runs, _teacher_acc(runs, known[runs[0].dataset])) for i, runs in enumerate(groups)]
+    return [
+        Row(pieces[i], runs, _teacher_acc(runs, known[runs[0].dataset]), lost[_kind(runs[0])])
+        for i, runs in enumerate(groups)
+    ]
 
 
 def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:
@@ -199,10 +210,15 @@ def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:
     """
     groups: dict[object, dict[int, Result]] = defaultdict(dict)
     for run in sorted(done, key=lambda run: run.date):
-        groups[run.dataset, run.trial, run.group or _settings(run)][run.seed] = run
+        groups[_kind(run)][run.seed] = run
     by_seed = [tuple(runs[seed] for seed in sorted(runs)) for runs in groups.values()]
     names = knob_names(runs[0] for runs in by_seed)
     return sorted(by_seed, key=lambda runs: _order(runs[0], names))
+
+
+def _kind(run: Result) -> object:
+    """What the runs of a row have in common."""
+    return run.dataset, run.trial, run.group or _settings(run)
 
 
 def _settings(run: Result) -> tuple[object, ...]:

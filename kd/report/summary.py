@@ -60,7 +60,8 @@ def summarize(results: Iterable[Result], skipped: Sequence[str] = ()) -> Summary
     sound = [run for run in chosen if not run.diverged]
     if not sound:
         raise UserError(f"no run to report on: {counted(len(chosen), 'run')} diverged, {named(chosen)}; try a lower lr")
-    rows = in_rows(sound)
+    diverged = [run for run in chosen if run.diverged]
+    rows = in_rows(sound, diverged)
     kinds = Counter(run.trial for run in trials)
     if chosen is trials:
         left_out = [f"Trial runs only, whose figures are not those of whole runs: {joined(map(str, kinds), '; ')}."]
@@ -68,7 +69,6 @@ def summarize(results: Iterable[Result], skipped: Sequence[str] = ()) -> Summary
         left_out = [f"{counted(number, 'trial run')} left out: {why}." for why, number in kinds.items()]
         left_out = fewer(left_out, MOST_NOTES, "kinds of trial left out")
     left_out += uncounted(unfinished.total(), listed, len(sound) - sum(row.n for row in rows))
-    diverged = [run for run in chosen if run.diverged]
     if diverged:
         left_out.append(f"{counted(len(diverged), 'diverged run')} left out, in no mean: {named(diverged)}.")
     left_out += skipped_notes(skipped)

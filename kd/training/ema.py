@@ -1,5 +1,6 @@
 """An exponential moving average of the weights, which is validated, tested and kept in their place."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import lightning as L
@@ -15,7 +16,7 @@ class WeightAverage(L.Callback):
 
     After step t, counted from 1, average = d * average + (1 - d) * weights with d = min(decay, (1 + t) / (10 + t)), so
     that the initial weights are soon forgotten. The average takes the weights' place during validation, and for good
-    when training has ended. It is part of the checkpoint.
+    when training has ended. It is part of the checkpoint, in fp32 at least: in bf16 small steps are rounded away.
 
     Source: Polyak, Juditsky 1992, in the exponential form of Tarvainen, Valpola 2017, arXiv 1703.01780.
 
@@ -31,6 +32,7 @@ class WeightAverage(L.Callback):
         self.decay = decay
         self._steps = 0
         self._average: list[Tensor] = []
+        self._trained: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self._steps, "average": self._average}
@@ -41,7 +43,9 @@ class WeightAverage(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         weights = _weights(pl_module)
         source = self._average or weights
-        self._average = [tensor.detach().clone().to(weight) for tensor, weight in zip(source, weights, strict=True)]
+        self._average = [
+            _at_least_fp32(tensor.to(weight.device)) for tensor, weight in zip(source, weights, strict=True)
+        ]
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -49,26 +53,30 @@ class WeightAverage(L.Callback):
             return
         self._steps = trainer.global_step
         decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
-        torch._foreach_lerp_(self._average, [weight.detach() for weight in _weights(pl_module)], 1 - decay)
+        weights = zip(_weights(pl_module), self._average, strict=True)
+        torch._foreach_lerp_(self._average, [w.detach().to(average.dtype) for w, average in weights], 1 - decay)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._exchange(pl_module)
+        self._trained = [weight.detach().clone() for weight in _weights(pl_module)]
+        _fill(pl_module, self._average)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._exchange(pl_module)
+        _fill(pl_module, self._trained)
+        self._trained = []
 
-    @torch.no_grad()
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for weight, average in zip(_weights(pl_module), self._average, strict=True):
-            weight.copy_(average)
+        _fill(pl_module, self._average)
 
-    @torch.no_grad()
-    def _exchange(self, module: L.LightningModule) -> None:
-        """Put the average in the weights' place and the weights in the average's; to the bit."""
-        for weight, average in zip(_weights(module), self._average, strict=True):
-            kept = weight.clone()
-            weight.copy_(average)
-            average.copy_(kept)
+
+def _at_least_fp32(tensor: Tensor) -> Tensor:
+    """Return a copy in which a thousandth more is not rounded away, as it is in bf16."""
+    return tensor.detach().clone().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@torch.no_grad()
+def _fill(module: L.LightningModule, tensors: Sequence[Tensor]) -> None:
+    for weight, tensor in zip(_weights(module), tensors, strict=True):
+        weight.copy_(tensor)
 
 
 def _weights(module: L.LightningModule) -> list[Tensor]:

@@ -22,7 +22,7 @@ from kd.training.callbacks import DivergenceCheck
 from kd.training.optim import DOT, OptimizerFactory, ScheduleFactory, parameter_groups
 
 TASK = "hard"
-"""Name of the labels' term, which an optimiser may treat apart from all others."""
+"""Name of the labels' term, or its end after an underscore; an optimiser may treat these terms apart from others."""
 
 
 class Mean(Metric):
@@ -172,15 +172,12 @@ class Classifier(L.LightningModule):
         terms, self.pending_terms = self.pending_terms, {}
         optimizer = self.optimizers(use_pl_optimizer=False)
         if isinstance(optimizer, DOT):
-            optimizer.add_task_gradients(self._task_gradients(optimizer, terms.get(TASK)))
+            labels = [term for name, term in terms.items() if name == TASK or name.endswith(f"_{TASK}")]
+            if 0 < len(labels) < len(terms):  # else nothing is to be set apart, and DOT is SGD
+                optimizer.add_task_gradients(self._task_gradients(optimizer, torch.stack(labels).sum()))
 
-    def _task_gradients(self, optimizer: DOT, task: Tensor | None) -> Sequence[Tensor | None]:
-        """The gradients of the labels' term, averaged over the ranks; the graph is kept for the whole loss."""
-        if task is None or len(self.terms) == 1:
-            raise UserError(
-                "the optimiser DOT is for labels and distillation together, and this loss has only "
-                f"{' and '.join(self.terms)}; choose another method, or another recipe/optimizer"
-            )
+    def _task_gradients(self, optimizer: DOT, task: Tensor) -> Sequence[Tensor | None]:
+        """The gradients of the labels' terms, averaged over the ranks; the graph is kept for the whole loss."""
         gradients = torch.autograd.grad(
             task / self.trainer.accumulate_grad_batches, optimizer.parameters, retain_graph=True, allow_unused=True
         )

@@ -34,13 +34,14 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 class DOT(Optimizer):
     r"""Distillation-oriented trainer: SGD with one momentum for the labels and a larger one for distillation.
 
-    Of the gradients g of the labels' term and d of all other terms, at learning rate \eta:
+    Of the gradients g of the labels' terms and d of all other terms, at learning rate \eta:
 
     $$u \leftarrow (\mu - \delta) u + g + \lambda \theta, \quad
     v \leftarrow (\mu + \delta) v + d, \quad \theta \leftarrow \theta - \eta (u + v)$$
 
-    With `delta=0` it is SGD. Weight decay goes along with the labels, as in the authors' code. A parameter that the
-    labels do not reach, such as an adapter's, has momentum mu and weight decay in v, likewise.
+    With `delta=0` it is SGD, and also where a loss has labels alone, or none. Weight decay goes along with the labels,
+    as in the authors' code. A parameter that the labels do not reach, such as an adapter's, has momentum mu and weight
+    decay in v, likewise.
 
     A step reads the gradient of all terms together, g + d, from `Parameter.grad`, so that data-parallel training and
     gradient clipping are as ever; g is given to `add_task_gradients` before. `kd.training.modules` does so.

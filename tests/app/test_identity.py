@@ -35,6 +35,9 @@ def store_key(command):
         ("teacher_recipe.optimizer.lr=0.3", True, True),
         ("data.augment.crop=1", True, True),
         ("data.val_fraction=0.2", True, True),
+        ("data.split_seed=1", True, True),
+        ("teacher_seed=1", True, True),
+        ("speed.channels_last=false", True, True),
         ("data.source.image_size=16", True, True),
         ("teacher_recipe.ema=0.9", True, True),
         ("recipe.ema=0.9", False, True),
@@ -152,7 +155,15 @@ def test_cohort_key_is_shared_by_jobs_with_the_same_batches_and_teacher():
     base = cohort_key(settings("data.order_seed=0"))
     for alike in (["T=4"], ["method=feature", "beta=0.1"], ["seed=1"], ["student.scale=4"], ["recipe.optimizer.lr=1"]):
         assert cohort_key(settings("data.order_seed=0", *alike)) == base
-    for other in ("teacher_seed=1", "ensemble=2", "recipe.batch_size=8", "epochs=2", "data.augment.crop=1"):
+    of_machine = ("trainer.precision=64-true", "threads=1", "speed=reference")
+    for other in (
+        "teacher_seed=1",
+        "ensemble=2",
+        "recipe.batch_size=8",
+        "epochs=2",
+        "data.augment.crop=1",
+        *of_machine,
+    ):
         assert cohort_key(settings("data.order_seed=0", other)) != base
     assert cohort_key(settings("seed=1")) != cohort_key(settings("seed=2"))  # each its own order
     # What a student is decides what a chain of its kind becomes.

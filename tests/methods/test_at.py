@@ -106,3 +106,26 @@ def test_at_of_a_network_without_maps_is_refused():
     bare = Output(torch.zeros(2, 3), (), torch.empty(0))
     with pytest.raises(ValueError, match=r"^the teacher has no such maps; name its stages"):
         AT().setup(pair_of(output(noise(2, 2, 8, 8)), bare))
+
+
+def test_rescale_makes_stages_count_alike(labelled):
+    """Every place of a map four times: its part falls to a quarter, and with rescale it is as before."""
+    student, teacher = noise(2, 2, 8, 8), noise(2, 4, 8, 8, seed=1)
+
+    def term(rescale, factor):
+        maps = [m.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3) for m in (student, teacher)]
+        method = AT(rescale=rescale)
+        method.setup(pair_of(output(maps[0]), output(maps[1])))
+        return method(output(maps[0]), output(maps[1]), labelled(0, 1))["at"]
+
+    torch.testing.assert_close(term(False, 2), term(False, 1) / 4)
+    torch.testing.assert_close(term(True, 2), term(True, 1))
+    torch.testing.assert_close(term(True, 1), term(False, 1))  # the weight is published for maps of 8x8
+
+
+def test_maps_of_one_place_are_refused():
+    """Their attention is 1, whatever they are."""
+    one, larger = output(noise(2, 2, 1, 1)), output(noise(2, 3, 8, 8), noise(2, 3, 1, 1))
+    with pytest.raises(ValueError, match=r"the student's 1x1 and the teacher's 1x1, 8x8 no two are larger; choose"):
+        AT().setup(pair_of(one, larger))
+    AT().setup(pair_of(larger, larger))

@@ -87,6 +87,8 @@ def test_another_method_makes_another_link(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("method=dml", "chain=2"), "reads nothing of a teacher: leave chain out"),
+        (("method=tfkd", "chain=2"), "reads nothing of a teacher: leave chain out"),
         (("method=ban", "generations=0"), r"generations must be a whole number in \[1, inf\), got 0"),
         (("method=takd", "generations=2"), "generations"),
         (("method=takd", "assistants=[{scale:0}]"), r"scale must be a whole number in \[1, 512\], got 0"),
@@ -110,3 +112,14 @@ def test_chain_in_a_cohort_is_what_it_is_alone(run, tmp_path):
     for job in ("0", "1"):
         alone, together = (load_file(tmp_path / kind / job / "student.safetensors") for kind in ("basic", "cohort"))
         assert all(torch.equal(tensor, together[name]) for name, tensor in alone.items())
+
+
+@pytest.mark.parametrize("like", [("method=ban",), ("method=logits", "teacher=cnn16", "teacher.scale=2")])
+def test_student_does_not_begin_as_a_teacher_like_it_did(run, tmp_path, like):
+    """With the labels alone the two would become the same network: all seeds are 0."""
+    assert run(*QUICK, *like, "alpha=1", "hydra.run.dir=run")[0] == 0
+    (teacher,) = tmp_path.glob("teachers/*/*.safetensors")
+    theirs, ours = load_file(teacher), load_file(tmp_path / "run" / "student.safetensors")
+    assert theirs.keys() == ours.keys()
+    assert not torch.equal(theirs["classifier.weight"], ours["classifier.weight"])
+    assert read(tmp_path / "run" / "result.json").seed == 0

@@ -105,6 +105,15 @@ def test_combine_takes_every_method_that_has_terms_alone(name):
     assert all(term.isfinite() for term in terms.values())
 
 
+def test_only_those_that_the_page_names_go_their_own_way():
+    assert sorted({*OWN_WAY} - {"combine"}) == ["dml", "funmatch", "mlkd", "simkd"]
+
+
+def test_combine_logs_what_its_methods_log():
+    monitors = Combine({"ctkd": 1.0, "at": 1.0}).monitors()
+    assert {name: value.item() for name, value in monitors.items()} == {"ctkd_T": pytest.approx(15.62, abs=0.005)}
+
+
 @pytest.mark.parametrize("name", OWN_WAY)
 def test_combine_refuses_methods_that_go_their_own_way(name):
     with pytest.raises(ValueError, match=f"{name} (has a step of its own|changes the network).* write method={name}"):

@@ -5,7 +5,7 @@ import torch
 from torch import nn, tensor
 
 from kd.data.batch import Batch
-from kd.losses import soft_loss
+from kd.losses import soft_loss, standardized
 from kd.methods.ctkd import CTKD, Reverse, tempered_loss
 from kd.models.output import Output
 from kd.training.optim import parameter_groups
@@ -132,3 +132,11 @@ def test_loss_and_gradients_are_finite_in_half_precision_and_at_a_gap_of_120(lab
 def test_knobs_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         CTKD(**changes)
+
+
+def test_standardize_compares_z_scores(labelled):
+    student, teacher, batch = logits(4, 10), logits(4, 10, seed=1), labelled(0, 1, 2, 3)
+    terms = CTKD(standardize=True)(output(student), output(teacher), batch)
+    plain = CTKD()(output(standardized(student)), output(standardized(teacher)), batch)
+    assert torch.equal(terms["soft"], plain["soft"])
+    assert torch.equal(terms["hard"], CTKD()(output(student), output(teacher), batch)["hard"])

@@ -8,10 +8,13 @@ from scipy.stats import zscore
 from torch import tensor
 
 from kd.losses import nckd_loss, soft_loss, standardized, tckd_loss
+from kd.methods.ctkd import CTKD
 from kd.methods.dkd import DKD
 from kd.methods.logits import Logits
 from kd.methods.lskd import LSKD
+from kd.methods.mlkd import MLKD
 from kd.models.output import Output
+from tests.common import pair_of
 
 
 def output(logits):
@@ -129,3 +132,20 @@ def test_dkd_with_standardize_reads_z_scores_but_for_the_labels(labelled):
 def test_standardize_takes_true_or_false(method):
     with pytest.raises(ValueError, match=r"^method.standardize must be true or false, got 1$"):
         method(standardize=1)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [LSKD(), Logits(standardize=True), DKD(standardize=True), CTKD(standardize=True), MLKD(standardize=True)],
+    ids=lambda method: type(method).__name__,
+)
+def test_z_scores_of_two_classes_are_refused(method):
+    two, three = (pair_of(output(logits(4, classes)), output(logits(4, classes))) for classes in (2, 3))
+    with pytest.raises(ValueError, match=r"^z-scores of the logits of 2 classes are constants.* choose method=logits"):
+        method.setup(two)
+    method.setup(three)
+
+
+@pytest.mark.parametrize("method", [Logits(), DKD(), CTKD(), MLKD()], ids=lambda method: type(method).__name__)
+def test_logits_of_two_classes_are_not(method):
+    method.setup(pair_of(output(logits(4, 2)), output(logits(4, 2))))

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import tensor
 
 from kd.data.batch import Batch
-from kd.losses import soft_loss
+from kd.losses import soft_loss, standardized
 from kd.methods.mlkd import MLKD, TEMPERATURES, level_losses, strong_view, unsure_half
 from kd.models.output import Output
 
@@ -151,14 +151,19 @@ def test_strong_view_changes_contrast_and_brightness_and_blots_a_square():
     assert sizes.max() == 64
     assert sizes.min() >= 16  # in a corner
     assert (sizes / 64).mean().item() == pytest.approx((7 / 8) ** 2, abs=0.05)  # a side is whole with probability 1/2
+    slopes, shifts = [], []
     for image, blotted, before in zip(shown, blots, x, strict=True):
         # What is left is a straight line of what was there.
         left, was = image[:, ~blotted].flatten(), before[:, ~blotted].flatten()
         slope = ((left - left.mean()) @ (was - was.mean()) / (was - was.mean()).square().sum()).item()
         shift = (left.mean() - slope * was.mean() - (1 - slope) * before.mean()).item()
-        assert 0.5 <= slope <= 1.5
-        assert -0.5 <= shift <= 0.5
+        slopes.append(slope)
+        shifts.append(shift)
         torch.testing.assert_close(left, slope * was + (1 - slope) * before.mean() + shift, atol=1e-4, rtol=1e-4)
+    assert 0.5 <= min(slopes) < 0.6
+    assert 1.4 < max(slopes) <= 1.5
+    assert -0.5 <= min(shifts) < -0.4
+    assert 0.4 < max(shifts) <= 0.5
 
 
 def test_strong_view_is_of_the_seed_and_keeps_its_input_precision_and_layout():
@@ -188,3 +193,14 @@ def test_terms_and_gradients_are_finite_under_autocast_too(labelled, student):
 def test_rescale_takes_true_or_false():
     with pytest.raises(ValueError, match=r"^method.rescale must be true or false, got 1$"):
         MLKD(rescale=1)
+
+
+def test_standardize_compares_z_scores_in_both_views(tiny_net, seen):
+    batch, student, (found, terms, _) = step(MLKD(standardize=True), tiny_net, seen)
+    strong = seen[3]
+    teacher = {"": batch.x[:, 0].flatten(1)[:, :10] * 2, "strong_": strong.x[:, 0].flatten(1)[:, :10] * 2}
+    ours = {"": found.logits, "strong_": student(strong.x).logits}
+    for view, masks in (("", unsure_half(teacher[""])), ("strong_", ())):
+        levels = level_losses(standardized(ours[view]), standardized(teacher[view]), *masks)
+        for name, factor in zip(LEVELS, (1, 64 / 8, (64 / 8) ** 2), strict=True):
+            assert terms[view + name].item() == pytest.approx(0.9 * factor * levels[name].item(), rel=1e-5)

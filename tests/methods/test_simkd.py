@@ -114,6 +114,18 @@ def test_maps_of_other_sizes_are_averaged_to_the_smaller():
         assert method.head(output(5, ours))[1].shape == (2, 64, 2, 2)
 
 
+@pytest.mark.parametrize(("shift", "last"), [(0.0, nn.ReLU), (-3.0, nn.BatchNorm2d)])
+def test_projector_ends_with_a_relu_only_where_the_teachers_embedding_does(shift, last):
+    """A teacher with negative numbers could never be matched behind one."""
+    teacher, method = cnn(3), SimKD()
+    made = pair(cnn(2), teacher)
+    embedding = made.teacher.embedding + shift
+    with torch.no_grad():
+        taught = made.teacher._replace(embedding=embedding, logits=teacher.classifier(embedding))
+    method.setup(made._replace(teacher=taught))
+    assert type(method.head.projector[-1]) is last
+
+
 def test_batch_of_one_has_finite_terms(labelled):
     for student, teacher in ((cnn(2), cnn(3)), (wrn(1), wrn(2))):
         method = built(student, teacher)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ from kd.report.contrasts import (
     certainty,
     compared,
     each_teacher,
+    gains_apart,
+    gains_to_markdown,
     over_teachers,
     sources_to_markdown,
     to_markdown,
     variation,
 )
-from kd.report.crossed import components, crossed
+from kd.report.crossed import components, crossed, sources
+from kd.report.numbers import p_value, percent
 from kd.report.power import MOST_SHOWN, picture
 from kd.report.statistics import holm, t_interval
 from kd.report.summary import summarize
@@ -155,3 +159,51 @@ def test_sources_have_a_line_of_points_each():
     assert len(deviations) == 4
     narrow, wide = ([float(bound) for bound in interval.split(" to ")] for interval in (seen, everything))
     assert wide[0] < narrow[0] < float(mean) < narrow[1] < wide[1]
+
+
+def test_gains_are_compared_seed_by_seed(rows):
+    soft, maps = (Contrast(name, name, "standard") for name in ("logits", "feature"))
+    (apart,) = gains_apart(rows, [("", soft, maps)])
+    accuracies = [np.array(ACCURACIES[name]) for name in ("logits", "feature")]  # the baseline is common, so it cancels
+    expected = stats.ttest_rel(*accuracies)
+    assert (apart.n, apart.mean, apart.p) == (6, pytest.approx(0.043), pytest.approx(expected.pvalue))
+    assert apart.interval == pytest.approx(tuple(expected.confidence_interval()))
+    (same,) = gains_apart(rows, [("", soft, soft)])
+    assert (same.mean, same.interval) == (0.0, None)
+    two = cells(gains_to_markdown(rows, [("up", soft, maps), ("down", maps, soft)]))
+    assert two["up"][:2] == ["6", "+4.30"]
+    assert two["down"][:2] == ["6", "-4.30"]
+    assert two["up"][3] == f"{min(1, 2 * expected.pvalue):.3f}"
+
+
+def test_certainty_has_the_tests_of_its_lines(rows):
+    """Each against scipy, with more than three seeds, of which every figure differs."""
+    (found,) = compared(rows, [Contrast("", "feature", "standard")])
+    minus = np.array(ACCURACIES["feature"]) - ACCURACIES["standard"]
+    table = cells(certainty({"maps": found}, [(np.ones((6, 8)), np.zeros((6, 8)))], margin=0.02))
+    assert table["p, paired t test"] == [p_value(stats.ttest_1samp(minus, 0).pvalue)]
+    flips = np.array(list(product((1, -1), repeat=6))) @ minus
+    assert table["p, sign-flip test"] == [p_value(np.mean(np.abs(flips) >= abs(minus.sum()) - 1e-12))]
+    for seeds, line in ((3, "smallest difference that 3 seeds find"), (6, "the same, 6 seeds")):
+        effect = float(table[line][0]) / 100 / minus.std(ddof=1) * np.sqrt(seeds)
+        t = stats.t.ppf(0.975, seeds - 1)
+        assert stats.nct.sf(t, seeds - 1, effect) == pytest.approx(0.8, abs=0.01)
+
+
+def test_sources_stand_in_their_columns():
+    right = (np.random.default_rng(0).random((3, 4, 300)) < 0.7) * 1.0
+    right[1] = right[0]  # two teachers alike
+    found = sources(right)
+    trained = found.trained
+    line = cells(sources_to_markdown({"x": right}))["x"]
+    figures = (trained.mean, trained.teacher, trained.seed, trained.rest, found.images)
+    assert line[:5] == [percent(figure) for figure in figures]
+
+
+def test_labels_alone_are_those_of_the_compared_seeds(by_teacher):
+    """A baseline with further seeds: the mean beside a gain is that which it is a gain over."""
+    methods, baseline = by_teacher
+    accuracy = {"accuracy": Measure(lambda run: run.test_acc)}
+    more = [changed(ALONE, seed=seed, test_acc=0.5) for seed in (7, 8)]
+    with_more = replace(baseline, runs=(*baseline.runs, *more))
+    assert over_teachers(methods, with_more, accuracy) == over_teachers(methods, baseline, accuracy)

@@ -180,3 +180,25 @@ def test_against_compares_the_same_teachers_and_seeds_and_corrects_for_the_numbe
     assert [line.difference for line in lines] == alone
     assert lines[1].p == pytest.approx(2 * alone[1].p)
     assert [line.verdict for line in lines] == ["equivalent: less than 0.5 points", "better"]
+
+
+@pytest.mark.parametrize("change", [{"student": "cnn8"}, {"teacher": "wrn"}, {"epochs": 60}], ids=str)
+def test_crossed_keeps_networks_and_lengths_apart(change):
+    found = crossed(summarize([*taught(TABLE), *taught(TABLE - 0.05, **change)]).rows)
+    assert [len(method.rows) for method in found] == [4, 4]
+
+
+def test_crossed_needs_another_teacher_in_each_row():
+    """Two rows of one teacher are no two teachers, also where there are three others."""
+    runs = [changed(run, teacher_id="t1") if run.teacher_id == "t0" else run for run in taught(TABLE)]
+    assert len({run.teacher_id for run in runs}) == 3
+    assert crossed(summarize(runs).rows) == []
+
+
+def test_method_that_diverged_is_not_called_better_with_new_teachers():
+    """The protocol's rule: what is left of it are the lucky runs."""
+    gone = changed(taught(TABLE + 0.1)[0], seed=9, diverged=True)
+    rows = summarize([*BASE, *taught(TABLE + 0.1), gone]).rows
+    (line,) = across(rows, compare(rows))
+    assert (line.verdict, line.p) == ("1 of 21 runs diverged: no statement", None)
+    assert [c.verdict for c in compare(rows)].count("1 of 11 runs diverged: no statement") == 1

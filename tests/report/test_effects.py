@@ -6,6 +6,7 @@ from kd.report.effects import (
     FEWEST_BCA,
     bca_interval,
     better_probability,
+    equal_size,
     equivalence_p,
     seeds_needed,
     sign_flip_p,
@@ -158,3 +159,12 @@ def test_spreads_match_the_covariance_over_all_pairs_of_images():
 def test_spreads_need_three_seeds():
     assert spreads(np.ones((2, 10), bool)) is None
     assert spreads(np.ones((3, 1), bool)) is None
+
+
+def test_equal_size_is_between_the_sizes_by_the_logarithm():
+    sizes = {1_000_000: 0.8, 10_000: 0.6, 100_000: 0.7}
+    assert equal_size(0.7, sizes) == pytest.approx(100_000)
+    assert equal_size(0.65, sizes) == pytest.approx(31_623, abs=1)
+    assert equal_size(0.599, sizes) is None
+    assert equal_size(0.801, sizes) is None
+    assert equal_size(0.7, {10_000: 0.6, 100_000: 0.75, 1_000_000: 0.7}) is None  # two sizes would do

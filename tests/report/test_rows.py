@@ -218,6 +218,7 @@ def test_test_interval_needs_three_seeds_and_keeps_to_its_range():
     low, high = summarize(seeds(ALONE, 0.97, 1.0, 0.999)).rows[0].test_interval
     assert 0.9 < low < 0.97
     assert high == 1.0
+    assert summarize(seeds(ALONE, 0.0, 0.03, 0.001)).rows[0].test_interval.low == 0
 
 
 # Retention
@@ -267,3 +268,10 @@ def test_retention_of_a_teacher_is_none():
     assert row.retention is None
     assert row.params == 1_070_000
     assert row.network == "resnet20"
+
+
+def test_row_counts_the_runs_that_diverged():
+    lost = changed(ALONE, seed=7, diverged=True, test_acc=0.1)
+    elsewhere = changed(DISTILLED, seed=7, diverged=True, T=9.0)
+    alone, taught = summarize([*seeds(ALONE, 0.8, 0.81), lost, *seeds(DISTILLED, 0.8, 0.9), elsewhere]).rows
+    assert (alone.n, alone.diverged, taught.n, taught.diverged) == (2, 1, 2, 0)

@@ -179,11 +179,26 @@ def test_dot_refuses_scaled_gradients(fit):
         fit(APART, plugins=[MixedPrecision("16-mixed", "cpu")])
 
 
-def test_dot_refuses_what_has_no_two_parts(fit):
-    with pytest.raises(UserError, match="labels and distillation together, and this loss has only hard; choose"):
-        fit(APART, labels_alone=True)
-    with pytest.raises(UserError, match="this loss has only soft; choose another method"):
-        fit(APART, NoLabels(4.0, 0.5))
+class NoLabels(Logits):
+    def forward(self, student, teacher, batch):
+        return {"soft": super().forward(student, teacher, batch)["soft"]}
+
+
+@pytest.mark.parametrize("only", [{"labels_alone": True}, {"method": partial(NoLabels, 4.0, 0.5)}], ids=str)
+def test_dot_of_one_kind_of_term_is_sgd(fit, only):
+    """Labels alone are the baseline of a sweep; function matching has none."""
+    make = only.get("method", lambda: None)
+    sgd, apart = (fit(of, make(), labels_alone="labels_alone" in only) for of in (SGD, APART))
+    assert largest_difference(sgd, apart) < 2e-6
+
+
+def test_dot_sets_the_labels_of_a_peer_apart_too(fit):
+    """Student and peer are trained alike."""
+    module = fit(APART, DML())
+    optimizer = module.optimizers(use_pl_optimizer=False)
+    assert len(list(module.method.peer.parameters())) > 3
+    for parameter in (*module.net.parameters(), *module.method.peer.parameters()):
+        assert optimizer.state[parameter].keys() == {"task_momentum", "distillation_momentum"}
 
 
 def test_train_with_dot_on_two_ranks_is_train_with_dot_on_one(run, tmp_path, finished):
@@ -209,8 +224,3 @@ def test_published_recipe_takes_dot(run):
     code, printed = run(*SMALL, "recipe/optimizer=dot", "recipe.optimizer.delta=0.2")
     assert (code, printed.count("\n")) == (1, 1)
     assert "optimizer.momentum + optimizer.delta must be in [0, 1), got 0.9 and 0.2" in printed
-
-
-class NoLabels(Logits):
-    def forward(self, student, teacher, batch):
-        return {"soft": super().forward(student, teacher, batch)["soft"]}

@@ -164,6 +164,7 @@ def test_cross_fitted_scales_no_network_with_too_few_errors():
 def test_cross_fitted_needs_ten_errors_in_each_half():
     assert cross_fitted(LABELS, almost_perfect(*range(19))).scaled is None  # nine of them are odd
     assert cross_fitted(LABELS, almost_perfect(*range(20))).scaled is not None
+    assert cross_fitted(LABELS, almost_perfect(*range(0, 60, 2))).scaled is None  # thirty, all of them even
 
 
 def test_measure_refuses_agreement_on_a_handful_of_errors():
