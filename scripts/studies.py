@@ -95,19 +95,17 @@ OTHERS = {
 """Teachers of widths but the one of four epochs."""
 
 
-def _alone(width: int) -> str:
-    return f"standard student.scale={width}"
+FOUR = "teacher_recipe.epochs=4"
 
 
-def _taught(method: str, width: int, teacher: str = "teacher_recipe.epochs=4") -> str:
-    """Return the label of a row of widths; only that of logits names the teacher, as srd has one alone."""
-    settings = [f"student.scale={width}", *(teacher.split() if method == "logits" else [])]
-    return " ".join([method, *sorted(settings)])
+def _label(method: str, width: int, teacher: str = "") -> str:
+    """Return the label of a row of widths; where a method has a single teacher, it does not name it."""
+    return " ".join([method, *sorted([f"student.scale={width}", *teacher.split()])])
 
 
 GAINS_BY_WIDTH = {
-    (method, width): Contrast(f"{method}, width {width}", _taught(method, width), _alone(width))
-    for method in ("logits", "srd")
+    (method, width): Contrast(f"{method}, width {width}", _label(method, width, teacher), _label("standard", width))
+    for method, teacher in (("logits", FOUR), ("srd", ""))
     for width in WIDTHS
 }
 APART = tuple(
@@ -116,7 +114,7 @@ APART = tuple(
     if width != 16
 )
 BY_TEACHER = tuple(
-    Contrast(f"width {width}, {name}", _taught("logits", width, teacher), _taught("logits", width))
+    Contrast(f"width {width}, {name}", _label("logits", width, teacher), _label("logits", width, FOUR))
     for teacher, name in OTHERS.items()
     for width in (4, 8, 16)
 )
@@ -124,8 +122,8 @@ BY_TEACHER = tuple(
 
 def by_width(rows: Mapping[str, Row]) -> str:
     """Return what students of each width gain, and how large one alone is that reaches as much."""
-    alone = {rows[_alone(width)].params: rows[_alone(width)].test_acc for width in WIDTHS}
-    sizes = {params: acc.mean for params, acc in alone.items() if params and acc}
+    alone = [rows[_label("standard", width)] for width in WIDTHS]
+    sizes = {row.params: row.test_acc.mean for row in alone if row.params and row.test_acc}
     lines = []
     for contrast, found in zip(GAINS_BY_WIDTH.values(), compared(rows, tuple(GAINS_BY_WIDTH.values())), strict=True):
         mean, interval, p, n, _ = found.difference
