@@ -163,35 +163,49 @@ def _dots(formula: str) -> str:
 INK, MATCH = "#57606a", "#0969da"
 
 
+MAPS = {"maps": (0, 1, 2), "middle map": (1,), "last map": (2,)}
+"""Which of the three maps of a picture a name of `Method.matches` means."""
+
+
 def picture(cls: type[Method]) -> tuple[str, str]:
     """Return the file and the drawing of what a method matches: teacher above, student below, an arrow for each part.
 
-    A part that the method reads has an arrow from the teacher's to the student's; labels always teach the logits.
+    A part that is matched has an arrow from the teacher's to the student's, with a peer in its place also back; labels
+    teach the logits of all networks that are trained.
     """
-    reads = cls.reads
-    maps = bool(reads & {"features", "preacts"})
-    name = "-".join([*sorted(reads), *(["own-images"] if cls.own_images else [])]) or "no-teacher"
-    rows = [("teacher", 50)] * bool(reads) + [("student", 150 if reads else 60)]
+    parts = _matched(cls)
+    maps = {place for part in parts for place in MAPS.get(part, ())}
+    other = "teacher" if cls.reads else "peer"
+    words = sorted(part.replace(" ", "-") for part in (cls.reads if cls.matches is None else parts))
+    words += [*(["own-images"] if cls.own_images else []), *([] if cls.reads_labels else ["no-labels"])]
+    name = "-".join([*(["peer"] if parts and not cls.reads else []), *words]) or "no-teacher"
+    rows = [(other, 50)] * bool(parts) + [("student", 150 if parts else 60)]
     shapes = []
     for role, y in rows:
         shapes.append(_label(20, y - 18, role, "start"))
         shapes.append(_box(20, y, 60, "images" + ("′" if cls.own_images else ""), INK))
         for i, height in enumerate((44, 36, 28)):
-            shapes.append(_box(140 + 80 * i, y + (44 - height) / 2, 50, f"map {i + 1}", MATCH if maps else INK, height))
-        shapes.append(_box(394, y + 8, 82, "embedding", MATCH if "embedding" in reads else INK, 28))
-        shapes.append(_box(500, y + 8, 60, "logits", MATCH if "logits" in reads or role == "student" else INK, 28))
+            shapes.append(
+                _box(140 + 80 * i, y + (44 - height) / 2, 50, f"map {i + 1}", MATCH if i in maps else INK, height)
+            )
+        shapes.append(_box(394, y + 8, 82, "embedding", MATCH if "embedding" in parts else INK, 28))
+        taught = "logits" in parts or (role == "student" and cls.reads_labels)
+        shapes.append(_box(500, y + 8, 60, "logits", MATCH if taught else INK, 28))
         for left, right in ((80, 140), (190, 220), (270, 300), (350, 394), (476, 500)):
             shapes.append(_arrow(left, y + 22, right, y + 22, INK))
-    if reads:
-        matched = [(165, 44), (245, 36), (325, 28)] * maps
-        matched += [(435, 28)] * ("embedding" in reads) + [(530, 28)] * ("logits" in reads)
-        shapes += [_arrow(x, 73 + height / 2, x, 171 - height / 2, MATCH) for x, height in matched]
-        if "preacts" in reads:
-            shapes.append(_label(331, 126, "before activation", "start"))
-    bottom = rows[-1][1]
-    shapes.append(_arrow(600, bottom + 22, 562, bottom + 22, MATCH))
-    shapes.append(_label(604, bottom + 26, "labels", "start"))
-    height = bottom + 60
+    matched = [place for i, place in enumerate(((165, 44), (245, 36), (325, 28))) if i in maps]
+    matched += [(435, 28)] * ("embedding" in parts) + [(530, 28)] * ("logits" in parts)
+    for x, height in matched:
+        shapes.append(_arrow(x, 73 + height / 2, x, 171 - height / 2, MATCH))
+        if not cls.reads:
+            shapes.append(_arrow(x + 12, 171 - height / 2, x + 12, 73 + height / 2, MATCH))
+    if "preacts" in cls.reads:
+        shapes.append(_label(331, 126, "before activation", "start"))
+    for role, y in rows:
+        if cls.reads_labels and role != "teacher":
+            shapes.append(_arrow(600, y + 22, 562, y + 22, MATCH))
+            shapes.append(_label(604, y + 26, "labels", "start"))
+    height = rows[-1][1] + 60
     style = "font-family:system-ui,sans-serif;font-size:12px"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 660 {height}" width="660" role="img" style="{style}">'
     tips = "".join(
@@ -199,10 +213,17 @@ def picture(cls: type[Method]) -> tuple[str, str]:
         f'markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0L8 4L0 8z" fill="{color}"/></marker>'
         for color in (INK, MATCH)
     )
-    title = f"<title>{', '.join(sorted(reads)) or 'labels alone'}</title>"
+    title = f"<title>{', '.join(sorted(parts)) or 'labels alone'}</title>"
     ground = f'<rect width="660" height="{height}" fill="#ffffff"/>'
     lines = [head, title, f"<defs>{tips}</defs>", ground, *shapes, "</svg>"]
     return f"docs/methods/{name}.svg", "\n".join(lines) + "\n"
+
+
+def _matched(cls: type[Method]) -> frozenset[str]:
+    """Return what a method matches, as `Method.matches` says or, by default, all that it reads."""
+    if cls.matches is not None:
+        return cls.matches
+    return frozenset({"features": "maps", "preacts": "maps"}.get(part, part) for part in cls.reads)
 
 
 def _box(x: float, y: float, width: float, name: str, color: str, height: float = 44) -> str:

@@ -74,6 +74,8 @@ class Method(nn.Module):
 
     reads: frozenset[str] = frozenset({"logits"})
     """What it reads of the teacher's `Output`; of a teacher of which nothing but logits is read, they may be stored."""
+    matches: frozenset[str] | None = None
+    """What its picture shows: `maps`, `middle map`, `last map`, `embedding`, `logits`; None for all that it reads."""
     own_images = False
     """Whether `step` shows the teacher other images than the batch's, of which no logits can be stored."""
     needs_labels = False

@@ -45,6 +45,7 @@ class DML(Method):
     """
 
     reads = frozenset()
+    matches = frozenset({"logits"})
 
     def __init__(self, T: float = 1.0, label_smoothing: float = 0.0) -> None:
         super().__init__()

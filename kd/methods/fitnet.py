@@ -68,6 +68,7 @@ class FitNet(TwoStages):
     """
 
     reads = frozenset({"logits", "features"})
+    matches = frozenset({"logits", "middle map"})
     term_name = "hint"
 
     def __init__(

@@ -68,6 +68,7 @@ class FT(SoftTargets):
     """
 
     reads = frozenset({"logits", "features"})
+    matches = frozenset({"logits", "last map"})
     term_name = "ft"
 
     def __init__(

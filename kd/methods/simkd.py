@@ -119,6 +119,7 @@ class SimKD(Method):
     """
 
     reads = frozenset({"features", "embedding"})
+    matches = frozenset({"last map"})
 
     def __init__(self, alpha: float = 0.0, beta: float = 1.0, factor: int = 2, label_smoothing: float = 0.0) -> None:
         super().__init__()

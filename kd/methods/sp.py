@@ -69,6 +69,7 @@ class SP(SoftTargets):
     """
 
     reads = frozenset({"logits", "features"})
+    matches = frozenset({"logits", "last map"})
     term_name = "sp"
 
     def __init__(

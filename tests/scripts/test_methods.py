@@ -79,3 +79,17 @@ def test_picture_has_an_arrow_for_each_part_that_is_read():
     assert len(arrows(Logits)) == 2  # logits, and the labels
     assert len(arrows(Reading)) == 5
     assert methods.picture(Reading)[0] == "docs/methods/features-logits.svg"
+
+    class Last(Reading):
+        matches = frozenset({"last map"})
+
+    class Unlabelled(Logits):
+        reads_labels = False
+
+    class Peers(Logits):
+        reads = frozenset()
+        matches = frozenset({"logits"})
+
+    assert [len(arrows(cls)) for cls in (Last, Unlabelled, Peers)] == [2, 1, 4]  # peers: two ways, and labels for both
+    names = {methods.picture(cls)[0] for cls in (Logits, Reading, Last, Unlabelled, Peers)}
+    assert len(names) == 5  # a file for each
