@@ -51,6 +51,18 @@ def file(text: str) -> Path:
     return path
 
 
+def save(path: Path, text: str) -> None:
+    """Write a file that was asked for on the command line, once its text has been printed.
+
+    Raises:
+        UserError: naming the file and the reason, if it cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
 def tolerant_stdout() -> None:
     """Print characters that the terminal's encoding lacks as escapes, instead of ending with a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,7 +1,7 @@
 """Measure how long a sweep takes under several launchers: whole commands, timed in turns.
 
-A ratio is the median over rounds of one launcher's time divided by the first launcher's in the same round. The teacher
-is trained beforehand.
+A ratio is the median over rounds of one launcher's time divided by the first launcher's in the same round. Teachers are
+trained beforehand, by the same sweep with students of one epoch.
 """
 
 import argparse
@@ -15,9 +15,10 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+from kd.app.programs import check_launchers
 from kd.errors import UserError
 from kd.runs.status import git_revision, versions
-from kd.terminal import Parser, file, positive
+from kd.terminal import Parser, file, positive, save
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = (
@@ -35,8 +36,8 @@ def sweep_seconds(launcher: str, grid: list[str], directory: Path, store: Path) 
     started = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        reason = (done.stderr or done.stdout).strip().splitlines()[-1]
-        raise UserError(f"{launcher}: {reason.removeprefix('error: ')}")
+        printed = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
+        raise UserError(f"{launcher}: {printed[-1].removeprefix('error: ')}")
     return time.perf_counter() - started
 
 
@@ -59,7 +60,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--launchers", nargs="+", default=["basic", "cohort", "auto"], metavar="NAME")
     parser.add_argument("--rounds", type=positive, default=3, help="sweeps under each launcher (default: 3)")
     parser.add_argument("--json", type=file, metavar="FILE", help="write all figures")
-    return parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
+    check_launchers(options.launchers)
+    return options
 
 
 def benchmark(options: argparse.Namespace) -> None:
@@ -68,8 +71,7 @@ def benchmark(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         store = folder / "teachers"
-        first_job = [override.split(",")[0] for override in grid]
-        sweep_seconds("basic", [*first_job, "recipe.epochs=1"], folder / "teacher", store)
+        sweep_seconds("basic", [*grid, "recipe.epochs=1"], folder / "teachers_sweep", store)
         seconds: dict[str, list[float]] = {launcher: [] for launcher in options.launchers}
         for number in range(options.rounds):
             for launcher in options.launchers:
@@ -95,7 +97,7 @@ def benchmark(options: argparse.Namespace) -> None:
             "seconds": seconds,
             "ratios": ratios,
         }
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        save(options.json, json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from kd.data.images import Images
 from kd.errors import UserError
 from kd.runs.status import measured_by
 from kd.teachers.frozen import FrozenTeacher
-from kd.terminal import Parser, file, positive
+from kd.terminal import Parser, file, positive, save
 from kd.training.performance import device_name
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ def main() -> None:
         options = arguments()
         figures = measure(options)
         text = markdown(figures)
-        if options.json is not None:
-            options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        if options.markdown is not None:
-            options.markdown.write_text(text, encoding="utf-8")
         Console(soft_wrap=True).print(text, highlight=False, markup=False, end="")
+        if options.json is not None:
+            save(options.json, json.dumps(figures, indent=2) + "\n")
+        if options.markdown is not None:
+            save(options.markdown, text)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (UserError, HydraException, OmegaConfBaseException, RuntimeError) as error:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from kd.errors import UserError
-from kd.terminal import Parser, file, shows_progress, waiting, with_progress
+from kd.terminal import Parser, file, save, shows_progress, waiting, with_progress
 
 
 class Terminal(io.StringIO):
@@ -109,3 +109,12 @@ def test_file_names_what_cannot_be_written(tmp_path, monkeypatch, name, reason):
     with pytest.raises(UserError) as mistake:
         parser.parse_args(["--json", name])
     assert str(mistake.value) == f"argument --json: {name}: {reason}; see --help"
+
+
+def test_save_writes_a_text_or_names_the_reason(tmp_path):
+    save(tmp_path / "cost.md", "| × logits |\n")
+    assert (tmp_path / "cost.md").read_bytes() == "| × logits |\n".encode()
+    gone = tmp_path / "gone" / "cost.md"
+    with pytest.raises(UserError) as mistake:
+        save(gone, "")
+    assert str(mistake.value) == f"{gone}: cannot be written: No such file or directory"

@@ -6,18 +6,23 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
+import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.app.arguments import NAME, in_shell, read_arguments, refuse_wrong_choices, sweeps
-from kd.app.explain import explain
+from kd.app.compose import VERSION_BASE, compose, conf_dir
+from kd.app.explain import LAUNCHERS, explain
 from kd.errors import UserError
 from kd.report.text import visible
 from kd.terminal import tolerant_stdout
 
 
 def run_program(name: str, parse: Callable[[], argparse.Namespace], work: Callable[[argparse.Namespace], None]) -> int:
-    """Run a program that takes settings of ours, and return its exit code: 1 for a mistake, told in one line.
+    """Run a program that takes settings of ours, and return its exit code.
+
+    It is 1 for a mistake, told in one line, and 130 for an interruption by Ctrl-C.
 
     Args:
         name: of the program, as in "export.py".
@@ -29,6 +34,8 @@ def run_program(name: str, parse: Callable[[], argparse.Namespace], work: Callab
     try:
         args = parse()
         work(args)
+    except KeyboardInterrupt:
+        return 130
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"{name}: {visible(explain(error, args.settings))}", file=sys.stderr)
         return 1
@@ -55,6 +62,28 @@ def check_settings(overrides: Sequence[str], several: str = "give a single value
     refuse_wrong_choices(read_arguments(overrides).overrides)
     for override in sweeps(overrides):
         raise UserError(f"{override}: {several}")
+
+
+def check_launchers(names: Iterable[str]) -> None:
+    """Refuse what is no launcher, and one whose package is not installed, before any of them runs.
+
+    Args:
+        names: as `hydra/launcher=NAME` takes them.
+
+    Raises:
+        UserError: naming the launchers that there are, or the package.
+    """
+    with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
+        known = GlobalHydra.instance().config_loader().get_group_options("hydra/launcher")
+    for name in names:
+        installable = name.partition("_")[0] in LAUNCHERS  # `explain` names the extra that brings it
+        if name not in known and not installable:
+            apart = "; write settings before launchers" if "=" in name else ""
+            raise UserError(f"there is no launcher {name}; there are {', '.join(known)}{apart}")
+        try:
+            compose([f"hydra/launcher={name}"])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"launcher {name}: {explain(error, [])}") from error
 
 
 def refuse_setting(argument: str, program: str) -> None:

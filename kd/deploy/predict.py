@@ -215,9 +215,16 @@ def percent(probability: float) -> str:
 
 
 def main() -> int:
+    """Run the program, and return its exit code: 1 if anything could not be read, 130 if Ctrl-C interrupted it."""
     tolerant_stdout()
     end_with_the_pipe()
-    program = Path(sys.argv[0]).name
+    try:
+        return _classify(Path(sys.argv[0]).name)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _classify(program: str) -> int:
 
     def print_error(line: str) -> None:
         print(f"{program}: {visible(line)}", file=sys.stderr)

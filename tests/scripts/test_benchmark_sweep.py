@@ -1,7 +1,10 @@
 import json
+import subprocess
 
 import pytest
 
+from kd.errors import UserError
+from scripts import benchmark_sweep as program
 from tests import processes
 from tests.common import QUICK, ROOT
 
@@ -11,7 +14,7 @@ def benchmark_sweep(folder, *arguments):
 
 
 def test_benchmark_sweep_compares_launchers(tmp_path):
-    grid = (*QUICK, "epochs=1", "method=logits", "T=1,2")
+    grid = (*QUICK, "epochs=1", "method=logits", "T=choice(1,2)")
     done = benchmark_sweep(tmp_path, *grid, "--launchers", "basic", "auto", "--rounds", "1", "--json", "sweep.json")
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "sweep.json").read_text())
@@ -27,3 +30,43 @@ def test_benchmark_sweep_compares_launchers(tmp_path):
 def test_benchmark_sweep_reports_a_mistake_in_one_line(tmp_path, one_line):
     assert "nonsense" in one_line(benchmark_sweep(tmp_path, "method=nonsense"))
     assert "argument --rounds: must be at least 1" in one_line(benchmark_sweep(tmp_path, "--rounds", "0"))
+    known = "there are auto, basic, cohort, "
+    for given in ("cohrt", "data=digits"):
+        line = one_line(benchmark_sweep(tmp_path, "--launchers", "basic", given))
+        assert line.startswith(f"benchmark_sweep.py: there is no launcher {given}; {known}")
+
+
+@pytest.fixture
+def swept(monkeypatch):
+    """The sweeps of the script, launcher and grid, none of which is run."""
+    swept = []
+
+    def sweep_seconds(launcher, grid, *_):
+        swept.append((launcher, grid))
+        return 2.0
+
+    monkeypatch.setattr(program, "sweep_seconds", sweep_seconds)
+    return swept
+
+
+def test_benchmark_sweep_trains_every_teacher_beforehand(swept, monkeypatch):
+    grid = ["teacher=cnn16,cnn32", "T=range(1,3)", "method.terms={at: 1, rkd: 2}"]
+    monkeypatch.setattr("sys.argv", ["benchmark_sweep.py", *grid, "--launchers", "auto", "--rounds", "1"])
+    program.main()
+    assert swept == [("basic", [*grid, "recipe.epochs=1"]), ("auto", grid)]
+
+
+def test_benchmark_sweep_prints_before_it_writes(swept, monkeypatch, capsys):
+    arguments = ["T=1,2", "--launchers", "auto", "--rounds", "1", "--json", "/dev/full"]
+    monkeypatch.setattr("sys.argv", ["benchmark_sweep.py", *arguments])
+    with pytest.raises(
+        SystemExit, match=r"^benchmark_sweep\.py: /dev/full: cannot be written: No space left on device"
+    ):
+        program.main()
+    assert "median    2.0 s, 1.00 of auto" in capsys.readouterr().out
+
+
+def test_benchmark_sweep_names_the_exit_code_of_a_silent_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -9, "\n", " "))
+    with pytest.raises(UserError, match=r"^basic: exit code -9$"):
+        program.sweep_seconds("basic", [], tmp_path / "sweep", tmp_path / "teachers")

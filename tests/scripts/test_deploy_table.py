@@ -117,3 +117,11 @@ def test_deploy_table_names_the_extra_that_is_missing(program, monkeypatch):
     code, printed, errors = program("run")
     assert (code, printed, errors.count("\n")) == (1, "", 1)
     assert "this needs onnxruntime, which is not installed: pip install -e '.[export]'" in errors
+
+
+def test_deploy_table_interrupted_ends_without_a_traceback(program, monkeypatch, deploy_table):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deploy_table, "table", interrupt)
+    assert program("run") == (130, "", "")

@@ -97,3 +97,11 @@ def test_evaluate_refuses_in_a_line(program, arguments, answer):
     code, printed, errors = program(*arguments)
     assert (code, printed, errors.count("\n")) == (1, "", 1)
     assert answer in errors
+
+
+def test_evaluate_interrupted_ends_without_a_traceback(program, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "run", interrupt)
+    assert program("run") == (130, "", "")

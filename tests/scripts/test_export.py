@@ -127,3 +127,11 @@ def test_export_takes_no_code_from_a_record(program, tmp_path, changes):
     assert (code, errors.count("\n")) == (1, 1)
     assert "which may run code; name the images by data=NAME data.root=DIR" in errors
     assert not (tmp_path / "ran").exists()
+
+
+def test_export_interrupted_ends_without_a_traceback(program, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "_writing", interrupt)
+    assert program("run") == (130, "", "")

@@ -99,3 +99,11 @@ def test_method_cost_reports_a_mistake_in_one_line(cost, arguments, printed):
 
 def test_method_cost_as_a_program_ends_with_its_line(tmp_path, one_line):
     assert "must be at least 1, got 0" in one_line(program(tmp_path, "--rounds", "0"))
+
+
+def test_method_cost_prints_before_it_writes(cost, monkeypatch, capsys):
+    figures = {"machine": {"device": "a processor", "rounds": 2, "steps": 1}, "overrides": [], "tables": []}
+    monkeypatch.setattr(method_cost, "measure", lambda _: figures)
+    with pytest.raises(SystemExit, match=r"^method_cost\.py: /dev/full: cannot be written: No space left on device$"):
+        cost("--json", "/dev/full", "--markdown", "cost.md")
+    assert "a processor; medians over 2 rounds of 1 steps." in capsys.readouterr().out
