@@ -12,18 +12,26 @@ the median over rounds of one loop's images per second divided by the other's in
 In every round the machine's own limits have a turn, too: large matrix products, and memory, copied (a = b) and added
 (a = b + s c). The operations of a step of train.py are counted, and the bytes that they read and write one by one: how
 long the step would take at each limit, as a share of its time, shows which one binds, and what is left to gain.
+
+Memory is the most that a loop held at once in that training: of the GPU, or of the machine by the process and its
+workers. Where Linux does not tell it, it is the most that the process has held since its start.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import logging
 import os
+import re
 import resource
 import sys
 import tempfile
 import time
 import warnings
+from contextlib import suppress
 from functools import cache, partial
+from multiprocessing import active_children
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,7 +55,7 @@ from kd.report.speed import IMAGES, LOOPS, limits_to_rich, ratio, remarks, share
 from kd.runs.results import Result
 from kd.runs.status import measured_by
 from kd.runs.weights import save_weights
-from kd.terminal import Parser, file, positive
+from kd.terminal import Parser, file, positive, save
 from kd.training.performance import device_name
 from kd.training.threads import SPINNING
 
@@ -59,6 +67,8 @@ WORKLOADS = {
     "feature_live": ["method=feature"],
 }
 TEACHER = "teacher.safetensors"
+EPOCHS = 1_000_000
+"""So many that no training ends before its turns."""
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 """The environment of a process whose idle threads sleep after microseconds."""
 LIMITS = "limits"
@@ -82,12 +92,27 @@ def benchmark(options: argparse.Namespace) -> None:
         save_weights(CNN(32, 10, 32, "relu", 0.25, 0.5), folder / TEACHER, {})  # untrained, which costs no speed
         check_settings(options.overrides)
         for workload in options.workloads:
-            check_command(command(workload, "changed", options, folder))
+            changed = command(workload, "changed", options, folder)
+            check_command(changed)
+            refuse_other_steps(changed, options)
         figures = measure(options, folder)
     shown = to_rich(figures), *remarks(figures), limits_to_rich(figures)
     Console(width=110, soft_wrap=True).print(*shown, sep="\n", highlight=False)
     if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        save(options.json, json.dumps(figures, indent=2) + "\n")
+
+
+def refuse_other_steps(task: Command, options: argparse.Namespace) -> None:
+    """Refuse settings of `changed` under which a turn is not what the options say.
+
+    Raises:
+        UserError: for other images a step, of which speeds are computed, or a training that may end before its turns.
+    """
+    recipe = task.cfg.recipe if "student" in task.cfg.spec.networks else task.cfg.teacher_recipe
+    if recipe.batch_size != options.batch:
+        raise UserError(f"batch_size={recipe.batch_size}: images a step are --batch, not batch_size")
+    if recipe.epochs != EPOCHS:
+        raise UserError(f"epochs={recipe.epochs}: a turn has --steps, not epochs")
 
 
 def arguments() -> argparse.Namespace:
@@ -158,19 +183,21 @@ def entry(turns: Timed, images: int) -> dict[str, Any]:
 def serve(options: argparse.Namespace, folder: Path, loop: str, pipe: Connection) -> None:
     """Train the workloads that come through the pipe, in a process of one loop."""
     silence()
-    turns = Turns(pipe, options.warmup, options.steps, synchronize)
+    turns = Turns(pipe, options.warmup, options.steps, synchronize, partial(peak_memory_gb, options))
     while True:
         work = Work() if loop == "train.py" else None
         try:
             workload = pipe.recv()
+            forget_peak()
             if loop == LIMITS:
                 measure_limits(pipe, options)
             elif loop == "textbook":
                 train_textbook(workload, turns, options, folder)
             else:
                 train_ours(workload, loop, turns, options, folder, work)
-        except TurnsOver:
-            pipe.send({"memory_gb": peak_memory_gb(options), "step": work and work.figures()})
+            raise RuntimeError("its training ended before its turns did")  # or the parent would wait for ever
+        except TurnsOver as over:
+            pipe.send({"memory_gb": over.last, "step": work and work.figures()})
         except (KeyboardInterrupt, SystemExit, EOFError, BrokenPipeError):
             return  # the parent has ended
         except Exception as error:
@@ -214,7 +241,7 @@ def command(workload: str, loop: str, options: argparse.Namespace, folder: Path)
         *(f"{role}.{name}={p}" for role in ("teacher", "student") for name, p in textbook.DROPOUT.items()),
         f"teacher_store={folder / loop}",  # one for each loop: a process that trains a teacher holds its lock
         f"batch_size={options.batch}",
-        "epochs=1000000",
+        f"epochs={EPOCHS}",
         f"trainer={options.device}",
         "trainer.enable_progress_bar=false",
     ]
@@ -262,12 +289,37 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def forget_peak() -> None:
+    """Begin to measure peak memory anew, without what a training before has left."""
+    gc.collect()  # a Trainer refers to itself
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError, AttributeError):  # another system, another C library
+        ctypes.CDLL(None).malloc_trim(0)  # `speed.keep_memory` has kept what was freed
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_gb(options: argparse.Namespace) -> float:
-    """Return the most memory that this process and two workers have held so far; on a GPU, of the GPU's memory."""
+    """Return the most memory, in GB (10^9 bytes), held since `forget_peak`: on a GPU, of the GPU's memory.
+
+    On a processor it is the sum of what this process held at most and what each of its living workers did. Without
+    Linux's /proc it is this process's alone, since its start.
+    """
     if options.device == "gpu":
         return torch.cuda.max_memory_allocated() / 1e9
-    own, workers = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return (own + 2 * workers) * 1024 / 1e9
+    own = _peak_bytes("self")
+    if own is None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return (own + sum(_peak_bytes(worker.pid) or 0 for worker in active_children())) / 1e9
+
+
+def _peak_bytes(process: int | str | None) -> int | None:
+    """Return the peak of a process's resident set, by its id or "self"; None if Linux does not tell it."""
+    with suppress(OSError):
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.M)
+        return None if found is None else int(found[1]) * 1024
+    return None
 
 
 def silence() -> None:

@@ -29,7 +29,7 @@ from kd.errors import UserError
 from kd.report.speed import IMAGES
 from kd.report.tables import markdown
 from kd.runs.status import measured_by
-from kd.terminal import Parser, file, positive
+from kd.terminal import Parser, file, positive, save
 
 TEACHER = "teacher.safetensors"
 """Where `benchmark.py` looks for its teacher."""
@@ -67,12 +67,13 @@ def main() -> int:
         options = arguments()
         with tempfile.TemporaryDirectory() as temporary:
             figures = checked(options, Path(temporary))
+        print(to_markdown(figures), end="", flush=True)
+        write(figures, options)
     except KeyboardInterrupt:
         return 130
     except (UserError, OSError) as error:
         print(f"gpu_check.py: {error}", file=sys.stderr)
         return 1
-    print(to_markdown(figures), end="")
     return 1 if failures(figures) else 0
 
 
@@ -114,11 +115,21 @@ def checked(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         limit = max(0.0, left) * part.weight / sum(later.weight for later in chosen[place:])
         print(f"{part.name}: at most {limit:.0f} s", file=sys.stderr, flush=True)
         figures["parts"][part.name] = told(Process(_rows, part, options, folder), limit)
-        if options.json is not None:
-            options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        if options.markdown is not None:
-            options.markdown.write_text(to_markdown(figures), encoding="utf-8")
+        with suppress(UserError):  # `main` tells it, after the table
+            write(figures, options)
     return figures
+
+
+def write(figures: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write the files that the options name.
+
+    Raises:
+        UserError: if one cannot be written.
+    """
+    if options.json is not None:
+        save(options.json, json.dumps(figures, indent=2) + "\n")
+    if options.markdown is not None:
+        save(options.markdown, to_markdown(figures))
 
 
 class Process:
@@ -263,7 +274,8 @@ def to_markdown(figures: dict[str, Any]) -> str:
         [
             markdown(COLUMNS, lines, left=("what", "note")),
             f"{machine['device']}; {versions}; {machine['date'][:10]}: `{machine['command']}`.",
-            "ratio: to the part's first loop; share of peak: of a large product of matrices in bf16, measured here.",
+            "ratio: to the part's first loop, none if that failed; share of peak: of a large product of matrices in "
+            "bf16, measured here.",
             "",
             "failed: " + "; ".join(failed),
             "",
@@ -291,7 +303,7 @@ def _cells(part: str, row: dict[str, Any], peak: float | None) -> list[str]:
         cells = [
             f"{rate:,.0f}",
             f"{IMAGES / rate:.2f}",
-            f"{row['ratio']:.2f}",
+            f"{row['ratio']:.2f}" if "ratio" in row else "",
             "" if row["memory_gb"] is None else f"{row['memory_gb']:.2f}",
             f"{rate * flops / peak:.1%}" if flops and peak else "",
         ]

@@ -2,7 +2,7 @@
 
 Each part is a generator of rows. Loops are compared in turns, each in a process of its own, so that one that fails is
 named and the others go on. A row has the images per second of every round; its ratio is the median over rounds of that
-divided by what the first loop of the part had in the same round.
+divided by what the first loop of the part had in the same round. If that one failed, no row has a ratio.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import torch
 import yaml
 from gpu_step import Pixels, StackedSteps, Steps, StoredOnDevice, captured, noise
 from limits import Limits, Work
+from textbook import DROPOUT
 from torch import nn
 from turns import Turns, TurnsOver, in_turns, prepare, processes
 
@@ -115,7 +116,7 @@ def cohort(options: Options) -> Iterator[Row]:
             found[f"{count}, {name}"] = partial(_serve, options, make, graph, kind is not StackedSteps)
     for row in _compared(options, found, {name: count * options.size.batch for name, count in students.items()}):
         count = students[row["what"]]
-        times = {} if "error" in row else {"note": f"{count / row['ratio']:.2f} x the time of the first"}
+        times = {"note": f"{count / row['ratio']:.2f} x the time of the first"} if "ratio" in row else {}
         yield {**row, "what": f"students: {row['what']}", **times}
 
 
@@ -132,6 +133,7 @@ def _compared(options: Options, found: dict[str, Serve], images: dict[str, int] 
     """Let loops take turns, and yield a row of each; `images` are those of a step, a batch by default."""
     rounds, steps = options.size.rounds, options.size.steps
     images = images or dict.fromkeys(found, options.size.batch)
+    shown = {"changed": "train.py, compiled"}
     with processes(lambda name, pipe: found[name](name, pipe), {name: {} for name in found}, fork=True) as pipes:
         ready: dict[str, Connection] = {}
         for name, pipe in pipes.items():
@@ -139,15 +141,19 @@ def _compared(options: Options, found: dict[str, Serve], images: dict[str, int] 
                 prepare("logits_live", pipe)
                 ready[name] = pipe
             except (RuntimeError, OSError) as error:
-                yield {"what": name, "error": str(error) or type(error).__name__}
-        timed = in_turns(ready, rounds)
+                yield {"what": shown.get(name, name), "error": str(error) or type(error).__name__}
+        failed: dict[str, str] = {}
+        timed = in_turns(ready, rounds, failed.__setitem__)
+    yield from ({"what": shown.get(name, name), "error": why} for name, why in failed.items())
     rates = {name: [images[name] * steps / seconds for seconds in turns] for name, turns in timed.turns.items()}
+    first = rates.get(next(iter(found)))  # nothing else takes its place: the ratios would be to another loop unseen
     for name, own in rates.items():
         step = timed.ends[name]["step"]
+        ratio = statistics.median(a / b for a, b in zip(own, first, strict=True)) if first is not None else None
         yield {
-            "what": {"changed": "train.py, compiled"}.get(name, name),
+            "what": shown.get(name, name),
             "images_per_second": own,
-            "ratio": statistics.median(a / b for a, b in zip(own, next(iter(rates.values())), strict=True)),
+            **({} if ratio is None else {"ratio": ratio}),
             "memory_gb": timed.ends[name]["memory_gb"],
             "flops_an_image": step and sum(step["flops"].values()) / images[name],
         }
@@ -185,11 +191,11 @@ def _steps(
 ) -> Steps:
     """Make the training of some students of the default networks."""
     pixels = noise(options.size.images, options.device)
-    teacher = _teacher(options, CNN(2 if options.tiny else 32, 10, 32, "relu", 0.0, 0.0))
+    teacher = _teacher(options, CNN(2 if options.tiny else 32, 10, 32, "relu", **DROPOUT))
     students = []
     for seed in range(count):
         torch.manual_seed(seed)
-        students.append(_ready(options, CNN(2 if options.tiny else 16, 10, 32, "relu", 0.0, 0.0)))
+        students.append(_ready(options, CNN(2 if options.tiny else 16, 10, 32, "relu", **DROPOUT)))
     if compiles:
         students[0].compile()
     taught: Teacher = StoredOnDevice(teacher, pixels, share=0.01) if stores else teacher
@@ -237,6 +243,8 @@ def _serve(options: Options, make: Callable[[], Steps], graph: bool, counts: boo
         pipe.recv()
         fast().configure_process(None, options.device)
         steps = make()
+        if options.cuda:
+            torch.cuda.reset_peak_memory_stats()  # to store logits takes more than a step, and comes once
         work = None
         if counts:
             with Work() as counter:

@@ -36,7 +36,11 @@ class PacedBuilder(Builder):
 
 
 class Pace(L.Callback):
-    """Makes a training take turns. Where the teacher's logits are stored, those of all turns are stored beforehand."""
+    """Makes a training take turns of steps alone.
+
+    Where the teacher's logits are stored, those of all turns are stored beforehand. What comes between two epochs is
+    not timed: the loops that this one is compared with neither validate nor write checkpoints.
+    """
 
     def __init__(self, build: Builder, turns: Turns, rounds: int, work: Work | None) -> None:
         self.build, self.turns, self.steps = build, turns, rounds * (turns.warmup + turns.steps)
@@ -52,6 +56,7 @@ class Pace(L.Callback):
         self.turns.begin()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.turns.resume()
         if self.work is not None and trainer.global_step == 0:
             self.work.__enter__()
 
@@ -59,6 +64,8 @@ class Pace(L.Callback):
         if self.work is not None and trainer.global_step == 1:
             self.work.__exit__(None, None, None)
         self.turns.step()
+        if trainer.is_last_batch:
+            self.turns.pause()
 
 
 class Exit(L.Callback):

@@ -28,11 +28,22 @@ class Timed(NamedTuple):
 
 
 class TurnsOver(Exception):  # noqa: N818 - not an error
-    """Ends a training that has had all its turns."""
+    """Ends a training that has had all its turns.
+
+    Args:
+        last: what `at_end` of its `Turns` returned.
+    """
+
+    def __init__(self, last: Any = None) -> None:
+        super().__init__()
+        self.last = last
 
 
 class Turns:
     """A process's side: times a training that calls `begin` before its first step and `step` after each.
+
+    What a training does beside its steps, such as validation between two epochs, is left out of the time if it calls
+    `pause` before and `resume` after.
 
     Args:
         pipe: to the parent process.
@@ -40,12 +51,20 @@ class Turns:
             another process had its turn.
         steps: timed steps of a turn, at least 1.
         synchronize: waits for a device that runs ahead of the program.
+        at_end: called after the last turn, while the training still holds its memory and its workers.
     """
 
     def __init__(
-        self, pipe: Connection, warmup: int, steps: int, synchronize: Callable[[], None] = lambda: None
+        self,
+        pipe: Connection,
+        warmup: int,
+        steps: int,
+        synchronize: Callable[[], None] = lambda: None,
+        at_end: Callable[[], Any] = lambda: None,
     ) -> None:
-        self.pipe, self.warmup, self.steps, self.synchronize = pipe, warmup, steps, synchronize
+        self.pipe, self.warmup, self.steps, self.synchronize, self.at_end = pipe, warmup, steps, synchronize, at_end
+        self.done = 0
+        self.paused: float | None = None
 
     def begin(self) -> None:
         self.pipe.send(None)
@@ -59,9 +78,20 @@ class Turns:
             self.pipe.send(self._now() - self.started)
             self._wait()
 
+    def pause(self) -> None:
+        """Stop the clock, if it runs: in a turn's warm-up it does not."""
+        if self.done >= self.warmup:
+            self.paused = self._now()
+
+    def resume(self) -> None:
+        """Let a clock that was stopped go on."""
+        if self.paused is not None:
+            self.started += self._now() - self.paused
+            self.paused = None
+
     def _wait(self) -> None:
         if not self.pipe.recv():
-            raise TurnsOver
+            raise TurnsOver(self.at_end())
         self.done = 0
 
     def _now(self) -> float:
@@ -144,17 +174,35 @@ def prepare(task: str, pipe: Connection) -> None:
     _receive(pipe)
 
 
-def in_turns(pipes: dict[str, Connection], rounds: int) -> Timed:
-    """Give processes that have a task a turn in every round; see `take_turns`."""
+def in_turns(pipes: dict[str, Connection], rounds: int, on_error: Callable[[str, str], None] | None = None) -> Timed:
+    """Give processes that have a task a turn in every round; see `take_turns`.
+
+    Args:
+        pipes: to the processes.
+        rounds: turns of each.
+        on_error: called with the name of a process that fails and why. The others go on, and nothing that was measured
+            of that one is returned. By default its failure is raised.
+
+    Raises:
+        RuntimeError, OSError: if a process failed and there is no `on_error`.
+    """
     turns: dict[str, list[Any]] = {name: [] for name in pipes}
-    for _ in range(rounds):
-        for name, pipe in pipes.items():
-            pipe.send(True)
-            turns[name].append(_receive(pipe))
-    ends = {}
-    for name, pipe in pipes.items():
-        pipe.send(False)
-        ends[name] = _receive(pipe)
+    ends: dict[str, Any] = {}
+    for number in range(rounds + 1):
+        for name in list(turns):
+            try:
+                pipes[name].send(number < rounds)
+                reply = _receive(pipes[name])
+            except (RuntimeError, OSError) as error:
+                if on_error is None:
+                    raise
+                del turns[name]
+                on_error(name, str(error) or type(error).__name__)
+                continue
+            if number < rounds:
+                turns[name].append(reply)
+            else:
+                ends[name] = reply
     return Timed(turns, ends)
 
 

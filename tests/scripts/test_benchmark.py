@@ -1,11 +1,17 @@
 import argparse
 import json
 import multiprocessing
+import os
 import shlex
+import threading
+import time
+from pathlib import Path
 
+import lightning as L
 import pytest
 
 from kd.app.run import run
+from kd.errors import UserError
 from kd.models.cnn import CNN
 from kd.runs.results import Result
 from kd.runs.weights import save_weights
@@ -52,6 +58,9 @@ def test_benchmark_measures_every_workload_in_every_loop(tmp_path):
     [
         (("speed.keep_memoy=false",), "did you mean speed.keep_memory?"),
         (("T=1,2",), "T=1,2: give a single value"),
+        (("batch_size=64",), "batch_size=64: images a step are --batch, not batch_size"),
+        (("epochs=1",), "epochs=1: a turn has --steps, not epochs"),
+        (("recipe.epochs=2", "--workloads", "student"), "epochs=2: a turn has --steps, not epochs"),
         (("--rounds", "0"), "argument --rounds: must be at least 1, got 0; see --help"),
         (("--workloads", "all"), "argument --workloads: invalid choice: 'all'"),
         (("--json", "nowhere/speed.json"), "argument --json: nowhere/speed.json: no folder nowhere"),
@@ -84,3 +93,74 @@ def test_pace_stores_the_logits_of_all_turns_beforehand(tmp_path, monkeypatch, n
         run(build, record, tmp_path / "run")
     assert turns.asked == 8 * 600
     assert build.stored.requested - turns.asked == build.stored.found - turns.found == 8 * 600
+
+
+def test_pace_does_not_time_validation(tmp_path, noise):
+    import benchmark
+    from paced import PacedBuilder
+
+    class Validated(L.Callback):
+        def on_validation_start(self, *_):
+            paused.append(turns.paused is not None)
+
+    class Validating(PacedBuilder):
+        def callbacks(self):
+            return [*super().callbacks(), Validated()]
+
+    paused = []
+    options = argparse.Namespace(device="cpu", batch=600, overrides=[])
+    parent, child = multiprocessing.Pipe()
+    for go_on in (True, False):
+        parent.send(go_on)
+    turns = benchmark.Turns(child, warmup=1, steps=4)  # of 5 steps, 3 of which make an epoch
+    build = Validating(benchmark.command("student", "train.py", options, tmp_path), noise(2000, 100), turns, rounds=1)
+    record = Result(method="standard", seed=0, dataset="noise", epochs=1, status="running")
+    with pytest.raises(benchmark.TurnsOver):
+        run(build, record, tmp_path / "run")
+    assert paused == [True]
+    assert turns.paused is None  # the second epoch has gone on
+
+
+def test_serve_reports_a_training_that_ends_before_its_turns(tmp_path, monkeypatch):
+    import benchmark
+
+    monkeypatch.setattr(benchmark, "silence", lambda: None)
+    monkeypatch.setattr(benchmark, "train_ours", lambda *_: None)
+    options = argparse.Namespace(device="cpu", warmup=1, steps=1, overrides=[])
+    parent, child = multiprocessing.Pipe()
+    parent.send("student")
+    threading.Thread(target=benchmark.serve, args=(options, tmp_path, "train.py", child), daemon=True).start()
+    assert parent.poll(60), "both sides wait for each other"
+    assert parent.recv() == "train.py, student: its training ended before its turns did"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux alone tells a peak")
+def test_peak_memory_is_that_of_one_training_with_its_workers():
+    import benchmark
+
+    options = argparse.Namespace(device="cpu")
+    benchmark.forget_peak()
+    large = b"x" * (200 << 20)
+    of_the_first = benchmark.peak_memory_gb(options)
+    del large
+    benchmark.forget_peak()
+    alone = benchmark.peak_memory_gb(options)
+    assert alone < of_the_first - 0.15
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+    worker.start()
+    with_worker = benchmark.peak_memory_gb(options)
+    worker.kill()
+    worker.join()
+    assert with_worker > alone + 0.02
+
+
+def test_benchmark_prints_before_it_writes(monkeypatch, capsys):
+    import benchmark
+
+    machine = {"device": "a processor", "rounds": 3}
+    figures = {"machine": machine, "overrides": [], "workloads": {}, "shares": {}, "first_step_seconds": [4.5]}
+    monkeypatch.setattr(benchmark, "measure", lambda *_: figures)
+    options = argparse.Namespace(overrides=[], workloads=[], json=Path("/dev/full"))
+    with pytest.raises(UserError, match=r"^/dev/full: cannot be written: No space left on device$"):
+        benchmark.benchmark(options)
+    assert "to the first step: 4.5 s" in capsys.readouterr().out

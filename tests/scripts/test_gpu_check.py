@@ -4,9 +4,12 @@ import json
 import os
 import signal
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from scripts import gpu_check
 from tests import processes
@@ -105,3 +108,103 @@ def test_gpu_check_tells_of_a_part_that_was_killed():
 
     told = gpu_check.told(gpu_check.Process(work), 30)
     assert (told["rows"], told["error"]) == ([], "ended with exit code -9")
+
+
+def test_gpu_check_prints_before_it_writes(monkeypatch, capfd, part):
+    part(lambda: iter([{"what": "copy", "rate": 2e9, "note": "2 GB/s"}]))
+    code, printed, errors = call(monkeypatch, capfd, "--device", "cpu", "--json", "/dev/full")
+    assert code == 1
+    assert "| limits | copy |  |  |  |  |  | 2 GB/s |\n" in printed
+    assert errors.endswith("\ngpu_check.py: /dev/full: cannot be written: No space left on device\n")
+
+
+@pytest.fixture
+def measures(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import gpu_measures
+
+    return gpu_measures
+
+
+@pytest.fixture
+def options(measures, tmp_path):
+    """The smallest trial on a processor."""
+    size = measures.Size(images=64, batch=8, rounds=2, steps=1, students=(1, 2), shrink=64)
+    return measures.Options(torch.device("cpu"), True, tmp_path, size)
+
+
+def test_bare_steps_have_the_dropout_of_the_textbook(measures, options):
+    (student,) = measures._steps(options, 1, measures.Steps).students
+    rates = {module.p for module in student.modules() if isinstance(module, nn.Dropout)}
+    assert rates == set(measures.DROPOUT.values()) == {0.25, 0.5}
+
+
+def trains(name, pipe):
+    from gpu_measures import Turns, TurnsOver
+
+    pipe.recv()
+    turns = Turns(pipe, 1, 1)
+    try:
+        turns.begin()
+        while True:
+            turns.step()
+    except TurnsOver:
+        pipe.send({"memory_gb": None, "step": None})
+
+
+def fails_in_its_first_step(name, pipe):
+    pipe.recv()
+    pipe.send(None)
+    pipe.recv()
+    pipe.send("RuntimeError: no memory")
+
+
+@pytest.mark.parametrize("failing", ["first", "second"])
+def test_compared_names_a_loop_that_fails_in_its_first_step(measures, options, failing):
+    found = dict.fromkeys(("first", "second", "third"), trains) | {failing: fails_in_its_first_step}
+    error, *others = measures._compared(options, found)
+    assert error == {"what": failing, "error": "RuntimeError: no memory"}
+    assert [row["what"] for row in others] == [name for name in found if name != failing]
+    assert all(len(row["images_per_second"]) == 2 for row in others)
+    # Without the loop that the others are compared with, a ratio would be to another one.
+    assert [row["what"] for row in others if "ratio" in row] == ([] if failing == "first" else ["first", "third"])
+
+
+def test_cohort_and_table_take_rows_without_a_ratio(measures, options, monkeypatch):
+    rate = {"images_per_second": [1000.0], "memory_gb": None, "flops_an_image": None}
+    rows = [{"what": "1, one after the other", "error": "gone"}, {"what": "2, vmap", **rate}]
+    monkeypatch.setattr(measures, "_compared", lambda *_: iter(rows))
+    failed, measured = measures.cohort(options)
+    assert failed == {"what": "students: 1, one after the other", "error": "gone"}
+    assert measured == {"what": "students: 2, vmap", **rate}
+    assert gpu_check._cells("cohort", measured, None) == [
+        *("cohort", "students: 2, vmap", "1,000", "50.00", "", "", "", "")
+    ]
+
+
+def test_bare_step_forgets_the_memory_of_its_preparation(measures, options, monkeypatch):
+    held = [0.0]  # the peak so far, in bytes
+
+    class Steps:
+        def __init__(self):
+            held[0] = 9e9  # as the storing of logits does
+
+        def step(self):
+            held[0] = max(held[0], 2e9)
+
+    class Pipe:
+        answers, sent = ["logits_live", False], []
+
+        def recv(self):
+            return self.answers.pop(0)
+
+        def send(self, reply):
+            self.sent.append(reply)
+
+    monkeypatch.setattr(measures, "fast", lambda: SimpleNamespace(configure_process=lambda *_: None))
+    monkeypatch.setattr(measures, "Work", lambda: nullcontext(SimpleNamespace(figures=lambda: {})))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: held.__setitem__(0, 0.0))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: held[0])
+    measures._serve(options._replace(device=torch.device("cuda")), Steps, False, True, "bare, stored", Pipe())
+    assert Pipe.sent == [None, {"memory_gb": 2.0, "step": {}}]

@@ -3,11 +3,12 @@
 import multiprocessing
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from scripts import turns
-from scripts.turns import Turns, TurnsOver, processes, take_turns
+from scripts.turns import Turns, TurnsOver, in_turns, processes, take_turns
 
 
 @pytest.fixture
@@ -38,6 +39,53 @@ def test_turns_time_the_steps_after_the_warmup(ends):
     assert parent.recv() > 0
     assert parent.recv() > 0
     assert not parent.poll()
+
+
+def test_turns_do_not_time_a_pause(ends, monkeypatch):
+    parent, child = ends
+    for go_on in (True, True, False):
+        parent.send(go_on)
+    now = 0.0
+    monkeypatch.setattr(turns, "time", SimpleNamespace(perf_counter=lambda: now))
+    timing = Turns(child, warmup=2, steps=3)
+    timing.begin()
+
+    def train():
+        nonlocal now
+        while True:
+            now += 1  # a step
+            timing.step()
+            timing.pause()
+            now += 100  # such as validation
+            timing.resume()
+
+    with pytest.raises(TurnsOver):
+        train()
+    assert [parent.recv() for _ in range(3)] == [None, 3.0, 3.0]
+
+
+def test_turns_end_with_what_the_training_tells(ends):
+    parent, child = ends
+    parent.send(False)
+    with pytest.raises(TurnsOver) as over:
+        Turns(child, warmup=1, steps=1, at_end=lambda: "3 GB").begin()
+    assert over.value.last == "3 GB"
+
+
+def test_in_turns_names_a_process_that_fails_and_goes_on(ends):
+    parent, child = ends
+    for answer in (2.0, 3.0, 0.5):
+        child.send(answer)
+    pipes, failing = {}, {}
+    for name in ("failed", "gone"):
+        pipes[name], failing[name] = multiprocessing.Pipe()
+    failing["failed"].send("no memory")
+    failing["gone"].close()
+    failed = {}
+    timed = in_turns({"failed": pipes["failed"], "trains": parent, "gone": pipes["gone"]}, 2, failed.__setitem__)
+    assert timed == ({"trains": [2.0, 3.0]}, {"trains": 0.5})
+    assert failed.keys() == {"failed", "gone"}
+    assert failed["failed"] == "no memory"
 
 
 def test_take_turns_collects_seconds_and_the_last_reply(ends):
