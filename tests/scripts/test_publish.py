@@ -1,11 +1,13 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 
 import kd
 from kd.errors import UserError
-from kd.runs.results import read
-from scripts.publish import publish
+from kd.runs.results import read, write
+from scripts import publish as program
+from scripts.publish import _in_override, _in_sentence, publish, without_folders
 from tests import processes
 from tests.common import ROOT
 
@@ -49,3 +51,71 @@ def test_publish_refuses_what_is_no_whole_run(tmp_path, finished):
     with pytest.raises(UserError, match="no weights in"):
         publish(tmp_path / "run", tmp_path / "out", None)
     assert not (tmp_path / "out").exists()
+
+
+def test_publish_tells_nothing_of_the_folders_of_this_machine(tmp_path, finished):
+    shutil.copytree(finished / "run", tmp_path / "run")
+    record = read(tmp_path / "run" / "result.json")
+    record = replace(
+        record,
+        command="data=folder 'data.root=/home/jdoe/my images' 'teacher_weights=/mnt/lab 7/t.pt' T=4.0",
+        cwd="/home/jdoe/secret work",
+        variant="data.root=/home/jdoe/my images",
+        knobs={**record.knobs, "maps": "/home/jdoe/maps.pt", "layers": ["/home/jdoe/a", "b/c"]},
+        warnings=[
+            "/home/jdoe/secret work/runs/t.pt does not say what it was trained on",
+            "teacher_weights=/mnt/lab 7/t.pt comes from 30 images/s, of other classes",
+        ],
+    )
+    write(record, tmp_path / "run" / "result.json")
+    folder = publish(tmp_path / "run", tmp_path / "out", None)
+    published = read(folder / "result.json")
+    assert published.command == "data=folder 'data.root=my images' teacher_weights=t.pt T=4.0"
+    assert (published.cwd, published.variant) == ("", "data.root=my images")
+    assert (published.knobs["maps"], published.knobs["layers"]) == ("maps.pt", ["a", "b/c"])
+    assert published.warnings == [
+        "t.pt does not say what it was trained on",
+        "teacher_weights=t.pt comes from 30 images/s, of other classes",
+    ]
+    for name in ("result.json", "README.md"):
+        text = (folder / name).read_text()
+        assert "t.pt" in text
+        assert not [folder for folder in ("jdoe", "secret", "/mnt", "lab 7") if folder in text]
+
+
+@pytest.mark.parametrize(
+    ("override", "published"),
+    [
+        ("data.root='/home/jdoe/[v2]/my images/'", "data.root='my images'"),
+        ("data.also_test=[/mnt/a b/c, '/mnt/d,e/f', ~/g/h]", "data.also_test=[c, 'f', h]"),
+        ("student.settings={weights: /mnt/a/b, width: 3/4}", "student.settings={weights: b, width: 3/4}"),
+        ("hydra.run.dir=~/runs/x", "hydra.run.dir=x"),
+        ("~hydra/launcher=slurm", "~hydra/launcher=slurm"),
+        ("recipe/optimizer=adamw", "recipe/optimizer=adamw"),
+        ("data.root=../images/x", "data.root=../images/x"),
+        ("logger.url=https://example.com/a/b", "logger.url=https://example.com/a/b"),
+        ("logger.url=file:///home/jdoe/b", "logger.url=b"),
+        ("data.root=/", "data.root=/"),
+    ],
+)
+def test_publish_keeps_the_last_part_of_a_path_in_a_setting(override, published):
+    assert _in_override(override) == published
+
+
+def test_publish_keeps_what_is_no_path_in_a_sentence():
+    told = 'see https://example.com/a/b, "/mnt/a/b" and (~/c/d); 30 images/s, 2/3, and/or, a / b, ../e/f'
+    assert _in_sentence(told) == 'see https://example.com/a/b, "b" and (d); 30 images/s, 2/3, and/or, a / b, ../e/f'
+
+
+def test_publish_of_a_run_at_the_root_keeps_its_sentences(finished):
+    record = replace(read(finished / "run" / "result.json"), cwd="/", warnings=["of two :a/b, /c/d"])
+    assert without_folders(record).warnings == ["of two :a/b, d"]
+
+
+def test_publish_interrupted_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "publish", interrupt)
+    monkeypatch.setattr("sys.argv", ["publish.py", "run", "--to", "out"])
+    assert (program.main(), *capsys.readouterr()) == (130, "", "")
