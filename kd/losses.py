@@ -14,8 +14,12 @@ soon below the rounding of their logarithms, 1e-7, which the factor T^2 then mak
 def hard_loss(student: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of logits (B, C) with labels (B,) or shares of classes (B, C), in fp32, averaged over the batch.
 
-    Shares that do not sum to 1 weigh their image; the uniform part of label smoothing weighs 1 in any case.
+    Shares that do not sum to 1 weigh their image, also the uniform part of label smoothing.
     """
+    if y.is_floating_point() and label_smoothing:
+        # torch's own has a uniform part of 1 for any image.
+        uniform = y.sum(dim=1, keepdim=True) / y.shape[1]
+        y, label_smoothing = y + label_smoothing * (uniform - y), 0.0
     return F.cross_entropy(student.float(), y, label_smoothing=label_smoothing)
 
 

@@ -236,3 +236,12 @@ def test_nce_loss_is_the_textbook_formula_for_any_number_of_images():
 def test_nce_loss_of_extreme_scores_is_finite():
     positive, negatives = tensor([-300.0]), tensor([[300.0, -300.0]])
     assert nce_loss(positive, negatives, tensor(0.0)).item() == pytest.approx(600, rel=1e-5)
+
+
+def test_label_smoothing_of_weighted_labels_is_weighted_too():
+    """An image of weight 3 counts three times, whatever the smoothing."""
+    z, y = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 3])
+    weights = torch.tensor([[3.0], [0.5]])
+    each = [hard_loss(z[i : i + 1], y[i : i + 1], 0.2) for i in range(2)]
+    weighted = hard_loss(z, weights * torch.nn.functional.one_hot(y, 5), 0.2)
+    torch.testing.assert_close(weighted, (3 * each[0] + 0.5 * each[1]) / 2)

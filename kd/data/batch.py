@@ -22,7 +22,7 @@ class Batch(NamedTuple):
 
     @property
     def labels(self) -> Tensor:
-        """(B,), int64: the label, or the one with the largest share."""
+        """(B,), int64: the label, or of mixed images that of the largest share, weighted where classes are."""
         return self.y.argmax(dim=1) if self.y.is_floating_point() else self.y
 
     @classmethod

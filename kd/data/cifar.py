@@ -126,11 +126,11 @@ def _recognised(images: Images, kind: str, name: str, classes: list[str], root: 
     Raises:
         UserError: if they are not.
     """
-    found = {ALSO_CALLED.get(plain, plain) for plain in (re.sub("[ -]", "_", c.lower()) for c in images.classes)}
+    called = [ALSO_CALLED.get(plain, plain) for plain in (re.sub("[ -]", "_", c.lower()) for c in images.classes)]
     counts = len(images.train_y), len(images.test_y)
     numbered = in_order(images.classes) == [str(i) for i in range(len(classes))]
     wrong = []
-    if len(images.classes) != len(classes) or not (found == set(classes) or (numbered and counts == COUNTS)):
+    if len(images.classes) != len(classes) or not (set(called) == set(classes) or (numbered and counts == COUNTS)):
         few = ", ".join(images.classes[:5]) + (", ..." if len(images.classes) > 5 else "")
         wrong.append(f"{len(images.classes):,} classes ({few})")
     if images.sizes:
@@ -142,6 +142,11 @@ def _recognised(images: Images, kind: str, name: str, classes: list[str], root: 
             f"{printable(root)}: not {name}, but {', '.join(wrong)}; set data.root=DIR to where {name} is, or train on "
             f"this with data={kind} data.root={printable(root)}"
         )
+    if not numbered and called != classes:
+        # A plane sorts elsewhere than an airplane, and further test sets are in the published order.
+        place = torch.tensor([classes.index(label) for label in called])
+        labels = place[images.train_y], place[images.test_y]
+        images = replace(images, classes=tuple(classes), train_y=labels[0], test_y=labels[1])
     part = "" if counts == COUNTS else f"{sum(counts):,} of {sum(COUNTS):,} images"
     return replace(images, name=display_name(name, "JPEG" if images.name != name else "", part))
 

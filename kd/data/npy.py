@@ -102,12 +102,16 @@ def _split(top: Path, split: str, in_memory: bool) -> tuple[Tensor, Tensor]:
             f"{printable(data)}: {x.dtype} of shape {x.shape}, not images: uint8, from 0 to 255, of (N, H, W) or "
             "(N, H, W, C)"
         )
-    if y.dtype.kind not in "iu" or y.shape not in ((len(x),), (len(x), 1)) or int(y.min()) < 0:
+    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[2] == x.shape[3] != x.shape[1]:
+        raise UserError(f"{printable(data)}: of shape {x.shape}, (N, C, H, W) by its looks; store (N, H, W, C)")
+    whole = y.dtype.kind in "iu" and y.shape in ((len(x),), (len(x), 1))
+    labels = y.reshape(-1).astype(np.int64) if whole else np.array([-1])
+    if labels.min() < 0:  # also of unsigned ones that stand for -1
         raise UserError(
             f"{printable(file)}: {y.dtype} of shape {y.shape}, not labels of {len(x):,} images: whole numbers from 0"
         )
     pixels = read_only(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2)
-    return pixels.contiguous() if in_memory else pixels, torch.from_numpy(y.reshape(-1).astype(np.int64))
+    return pixels.contiguous() if in_memory else pixels, torch.from_numpy(labels)
 
 
 def _names(top: Path, y: Tensor) -> tuple[str, ...]:

@@ -44,7 +44,8 @@ def wrap(
         module: takes images (B, 3, H, W) and returns logits (B, C): as a Tensor, as the first of a tuple, or under
             the name "logits", as the models of transformers do. It is wrapped itself, not a copy.
         stages: paths of the modules whose outputs are the features, shallow to deep, such as ["layer1", "layer2"];
-            none for []. If one runs several times in a pass, its last output counts.
+            none for []. If one runs several times in a pass, its last output counts. What works in place on an output
+            afterwards, such as a ReLU of the next module, changes the feature, too: make it not to.
         head: path of the classifier, whose input is the embedding; by default the last nn.Linear, or without any the
             last 1x1 convolution.
         preacts: whether to return the maps before each stage's last activation. Where these activations work in

@@ -283,10 +283,16 @@ def test_cifar10_refuses_a_mirror_with_other_classes(root, no_network, pixels, e
 
 
 def test_cifar10_accepts_the_names_of_other_copies(root, no_network, pixels, encode, write_tree):
+    """In the published order, which is that of further test sets: a plane sorts behind a horse."""
     names = ["Plane", "car", *NAMES10[2:]]
     for split in ("train", "test"):
-        write_tree(root / split, {label: [encode(pixels[0])] for label in names})
-    assert cifar10(root).name == "CIFAR-10 (20 of 60,000 images)"
+        write_tree(root / split, {name: [encode(pixels[label])] for label, name in enumerate(names)})
+    images = cifar10(root)
+    assert images.name == "CIFAR-10 (20 of 60,000 images)"
+    assert list(images.classes) == NAMES10
+    for x, y in ((images.train_x, images.train_y), (images.test_x, images.test_y)):
+        assert sorted(y.tolist()) == list(range(10))
+        assert all(torch.equal(x[place], pixels[label]) for place, label in enumerate(y.tolist()))
 
 
 @pytest.fixture

@@ -35,6 +35,18 @@ def test_draw_has_the_moments_of_its_distribution():
     whole = (cutmix.box[:, 0] > 0) & (cutmix.box[:, 1] < 1000) & (cutmix.box[:, 2] > 0) & (cutmix.box[:, 3] < 1000)
     sides = (cutmix.box[:, 1] - cutmix.box[:, 0]), (cutmix.box[:, 3] - cutmix.box[:, 2])
     assert torch.equal(sides[0][whole], sides[1][whole])
+    area = (sides[0] * sides[1])[whole] / 1e6
+    # A box is whole with probability (1 - s)^2, s = sqrt(area), and areas are uniform: of s, 2 s (1 - s)^2 is left.
+    assert area.mean().item() == pytest.approx(0.2, abs=0.01)
+    middles = (cutmix.box[:, ::2] + cutmix.box[:, 1::2])[whole] / 2.0
+    assert middles.std(dim=0).min() > 100
+    assert middles.mean(dim=0).tolist() == pytest.approx([500, 500], abs=10)
+    narrow = draw(20_000, 1000, None, 50.0, torch.Generator().manual_seed(0)).box
+    height, width = narrow[:, 1] - narrow[:, 0], narrow[:, 3] - narrow[:, 2]
+    inside = (narrow[:, ::2] > 0).all(dim=1) & (narrow[:, 1::2] < 1000).all(dim=1)
+    area = (height * width)[inside] / 1e6
+    assert area.mean().item() == pytest.approx(0.5, abs=0.05)  # less than half, as larger boxes are cut more often
+    assert area.std().item() == pytest.approx(0.05, abs=0.01)  # of Beta(50, 50)
     assert cutmix.box.min() >= 0
     assert cutmix.box.max() <= 1000
     both = draw(20_000, 32, 0.4, 1.0, torch.Generator().manual_seed(0))

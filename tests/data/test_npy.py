@@ -71,6 +71,11 @@ def test_npy_is_also_tested_on_arrays_of_its_channels(tmp_path):
         ({"train_labels": np.zeros(14, int)}, r"int64 of shape \(14,\), not labels of 15 images"),
         ({"train_labels": np.zeros(15)}, "float64 of shape .*, not labels"),
         ({"train_labels": np.full(15, -1)}, "not labels of 15 images: whole numbers from 0"),
+        ({"train_labels": np.full(15, 2**63, np.uint64)}, "uint64 of shape .*, not labels of 15 images: whole numbers"),
+        (
+            {"train_images": pixels(15, 3, 8, 8)},
+            r"of shape \(15, 3, 8, 8\), \(N, C, H, W\) by its looks; store \(N, H, W, C",
+        ),
         ({"train_labels": np.full(15, 10**9)}, "a label of 1,000,000,000 and 20 images; number classes from 0"),
     ],
 )

@@ -3,10 +3,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+from torchvision.transforms import RandAugment, TrivialAugmentWide
 
 from kd.data.augment import Augment
 from kd.data.module import DataModule
+from kd.data.policy import _LARGEST as LARGEST
 from kd.data.policy import OPERATIONS, SIGNED, Policy, draw
+from kd.hashing import derive
 
 PLAIN = Augment(1, True, 0)
 
@@ -91,6 +94,45 @@ def test_draw_is_uniform_over_operations_and_strengths():
     pairs = draw(100, "randaugment", 0.5, torch.Generator().manual_seed(0))
     assert pairs.operation.shape == (100, 2)
     assert set(pairs.strength.abs().flatten().tolist()) == {0.5}
+    assert (pairs.operation[:, 0] != pairs.operation[:, 1]).float().mean().item() == pytest.approx(13 / 14, abs=0.1)
+    published = draw(5, "randaugment", None, torch.Generator().manual_seed(0))
+    assert published.strength.abs().unique().tolist() == pytest.approx([9 / 30])
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs"), [("randaugment", RandAugment()), ("trivialaugment", TrivialAugmentWide())], ids=str
+)
+def test_largest_strengths_are_those_of_torchvision(kind, theirs):
+    space = theirs._augmentation_space(31, (32, 32)) if kind == "randaugment" else theirs._augmentation_space(31)
+    for name, ours in {"ShearX": "shear", "Rotate": "rotate", "Color": "colours", "TranslateX": "translate"}.items():
+        side = 32 if kind == "randaugment" and ours == "translate" else 1
+        assert space[name][0].max().item() == pytest.approx(side * LARGEST[kind][ours])
+    assert 8 - space["Posterize"][0].min().item() == LARGEST[kind]["posterize"]
+    assert len(space) == len(OPERATIONS)
+
+
+def test_operations_come_one_after_the_other(pixels):
+    """What is shifted and then made negative has negative black at its edge, the other way black."""
+    shift, solarize = OPERATIONS.index("translate_x"), OPERATIONS.index("solarize")
+    for order, edge in (((shift, solarize), 255), ((solarize, shift), 0)):
+        operations = torch.tensor([order] * 12)
+        policy = Policy("trivialaugment", operations, torch.where(operations == shift, 0.25, 1.0))
+        assert (policy.apply(pixels)[..., :8] == edge).all()
+
+
+def test_policy_comes_after_crop_and_flip_and_is_drawn_anew(noise):
+    """One step by hand, from what the sampler drew; operations of two epochs differ, and are not those of the crops."""
+    images = noise()
+    data = module(images, replace(PLAIN, policy="trivialaugment"))
+    loader = data.train_dataloader()
+    step, batch = next(loader.indices()), next(iter(loader))
+    shown = step.policy.apply(data.augment.apply(images.train_x[step.index], step.view))
+    torch.testing.assert_close(batch.x, shown * loader.scale + loader.shift)
+    loader.sampler.set_epoch(1)
+    later = next(loader.indices())
+    assert not torch.equal(step.policy.operation, later.policy.operation)
+    views = torch.Generator().manual_seed(derive("views", 3, 0))
+    assert not torch.equal(step.policy.operation, draw(40, "trivialaugment", None, views).operation[:10])
 
 
 def module(images, augment=PLAIN, **options):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from kd.data.by_name import by_name
+from kd.data.decode import decode
 from kd.data.tiny_imagenet import tiny_imagenet
 from kd.errors import UserError
 
@@ -36,6 +37,13 @@ def test_tiny_imagenet_reads_the_published_folders(root, in_memory):
     assert images.test_y.tolist() == [2, 0, 1]
     assert images.summary == "Tiny ImageNet: 6 training and 3 test images, 3 classes, val/ taken as the test split"
     assert torch.equal(images.train_x[:], tiny_imagenet(root / "tiny-imagenet-200", 32).train_x)
+    top = root / "tiny-imagenet-200"
+    train = [path for wnid in WNIDS for path in sorted((top / "train" / wnid / "images").iterdir())]
+    for x, files in (
+        (images.train_x, train),
+        (images.test_x, [top / "val/images" / f"val_{i}.JPEG" for i in range(3)]),
+    ):
+        assert torch.equal(x[:], decode([(str(path), path.read_bytes()) for path in files], len(files), 32).x)
     assert by_name(root, images.name, 32).id == images.id
 
 
