@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from kd.app import identity
-from kd.app.check import several_processes
+from kd.app.check import check_method, several_processes
 from kd.app.compose import Command, plain
 from kd.app.explain import user_errors
 from kd.app.machine import check_devices, check_limits, check_memory, check_threads, free_memory
@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 
 STUDENT_WEIGHTS = "student.safetensors"
 TEACHER_WEIGHTS = "teacher.safetensors"
-_WEIGHTS = "balance=weights makes a weight of it", "balance=sampling"
 
 
 @dataclass(frozen=True)
@@ -274,21 +273,8 @@ class Builder:
             raise UserError(
                 f"method._target_={plain(plan.method)['_target_']} makes no kd.Method, see docs/extending.md"
             )
-        mixes = [f"augment.{name}" for name in self._new(self.cfg.data.augment).mixes]
-        if method.needs_labels and (mixes or self.cfg.data.balance == "weights"):
-            name = type(method).__module__.rpartition(".")[2]
-            does, instead = (f"{mixes[0]} mixes two", f"{mixes[0]}=null") if mixes else _WEIGHTS
-            raise UserError(
-                f"{name} needs the label of each image, and data.{does}; write data.{instead}, or choose a method that "
-                "takes shares of classes"
-            )
-        if not method.reads_labels and self.cfg.data.balance == "weights":
-            raise UserError(
-                "this method reads no labels, of which data.balance=weights would weigh some more; write "
-                "data.balance=sampling or none, or choose another method"
-            )
-        if teacher is not None and not method.reads:
-            raise UserError("this method reads nothing of a teacher: leave chain out, or choose another method")
+        mixes = self._new(self.cfg.data.augment).mixes
+        check_method(method, mixes, self.cfg.data.balance, taught=teacher is not None)
         size, channels = images.image_size, images.channels
         with user_errors():
             pair = Pair(

@@ -7,14 +7,17 @@ import ast
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kd.errors import UserError
 from kd.ranges import KINDS, RANGES, SWITCH, TEXT, WHOLE_NUMBERS, require, require_sum
 from kd.runs.given import weights_file
+
+if TYPE_CHECKING:
+    from kd.methods.base import Method  # loads torch
 
 MAY_BE_NULL = {"clip_norm", "cutmix", "ema", "head", "image_size", "mixup", "name", "policy", "pretrained", "size"}
 MAY_BE_NULL |= {"strength", "student.stages", "target", "teacher.stages", "teacher_stages", "teacher_weights"}
@@ -343,3 +346,32 @@ def _check_chain(settings: dict[str, Any], read: str) -> None:
         for name in link.keys() - student.keys():
             own = ", ".join(key for key in student if key != "_target_")
             raise UserError(f"chain: the student has no setting '{name}' that a link could differ in; it has {own}")
+
+
+def check_method(method: "Method", mixes: Sequence[str], balance: str, taught: bool) -> None:
+    """Refuse a method that cannot use what a run's data or chain make for it.
+
+    Args:
+        method: of the run.
+        mixes: settings of `data.augment` that mix images.
+        balance: `data.balance`.
+        taught: whether there is a teacher.
+
+    Raises:
+        UserError: naming both, and what to write instead.
+    """
+    weights = "balance=weights makes a weight of it", "balance=sampling"
+    if method.needs_labels and (mixes or balance == "weights"):
+        name = type(method).__module__.rpartition(".")[2]
+        does, instead = (f"augment.{mixes[0]} mixes two", f"augment.{mixes[0]}=null") if mixes else weights
+        raise UserError(
+            f"{name} needs the label of each image, and data.{does}; write data.{instead}, or choose a method that "
+            "takes shares of classes"
+        )
+    if not method.reads_labels and balance == "weights":
+        raise UserError(
+            "this method reads no labels, of which data.balance=weights would weigh some more; write "
+            "data.balance=sampling or none, or choose another method"
+        )
+    if taught and not method.reads:
+        raise UserError("this method reads nothing of a teacher: leave chain out, or choose another method")

@@ -105,3 +105,12 @@ def test_methods_that_need_labels_refuse_weights(run):
     code, printed = run(*QUICK, "method=dkd", "data.balance=weights")
     assert code == 1
     assert "error: dkd needs the label of each image, and data.balance=weights makes a weight of it; write" in printed
+
+
+def test_a_method_without_labels_refuses_weights_of_them(run, tmp_path):
+    from tests.common import QUICK
+
+    code, printed = run(*QUICK, "method=funmatch", "data.balance=weights")
+    assert code == 1
+    assert "error: this method reads no labels, of which data.balance=weights would weigh some more" in printed
+    assert not (tmp_path / "teachers").exists()
