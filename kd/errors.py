@@ -11,3 +11,7 @@ class UserError(Exception):
 
 class RefusedError(UserError):
     """A mistake that was found before a run did anything."""
+
+
+class DivergedError(UserError):
+    """A training whose losses or weights are no longer finite."""

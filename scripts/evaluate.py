@@ -41,16 +41,15 @@ def run(args: argparse.Namespace) -> None:
     if args.fit_temperature:
         network.temperature = 1.0
         which = f"validation split of {build.images.name}, split_seed {build.settings['data']['split_seed']}"
-        fitted = evaluate(network, *split(build, "val"), classes)
+        fitted = evaluate(network, *split(build, "val", weights), classes)
         network.temperature = store_temperature(weights, fitted, which)
         print(f"temperature {network.temperature:.3f}, fitted on the {which}; stored beside the weights")
-    found = evaluate(network, *split(build, args.split), classes)
+    found = evaluate(network, *split(build, args.split, weights), classes)
     facts = {"network": str(weights), "data": build.images.name, "split": args.split, **found.to_json()}
     show(found, f"{build.images.name}, {args.split} split, {len(found.labels):,} images")
     if other is not None:
-        others = evaluate(
-            other, *split(_as_shown_to(other, network, build, weights, args.settings), args.split), classes
-        )
+        shown = _as_shown_to(other, network, build, weights, args.settings)
+        others = evaluate(other, *split(shown, args.split, weights), classes)
         same, distance = agreement(found.logits, others.logits), kl(others.logits, found.logits)
         facts["other"] = {"network": str(args.other), "agreement": same, "kl": distance, **others.to_json()}
         print(

@@ -49,6 +49,9 @@ def export(args: argparse.Namespace) -> None:
     deployed = forms.Deployed(predictor, args.preprocessing)
     calibration, held_out = _apart(len(train_y), args.calibrate) if args.int8 else (None, None)
     facts = {**load_weights(weights)[1], "preprocessing": args.preprocessing, "license": args.license}
+    tempered = predictor.temperature != 1 and not args.preprocessing and args.format != "safetensors"
+    if tempered:
+        facts["temperature"] = predictor.temperature
     with replaced(target) as temporary:
         if args.format == "safetensors":
             forms.to_safetensors(predictor, temporary, facts, args.bf16)
@@ -92,6 +95,8 @@ def export(args: argparse.Namespace) -> None:
         f"{images.name}, {len(test_y):,} test images: {found.same:.2%} the same prediction as PyTorch, {gives} differ "
         f"by {found.largest:.1e} at most"
     )
+    if tempered:
+        print(f"divide its logits by the temperature, {predictor.temperature:.4g}, which is in the file's metadata")
     low, high = found.interval
     reference = found.reference_right.mean()
     print(f"accuracy of the file {found.accuracy:.2%} [{low:.2%}, {high:.2%}], of PyTorch {reference:.2%}")

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 STUDENT_WEIGHTS = "student.safetensors"
 TEACHER_WEIGHTS = "teacher.safetensors"
+SHAPELESS = frozenset({"activation", "conv_dropout", "dropout", "head_dropout"})
+"""Settings of networks that change no weight's shape."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,12 @@ class Builder:
 
     @staticmethod
     def _stream(name: str, network: Any, before: Sequence[Plan]) -> str | None:
-        """The stream of a network that others come before: its name if one of them is like it."""
-        return name if any(plain(network) == plain(plan.network) for plan in before) else None
+        """The stream of a network that others come before: its name if one of them has weights of the same shapes."""
+
+        def shaping(node: Any) -> dict[str, Any]:
+            return identity.without(plain(node), SHAPELESS)
+
+        return name if any(shaping(network) == shaping(plan.network) for plan in before) else None
 
     def key(self, plan: Plan, taught_by: list[dict[str, Any]] | str | None) -> dict[str, Any]:
         """All that decides what the network becomes, see `kd.app.identity.teacher_key`."""

@@ -118,7 +118,10 @@ def teacher_id(content: str, network: dict[str, Any]) -> str:
 
 def group(settings: dict[str, Any]) -> str:
     """Name the runs that differ by their seed only. Takes the settings as resolved with seed 0."""
-    return digest(decisive(settings))
+    known = decisive(settings)
+    if known["teacher_weights"] is not None:
+        known["teacher_weights"] = _content(known["teacher_weights"])
+    return digest(known)
 
 
 def teacher_key(

@@ -13,6 +13,7 @@ from kd.app.resume import to_be_typed
 from kd.errors import UserError
 from kd.ranges import Size, sides
 from kd.runs.results import FILE, Result, read
+from kd.teachers.store import held_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,15 +67,16 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
     return Builder(command)
 
 
-def split(build: "Builder", name: str) -> "tuple[Pixels, Tensor]":
+def split(build: "Builder", name: str, weights: Path) -> "tuple[Pixels, Tensor]":
     """Return the images of a split, uint8, and their labels.
 
     Args:
         build: what builds the images, see `recorded_data`.
         name: train, val or test. Training images are those that were not held out for validation.
+        weights: of the network that is measured.
 
     Raises:
-        UserError: for the validation split of a run that held out no images.
+        UserError: for a validation split of images that the network was trained on, or may have been.
     """
     from kd.data.module import stratified_split
 
@@ -86,7 +88,32 @@ def split(build: "Builder", name: str) -> "tuple[Pixels, Tensor]":
             "the run held out no images for validation (data.val_fraction=0), and was trained on all of them"
         )
     place = stratified_split(images.train_y, data["val_fraction"], data["split_seed"])[name == "val"]
+    record = _record(weights)
+    if name == "val" and record is not None and record.data_id == images.id:
+        fraction, seed = _held_out(weights, record)
+        unseen = set(stratified_split(images.train_y, fraction, seed)[1].tolist()) if fraction else set()
+        if seen := set(place.tolist()) - unseen:
+            raise UserError(
+                f"the network was trained on {len(seen):,} of these {len(place):,} images; leave out data.val_fraction "
+                "and data.split_seed" + ("" if unseen else ": it held out none")
+            )
     return images.train_x[place], images.train_y[place]
+
+
+def _held_out(weights: Path, record: Result) -> tuple[float, int]:
+    """Return which training images a network has not seen: their share, 0 for none, and the seed they are drawn by.
+
+    Raises:
+        UserError: if nothing beside the weights says so.
+    """
+    unknown = f"nothing beside {weights} says which images were held out for validation; measure it on the test split"
+    if record.command is None:
+        return held_out(weights.parent, unknown)
+    own = shlex.split(record.command)
+    if to_be_typed(own) or record.config_dir is not None:  # what may run code
+        raise UserError(unknown)
+    data = compose(own)[0].cfg.data
+    return float(data.val_fraction), int(data.split_seed)
 
 
 def _record(weights: Path) -> Result | None:

@@ -14,7 +14,7 @@ from kd.app.build import TEACHER_WEIGHTS, Builder, Plan
 from kd.app.compose import plain
 from kd.app.train import train_network
 from kd.deploy.card import write_card
-from kd.errors import UserError
+from kd.errors import DivergedError, UserError
 from kd.runs.predictions import near_chance
 from kd.runs.results import FILE, Result, read
 from kd.runs.weights import read_weights
@@ -103,7 +103,10 @@ def _find(build: Builder, plan: Plan, record: Result, level: int) -> Path:
             status="running",
         )
         teacher = below.teacher if below is not None and plan.method is not None else None
-        write_card(train_network(build, plan, teacher, own, directory, build.callbacks()), directory)
+        try:
+            write_card(train_network(build, plan, teacher, own, directory, build.callbacks()), directory)
+        except DivergedError as error:
+            raise UserError(str(error)) from error  # which is no fault of the run that wanted the teacher
 
     return find_or_train(build.store, _key(build, plan, level), train_it)
 

@@ -49,6 +49,7 @@ def train_network(
         timed=timed,
         alone=build.single_process(plan),
         settings=_shown(build.settings) if plan.weights == STUDENT_WEIGHTS else None,
+        seed=plan.initial_seed,
     )
 
 

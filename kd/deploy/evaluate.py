@@ -131,7 +131,7 @@ def store_temperature(weights: Path, evaluation: Evaluation, images: str) -> flo
     if wrong < measures.FEWEST_ERRORS:
         raise UserError(
             f"no temperature can be fitted on {len(evaluation.labels):,} images of which {wrong} are classified wrong; "
-            f"it takes {measures.FEWEST_ERRORS}: give a larger data.val_fraction"
+            f"it takes {measures.FEWEST_ERRORS}: a network trained with a larger data.val_fraction has more"
         )
     value = measures.temperature(evaluation.labels, evaluation.logits)
     facts = {"temperature": value, "fitted_on": images, "images": len(evaluation.labels)}

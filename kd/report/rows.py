@@ -186,10 +186,12 @@ def in_rows(done: Iterable[Result], diverged: Iterable[Result] = ()) -> list[Row
 
     Args:
         done: runs that count.
-        diverged: runs that count in no figure, only in their row's number of such.
+        diverged: runs, finished or not, that count in no figure, only in their row's number of such. Of runs with the
+            same seed the latest counts, whichever it is.
     """
-    groups = _groups(done)
-    lost = Counter(_kind(run) for run in diverged)
+    latest = {(_kind(run), run.seed): run for run in sorted([*done, *diverged], key=lambda run: run.date)}
+    lost = Counter(kind for (kind, _), run in latest.items() if run.diverged)
+    groups = _groups(run for run in latest.values() if not run.diverged)
     firsts = [runs[0] for runs in groups]
     pieces: dict[int, tuple[str, ...]] = {}
     kinds = [(first.dataset, first.method) for first in firsts]

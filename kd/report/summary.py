@@ -61,7 +61,8 @@ def summarize(results: Iterable[Result], skipped: Sequence[str] = ()) -> Summary
     if not sound:
         raise UserError(f"no run to report on: {counted(len(chosen), 'run')} diverged, {named(chosen)}; try a lower lr")
     diverged = [run for run in chosen if run.diverged]
-    rows = in_rows(sound, diverged)
+    lost = [run for run in results if run.diverged and bool(run.trial) == (chosen is trials)]
+    rows = in_rows(sound, lost)
     kinds = Counter(run.trial for run in trials)
     if chosen is trials:
         left_out = [f"Trial runs only, whose figures are not those of whole runs: {joined(map(str, kinds), '; ')}."]

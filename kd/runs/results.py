@@ -125,7 +125,7 @@ class Result:
     trial: str | None = None
     """Why this is not a whole run, as in "tested on 128 of 360 images"; None for a whole one."""
     diverged: bool = False
-    """Whether training diverged: the test figures are those of a network that has not learnt anything."""
+    """Whether training diverged: its test figures, if any, are those of a network that has not learnt anything."""
     warnings: list[str] = field(default_factory=list)
     """What a reader of the figures should know, one sentence each."""
     epoch_train_loss: list[float] = field(default_factory=list)

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kd.errors import RefusedError, UserError
+from kd.errors import DivergedError, RefusedError, UserError
 from kd.files import TEMPORARY
 from kd.runs.results import FILE, Result, read, write
 
@@ -138,7 +138,9 @@ def _tracked(
             raise
         # On a full disk this may fail too; the first error is the one to report.
         with suppress(OSError):
-            write_once(replace(_latest(path, record), status="failed", error=str(error)), path, data_parallel)
+            lost = isinstance(error, DivergedError)
+            latest = _latest(path, record)
+            write_once(replace(latest, status="failed", error=str(error), diverged=lost), path, data_parallel)
         if isinstance(error, OSError) and error.errno in FULL:
             raise UserError(
                 f"cannot save the run: {error.strerror}; once there is space, continue with: {hint}"

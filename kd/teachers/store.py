@@ -76,6 +76,20 @@ def find_or_train(store: Path, recipe: dict[str, Any], train: Callable[[Path], o
     return entry
 
 
+def held_out(entry: Path, unknown: str) -> tuple[float, int]:
+    """Return which training images a teacher has not seen: their share, 0 for none, and the seed they are drawn by.
+
+    Raises:
+        UserError: with the text `unknown`, if the entry does not say.
+    """
+    try:
+        with open_regular(entry / ENTRY) as file:
+            data = json.loads(file.read(MAX_ENTRY))["recipe"]["data"]
+        return float(data["val_fraction"]), int(data["split_seed"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(unknown) from error
+
+
 def copy_from_store(entry: Path, record: Result, directory: Path, data_parallel: bool = False) -> Result:
     """Copy a teacher's training from the store into the directory of a run whose only result is that teacher.
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedCo
 from rich.progress import BarColumn
 from torch import Tensor
 
-from kd.errors import UserError
+from kd.errors import DivergedError
 from kd.files import replaced
 from kd.hashing import derive
 from kd.runs.predictions import Predictions
@@ -158,7 +158,7 @@ class DivergenceCheck(L.Callback):
             return
         step = unchecked[finite.index(False)]
         bad = [f"the {name} loss is {term.item()}" for name, term in step.terms.items() if not torch.isfinite(term)]
-        raise UserError(
+        raise DivergedError(
             f"training diverged: {', '.join(bad) or 'the sum of the losses overflows'} at step {step.number} "
             f"(epoch {trainer.current_epoch}), learning rate {step.learning_rate:.3g}; {ADVICE}"
         )

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from kd.data.module import DataModule, Sequential
-from kd.errors import UserError
+from kd.errors import DivergedError, UserError
 from kd.hashing import digest
 from kd.runs.predictions import FILE as PREDICTIONS
 from kd.runs.predictions import Predictions, near_chance
@@ -60,6 +60,7 @@ def train(
     timed: bool = True,
     alone: bool = True,
     settings: Mapping[str, Any] | None = None,
+    seed: int | None = None,
 ) -> Result:
     """Fit, test with the last epoch's weights, and write weights, test predictions and the result record.
 
@@ -79,12 +80,14 @@ def train(
         alone: whether the training is in this process only, so that the ranks and tasks that a launcher has put into
             the environment are none of its own.
         settings: the resolved configuration, shown by TensorBoard; by default the metadata.
+        seed: of the random numbers of each epoch, such as dropout's; by default the record's.
 
     Returns:
         The completed record, status "done".
 
     Raises:
-        UserError: if training ends with weights that are not finite, or the checkpoint is damaged or another's.
+        DivergedError: if a loss is not finite, or training ends with weights that are not.
+        UserError: if the checkpoint is damaged or another's.
     """
     history = History(directory / "metrics.csv", timed)
     checkpoint = ModelCheckpoint(
@@ -94,7 +97,13 @@ def train(
         enable_version_counter=False,
     )
     keep_predictions = KeepPredictions()
-    all_callbacks: list[Callback] = [EpochSeed(record.seed), history, checkpoint, keep_predictions, *callbacks]
+    all_callbacks: list[Callback] = [
+        EpochSeed(record.seed if seed is None else seed),
+        history,
+        checkpoint,
+        keep_predictions,
+        *callbacks,
+    ]
     if logger is not None:
         all_callbacks.append(Samples())
         name_run(logger, _title(record))
@@ -133,7 +142,7 @@ def train(
                 trainer.fit(module, data, ckpt_path=last, weights_only=True)
             broken = not_finite(module.inference_net)
             if broken is not None:
-                raise UserError(f"training diverged: {broken} ends with weights that are not finite; {ADVICE}")
+                raise DivergedError(f"training diverged: {broken} ends with weights that are not finite; {ADVICE}")
             trainer.test(module, data, verbose=False)
             further = measure(module, data, trainer)
         except BaseException as error:

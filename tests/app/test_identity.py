@@ -156,14 +156,9 @@ def test_cohort_key_is_shared_by_jobs_with_the_same_batches_and_teacher():
     for alike in (["T=4"], ["method=feature", "beta=0.1"], ["seed=1"], ["student.scale=4"], ["recipe.optimizer.lr=1"]):
         assert cohort_key(settings("data.order_seed=0", *alike)) == base
     of_machine = ("trainer.precision=64-true", "threads=1", "speed=reference")
-    for other in (
-        "teacher_seed=1",
-        "ensemble=2",
-        "recipe.batch_size=8",
-        "epochs=2",
-        "data.augment.crop=1",
-        *of_machine,
-    ):
+    of_batches = ("recipe.batch_size=8", "epochs=2", "data.augment.crop=1")
+    of_teacher = ("teacher_seed=1", "ensemble=2", "teacher.scale=8", "teacher_recipe.epochs=2", "teacher_store=x")
+    for other in (*of_machine, *of_batches, *of_teacher, "teacher_weights=x"):
         assert cohort_key(settings("data.order_seed=0", other)) != base
     assert cohort_key(settings("seed=1")) != cohort_key(settings("seed=2"))  # each its own order
     # What a student is decides what a chain of its kind becomes.
@@ -197,3 +192,13 @@ def test_teacher_key_is_that_of_the_teachers_which_are_there():
     assert "ema" not in key["recipe"]
     assert key["data"].keys() == {"id", "val_fraction", "split_seed", "augment"}
     assert key["data"]["augment"].keys() == {"_target_", "crop", "flip", "cutout"}
+
+
+def test_group_of_given_weights_is_that_of_what_is_in_them(tmp_path):
+    """A file that is written anew is another teacher, and no further seed of the first."""
+    file = tmp_path / "teacher.safetensors"
+    groups = []
+    for content in (b"one", b"two", b"one"):
+        file.write_bytes(content)
+        groups.append(group(settings(f"teacher_weights={file}")))
+    assert groups[0] == groups[2] != groups[1]

@@ -64,6 +64,8 @@ def test_training_that_ends_with_broken_weights_is_an_error(run, tmp_path):
     code, printed = run(*SMALL, "method=standard", "lr=1e3", "recipe.clip_norm=null", "logger=none")
     assert code == 1
     assert re.search(r"error: training diverged: \S+ ends with weights that are not finite; try a lower lr", printed)
+    (record,) = tmp_path.rglob("result.json")
+    assert read(record).diverged
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

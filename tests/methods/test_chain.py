@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from kd.runs.results import read
+from kd.training.callbacks import EpochSeed
 from tests import common
 
 QUICK = (*common.QUICK, "epochs=1")
@@ -114,7 +115,10 @@ def test_chain_in_a_cohort_is_what_it_is_alone(run, tmp_path):
         assert all(torch.equal(tensor, together[name]) for name, tensor in alone.items())
 
 
-@pytest.mark.parametrize("like", [("method=ban",), ("method=logits", "teacher=cnn16", "teacher.scale=2")])
+LIKE = ("method=logits", "teacher=cnn16", "teacher.scale=2")
+
+
+@pytest.mark.parametrize("like", [("method=ban",), LIKE, (*LIKE, "student.head_dropout=0.3", "student.activation=elu")])
 def test_student_does_not_begin_as_a_teacher_like_it_did(run, tmp_path, like):
     """With the labels alone the two would become the same network: all seeds are 0."""
     assert run(*QUICK, *like, "alpha=1", "hydra.run.dir=run")[0] == 0
@@ -123,3 +127,11 @@ def test_student_does_not_begin_as_a_teacher_like_it_did(run, tmp_path, like):
     assert theirs.keys() == ours.keys()
     assert not torch.equal(theirs["classifier.weight"], ours["classifier.weight"])
     assert read(tmp_path / "run" / "result.json").seed == 0
+
+
+def test_students_random_numbers_in_training_are_not_those_of_a_teacher_like_it(run, monkeypatch):
+    """Dropout's, which each epoch seeds anew."""
+    begun = []
+    monkeypatch.setattr("kd.training.fit.EpochSeed", lambda seed: begun.append(seed) or EpochSeed(seed))
+    assert run(*QUICK, *LIKE)[0] == 0
+    assert len(begun) == len(set(begun)) == 2

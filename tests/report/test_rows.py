@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from kd.report.comparison import compare
 from kd.report.rows import Role, Spread, role
 from kd.report.summary import summarize
 from kd.report.tables import to_markdown
@@ -275,3 +276,27 @@ def test_row_counts_the_runs_that_diverged():
     elsewhere = changed(DISTILLED, seed=7, diverged=True, T=9.0)
     alone, taught = summarize([*seeds(ALONE, 0.8, 0.81), lost, *seeds(DISTILLED, 0.8, 0.9), elsewhere]).rows
     assert (alone.n, alone.diverged, taught.n, taught.diverged) == (2, 1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "how", [{"diverged": True, "test_acc": 0.1}, {"diverged": True, "status": "failed", "test_acc": None}]
+)
+def test_method_of_which_runs_diverged_is_not_called_better(how):
+    """Finished with nonsense, or ended by a loss of NaN: what is left of it are the lucky runs."""
+    sound = [*seeds(ALONE, *(0.8 + i / 1000 for i in range(4))), *seeds(DISTILLED, *(0.9 + i / 2000 for i in range(4)))]
+    (better,) = compare(summarize(sound).rows)
+    assert better.verdict == "better"
+    lost = [changed(DISTILLED, seed=seed, **how) for seed in (4, 5)]
+    (refused,) = compare(summarize([*sound, *lost]).rows)
+    assert (refused.verdict, refused.difference.p) == ("2 of 10 runs diverged: no statement", None)
+    copies = summarize([*sound, lost[0], lost[0]]).rows
+    assert [row.diverged for row in copies] == [0, 1]
+
+
+def test_latest_run_of_a_seed_counts_whether_it_diverged_or_not():
+    early, late = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
+    good, bad = changed(ALONE, seed=3), changed(ALONE, seed=3, diverged=True, test_acc=0.1)
+    for first, second, n in ((bad, good, 3), (good, bad, 2)):
+        runs = [*seeds(ALONE, 0.8, 0.81), replace(first, date=early), replace(second, date=late)]
+        (row,) = summarize(runs).rows
+        assert (row.n, row.diverged) == (n, 3 - n)

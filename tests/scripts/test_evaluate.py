@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -105,3 +107,28 @@ def test_evaluate_interrupted_ends_without_a_traceback(program, monkeypatch):
 
     monkeypatch.setattr(evaluate, "run", interrupt)
     assert program("run") == (130, "", "")
+
+
+@pytest.mark.parametrize("typed", ["data.val_fraction=0.5", "data.split_seed=7", "data=digits"])
+def test_evaluate_does_not_call_images_held_out_that_were_trained_on(program, typed):
+    more = ["data.val_fraction=0.6"] if typed == "data=digits" else []
+    code, printed, errors = program("run", typed, *more, "--fit-temperature")
+    assert (code, printed, errors.count("\n")) == (1, "", 1)
+    assert re.search(
+        r"the network was trained on [\d,]+ of these [\d,]+ images; leave out data.val_fraction and", errors
+    )
+
+
+def test_evaluate_knows_what_a_teacher_of_the_store_has_not_seen(program, finished, tmp_path):
+    (weights,) = (finished / "teachers").glob("*/teacher.safetensors")
+    shutil.copytree(weights.parent, tmp_path / "teacher")
+    code, printed, errors = program("teacher", "data=digits", "--split", "val")
+    assert (code, errors) == (0, "")
+    assert "digits, val split, 143 images" in printed
+    code, _, errors = program("teacher", "data=digits", "data.split_seed=1", "--split", "val")
+    assert code == 1
+    assert "the network was trained on" in errors
+    (tmp_path / "teacher" / "entry.json").unlink()
+    code, _, errors = program("teacher", "data=digits", "--split", "val")
+    assert code == 1
+    assert "says which images were held out for validation; measure it on the test split" in errors

@@ -135,3 +135,16 @@ def test_export_interrupted_ends_without_a_traceback(program, monkeypatch):
 
     monkeypatch.setattr(export, "_writing", interrupt)
     assert program("run") == (130, "", "")
+
+
+def test_export_of_logits_tells_of_the_temperature(program, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    (tmp_path / "run" / "student.temperature.json").write_text('{"temperature": 2.5}')
+    code, printed, errors = program("run", "--overwrite")
+    assert (code, errors) == (0, "")
+    assert "divide its logits by the temperature, 2.5, which is in the file's metadata" in printed
+    facts = {entry.key: entry.value for entry in onnx.load(tmp_path / "run" / "student.onnx").metadata_props}
+    assert float(facts["temperature"]) == 2.5
+    code, printed, _ = program("run", "--overwrite", "--preprocessing")  # probabilities, which have it
+    assert code == 0
+    assert "temperature" not in printed

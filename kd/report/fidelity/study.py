@@ -13,7 +13,7 @@ import scipy
 from numpy.typing import NDArray
 
 from kd.errors import UserError
-from kd.report.comparison import compare
+from kd.report.comparison import compare, refusal
 from kd.report.fidelity import metadata
 from kd.report.fidelity.measures import (
     FEWEST_ERRORS,
@@ -345,7 +345,9 @@ def _by_figure(
     """Return the differences by figure, for each student; all of them corrected together."""
 
     def compared(name: str, student: Student) -> Difference:
-        refused = missing(student.figures, name, teacher) or missing(base.figures, name, teacher)
+        refused = (
+            missing(student.figures, name, teacher) or missing(base.figures, name, teacher) or _lost(student, base)
+        )
         if refused:
             return Difference(None, None, None, 0, refused)
         return difference(student.by_seed(name), base.by_seed(name), 1.0 if name in BOUNDED else math.inf)
@@ -354,11 +356,17 @@ def _by_figure(
     return {name: pairs[i * len(students) : (i + 1) * len(students)] for i, name in enumerate(names)}
 
 
+def _lost(student: Student, base: Student) -> str:
+    """Return why a student is not compared, although it has the figures."""
+    return refusal((student.row, base.row))
+
+
 def _by_class(student: Student, base: Student, labels: Labels) -> list[Difference]:
     """Return the differences in accuracy by class, not corrected, over the seeds that have images of the class.
 
     A class is refused where fewer than `FEWEST_ERRORS` of its images are wrong in some seed of either.
     """
+    lost = _lost(student, base)
     wrong = ~np.concatenate([student.correct, base.correct]).all(axis=0)
     errors = np.bincount(labels[wrong], minlength=base.class_accuracy.shape[1])
     ours, theirs = (
@@ -367,8 +375,8 @@ def _by_class(student: Student, base: Student, labels: Labels) -> list[Differenc
     )
     return [
         difference({s: v for s, v in o.items() if v == v}, {s: v for s, v in t.items() if v == v}, limit=1.0)
-        if few >= FEWEST_ERRORS
-        else Difference(None, None, None, 0, too_few(int(few)))
+        if few >= FEWEST_ERRORS and not lost
+        else Difference(None, None, None, 0, lost or too_few(int(few)))
         for o, t, few in zip(ours, theirs, errors, strict=True)
     ]
 

@@ -381,3 +381,15 @@ def test_study_refuses_runs_without_anything_to_compare(tmp_path):
         study(collect([tmp_path]))
     with pytest.raises(UserError, match="no run with a teacher"):
         study(collect([tmp_path]), "standard")
+
+
+def test_study_says_nothing_of_a_method_that_diverged(runs):
+    """As the report; what it measured is still there."""
+    put(runs / "gone", "logits", 9, noisy(9), TEACHER, diverged=True)
+    found = study(collect([runs]))
+    taught, untaught = found.compared
+    why = "1 of 9 runs diverged: no statement"
+    assert {difference.verdict for difference in taught.differences.values()} == {why}
+    assert {difference.verdict for difference in taught.classes} == {why}
+    assert taught.differences["accuracy"].p is None
+    assert why not in {difference.verdict for difference in untaught.differences.values()}

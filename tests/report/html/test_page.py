@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from kd.errors import UserError
 from kd.report.comparison import compare
@@ -354,3 +355,51 @@ def test_seeds_make_a_variance_and_one_seed_makes_none():
     rows = {row["label"]: row for row in view(summary, ())["rows"]}
     assert rows["standard"]["variance"] == {"seeds": 2.0, "images": 0.384}  # sqrt(0.82 * 0.18 / 10,000)
     assert rows["x"]["variance"] is None
+
+
+def test_figures_of_the_page_by_hand(tmp_path):
+    alone, taught = (0.80, 0.82, 0.87), (0.90, 0.91, 0.95)
+    for seed in range(3):
+        climb = {"epoch_val_acc": [0.1, 0.2 + 0.1 * seed], "epoch_val_loss": [2.0, 1.0]}
+        put_result(tmp_path / f"s{seed}", seed=seed, test_acc=alone[seed], **climb)
+        more = {"method": "logits", "teacher": "t", "teacher_params": 9, "teacher_test_acc": 0.96}
+        put_result(tmp_path / f"l{seed}", seed=seed, test_acc=taught[seed], agreement=0.7 + seed / 10, **more)
+    shown = unpacked(made([tmp_path]))
+    first, second = shown["rows"]
+    assert (first["label"], first["acc"], first["std"]) == ("standard", 83.0, pytest.approx(3.6056, abs=1e-3))
+    reach = 4.30265 * 3.60555 / 3**0.5
+    assert first["interval"] == pytest.approx([83 - reach, 83 + reach], abs=1e-3)
+    assert (second["acc"], second["agreement"], second["teacher"]) == (92.0, 80.0, 96.0)
+    assert second["difference"]["mean"] == 9.0
+    assert second["difference"]["seeds"] == [10.0, 9.0, 8.0]
+    assert second["difference"]["interval"] == pytest.approx([9 - 4.30265 / 3**0.5, 9 + 4.30265 / 3**0.5], abs=1e-3)
+    (curve,) = (curve for curve in shown["curves"] if curve["title"] == "validation accuracy, %")
+    line = curve["lines"][first["id"]]
+    assert line["epochs"] == [1, 2]
+    assert (line["mean"], line["std"]) == (pytest.approx([10, 30]), pytest.approx([0, 10], abs=1e-6))
+
+
+def _counts(*rows):
+    """In how many seeds each image is right, by row."""
+    return [sum(logits.argmax(axis=1) == LABELS for logits in seeds) for seeds in rows]
+
+
+def test_images_of_the_page_are_those_of_their_titles(page):
+    """Fixed and broken by counting; the most confident first, by what both are sure of."""
+    found = unpacked(page)["fidelity"]
+    base, student = ([noisy(seed, towards) for seed in range(3)] for towards in (0.0, 0.3))
+    right, wrong = ([count == n for count in _counts(base, student)] for n in (3, 0))  # of three seeds most are all
+    (name,) = (network["id"] for network in found["networks"] if network["label"] == "logits")
+    differ, fixed, broken = found["images"][name]
+    assert (fixed["count"], broken["count"]) == ((wrong[0] & right[1]).sum(), (right[0] & wrong[1]).sum())
+    assert fixed["count"] != broken["count"]
+    assert all(right[1][image["place"]] for image in fixed["images"])
+    mean = np.mean([softmax(seed, axis=1) for seed in student], axis=0)
+    sure = np.minimum(mean.max(axis=1), softmax(TEACHER, axis=1).max(axis=1))
+    assert differ["count"] == (mean.argmax(axis=1) != TEACHER.argmax(axis=1)).sum()
+    order = [sure[image["place"]] for image in differ["images"]]
+    assert np.diff(order).max() < 1e-3  # stored logits are rounded
+    assert order[0] - order[-1] > 0.01
+    (figures,) = (network["figures"] for network in found["networks"] if network["label"] == "logits")
+    agreement = [100 * np.mean(seed.argmax(axis=1) == TEACHER.argmax(axis=1)) for seed in student]
+    assert figures["agreement"] == pytest.approx([np.mean(agreement), np.std(agreement, ddof=1)], abs=0.01)
