@@ -12,6 +12,8 @@ from statistics import fmean, median
 import numpy as np
 from numpy.typing import NDArray
 from studies import (
+    APART,
+    BY_TEACHER,
     CHANGED,
     CHANGES,
     CROSSED,
@@ -24,6 +26,8 @@ from studies import (
     NETWORKS,
     STUDENTS,
     UNEQUAL,
+    by_width,
+    of_sizes,
     survey,
 )
 
@@ -35,6 +39,7 @@ from kd.report.contrasts import (
     certainty,
     compared,
     each_teacher,
+    gains_to_markdown,
     over_teachers,
     sources_to_markdown,
     to_markdown,
@@ -53,6 +58,7 @@ from kd.report.speed import limits_to_markdown
 from kd.report.speed import to_markdown as speed_to_markdown
 from kd.report.statistics import Interval
 from kd.report.summary import Summary, summarize
+from kd.report.sweeps import pictures as swept
 from kd.report.tables import across_to_markdown, markdown, to_brief, to_csv
 from kd.runs import predictions
 from kd.runs.results import collect
@@ -66,6 +72,7 @@ PAGES = {
     "docs/results/why_it_loses.md": ("mistakes", "unequal"),
     "docs/results/how_sure.md": ("sure", "varies"),
     "docs/results/new_teachers.md": ("crossed", "to-logits", "each-teacher", "sources", "corrupted"),
+    "docs/results/where_it_pays.md": ("by-width", "apart", "by-teacher"),
     "docs/results/which_method.md": ("survey",),
     "docs/results/in_use.md": ("deploy",),
     "docs/speed.md": ("speed", "limits", "speed-avx2", "limits-avx2"),
@@ -77,6 +84,7 @@ BASELINES = {
     "what_matters": None,
     "method_survey": None,
     "crossed": "standard",
+    "widths": None,
 }
 """Folders of result records in docs/results that have a report, with its baseline."""
 INDEX = "docs/results/seed_table/index.html"
@@ -176,6 +184,9 @@ def _table(name: str) -> str:
         "each-teacher": lambda: each_teacher(*_crossed()),
         "sources": _sources,
         "corrupted": lambda: over_teachers(*_crossed(), CHANGED),
+        "by-width": lambda: by_width(_rows("widths")),
+        "apart": lambda: gains_to_markdown(_rows("widths"), APART),
+        "by-teacher": lambda: to_markdown(_rows("widths"), BY_TEACHER, accuracy=True),
         "survey": lambda: survey(
             _records("method_survey")[0].rows, _measured("method_cost/two_cores")["tables"][-1]["methods"]
         ),
@@ -361,8 +372,14 @@ def pictures() -> list[Picture]:
             compared(_rows("seed_anomaly"), wrong), [c.name for c in wrong], f"{title} {against}"
         ),
         "how_sure.png": picture(gains, list(GAINS), 100 * MARGIN),
+        "which_teacher.png": differences(
+            compared(_rows("widths"), BY_TEACHER),
+            [c.name for c in BY_TEACHER],
+            f"{title} compared with one teacher of four epochs",
+        ),
     }
-    return [Picture(name, figure, name) for name, figure in drawn.items()]
+    (sizes,) = swept(of_sizes(_records("widths")[0]))
+    return [*(Picture(name, figure, name) for name, figure in drawn.items()), sizes._replace(name="where_it_pays.png")]
 
 
 if __name__ == "__main__":

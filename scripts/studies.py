@@ -1,6 +1,7 @@
 """The studies of docs/results: what is compared, what rows are called, tables of single studies. For `readme.py`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kd.report.comparison import compare, contrasts
@@ -8,6 +9,7 @@ from kd.report.contrasts import Contrast, Measure, compared
 from kd.report.effects import equal_size
 from kd.report.numbers import decimals, interval_text, p_value, parameters, percent, plus_minus, points
 from kd.report.rows import Role, Row, Spread
+from kd.report.summary import Summary
 from kd.report.tables import markdown
 
 STUDENTS = {"standard": "labels alone", "logits": "logits", "feature": "feature"}
@@ -131,13 +133,25 @@ def by_width(rows: Mapping[str, Row]) -> str:
         assert acc is not None
         assert params is not None
         like = equal_size(acc.mean, sizes)
-        equal = f"{parameters(round(like))}, {like / params:.1f} ×" if like else "not reached"
+        equal = f"{parameters(round(like))}, {like / params:.1f} ×" if like else f"more than {parameters(max(sizes))}"
         accuracies = [plus_minus(found.baseline.test_acc), plus_minus(acc)]
         gain = [points(mean), interval_text(interval, "+", n), p_value(p), found.verdict]
         lines.append([contrast.name, parameters(params), str(n), *accuracies, *gain, equal])
     headers = ["student", "parameters", "n", "alone, %", "taught, %", "difference, points", "95 % interval", "p (Holm)"]
     headers += ["in words", "alone it takes"]
     return markdown(headers, lines, left=["in words"])
+
+
+def of_sizes(summary: Summary) -> Summary:
+    """Return the rows of widths for a picture over sizes: alone, taught by the teacher of four epochs, and it.
+
+    Without their validation accuracies, so that the picture has the figures of the table.
+    """
+    labels = {side for gain in GAINS_BY_WIDTH.values() for side in (gain.ours, gain.theirs)} | {f"teacher {FOUR}"}
+    rows = [row for row in summary.rows if row.label in labels]
+    return summary._replace(
+        rows=[replace(row, runs=tuple(replace(run, val_acc=None) for run in row.runs)) for row in rows]
+    )
 
 
 PUBLISHED = {
