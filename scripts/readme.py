@@ -27,8 +27,10 @@ from studies import (
     STUDENTS,
     UNEQUAL,
     by_width,
+    choices,
     of_sizes,
     survey,
+    tuned,
 )
 
 from kd.deploy.timing import FORMS
@@ -73,7 +75,7 @@ PAGES = {
     "docs/results/how_sure.md": ("sure", "varies"),
     "docs/results/new_teachers.md": ("crossed", "to-logits", "each-teacher", "sources", "corrupted"),
     "docs/results/where_it_pays.md": ("by-width", "apart", "by-teacher"),
-    "docs/results/which_method.md": ("survey",),
+    "docs/results/which_method.md": ("survey", "choices", "tuned"),
     "docs/results/in_use.md": ("deploy",),
     "docs/speed.md": ("speed", "limits", "speed-avx2", "limits-avx2"),
 }
@@ -85,6 +87,8 @@ BASELINES = {
     "method_survey": None,
     "crossed": "standard",
     "widths": None,
+    "tuning": None,
+    "tuned": None,
 }
 """Folders of result records in docs/results that have a report, with its baseline."""
 INDEX = "docs/results/seed_table/index.html"
@@ -190,6 +194,8 @@ def _table(name: str) -> str:
         "survey": lambda: survey(
             _records("method_survey")[0].rows, _measured("method_cost/two_cores")["tables"][-1]["methods"]
         ),
+        "choices": lambda: choices(_records("tuning")[0].rows),
+        "tuned": lambda: tuned(_records("tuning")[0].rows, _records("tuned")[0].rows),
         "deploy": _deployed,
         "mistakes": lambda: to_markdown(_rows("seed_anomaly"), mistakes(MISTAKES, "LabelsOnly"), accuracy=True),
         "unequal": lambda: to_markdown(
