@@ -120,5 +120,5 @@ def picture(rows: Sequence[Row], found: Sequence[Budget]) -> Figure:
     axes.set_ylabel("expected validation accuracy of the best, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(literal(f"Accuracy over tuning budget, {titled(rows)}"), loc="left", fontsize=11)
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)  # of lines at any height
     return figure
