@@ -109,19 +109,6 @@ def standardized(z: Tensor) -> Tensor:
     return centred / (centred.square().sum(dim=1, keepdim=True) / (z.shape[1] - 1) + 1e-14).sqrt()
 
 
-def require_z_scores(num_classes: int) -> None:
-    """Refuse z-scores of two logits, which are constants: nothing would be taught.
-
-    Raises:
-        ValueError: for two classes.
-    """
-    if num_classes == 2:
-        raise ValueError(
-            "z-scores of the logits of 2 classes are constants, of which a student learns nothing; choose "
-            "method=logits, or write method.standardize=false"
-        )
-
-
 def _without_target(z: Tensor, y: Tensor) -> Tensor:
     """(B, C) without each row's column y: (B, C - 1)."""
     columns = torch.arange(z.shape[1] - 1, device=z.device)

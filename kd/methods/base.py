@@ -137,6 +137,19 @@ class Method(nn.Module):
         return 1.0 if self.progress >= warmup else self.progress / warmup
 
 
+def require_z_scores(num_classes: int) -> None:
+    """Refuse z-scores of two logits, which are constants: nothing would be taught.
+
+    Raises:
+        ValueError: for two classes.
+    """
+    if num_classes == 2:
+        raise ValueError(
+            "z-scores of the logits of 2 classes are constants, of which a student learns nothing; choose "
+            "method=logits, or write method.standardize=false"
+        )
+
+
 def restored_net(student: nn.Module, tensors: Mapping[str, Tensor], method: Any) -> nn.Module:
     """Return the network that a method kept around its student, to be filled with the weights in a file.
 

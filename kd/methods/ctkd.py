@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.losses import hard_loss, require_z_scores, standardized
-from kd.methods.base import Method, Pair
+from kd.losses import hard_loss, standardized
+from kd.methods.base import Method, Pair, require_z_scores
 from kd.models.output import Output
 from kd.ranges import require
 

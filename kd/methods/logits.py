@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.losses import hard_loss, require_z_scores, soft_loss, standardized
-from kd.methods.base import Pair, SoftTargets
+from kd.losses import hard_loss, soft_loss, standardized
+from kd.methods.base import Pair, SoftTargets, require_z_scores
 from kd.models.output import Output
 from kd.ranges import require
 

@@ -168,6 +168,10 @@ def test_gradients_are_finite_for_constant_outputs(name, value, theirs):
 @each_method
 @pytest.mark.parametrize(("images", "classes"), [(1, 10), (2, 10), (8, 2), (1, 2), (8, 100)])
 def test_terms_are_finite_for_any_batch_and_number_of_classes(name, images, classes):
+    if (name, classes) == ("lskd", 2):
+        with pytest.raises(ValueError, match="of 2 classes are constants, of which a student learns nothing"):
+            case(name, images=images, classes=classes)
+        return
     assert_finite(case(name, images=images, classes=classes))
 
 

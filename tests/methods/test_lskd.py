@@ -149,3 +149,11 @@ def test_z_scores_of_two_classes_are_refused(method):
 @pytest.mark.parametrize("method", [Logits(), DKD(), CTKD(), MLKD()], ids=lambda method: type(method).__name__)
 def test_logits_of_two_classes_are_not(method):
     method.setup(pair_of(output(logits(4, 2)), output(logits(4, 2))))
+
+
+def test_terms_of_two_classes_are_finite(labelled):
+    """In a loop of one's own, which calls no setup."""
+    student = logits(4, 2).requires_grad_()
+    terms = LSKD()(output(student), output(logits(4, 2, seed=1)), labelled(0, 1, 1, 0))
+    (gradient,) = torch.autograd.grad(sum(terms.values()), student)
+    assert gradient.isfinite().all()
