@@ -47,7 +47,7 @@ class Comparison(NamedTuple):
     @property
     def by_seed(self) -> list[float]:
         """The difference of each common seed, by seed."""
-        return paired_differences(_by_seed(self.row), _by_seed(self.baseline))
+        return paired_differences(accuracies(self.row), accuracies(self.baseline))
 
     @property
     def verdict(self) -> str:
@@ -123,7 +123,7 @@ def contrasts(pairs: Sequence[tuple[Row, Row]], margin: float | None = None) -> 
         pairs: rows of one data set, tested on the same images.
         margin: the greatest difference that does not matter, a fraction of 1: smaller ones are tested for.
     """
-    found = [difference(_by_seed(row), _by_seed(baseline), limit=1.0) for row, baseline in pairs]
+    found = [difference(accuracies(row), accuracies(baseline), limit=1.0) for row, baseline in pairs]
     why = [refusal((row, baseline)) for row, baseline in pairs]
     differences = corrected([d._replace(p=None, refused=w) if w else d for d, w in zip(found, why, strict=True)])
     tests = max(1, sum(d.p is not None for d in differences))
@@ -141,7 +141,7 @@ def refusal(rows: Iterable[Row]) -> str:
 
     Those of a method that diverges at times are the lucky ones.
     """
-    rows = list(rows)
+    rows = {id(row): row for row in rows}.values()  # one may be compared twice
     lost = sum(row.diverged for row in rows)
     return f"{lost} of {lost + sum(row.n for row in rows)} runs diverged: no statement" if lost else ""
 
@@ -170,7 +170,8 @@ def _labels(rows: Iterable[Row], limit: int = 12) -> str:
     return ", ".join(labels[:limit]) + more
 
 
-def _by_seed(row: Row) -> dict[int, float]:
+def accuracies(row: Row) -> dict[int, float]:
+    """Return test accuracies by seed, fractions of 1."""
     return {run.seed: run.test_acc for run in row.runs if run.test_acc is not None}
 
 

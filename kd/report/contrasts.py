@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kd.report.comparison import Comparison, contrasts
+from kd.report.comparison import Comparison, accuracies, contrasts, refusal
 from kd.report.crossed import Crossed, Figure, components, sources
 from kd.report.effects import equivalence_p, seeds_needed, sign_flip_p, smallest_detectable, spreads
 from kd.report.numbers import interval_text, p_value, percent, plus_minus, points, probability
@@ -40,12 +40,17 @@ class Contrast(NamedTuple):
 
 def compared(rows: Mapping[str, Row], family: Sequence[Contrast]) -> list[Comparison]:
     """Compare rows, given by their labels; p values are corrected for the number of comparisons."""
+    return contrasts([_pair(rows, contrast) for contrast in family])
 
-    def row(label: str, seeds: Sequence[int] | None) -> Row:
-        runs = rows[label].runs
-        return replace(rows[label], runs=runs if seeds is None else tuple(run for run in runs if run.seed in seeds))
 
-    return contrasts([(row(c.ours, c.seeds), row(c.theirs, c.seeds)) for c in family])
+def _pair(rows: Mapping[str, Row], contrast: Contrast) -> tuple[Row, Row]:
+    """Return the two rows of a contrast, with the seeds that count."""
+
+    def chosen(row: Row) -> Row:
+        seeds = contrast.seeds
+        return row if seeds is None else replace(row, runs=tuple(run for run in row.runs if run.seed in seeds))
+
+    return chosen(rows[contrast.ours]), chosen(rows[contrast.theirs])
 
 
 def to_markdown(rows: Mapping[str, Row], *families: Sequence[Contrast], accuracy: bool = False) -> str:
@@ -74,15 +79,16 @@ def gains_apart(rows: Mapping[str, Row], family: Sequence[tuple[str, Contrast, C
     The p values are corrected for the number of pairs.
     """
 
-    def gain(contrast: Contrast) -> dict[int, float]:
-        ours, theirs = (
-            {run.seed: run.test_acc for run in rows[label].runs if run.test_acc is not None}
-            for label in (contrast.ours, contrast.theirs)
-        )
-        seeds = ours.keys() & theirs.keys()
-        return {seed: ours[seed] - theirs[seed] for seed in sorted(seeds)}
+    def gain(pair: tuple[Row, Row]) -> dict[int, float]:
+        ours, theirs = map(accuracies, pair)
+        return {seed: ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()}
 
-    return corrected([difference(gain(ours), gain(theirs), limit=2.0) for _, ours, theirs in family])
+    found = []
+    for _, *contrasted in family:
+        first, second = (_pair(rows, contrast) for contrast in contrasted)
+        apart, why = difference(gain(first), gain(second), limit=2.0), refusal((*first, *second))
+        found.append(apart._replace(p=None, refused=why) if why else apart)
+    return corrected(found)
 
 
 def gains_to_markdown(rows: Mapping[str, Row], family: Sequence[tuple[str, Contrast, Contrast]]) -> str:

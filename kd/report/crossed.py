@@ -186,11 +186,9 @@ def _without_teacher_seed(text: str) -> str:
     return " ".join(word for word in text.split(" ") if not _TEACHER_SEED.fullmatch(word))
 
 
-def _difference(found: Crossed, comparisons: Sequence[Comparison]) -> Components | None:
-    """Return the difference from the baseline of the same rows; None without one that has all the seeds."""
-    baseline = next((c.baseline for c in comparisons if any(c.row is row for row in found.rows)), None)
-    minus = None if baseline is None else found.minus(baseline)
-    return None if minus is None else components(minus)
+def _baseline(found: Crossed, comparisons: Sequence[Comparison]) -> Row | None:
+    """Return what the same rows are compared with."""
+    return next((c.baseline for c in comparisons if any(c.row is row for row in found.rows)), None)
 
 
 class Across(NamedTuple):
@@ -226,8 +224,12 @@ def across(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> list[
     What is tested is what `comparisons` test, by the same margin.
     """
     groups = crossed(rows)
-    differences = [_difference(found, comparisons) for found in groups]
-    return _lines(groups, differences, comparisons[0].margin if comparisons else None)
+    baselines = [_baseline(found, comparisons) for found in groups]
+    minus = [None if base is None else found.minus(base) for found, base in zip(groups, baselines, strict=True)]
+    differences = [None if values is None else components(values) for values in minus]
+    return _lines(
+        groups, differences, comparisons[0].margin if comparisons else None, [[b] if b else [] for b in baselines]
+    )
 
 
 def against(methods: Sequence[Crossed], other: Crossed, margin: float | None = None) -> list[Across]:
@@ -237,11 +239,18 @@ def against(methods: Sequence[Crossed], other: Crossed, margin: float | None = N
         methods, other: of teachers in the same order, with the same seeds.
         margin: the greatest difference that does not matter, a fraction of 1: smaller ones are tested for.
     """
-    return _lines(methods, [components(method.accuracies - other.accuracies) for method in methods], margin)
+    minus = [components(method.accuracies - other.accuracies) for method in methods]
+    return _lines(methods, minus, margin, [other.rows] * len(methods))
 
 
-def _lines(groups: Sequence[Crossed], differences: Sequence[Components | None], margin: float | None) -> list[Across]:
-    why = [refusal(group.rows) for group in groups]
+def _lines(
+    groups: Sequence[Crossed],
+    differences: Sequence[Components | None],
+    margin: float | None,
+    others: Sequence[Sequence[Row]],
+) -> list[Across]:
+    """Return a line for each group, of its difference from other rows."""
+    why = [refusal((*group.rows, *rows)) for group, rows in zip(groups, others, strict=True)]
     tested = [None if refused else d for d, refused in zip(differences, why, strict=True)]
     other = holm([d and d.p for d in tested])
     beyond = holm([None if d is None or margin is None else d.equivalence_p(margin) for d in tested])

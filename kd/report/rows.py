@@ -189,6 +189,7 @@ def in_rows(done: Iterable[Result], diverged: Iterable[Result] = ()) -> list[Row
         diverged: runs, finished or not, that count in no figure, only in their row's number of such. Of runs with the
             same seed the latest counts, whichever it is.
     """
+    # A repeated seed is one run, whatever the rest of its record: it must not count twice towards n.
     latest = {(_kind(run), run.seed): run for run in sorted([*done, *diverged], key=lambda run: run.date)}
     lost = Counter(kind for (kind, _), run in latest.items() if run.diverged)
     groups = _groups(run for run in latest.values() if not run.diverged)
@@ -206,12 +207,9 @@ def in_rows(done: Iterable[Result], diverged: Iterable[Result] = ()) -> list[Row
 
 
 def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:
-    """Group runs that differ by their seed only, in the rows' order. Of several with one seed, the latest stays.
-
-    A repeated seed is one run, whatever the rest of its record: it must not count twice towards n.
-    """
+    """Group runs that differ by their seed only, each seed once, in the rows' order."""
     groups: dict[object, dict[int, Result]] = defaultdict(dict)
-    for run in sorted(done, key=lambda run: run.date):
+    for run in done:
         groups[_kind(run)][run.seed] = run
     by_seed = [tuple(runs[seed] for seed in sorted(runs)) for runs in groups.values()]
     names = knob_names(runs[0] for runs in by_seed)

@@ -170,6 +170,11 @@ def test_gains_are_compared_seed_by_seed(rows):
     assert apart.interval == pytest.approx(tuple(expected.confidence_interval()))
     (same,) = gains_apart(rows, [("", soft, soft)])
     assert (same.mean, same.interval) == (0.0, None)
+    (three,) = gains_apart(rows, [("", soft._replace(seeds=range(3)), maps)])
+    assert three.n == 3
+    gone = rows | {"feature": replace(rows["feature"], diverged=2)}
+    (refused,) = gains_apart(gone, [("", soft, maps)])
+    assert (refused.p, refused.in_words("more", "less")) == (None, "2 of 20 runs diverged: no statement")
     two = cells(gains_to_markdown(rows, [("up", soft, maps), ("down", maps, soft)]))
     assert two["up"][:2] == ["6", "+4.30"]
     assert two["down"][:2] == ["6", "-4.30"]

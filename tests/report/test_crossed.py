@@ -200,5 +200,11 @@ def test_method_that_diverged_is_not_called_better_with_new_teachers():
     gone = changed(taught(TABLE + 0.1)[0], seed=9, diverged=True)
     rows = summarize([*BASE, *taught(TABLE + 0.1), gone]).rows
     (line,) = across(rows, compare(rows))
-    assert (line.verdict, line.p) == ("1 of 21 runs diverged: no statement", None)
+    assert (line.verdict, line.p) == ("1 of 26 runs diverged: no statement", None)
     assert [c.verdict for c in compare(rows)].count("1 of 11 runs diverged: no statement") == 1
+
+
+def test_a_baseline_that_diverged_is_compared_with_nothing():
+    rows = summarize([*BASE, changed(BASE[0], seed=9, diverged=True), *taught(TABLE)]).rows
+    (line,) = across(rows, compare(rows))
+    assert (line.verdict, line.p) == ("1 of 26 runs diverged: no statement", None)

@@ -345,9 +345,8 @@ def _by_figure(
     """Return the differences by figure, for each student; all of them corrected together."""
 
     def compared(name: str, student: Student) -> Difference:
-        refused = (
-            missing(student.figures, name, teacher) or missing(base.figures, name, teacher) or _lost(student, base)
-        )
+        gaps = [missing(each.figures, name, teacher) for each in (student, base)]
+        refused = next(filter(None, [*gaps, refusal((student.row, base.row))]), "")
         if refused:
             return Difference(None, None, None, 0, refused)
         return difference(student.by_seed(name), base.by_seed(name), 1.0 if name in BOUNDED else math.inf)
@@ -356,17 +355,12 @@ def _by_figure(
     return {name: pairs[i * len(students) : (i + 1) * len(students)] for i, name in enumerate(names)}
 
 
-def _lost(student: Student, base: Student) -> str:
-    """Return why a student is not compared, although it has the figures."""
-    return refusal((student.row, base.row))
-
-
 def _by_class(student: Student, base: Student, labels: Labels) -> list[Difference]:
     """Return the differences in accuracy by class, not corrected, over the seeds that have images of the class.
 
     A class is refused where fewer than `FEWEST_ERRORS` of its images are wrong in some seed of either.
     """
-    lost = _lost(student, base)
+    lost = refusal((student.row, base.row))
     wrong = ~np.concatenate([student.correct, base.correct]).all(axis=0)
     errors = np.bincount(labels[wrong], minlength=base.class_accuracy.shape[1])
     ours, theirs = (
