@@ -80,7 +80,7 @@ def show(found: "Evaluation", title: str) -> None:
     from rich.text import Text
 
     from kd.deploy.evaluate import most_confused
-    from kd.report.fidelity.measures import class_accuracy
+    from kd.runs.predictions import class_accuracy
 
     low, high = found.interval
     console = Console()

@@ -305,7 +305,8 @@ def conclude(search: Search, study: Any) -> None:
         test = read(search.directory / str(number_of(trial)) / FILE).test_acc
         table.add_row(str(number_of(trial)), *knobs, percent(trial.value), percent(test))
     console().print("", table, "", sep="\n")
-    command = ["python", "train.py", *search.settings(search.values(trials[0]))]
+    own = [] if search.config_dir is None else [f"--config-dir={search.config_dir}"]
+    command = ["python", "train.py", *own, *search.settings(search.values(trials[0]))]
     print(f"the best again: {command_line(command)}")
     print(f"tables and figures: {command_line(['python', 'scripts/report.py', str(search.directory)])}")
 
@@ -340,6 +341,9 @@ def arguments() -> argparse.Namespace:
         metavar="NAME=LOW:HIGH[:log]",
         help="search this instead of, or beside, the knobs; after all overrides",
     )
+    parser.add_argument(
+        "--config-dir", type=Path, metavar="DIR", help="a folder of configuration files of one's own, as for train.py"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of values (default: 0)")
     options = parser.parse_intermixed_args()
     if options.directory is None:
@@ -355,7 +359,10 @@ def search_with(options: argparse.Namespace) -> None:
         raise UserError("the search needs Optuna: pip install -e '.[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.basicConfig(format="%(message)s")
-    search = plan(options.directory, options.overrides, options.range, options.seed, options.trials)
+    folder = options.config_dir and options.config_dir.expanduser().absolute()
+    if folder and not folder.is_dir():
+        raise UserError(f"--config-dir={options.config_dir}: no such folder")
+    search = plan(options.directory, options.overrides, options.range, options.seed, options.trials, folder)
     for name, settings in search.compose(search.lowest)[1].job_logging.loggers.items():
         logging.getLogger(name).setLevel(settings.level)
     with locked(search.directory):

@@ -68,13 +68,15 @@ def grouped(configs: Sequence[DictConfig]) -> list[list[int]]:
 
 def train_together(configs: Sequence[DictConfig], callbacks: Callbacks) -> list[JobReturn]:
     """Train jobs of one group side by side in this process."""
-    from kd.sweeps.cohort import Cohort, State, free_memory
+    from kd.sweeps.cohort import Cohort, Memory, State
+    from kd.training.performance import choose_device
 
     hydra_config = State(lambda: HydraConfig.instance().cfg, lambda cfg: setattr(HydraConfig.instance(), "cfg", cfg))
     handlers = State(lambda: logging.root.handlers, lambda saved: setattr(logging.root, "handlers", saved))
     working_directory = State(os.getcwd, os.chdir)  # hydra.job.chdir=true
-    free = partial(free_memory, str(configs[0].trainer.accelerator))
-    cohort = Cohort([hydra_config, handlers, working_directory], free)
+    trainer = configs[0].trainer  # all of a group have the same
+    memory = Memory(choose_device(str(trainer.accelerator), plain(trainer)["devices"]))
+    cohort = Cohort([hydra_config, handlers, working_directory], memory)
     outcomes = cohort.run([partial(run_alone, cfg, callbacks) for cfg in configs])
     for outcome in outcomes:
         if isinstance(outcome, BaseException):

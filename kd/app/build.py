@@ -15,10 +15,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from kd.app import identity
-from kd.app.check import check_method, several_processes
+from kd.app.check import check_method, links, several_processes
 from kd.app.compose import Command, plain
 from kd.app.explain import user_errors
-from kd.app.machine import check_devices, check_limits, check_memory, check_threads, free_memory
+from kd.app.machine import check_devices, check_limits, check_memory, check_threads
 from kd.data.also_test import AlsoTest, also_test
 from kd.data.images import Images, require_classes
 from kd.data.module import DataModule, Loader
@@ -29,12 +29,13 @@ from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
 from kd.models.external import External, bind
 from kd.models.output import probe
-from kd.runs.given import weights_file
+from kd.runs.given import STUDENT_WEIGHTS, TEACHER_WEIGHTS, weights_file
 from kd.runs.weights import begin_from, content_id, read_weights
 from kd.teachers.frozen import FrozenTeacher, check_origin, fitted
 from kd.teachers.logit_cache import RoundedLogits, StoredLogits, open_logits
 from kd.training.callbacks import EpochBar
-from kd.training.modules import Classifier, Distiller
+from kd.training.memory import free_memory
+from kd.training.modules import Classifier, Distiller, check_scaling
 from kd.training.optim import parameter_groups
 from kd.training.performance import Speed, choose_device, choose_precision
 
@@ -42,8 +43,6 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-STUDENT_WEIGHTS = "student.safetensors"
-TEACHER_WEIGHTS = "teacher.safetensors"
 SHAPELESS = frozenset({"activation", "conv_dropout", "dropout", "head_dropout"})
 """Settings of networks that change no weight's shape."""
 
@@ -60,10 +59,15 @@ class Plan:
     """Seed of the order of the images, and of their views."""
     method: DictConfig | None = None
     """What it is taught with; None for the labels alone."""
-    weights: str = TEACHER_WEIGHTS
-    """The name of the file that its weights go to."""
+    kept_as_teacher: bool = True
+    """Whether it is trained for the store; else it is the student that the run is for."""
     stream: str | None = None
-    """What sets its random numbers apart from those of a network like it with the same seed; None where none is."""
+    """Name mixed into the seed; None where no network before it has weights of the same shapes."""
+
+    @property
+    def weights(self) -> str:
+        """The name of the file that its weights go to."""
+        return TEACHER_WEIGHTS if self.kept_as_teacher else STUDENT_WEIGHTS
 
     @property
     def initial_seed(self) -> int:
@@ -112,15 +116,10 @@ class Builder:
         return list(self.settings["spec"]["networks"])
 
     @property
-    def wants_teacher(self) -> bool:
-        """Whether a teacher is needed before the student is trained, or is all that is wanted."""
-        return bool(self.first_teachers or self.chain)
-
-    @property
     def student(self) -> Plan:
         cfg = self.cfg
         stream = self._stream("student", cfg.student, (*self.first_teachers, *self.chain))
-        return Plan(cfg.student, cfg.recipe, cfg.seed, cfg.data.order_seed, cfg.method, STUDENT_WEIGHTS, stream)
+        return Plan(cfg.student, cfg.recipe, cfg.seed, cfg.data.order_seed, cfg.method, False, stream)
 
     @property
     def first_teachers(self) -> list[Plan]:
@@ -140,8 +139,7 @@ class Builder:
 
         Without a teacher the first one learns from the labels.
         """
-        chain = self.settings["chain"] if "student" in self.networks else []
-        changes = [{}] * chain if isinstance(chain, int) else [change or {} for change in chain]
+        changes = links(self.settings["chain"]) if "student" in self.networks else []
         seed = self.cfg.teacher_seed
         return [
             Plan(
@@ -253,18 +251,18 @@ class Builder:
         data = self.cfg.data
         return DataModule(
             self.images,
-            data.val_fraction,
-            data.split_seed,
-            self._new(data.augment),
-            plan.recipe.batch_size,
-            plan.data_seed,
-            self.speed.memory_format,
-            data.in_memory,
-            data.workers,
-            data.fraction,
-            data.noise,
-            self.also_test if plan.weights == STUDENT_WEIGHTS else (),
-            data.balance,
+            val_fraction=data.val_fraction,
+            split_seed=data.split_seed,
+            augment=self._new(data.augment),
+            batch_size=plan.recipe.batch_size,
+            seed=plan.data_seed,
+            memory_format=self.speed.memory_format,
+            in_memory=data.in_memory,
+            workers=data.workers,
+            fraction=data.fraction,
+            noise=data.noise,
+            also_test=() if plan.kept_as_teacher else self.also_test,
+            balance=data.balance,
         )
 
     def inference_copy(self, net: nn.Module) -> nn.Module:
@@ -344,15 +342,16 @@ class Builder:
             "gradient_clip_val": plan.recipe.clip_norm,
             "precision": self.precision,
         }
-        if plan.weights != STUDENT_WEIGHTS:
-            settings |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+        if plan.kept_as_teacher:
+            index = self.device.index  # of a GPU, which may be any of them
+            settings |= {"devices": 1 if index is None else [index], "num_nodes": 1, "strategy": "auto"}
             settings |= {name: 1.0 for name in identity.LIMITS if name in self.settings["trainer"]}
         make: Callable[..., Trainer] = self._new(self.cfg.trainer, _partial_=True, _convert_="all", **settings)
         return make
 
     def single_process(self, plan: Plan) -> bool:
         """Whether the plan's network is trained in this process alone."""
-        return plan.weights != STUDENT_WEIGHTS or not several_processes(self.settings["trainer"])
+        return plan.kept_as_teacher or not several_processes(self.settings["trainer"])
 
     def logger(self, directory: Path) -> Logger | None:
         return None if self.cfg.logger is None else self._new(self.cfg.logger, save_dir=str(directory))
@@ -380,8 +379,10 @@ class Builder:
         check_devices(self.settings["trainer"])
         _ = self.also_test  # loaded before a teacher is trained
         student = [self.student] if "student" in self.networks else []
-        for plan in [*self.first_teachers, *self.chain, *student]:
-            self._check_memory(plan)
+        for plan in self.first_teachers:
+            self._check_memory("teacher", plan)
+        for plan in [*self.chain, *student]:
+            self._check_memory("student", plan)  # whose settings a chain's networks have, too
         taught_by: nn.Module | None = None
         if self.first_teachers:
             nets = [self.net(plan.network) for plan in self.first_teachers]
@@ -396,7 +397,7 @@ class Builder:
             taught_by = self._try(plan, self.net(plan.network), taught_by)
         self.logger(directory)
 
-    def _check_memory(self, plan: Plan) -> None:
+    def _check_memory(self, name: str, plan: Plan) -> None:
         """Refuse a network that would take more memory than is free, before any of it is taken."""
         free, target = free_memory(), str(plan.network["_target_"])
         if free is None or not target.startswith("kd.models.") or target.startswith(External.__module__):
@@ -404,7 +405,6 @@ class Builder:
         _ = self.images  # loaded outside
         with torch.device("meta"):
             count = sum(p.numel() for p in self.net(plan.network).parameters())
-        name = "student" if plan.weights == STUDENT_WEIGHTS else "teacher"
         check_memory(name, plan.network, count, free, self.device)
 
     def _try(self, plan: Plan, net: nn.Module, taught_by: nn.Module | None) -> nn.Module:
@@ -421,7 +421,9 @@ class Builder:
                 batches["val"] = len(held_out.sampler)
             check_limits(self.settings["trainer"], batches)
         with user_errors():
-            self.trainer(plan)(logger=False)
+            trainer = self.trainer(plan)(logger=False)
+        check_scaling(optimizer(parameter_groups(classifier)), trainer)
+        data.check_shares(trainer.world_size)
         return net if plan.method is None else self.method(plan, net, taught_by).inference_net(net)
 
     def _new(self, node: Any, **more: Any) -> Any:

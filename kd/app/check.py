@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd.app.identity import SHORTHANDS
 from kd.errors import UserError
 from kd.ranges import KINDS, RANGES, SWITCH, TEXT, WHOLE_NUMBERS, require, require_sum
 from kd.runs.given import weights_file
@@ -176,7 +177,9 @@ def _check_spec(settings: dict[str, Any]) -> None:
     networks, spans = settings["spec"]["networks"], settings["spec"]["ranges"]
     if not isinstance(networks, list) or not networks or not set(map(str, networks)) <= {"teacher", "student"}:
         raise UserError(f"spec.networks of this method's file must list teacher, student or both, got {networks}")
-    for names, span in (spans or {}).items():
+    if not isinstance(spans, dict):
+        raise UserError(f"spec.ranges of this method's file must be ranges by knob, {{}} for none, got {spans}")
+    for names, span in spans.items():
         missing = [name for name in names.split(" + ") if name not in settings]
         if missing and "." not in names:
             raise UserError(f"spec.ranges of this method's file has {names}, and there is no setting {missing[0]}")
@@ -276,7 +279,7 @@ def _check_ranges(settings: dict[str, Any]) -> None:
                 require_sum(span, **{name: settings[name] for name in names.split(" + ")})
             except ValueError as error:
                 raise UserError(str(error)) from error
-    seeds = max(settings["ensemble"], len(_links(settings["chain"])))
+    seeds = max(settings["ensemble"], len(links(settings["chain"])))
     try:
         require("teacher_seed", settings["teacher_seed"] + seeds - 1)
     except ValueError as error:
@@ -286,10 +289,9 @@ def _check_ranges(settings: dict[str, Any]) -> None:
 def _check_shorthands(settings: dict[str, Any], given: Iterable[str]) -> None:
     """A shorthand is for both recipes; one that has a value of its own, as in a preset, would pass over it silently."""
     values = dict(override.lstrip("+").partition("=")[::2] for override in given)
-    parts = {"epochs": "epochs", "batch_size": "batch_size", "lr": "optimizer.lr"}
-    for name in parts.keys() & values.keys():
+    for name in SHORTHANDS.keys() & values.keys():
         for role, recipe in (("student", "recipe"), ("teacher", "teacher_recipe")):
-            target = f"{recipe}.{parts[name]}"
+            target = f"{recipe}.{SHORTHANDS[name]}"
             reached = dict(leaves({recipe: settings[recipe]})).get(target)
             if role in settings["spec"]["networks"] and target not in values and reached != settings[name]:
                 raise UserError(
@@ -325,24 +327,24 @@ def _check_data(settings: dict[str, Any]) -> None:
             raise UserError(f"data.also_test: no folder {path}")
 
 
-def _links(chain: Any) -> list[dict[str, Any]]:
+def links(chain: Any) -> list[dict[str, Any]]:
     """The links of a chain, each the settings that differ from the student's."""
-    links = [{}] * chain if isinstance(chain, int) and not isinstance(chain, bool) and 0 <= chain <= 100 else chain
-    if not isinstance(links, list) or not all(isinstance(link, dict | None) for link in links):
+    found = [{}] * chain if isinstance(chain, int) and not isinstance(chain, bool) and 0 <= chain <= 100 else chain
+    if not isinstance(found, list) or not all(isinstance(link, dict | None) for link in found):
         raise UserError(
             f"chain must be a whole number up to 100, or a list of settings such as [{{scale:24}}], got {chain}"
         )
-    return [link or {} for link in links]
+    return [link or {} for link in found]
 
 
 def _check_chain(settings: dict[str, Any], read: str) -> None:
-    links = _links(settings["chain"])
-    if not links and "chain: ${" in read:
+    chain = links(settings["chain"])
+    if not chain and "chain: ${" in read:
         raise UserError("this method is a chain of networks, and there is none in it; see --help for its knobs")
-    if links and settings["method"] is None:
+    if chain and settings["method"] is None:
         raise UserError("chain is for methods that learn from a teacher; this one does not")
     student = settings["student"]
-    for link in links:
+    for link in chain:
         for name in link.keys() - student.keys():
             own = ", ".join(key for key in student if key != "_target_")
             raise UserError(f"chain: the student has no setting '{name}' that a link could differ in; it has {own}")

@@ -74,7 +74,7 @@ Knobs of the run
   teacher_weights=FILE           use these weights (safetensors, a .pth of torch.save, or a run directory) instead of a
                                  teacher from teachers/
   trainer.precision=auto         bf16-mixed where the device multiplies in bf16 by itself, else 32-true
-  speed=reference                what `speed` switches all off; with trainer.precision=32-true the plain loop
+  speed=reference                all speed-ups off; with trainer.precision=32-true the plain loop
   speed.stored_logits=auto       keep the teacher's logits beside the teachers: true, false, auto (on processors)
   threads=N                      of the processor, for one run; all cores unless set
   debug=fast_dev_run             one batch of everything; limit, overfit, profiler
@@ -128,7 +128,7 @@ def help_text(conf: Path) -> str:
 def _knobs(path: Path) -> str:
     """A method's knobs as in "T=2.0 in (0, inf), alpha=0.1 in [0, 1]", read from its file."""
     settings = settings_of(path)
-    spans = (settings.get("spec") or {}).get("ranges", {})
+    spans = (settings.get("spec") or {}).get("ranges") or {}
     knobs = {name: value for name, value in settings.items() if not isinstance(value, dict | None)}
     shown = [
         f"{name}={_typed(value)}" + (f" in {spans[name]}" if name in spans else "") for name, value in knobs.items()

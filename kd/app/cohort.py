@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from lightning import Callback
 
-from kd.app.build import STUDENT_WEIGHTS, Builder, Plan
+from kd.app.build import Builder, Plan
 from kd.app.compose import Command
 from kd.data.module import DataModule
 from kd.methods.base import Teacher
@@ -40,4 +40,4 @@ class MemberBuilder(Builder):
     def data(self, plan: Plan) -> DataModule:
         data = super().data(plan)
         # What is trained for the store is trained once, while the other members wait.
-        return SharedDataModule(data, self.member) if plan.weights == STUDENT_WEIGHTS else data
+        return data if plan.kept_as_teacher else SharedDataModule(data, self.member)

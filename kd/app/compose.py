@@ -25,9 +25,9 @@ from kd.errors import UserError
 VERSION_BASE = "1.3"
 
 MOST_VALUES = 100_000
-"""Of one file of settings, which has some tens."""
+"""Most values of one configuration file; ours have a few dozen."""
 MOST_FILES = 1000
-"""Of a folder that are looked at before they are composed."""
+"""Most files of a folder that are checked before they are composed."""
 
 
 @cache

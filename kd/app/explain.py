@@ -119,7 +119,7 @@ def missing_package(error: ImportError) -> str:
 
 
 def _unknown_setting(name: str, arguments: Sequence[str]) -> str:
-    """Say that there is no such setting, and what was probably meant."""
+    """Return the message that there is no such setting, with what was probably meant."""
     typed = next((argument for argument in arguments if argument.lstrip("+~").startswith(f"{name}=")), f"{name}=VALUE")
     value = typed.partition("=")[2]
     chosen = [argument for argument in arguments if argument.startswith("method=")] or ["the default method"]

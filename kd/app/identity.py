@@ -54,8 +54,8 @@ OF_ROLE = {
 }
 """Top-level settings that decide nothing about the result where this network takes no part."""
 
-SHORTHANDS = frozenset({"epochs", "batch_size", "lr"})
-"""Top-level settings that act through the recipes alone, which have them resolved."""
+SHORTHANDS = {"epochs": "epochs", "batch_size": "batch_size", "lr": "optimizer.lr"}
+"""Top-level settings that act through the recipes alone, which have them resolved, and their names there."""
 
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """
     networks = settings["spec"]["networks"]
     absent = _absent(networks, settings["chain"])
-    kept = {**without(settings, IRRELEVANT | SHORTHANDS | absent), "networks": networks}
+    kept = {**without(settings, IRRELEVANT | SHORTHANDS.keys() | absent), "networks": networks}
     kept["trainer"] = without(kept["trainer"], PLACEMENT | OBSERVING)
     kept["data"] = _of_own_channels(without(kept["data"], STORAGE | MEASURED))
     kept["data"]["source"] = _of_own_channels(without(kept["data"]["source"], STORAGE))
@@ -204,7 +204,7 @@ def variant(overrides: Sequence[str], networks: Sequence[str], knobs: Iterable[s
 
 
 def without(settings: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """All but some."""
+    """Return the settings without these names."""
     return {name: value for name, value in settings.items() if name not in set(names)}
 
 

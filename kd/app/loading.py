@@ -14,7 +14,7 @@ SIGNAL = "scipy.signal"
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Say what takes the time, and leave `scipy.signal` until somebody uses it.
+    """Show what takes the time, and leave `scipy.signal` until somebody uses it.
 
     torchmetrics loads it, for more than a second, to give it the name `hamming` back, which SciPy has renamed.
     """

@@ -1,9 +1,7 @@
 """Refuse what this machine cannot do, before anything is trained: devices, memory, shares of too few batches."""
 
 import os
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,12 +90,3 @@ def check_limits(trainer: Mapping[str, Any], batches: Mapping[str, int]) -> None
             limit = trainer.get(name)
             if isinstance(limit, float) and limit > 0 and limit * count < 1:
                 raise UserError(f"trainer.{name}={limit} is less than one of the {count} batches; give 1 for one")
-
-
-def free_memory() -> int | None:
-    """Return how many bytes of memory could be taken without swapping; None where the system does not say."""
-    try:
-        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None

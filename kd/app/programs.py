@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -49,17 +50,20 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust", action="store_true", help="weights of your own, whose network any code may build")
 
 
-def check_settings(overrides: Sequence[str], several: str = "give a single value") -> None:
+def check_settings(
+    overrides: Sequence[str], several: str = "give a single value", config_dir: Path | None = None
+) -> None:
     """Refuse settings of one run that `train.py` would refuse by their form alone.
 
     Args:
         overrides: the settings, as typed.
         several: what to do instead of giving several values.
+        config_dir: a folder of configuration files beside our own.
 
     Raises:
         UserError: for what is not NAME=VALUE, a file that is not there, or several values.
     """
-    refuse_wrong_choices(read_arguments(overrides).overrides)
+    refuse_wrong_choices(read_arguments(overrides).overrides, config_dir)
     for override in sweeps(overrides):
         raise UserError(f"{override}: {several}")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
@@ -57,7 +57,7 @@ def execute(
             build = (make_builder or Builder)(command)
         return run(build, record, directory)
 
-    several = several_processes(plain(command.cfg.trainer))
+    data_parallel = several_processes(plain(command.cfg.trainer))
     try:
         record = tracked(
             describe(command),
@@ -65,10 +65,10 @@ def execute(
             work,
             single=command.launcher is None,
             program=program,
-            data_parallel=several,
+            data_parallel=data_parallel,
             typed=to_be_typed(command.overrides),
         )
-        if first_process(several):
+        if first_process(data_parallel):
             from kd.deploy.card import write_card  # imports numpy; mistakes are answered before that
 
             write_card(record, directory)
@@ -80,7 +80,7 @@ def execute(
 
 def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[Callback]" = ()) -> Result:
     """Prepare the teacher if one is wanted, then train and test the student if one is wanted."""
-    from kd.app.teacher import also_tested, only, prepare_teacher
+    from kd.app.teacher import also_tested, prepare_teacher
     from kd.app.train import train_network
     from kd.teachers.store import copy_from_store
     from kd.training.fit import parameter_count
@@ -93,12 +93,12 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
             f"the images are not those that this run was started with ({build.images.name}, data_id {record.data_id} "
             f"then and {build.images.id} now); put them back, or start a run of its own"
         )
-    several = several_processes(build.settings["trainer"])
+    data_parallel = several_processes(build.settings["trainer"])
     record = replace(record, dataset=build.images.name, data_id=build.images.id)
     directory.mkdir(parents=True, exist_ok=True)
-    write_once(record, directory / FILE, several)
+    write_once(record, directory / FILE, data_parallel)
 
-    prepared = build.shared("teacher", lambda: prepare_teacher(build, record)) if build.wants_teacher else None
+    prepared = build.shared("teacher", lambda: prepare_teacher(build, record))
     if prepared is not None:
         record = replace(
             record,
@@ -108,9 +108,8 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
             teacher_test_acc=prepared.accuracy,
             warnings=prepared.warnings,
         )
-    if "student" not in build.networks:
-        record = also_tested(build, only(prepared), record)
-        return copy_from_store(only(prepared).directory, record, directory, several)
+    if prepared is not None and "student" not in build.networks:
+        return copy_from_store(prepared.directory, also_tested(build, prepared, record), directory, data_parallel)
 
     teacher = None if prepared is None else prepared.teacher
     log.info("training the student, method %s, seed %s", record.method, build.student.seed)
@@ -133,17 +132,17 @@ def describe(command: Command) -> Result:
     networks = settings["spec"]["networks"]
     own = knobs(settings, run_wide())
     learner = settings["recipe"] if "student" in networks else settings["teacher_recipe"]
-    several = settings["ensemble"] != 1 and "student" in networks
-    teacher = f"{settings['ensemble']} x {choices['teacher']}" if several else choices["teacher"]
+    is_ensemble = settings["ensemble"] != 1 and "student" in networks
+    teacher = f"{settings['ensemble']} x {choices['teacher']}" if is_ensemble else choices["teacher"]
     return Result(
         method=choices["method"],
         knobs=own,
         taught=settings["method"] is not None,
-        seed=number(settings["seed"], -1),
+        seed=settings["seed"] if is_number(settings["seed"]) else -1,  # a wrong value is refused later
         student=choices["student"] if "student" in networks else None,
         teacher=teacher if "teacher" in networks else None,
         dataset=choices["data"],
-        epochs=number(learner["epochs"], 0),
+        epochs=learner["epochs"] if is_number(learner["epochs"]) else 0,
         git=git_revision(),
         versions=versions(),
         status="running",
@@ -157,6 +156,6 @@ def describe(command: Command) -> Result:
     )
 
 
-def number(value: Any, otherwise: Any) -> Any:
-    """Return a value if it is a number, else a default; a wrong value is refused later."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
+def is_number(value: object) -> bool:
+    """Whether a setting is a number, which switches are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

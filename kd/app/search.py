@@ -10,16 +10,16 @@ from omegaconf import DictConfig, OmegaConf
 from kd.app.check import knobs, leaves, nearest
 from kd.app.compose import Command, compose, plain, run_wide
 from kd.app.explain import OTHER_NAMES
-from kd.app.identity import fingerprint
+from kd.app.identity import SHORTHANDS, fingerprint
 from kd.app.programs import check_settings
-from kd.app.run import check_command, number
+from kd.app.run import check_command, is_number
 from kd.errors import UserError
 from kd.ranges import RANGES
 from kd.sweeps.spans import Range
 
 LEARNING_RATE = "recipe.optimizer.lr"
 QUIET = ("trainer.enable_progress_bar=false",)
-OF_BOTH = {"epochs": "recipe.epochs", "batch_size": "recipe.batch_size", "lr": LEARNING_RATE}
+OF_BOTH = {name: f"recipe.{own}" for name, own in SHORTHANDS.items()}
 """Settings that are the teacher's too, and those of the student alone."""
 
 
@@ -38,6 +38,8 @@ class Search:
     seed: int
     trials: int
     """How many are to be finished."""
+    config_dir: Path | None = None
+    """A folder of configuration files beside our own."""
 
     def settings(self, values: dict[str, float]) -> list[str]:
         """Return the overrides of one trial."""
@@ -45,7 +47,7 @@ class Search:
 
     def compose(self, values: dict[str, float]) -> tuple[Command, DictConfig]:
         """Return the run of one trial, and Hydra's node beside it."""
-        return compose([*QUIET, *self.settings(values)], launcher="search")
+        return compose([*QUIET, *self.settings(values)], "search", self.config_dir)
 
     @property
     def lowest(self) -> dict[str, float]:
@@ -62,7 +64,14 @@ class Search:
         return values
 
 
-def plan(directory: Path, overrides: Sequence[str], spans: Sequence[str], seed: int, trials: int) -> Search:
+def plan(
+    directory: Path,
+    overrides: Sequence[str],
+    spans: Sequence[str],
+    seed: int,
+    trials: int,
+    config_dir: Path | None = None,
+) -> Search:
     """Return the search of a command.
 
     Args:
@@ -71,15 +80,16 @@ def plan(directory: Path, overrides: Sequence[str], spans: Sequence[str], seed: 
         spans: what is searched instead of, or beside, the method's knobs, each as `Range.parse` reads it.
         seed: of the choice of values.
         trials: how many are to be finished.
+        config_dir: a folder of configuration files beside our own.
 
     Raises:
         UserError: if there is nothing to search, or no way to judge it.
     """
     if "?" in str(directory):
         raise UserError(f"{directory}: the path of a study cannot have a '?'; choose another folder")
-    check_settings(overrides, "give a single value, or search between two by --range NAME=LOW:HIGH")
+    check_settings(overrides, "give a single value, or search between two by --range NAME=LOW:HIGH", config_dir)
     refuse_settings(overrides)
-    command, hydra = compose(overrides)
+    command, hydra = compose(overrides, config_dir=config_dir)
     cfg = command.cfg
     if hydra.sweeper.params:
         raise UserError("an experiment that is a grid of runs cannot be searched; give the settings that it is to have")
@@ -111,9 +121,10 @@ def plan(directory: Path, overrides: Sequence[str], spans: Sequence[str], seed: 
         tuple(overrides),
         ranges,
         limits,
-        {name: value for name, value in own.items() if number(value, None) is not None},
+        {name: value for name, value in own.items() if is_number(value)},
         seed,
         trials,
+        config_dir,
     )
     lowest = search.compose(search.lowest)[0]
     highs = {part.name: part.within(search.limits, {**search.fixed, **search.lowest}).high for part in ranges}
@@ -173,7 +184,7 @@ def usual_spans(cfg: DictConfig, limits: Mapping[str, str]) -> dict[str, str]:
         elif value > 0:
             spans[name] = f"{value / 2:g}:{10 * value:g}:log"
     rate = OmegaConf.select(cfg, LEARNING_RATE)
-    if number(rate, 0):
+    if is_number(rate) and rate:
         spans[LEARNING_RATE] = f"{rate / 10:g}:{rate * 10:g}:log"
     return spans
 
@@ -190,10 +201,10 @@ def refuse_test_split(val_fraction: Any, images: int | None = None) -> None:
 def typed(part: Range, cfg: DictConfig, overrides: Sequence[str]) -> Range:
     """Return the range, of whole numbers where the setting is one."""
     value = OmegaConf.select(cfg, part.name)
-    if number(value, None) is None:
+    if not is_number(value):
         settings = plain(cfg)
         method = next((override for override in overrides if override.startswith("method=")), "the default method")
-        numbers = {name for name, value in leaves(settings) if number(value, None) is not None}
+        numbers = {name for name, value in leaves(settings) if is_number(value)}
         similar = [name for name in (OTHER_NAMES.get(part.name, ""), *nearest(part.name, settings)) if name in numbers]
         own = [name for name in knobs(settings, run_wide()) if name in numbers]
         meant = f"; did you mean {similar[0]}?" if similar else f"; its knobs are {', '.join(own)}" if own else ""

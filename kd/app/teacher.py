@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd.app import identity
-from kd.app.build import TEACHER_WEIGHTS, Builder, Plan
+from kd.app.build import Builder, Plan
 from kd.app.compose import plain
 from kd.app.train import train_network
 from kd.deploy.card import write_card
 from kd.errors import DivergedError, UserError
+from kd.runs.given import TEACHER_WEIGHTS
 from kd.runs.predictions import near_chance
 from kd.runs.results import FILE, Result, read
 from kd.runs.weights import read_weights
@@ -173,10 +174,3 @@ def also_tested(build: Builder, prepared: Prepared, record: Result) -> Result:
     data = build.data(build.first_teachers[0])
     measured = measure_teacher(prepared.teacher, build.also_test, data, build.device)
     return replace(record, also_test_acc=measured.acc, also_test_nll=measured.nll)
-
-
-def only(prepared: Prepared | None) -> Prepared:
-    """The teacher of a run of which nothing but the teacher is wanted."""
-    if prepared is None:
-        raise UserError("this method trains neither teacher nor student; see spec.networks in its file in conf/method")
-    return prepared

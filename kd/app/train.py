@@ -8,7 +8,7 @@ from typing import Any
 from lightning import Callback, seed_everything
 from omegaconf import MISSING
 
-from kd.app.build import STUDENT_WEIGHTS, Builder, Plan
+from kd.app.build import Builder, Plan
 from kd.models.output import multiply_adds
 from kd.runs.results import Result
 from kd.teachers.frozen import FrozenTeacher
@@ -48,7 +48,7 @@ def train_network(
         callbacks=[*averaged, *callbacks],
         timed=timed,
         alone=build.single_process(plan),
-        settings=_shown(build.settings) if plan.weights == STUDENT_WEIGHTS else None,
+        settings=None if plan.kept_as_teacher else _shown(build.settings),
         seed=plan.initial_seed,
     )
 

@@ -24,7 +24,7 @@ class Images:
     classes: tuple[str, ...]
     """Class names; label i means classes[i]."""
     train_x: Pixels
-    """(N, C, H, W), uint8; C is 3 for RGB, 1 for grey."""
+    """(N, C, H, W), uint8; C is 3 for RGB, 1 for grey, or what arrays have."""
     train_y: Tensor
     """(N,), int64."""
     test_x: Pixels

@@ -25,6 +25,8 @@ from kd.ranges import Size, require, sides
 
 EVAL_BATCH = 1000
 """Images a batch of an evaluation, of up to 64x64 pixels; fewer of larger ones, whose maps take more memory."""
+FEWEST_AT_ONCE = 32
+"""Images that an evaluation shows at once however small the batches of training are."""
 CPU = torch.device("cpu")
 
 
@@ -156,12 +158,19 @@ class Shuffled:
 
 
 class Sequential:
-    """An evaluation: every image once, unaugmented, in batches of nearly equal size, so that every rank has a part."""
+    """An evaluation: every image once, unaugmented, in batches of nearly equal size, so that every rank has a part.
 
-    def __init__(self, index: Tensor, augment: Augment, image_size: Size = 64) -> None:
+    Args:
+        index: of the images.
+        augment: whose plain view they are shown in.
+        image_size: height and width in pixels.
+        most: images of a batch, at most.
+    """
+
+    def __init__(self, index: Tensor, augment: Augment, image_size: Size = 64, most: int = EVAL_BATCH) -> None:
         self.index, self.augment = index, augment
         height, width = sides("image_size", image_size)
-        self.at_once = max(1, min(EVAL_BATCH, EVAL_BATCH * 64 * 64 // (height * width)))
+        self.at_once = max(1, min(most, EVAL_BATCH, EVAL_BATCH * 64 * 64 // (height * width)))
 
     def __len__(self) -> int:
         return -(-len(self.index) // self.at_once)
@@ -199,19 +208,20 @@ class OnDisk(Dataset[Fetched]):
     def fetch(self, indices: Iterable[BatchIndices]) -> Iterator[Fetched]:
         # Forked workers share the file; spawned ones would receive a copy of all pixels that are a tensor.
         forks = "fork" in multiprocessing.get_all_start_methods()
-        workers = self.workers if forks else 0
+        workers, pinned = self.workers if forks else 0, self.device.type == "cuda"
         fetched = DataLoader(
             self,
             sampler=indices,
             batch_size=None,  # each item is a whole batch
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=pinned,
             generator=torch.Generator(),  # the global one would change the random numbers of dropout
         )
         try:
             for step, x, y in fetched:
-                yield step, x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+                # Without waiting for the copy the source could be freed too early, but for pinned memory.
+                yield step, x.to(self.device, non_blocking=pinned), y.to(self.device, non_blocking=pinned)
         except UserError as error:  # of a worker process it has the traceback, too
             raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
 
@@ -374,11 +384,23 @@ class DataModule(L.LightningDataModule):
     def steps_per_epoch(self) -> int:
         return len(self.train_index) // self.batch_size
 
+    def evaluation(self, index: Tensor) -> Sequential:
+        """Return the batches in which images are evaluated."""
+        # Without gradients about twice a step's images have memory: so what can be trained can be tested.
+        return Sequential(index, self.augment, self.images.image_size, max(FEWEST_AT_ONCE, 2 * self.batch_size))
+
+    def check_shares(self, devices: int) -> None:
+        """Refuse a batch that cannot be shared equally by this number of devices.
+
+        Raises:
+            UserError: naming both.
+        """
+        if self.batch_size % devices:
+            raise UserError(f"batch_size must be a multiple of the {devices} devices, got {self.batch_size}")
+
     def train_dataloader(self) -> Loader:
-        if self.trainer is not None and self.batch_size % self.trainer.world_size:
-            raise UserError(
-                f"batch_size must be a multiple of the {self.trainer.world_size} devices, got {self.batch_size}"
-            )
+        if self.trainer is not None:
+            self.check_shares(self.trainer.world_size)
         image_size = self.images.image_size
         odds = self.class_weights[self.train_y[self.train_index]] if self.balance == "sampling" else None
         sampler = Shuffled(self.train_index, self.batch_size, self.augment, image_size, self.seed, odds)
@@ -387,20 +409,19 @@ class DataModule(L.LightningDataModule):
     def val_dataloader(self) -> Loader | list[Loader]:
         if not len(self.val_index):
             return []
-        sampler = Sequential(self.val_index, self.augment, self.images.image_size)
-        return self.loader("val", sampler, self.images.train_x, self.train_y)
+        return self.loader("val", self.evaluation(self.val_index), self.images.train_x, self.train_y)
 
     def test_dataloader(self, device: torch.device = CPU) -> Loader:
         """Return the test batches, on the Trainer's device, or on `device` without a Trainer."""
         images = self.images
-        sampler = Sequential(torch.arange(len(images.test_y)), self.augment, images.image_size)
+        sampler = self.evaluation(torch.arange(len(images.test_y)))
         return self.loader("test", sampler, images.test_x, images.test_y, len(images.train_y), device)
 
     def also_test_dataloader(self, test: AlsoTest, device: torch.device) -> Loader:
         """Return the batches of a further test set; `Batch.index` counts its own images."""
         # A batch at a time: some are larger than the training images.
         pixels = OnDisk(test.x, test.y, device, workers=0)
-        sampler = Sequential(torch.arange(len(test.y)), self.augment, self.images.image_size)
+        sampler = self.evaluation(torch.arange(len(test.y)))
         classes = len(self.images.classes)
         return Loader(pixels, sampler, self.augment, self.images.mean_std, classes, self.memory_format, device)
 

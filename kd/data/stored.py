@@ -83,4 +83,4 @@ def chunks(x: "Tensor | StoredPixels | NDArray[np.uint8]") -> Iterator[slice]:
 
 
 Pixels = Tensor | StoredPixels
-"""(N, 3, H, W), uint8, in memory or on disk. `x[:]` is a tensor of all of them."""
+"""(N, C, H, W), uint8, in memory or on disk. `x[:]` is a tensor of all of them."""

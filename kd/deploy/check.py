@@ -33,7 +33,7 @@ class Check(NamedTuple):
 
     @property
     def interval(self) -> Interval:
-        """Of the accuracy, on the population that the images were drawn from."""
+        """Interval of the accuracy, on the population that the images were drawn from."""
         return binomial_interval(int(self.right.sum()), len(self.right))
 
     @property
@@ -43,7 +43,7 @@ class Check(NamedTuple):
 
     @property
     def change_interval(self) -> Interval:
-        """Of the change, paired by image."""
+        """Interval of the change, paired by image."""
         gained, lost = self.right & ~self.reference_right, self.reference_right & ~self.right
         return change_interval(int(gained.sum()), int(lost.sum()), len(self.right))
 

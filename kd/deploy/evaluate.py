@@ -19,6 +19,7 @@ from kd.files import replaced
 from kd.inference import Predictor, temperature_file
 from kd.report.fidelity import measures
 from kd.report.statistics import Interval, binomial_interval
+from kd.runs.predictions import class_accuracy, confusion, correct
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class Evaluation:
     @property
     def interval(self) -> Interval:
         """Wilson's interval of the accuracy, on the population that the images were drawn from."""
-        right = measures.correct(self.labels, self.logits)
+        right = correct(self.labels, self.logits)
         return binomial_interval(int(right.sum()), len(right))
 
     @property
     def balanced_accuracy(self) -> float:
         """Mean of the classes' accuracies."""
-        return float(np.nanmean(measures.class_accuracy(self.labels, self.logits)))
+        return float(np.nanmean(class_accuracy(self.labels, self.logits)))
 
     @property
     def nll(self) -> float:
@@ -59,13 +60,11 @@ class Evaluation:
     @property
     def confusion(self) -> NDArray[np.int64]:
         """(C, C): images of the row's class that are taken for the column's."""
-        counts = np.zeros((len(self.classes),) * 2, np.int64)
-        np.add.at(counts, (self.labels, self.logits.argmax(axis=1)), 1)
-        return counts
+        return confusion(self.labels, self.logits)
 
     def to_json(self) -> dict[str, Any]:
         """Return all figures for programs, as fractions of 1 and nats."""
-        shares = measures.class_accuracy(self.labels, self.logits)
+        shares = class_accuracy(self.labels, self.logits)
         return {
             "images": len(self.labels),
             "accuracy": self.accuracy,
@@ -127,7 +126,7 @@ def store_temperature(weights: Path, evaluation: Evaluation, images: str) -> flo
         UserError: if fewer than `FEWEST_ERRORS` of the images are classified wrong. That of a network without errors is
             near 0, whatever it does on other images.
     """
-    wrong = int((~measures.correct(evaluation.labels, evaluation.logits)).sum())
+    wrong = int((~correct(evaluation.labels, evaluation.logits)).sum())
     if wrong < measures.FEWEST_ERRORS:
         raise UserError(
             f"no temperature can be fitted on {len(evaluation.labels):,} images of which {wrong} are classified wrong; "

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.losses import hard_loss, soft_loss
+from kd.losses import hard_loss, soft_loss, standardized
 from kd.models.output import Output, checked
 from kd.ranges import require
 
@@ -137,13 +137,19 @@ class Method(nn.Module):
         return 1.0 if self.progress >= warmup else self.progress / warmup
 
 
-def require_z_scores(num_classes: int) -> None:
+def compared(student: Output, teacher: Output, standardize: bool) -> tuple[Tensor, Tensor]:
+    """Return the logits (B, C) of student and teacher, as z-scores if `standardize`."""
+    logits = student.logits, teacher.logits
+    return (standardized(logits[0]), standardized(logits[1])) if standardize else logits
+
+
+def require_z_scores(num_classes: int, standardize: bool) -> None:
     """Refuse z-scores of two logits, which are constants: nothing would be taught.
 
     Raises:
-        ValueError: for two classes.
+        ValueError: for two classes, if `standardize`.
     """
-    if num_classes == 2:
+    if standardize and num_classes == 2:
         raise ValueError(
             "z-scores of the logits of 2 classes are constants, of which a student learns nothing; choose "
             "method=logits, or write method.standardize=false"
@@ -201,7 +207,7 @@ class SoftTargets(Method):
         return 1 - self.alpha
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """The method's own term, unweighted, a scalar in fp32."""
+        """The method's own term without beta, a scalar in fp32."""
         raise NotImplementedError
 
     def term_weights(self) -> dict[str, float]:

@@ -149,7 +149,7 @@ class CRD(SoftTargets):
 
 
 def _of_all_ranks(part: Tensor) -> Tensor:
-    """The same tensor of all ranks, one below the other, where several train together."""
+    """Gather a tensor from all ranks, concatenated along dim 0, where several train together."""
     if not (dist.is_available() and dist.is_initialized()):
         return part
     parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]

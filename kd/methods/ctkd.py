@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.losses import hard_loss, standardized
-from kd.methods.base import Method, Pair, require_z_scores
+from kd.losses import hard_loss
+from kd.methods.base import Method, Pair, compared, require_z_scores
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -100,8 +100,8 @@ class CTKD(Method):
         require("method.lowest", lowest, "[1, 10]")
         require("method.span", span, "(0, 20]")
         require("label_smoothing", label_smoothing)
-        self.alpha, self.warmup, self.label_smoothing = alpha, warmup, label_smoothing
         require("method.standardize", standardize)
+        self.alpha, self.warmup, self.label_smoothing = alpha, warmup, label_smoothing
         self.lowest, self.span, self.standardize = lowest, span, standardize
         self.theta = nn.Parameter(torch.tensor(1.0))
 
@@ -116,16 +116,13 @@ class CTKD(Method):
         return self.lowest + self.span * theta.sigmoid()
 
     def setup(self, pair: Pair) -> None:
-        if self.standardize:
-            require_z_scores(pair.num_classes)
+        require_z_scores(pair.num_classes, self.standardize)
 
     def monitors(self) -> dict[str, Tensor]:
         return {"T": self.temperature().detach()}
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        ours, theirs = student.logits, teacher.logits
-        if self.standardize:
-            ours, theirs = standardized(ours), standardized(theirs)
+        ours, theirs = compared(student, teacher, self.standardize)
         soft = tempered_loss(ours, theirs, self.temperature())
         return {
             "hard": self.alpha * hard_loss(student.logits, batch.y, self.label_smoothing),

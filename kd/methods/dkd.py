@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.losses import hard_loss, nckd_loss, standardized, tckd_loss
-from kd.methods.base import Method, Pair, require_z_scores
+from kd.losses import hard_loss, nckd_loss, tckd_loss
+from kd.methods.base import Method, Pair, compared, require_z_scores
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -74,13 +74,10 @@ class DKD(Method):
         self.standardize = standardize
 
     def setup(self, pair: Pair) -> None:
-        if self.standardize:
-            require_z_scores(pair.num_classes)
+        require_z_scores(pair.num_classes, self.standardize)
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        ramp, logits = self.ramp(self.warmup), (student.logits, teacher.logits)
-        if self.standardize:
-            logits = standardized(student.logits), standardized(teacher.logits)
+        ramp, logits = self.ramp(self.warmup), compared(student, teacher, self.standardize)
         return {
             "hard": hard_loss(student.logits, batch.y, self.label_smoothing),
             "tckd": ramp * self.alpha * tckd_loss(*logits, batch.y, self.T),

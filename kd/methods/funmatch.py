@@ -14,7 +14,7 @@ class FunMatch(Method):
     r"""soft, on images that are mixed of two.
 
     The student is to be the teacher's function, wherever it is looked at: both networks see the same mixed images. Each
-    image $x_i$ (3, H, W) of a batch is mixed with another one of it:
+    image $x_i$ (C, H, W) of a batch is mixed with another one of it:
 
     $$
     \tilde x_i = s_i x_i + (1 - s_i) x_j, \qquad \mathrm{soft} = \frac{T^2}{B} \sum_i \mathrm{KL}(p^t_i \Vert p^s_i),

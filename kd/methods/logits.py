@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from kd.data.batch import Batch
-from kd.losses import hard_loss, soft_loss, standardized
-from kd.methods.base import Pair, SoftTargets, require_z_scores
+from kd.losses import hard_loss, soft_loss
+from kd.methods.base import Pair, SoftTargets, compared, require_z_scores
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -53,13 +53,10 @@ class Logits(SoftTargets):
         self.standardize = standardize
 
     def setup(self, pair: Pair) -> None:
-        if self.standardize:
-            require_z_scores(pair.num_classes)
+        require_z_scores(pair.num_classes, self.standardize)
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        ours, theirs = student.logits, teacher.logits
-        if self.standardize:
-            ours, theirs = standardized(ours), standardized(theirs)
+        ours, theirs = compared(student, teacher, self.standardize)
         return {
             "hard": self.alpha * hard_loss(student.logits, batch.y, self.label_smoothing),
             "soft": self.soft_weight * soft_loss(ours, theirs, self.T),

@@ -57,7 +57,7 @@ class LSKD(Method):
         self.T, self.alpha, self.beta, self.label_smoothing = T, alpha, beta, label_smoothing
 
     def setup(self, pair: Pair) -> None:
-        require_z_scores(pair.num_classes)
+        require_z_scores(pair.num_classes, True)
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         lskd = soft_loss(standardized(student.logits), standardized(teacher.logits), self.T)

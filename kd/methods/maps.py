@@ -17,9 +17,9 @@ def stage_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tu
     Raises:
         ValueError: if a network has no maps.
     """
-    for who, maps in (("student", student), ("teacher", teacher)):
+    for role, maps in (("student", student), ("teacher", teacher)):
         if not maps:
-            raise ValueError(f"the {who} has no such maps; name its stages, as in kd.wrap(net, stages=[...])")
+            raise ValueError(f"the {role} has no such maps; name its stages, as in kd.wrap(net, stages=[...])")
     return [(-i, -i) for i in range(min(len(student), len(teacher)), 0, -1)]
 
 
@@ -57,10 +57,10 @@ def preact_pairs(name: str, student: Output, teacher: Output) -> list[tuple[int,
     Raises:
         ValueError: naming the method and the network that has no such maps.
     """
-    for who, output in (("student", student), ("teacher", teacher)):
+    for role, output in (("student", student), ("teacher", teacher)):
         if not output.preacts:
             raise ValueError(
-                f"{name} needs maps before the activation, and the {who} has none; take a network that has, such as "
+                f"{name} needs maps before the activation, and the {role} has none; take a network that has, such as "
                 "cnn16 or wrn22_2, or kd.wrap(net, preacts=True)"
             )
     return stage_pairs(student.preacts, teacher.preacts)

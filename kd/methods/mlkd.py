@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.losses import hard_loss, standardized
-from kd.methods.base import Method, Pair, Step, Teacher, require_z_scores
+from kd.losses import hard_loss
+from kd.methods.base import Method, Pair, Step, Teacher, compared, require_z_scores
 from kd.models.output import Output, checked
 from kd.ranges import require
 
@@ -62,7 +62,7 @@ def unsure_half(teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def strong_view(x: Tensor) -> Tensor:
-    """Change contrast and brightness of each image (3, H, W) of a batch, and blot out a square of half its sides.
+    """Change contrast and brightness of each image (C, H, W) of a batch, and blot out a square of half its sides.
 
     Contrast by a factor of 0.5 to 1.5 about the image's mean, brightness by up to half a standard deviation of the
     data; the square lies anywhere, partly beyond the edge, and is 0, the mean of the data.
@@ -145,8 +145,7 @@ class MLKD(Method):
         self.standardize = standardize
 
     def setup(self, pair: Pair) -> None:
-        if self.standardize:
-            require_z_scores(pair.num_classes)
+        require_z_scores(pair.num_classes, self.standardize)
 
     def step(self, student: nn.Module, teacher: Teacher | None, batch: Batch) -> Step:
         if teacher is None:
@@ -154,17 +153,13 @@ class MLKD(Method):
         output, terms, _ = super().step(student, teacher, batch)
         strong = Batch.of(strong_view(batch.x), batch.y)
         ours, theirs = checked(student(strong.x), student), checked(teacher(strong), teacher)
-        others = self._weighted(ours, strong.y, level_losses(*self._compared(ours, theirs)))
+        others = self._weighted(ours, strong.y, level_losses(*compared(ours, theirs, self.standardize)))
         return Step(output, {**terms, **{f"strong_{name}": term for name, term in others.items()}})
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         """The terms of the weak view."""
-        levels = level_losses(*self._compared(student, teacher), *unsure_half(teacher.logits))
+        levels = level_losses(*compared(student, teacher, self.standardize), *unsure_half(teacher.logits))
         return self._weighted(student, batch.y, levels)
-
-    def _compared(self, student: Output, teacher: Output) -> tuple[Tensor, Tensor]:
-        ours, theirs = student.logits, teacher.logits
-        return (standardized(ours), standardized(theirs)) if self.standardize else (ours, theirs)
 
     def _weighted(self, student: Output, y: Tensor, levels: dict[str, Tensor]) -> dict[str, Tensor]:
         scale = 64 / len(y) if self.rescale else 1.0

@@ -74,7 +74,7 @@ class Reused(nn.Module):
         self.student, self.head = student, head
 
     def forward(self, x: Tensor) -> Output:
-        """(B, 3, H, W) -> `Output`."""
+        """(B, in_channels, H, W) -> `Output`."""
         return cast(Output, self.head(checked(self.student(x), self.student))[0])
 
 

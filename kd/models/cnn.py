@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from kd.models.layers import check_choice
 from kd.models.output import Output, preact_and_feature
 from kd.ranges import Size, require
 
@@ -47,8 +48,7 @@ class CNN(nn.Module):
         height, width = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
         if min(height, width) < 4 or height % 4 or width % 4:
             raise ValueError(f"image_size must be a multiple of 4, got {image_size}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation}")
+        check_choice("activation", activation, ACTIVATIONS)
         require("conv_dropout", conv_dropout)
         require("head_dropout", head_dropout)
 

@@ -26,10 +26,10 @@ class Ensemble(nn.Module):
             raise ValueError("an ensemble needs at least one network")
 
     def forward(self, x: Tensor) -> Output:
-        """(B, 3, H, W) -> `Output`.
+        """(B, in_channels, H, W) -> `Output`.
 
-        Its logits (B, C) are in fp32, its maps (B, C_1i + .. + C_Ki, H_i, W_i), its embedding (B, D_1 + .. + D_K).
-        It has preacts where all networks have them.
+        Its logits (B, num_classes) are in fp32, its maps (B, C_1i + .. + C_Ki, H_i, W_i), its embedding
+        (B, D_1 + .. + D_K). It has preacts where all networks have them.
         """
         outputs: list[Output] = [net(x) for net in self.nets]
         logits, features, embeddings, preacts = zip(*outputs, strict=True)

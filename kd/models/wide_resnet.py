@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from kd.models.layers import Residual, Staged, bn_relu, conv, init_he
+from kd.models.layers import Residual, Staged, bn_relu, check_images, conv, init_he
 from kd.ranges import Size, require
 
 
@@ -35,9 +35,7 @@ class WideResNet(Staged):
         if depth < 10 or depth % 6 != 4:
             raise ValueError(f"depth must be 6n + 4 with n at least 1, such as 10, 16 or 22, got {depth}")
         require("widen", widen)
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        require("image_size", image_size)
+        check_images(num_classes, image_size, halvings=0)
         require("dropout", dropout)
 
         n = (depth - 4) // 6

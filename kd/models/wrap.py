@@ -41,8 +41,8 @@ def wrap(
     most do not count. Where that makes fewer than two stages, single layers are taken instead if they make more.
 
     Args:
-        module: takes images (B, 3, H, W) and returns logits (B, C): as a Tensor, as the first of a tuple, or under
-            the name "logits", as the models of transformers do. It is wrapped itself, not a copy.
+        module: takes images (B, in_channels, H, W) and returns logits (B, C): as a Tensor, as the first of a tuple, or
+            under the name "logits", as the models of transformers do. It is wrapped itself, not a copy.
         stages: paths of the modules whose outputs are the features, shallow to deep, such as ["layer1", "layer2"];
             none for []. If one runs several times in a pass, its last output counts. What works in place on an output
             afterwards, such as a ReLU of the next module, changes the feature, too: make it not to.
@@ -105,7 +105,7 @@ class Wrapped(nn.Module):
             module.get_submodule(path).register_forward_hook(_Record(self._pass, path))
 
     def forward(self, x: Tensor) -> Output:
-        """(B, 3, H, W) -> `Output`.
+        """(B, in_channels, H, W) -> `Output`.
 
         Raises:
             ValueError: if a stage or the head did not run, a stage returned no map, its last activation did not make
@@ -195,7 +195,7 @@ def _embedding(value: Any, images: Tensor, path: str, linear: bool) -> Tensor:
 
 
 def _as_map(value: Any, images: Tensor, path: str) -> Tensor:
-    """What a stage returned for images (B, 3, H, W), as (B, C, h, w)."""
+    """What a stage returned for images (B, in_channels, H, W), as (B, C, h, w)."""
     if isinstance(value, (tuple, list)) and value:
         value = value[0]
     if not isinstance(value, Tensor) or not 2 <= value.dim() <= 4 or value.shape[0] != images.shape[0]:
@@ -313,7 +313,7 @@ def _trace(net: nn.Module, head: str, images: Tensor) -> list[_Map]:
 
 
 def _blocks(maps: list[_Map]) -> list[_Map]:
-    """Those that hold other modules, and not what lies inside of a block that downsamples once at most."""
+    """Return the maps of modules that hold others, without those inside of a block that downsamples once at most."""
 
     def inside(path: str, block: _Map) -> bool:
         return path.startswith(f"{block.path}.")
@@ -328,7 +328,7 @@ def _blocks(maps: list[_Map]) -> list[_Map]:
 
 
 def _layers(maps: list[_Map]) -> list[_Map]:
-    """Those that hold no other modules; of a pooled map not before something with weights has run on it."""
+    """Return the maps of modules that hold no others, pooled ones only once something with weights has run on them."""
     layers, convolved = [], 0
     for layer in maps:
         convolved = layer.area if layer.learned else convolved

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kd.errors import UserError
 from kd.report.comparison import Comparison, accuracies, contrasts, refusal
 from kd.report.crossed import Crossed, Figure, components, sources
 from kd.report.effects import equivalence_p, seeds_needed, sign_flip_p, smallest_detectable, spreads
@@ -171,7 +172,8 @@ def over_teachers(methods: Mapping[str, Crossed], baseline: Row, measures: Mappi
         lines.append([name, f"{factor * base:.{digits}f}"])
         for method in methods.values():
             minus = method.minus(baseline, figure)
-            assert minus is not None, f"{name}: a seed lacks it"
+            if minus is None:
+                raise UserError(f"{name}: not every seed of these runs has it")
             found = components(factor * minus)
             interval = " to ".join(f"{bound:+.{digits}f}" for bound in found.interval)
             lines[-1].append(f"{found.mean:+.{digits}f} ({interval})")

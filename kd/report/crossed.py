@@ -247,16 +247,16 @@ def _lines(
     groups: Sequence[Crossed],
     differences: Sequence[Components | None],
     margin: float | None,
-    others: Sequence[Sequence[Row]],
+    compared_with: Sequence[Sequence[Row]],
 ) -> list[Across]:
     """Return a line for each group, of its difference from other rows."""
-    why = [refusal((*group.rows, *rows)) for group, rows in zip(groups, others, strict=True)]
+    why = [refusal((*group.rows, *rows)) for group, rows in zip(groups, compared_with, strict=True)]
     tested = [None if refused else d for d, refused in zip(differences, why, strict=True)]
-    other = holm([d and d.p for d in tested])
+    corrected = holm([d and d.p for d in tested])
     beyond = holm([None if d is None or margin is None else d.equivalence_p(margin) for d in tested])
     return [
         Across(
             g.label, len(g.rows), len(g.seeds), components(g.accuracies), difference, p, margin, equivalence, refused
         )
-        for g, difference, p, equivalence, refused in zip(groups, differences, other, beyond, why, strict=True)
+        for g, difference, p, equivalence, refused in zip(groups, differences, corrected, beyond, why, strict=True)
     ]

@@ -7,7 +7,9 @@ from pathlib import Path
 from kd.errors import UserError
 from kd.runs.results import FILE, read
 
-WEIGHTS = ("student.safetensors", "teacher.safetensors")
+STUDENT_WEIGHTS = "student.safetensors"
+TEACHER_WEIGHTS = "teacher.safetensors"
+WEIGHTS = (STUDENT_WEIGHTS, TEACHER_WEIGHTS)
 """The file of a run directory, in order of preference."""
 
 

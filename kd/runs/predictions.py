@@ -40,17 +40,34 @@ class Predictions(NamedTuple):
     @property
     def correct(self) -> NDArray[np.bool_]:
         """(M,), whether the network classifies each image correctly."""
-        right: NDArray[np.bool_] = self.logits.argmax(axis=1) == self.labels
-        return right
+        return correct(self.labels, self.logits)
 
     @property
     def class_accuracy(self) -> NDArray[np.float64]:
         """(C,), the share of each class's images that are classified correctly; NaN for a class without images."""
-        C = self.logits.shape[1]
-        counts = np.bincount(self.labels, minlength=C)
-        right = np.bincount(self.labels[self.correct], minlength=C)
-        accuracy: NDArray[np.float64] = np.divide(right, counts, out=np.full(C, np.nan), where=counts > 0)
-        return accuracy
+        return class_accuracy(self.labels, self.logits)
+
+
+def correct(labels: NDArray[np.int64], logits: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which images are classified right, (M,), of labels (M,) and logits (M, C)."""
+    right: NDArray[np.bool_] = logits.argmax(axis=1) == labels
+    return right
+
+
+def class_accuracy(labels: NDArray[np.int64], logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the accuracy on the images of each class, (C,), in [0, 1]; NaN where a class has none."""
+    classes = logits.shape[1]
+    images = np.bincount(labels, minlength=classes)
+    right = np.bincount(labels[correct(labels, logits)], minlength=classes)
+    shares: NDArray[np.float64] = np.divide(right, images, out=np.full(classes, np.nan), where=images > 0)
+    return shares
+
+
+def confusion(labels: NDArray[np.int64], logits: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the (C, C) counts of images by true class, the row, and predicted class, the column."""
+    counts = np.zeros((logits.shape[1],) * 2, np.int64)
+    np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
+    return counts
 
 
 def write(predictions: Predictions, path: Path) -> None:

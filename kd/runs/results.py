@@ -16,6 +16,8 @@ from kd.files import open_regular, replaced
 from kd.terminal import with_progress
 
 FILE = "result.json"
+CURVES = "metrics.csv"
+"""Name of the file that has one line an epoch below its heading."""
 CARD = "README.md"
 """Name of the model card, see `kd.deploy.card`."""
 REPORT = "report"

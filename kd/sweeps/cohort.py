@@ -23,6 +23,7 @@ from kd.data.batch import Batch
 from kd.data.module import CPU, DataModule, InMemory, Loader
 from kd.models.output import Output
 from kd.training.callbacks import StopOnInterrupt
+from kd.training.memory import free_memory
 
 T = TypeVar("T")
 
@@ -166,23 +167,55 @@ class SharedDataModule(DataModule):
         return SharedLoader(loader, self.member, split) if self.in_memory else loader
 
 
+class Memory:
+    """The memory of a device, and the random numbers that are drawn there.
+
+    Args:
+        device: CUDA's with its index, since a thread of its own has another current device; or the processor.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        if self.device.type != "cuda":
+            return ()
+        device = self.device
+        return (State(lambda: torch.cuda.get_rng_state(device), lambda state: torch.cuda.set_rng_state(state, device)),)
+
+    def free(self) -> int | None:
+        """Return the bytes that a further training can use; None where that is unknown."""
+        if self.device.type != "cuda":
+            return free_memory()
+        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return int(torch.cuda.mem_get_info(self.device)[0]) + cached
+
+    def peak(self) -> int:
+        """Return the bytes that steps have taken at most beyond what is allocated now; 0 where that is unknown."""
+        if self.device.type != "cuda":
+            return 0
+        return torch.cuda.max_memory_allocated(self.device) - torch.cuda.memory_allocated(self.device)
+
+
 class Cohort:
     """Several trainings side by side.
 
     Args:
         states: further global state that each training finds as it left it.
-        free: returns the bytes of free memory on the trainings' device; None if that is not known.
+        memory: of the trainings' device.
     """
 
-    def __init__(self, states: Sequence[State] = (), free: Callable[[], int | None] = lambda: None) -> None:
-        on_gpu = (State(torch.cuda.get_rng_state, torch.cuda.set_rng_state),) if torch.cuda.is_available() else ()
-        self.states = (*GLOBAL, *on_gpu, *states)
-        self.free = free
+    def __init__(self, states: Sequence[State] = (), memory: Memory | None = None) -> None:
+        self.memory = memory or Memory(CPU)
+        self.states = (*GLOBAL, *self.memory.states, *states)
         self.created: dict[str, Any] = {}
         self.batch: tuple[Any, Batch] | None = None
         self.interrupted = False
         self.growth = 0
-        """The most memory in bytes that a training has allocated."""
+        """The most memory in bytes that a training keeps allocated."""
+        self.peak = 0
+        """The most memory in bytes that a step has taken beyond that."""
 
     def run(self, works: Sequence[Callable[[Member], Any]]) -> list[Any]:
         """Run all trainings, as many at a time as fit into memory; return what each returned or raised.
@@ -222,25 +255,14 @@ class Cohort:
             state.set(value)
 
     def _settle(self, member: Member) -> None:
-        before = self.free()
+        before = self.memory.free()
         while not member.ended and member.batches_so_far < SETTLED:
             member.step()
-        after = self.free()
+        after = self.memory.free()
         if before is not None and after is not None:
             self.growth = max(self.growth, before - after)
 
     def _room(self) -> bool:
-        free = self.free()
-        return free is None or free > MARGIN * self.growth
-
-
-def free_memory(device: str) -> int | None:
-    """Return the bytes that a further training can use on a device, by Lightning's name; None where that is unknown."""
-    if device != "cpu" and torch.cuda.is_available():
-        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return int(torch.cuda.mem_get_info()[0]) + cached
-    try:
-        with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
+        self.peak = max(self.peak, self.memory.peak())
+        free = self.memory.free()
+        return free is None or free > MARGIN * self.growth + self.peak

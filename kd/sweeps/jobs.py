@@ -10,11 +10,8 @@ from filelock import FileLock, Timeout
 
 from kd.errors import UserError
 from kd.files import open_regular
-from kd.runs.results import FILE, Result, read, write
+from kd.runs.results import CURVES, FILE, Result, read, write
 from kd.runs.status import refuse_links, vacant
-
-CURVES = "metrics.csv"
-"""The file of a run that has one line an epoch below its heading."""
 
 
 @dataclass(eq=False)
@@ -49,6 +46,11 @@ class Job:
             return read(self.directory / FILE)
         except UserError:
             return None
+
+    @property
+    def outcome(self) -> Result | None:
+        """Its record, of whichever sweep."""
+        return self.before or self.record
 
     @property
     def trained(self) -> float:

@@ -14,9 +14,9 @@ from typing import NamedTuple, TypeVar
 
 from kd.errors import UserError
 from kd.files import open_regular
-from kd.runs.results import FILE, MOST_BYTES, REPORT, Result, read
+from kd.runs.results import CURVES, FILE, MOST_BYTES, REPORT, Result, read
 from kd.sweeps import plan
-from kd.sweeps.jobs import CURVES, written
+from kd.sweeps.jobs import written
 from kd.sweeps.plan import Plan, Planned
 
 T = TypeVar("T")

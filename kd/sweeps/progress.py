@@ -108,7 +108,7 @@ class Progress:
     def _print(self, jobs: Sequence[Job]) -> None:
         """Print the line of jobs of the same status and reason."""
         for job in jobs:
-            record = job.before or job.record
+            record = job.outcome
             if record is not None and record.val_acc is not None and record.student is not None:
                 self.best = max(self.best, (record.val_acc, job.label))
         status, details = jobs[0].status, [shown(jobs[0].why)] if jobs[0].why else []
@@ -186,7 +186,7 @@ def table(jobs: Sequence[Job]) -> "Table":
     for heading in ("val acc", "test acc"):
         made.add_column(heading, justify="right", no_wrap=True)
     for job in jobs if len(jobs) <= LONG else _best_and_failed(jobs):
-        record = job.before or job.record
+        record = job.outcome
         accuracies = (None, None) if record is None else (record.val_acc, record.test_acc)
         cells = (
             job.directory.name if job.directory else "",
@@ -210,7 +210,7 @@ def reasons(jobs: Sequence[Job]) -> list[str]:
 
 def _best_and_failed(jobs: Sequence[Job]) -> list[Job]:
     def accuracy(job: Job) -> float:
-        record = job.before or job.record
+        record = job.outcome
         return -math.inf if record is None or record.val_acc is None else record.val_acc
 
     ended_well = [job for job in jobs if job.status in ("done", "skipped") and job.same_as is None]

@@ -211,8 +211,7 @@ def joined(
     """
     if len(teachers) == 1:
         return teachers[0]
-    # `forward_fp32` may have moved some to another device: an ensemble's networks have to be on one.
-    net = Ensemble(teacher.net.cpu() for teacher in teachers)
+    net = Ensemble(teacher.net for teacher in teachers)
     return FrozenTeacher(net, name(content_id(net.state_dict())), prepare)
 
 
@@ -237,6 +236,7 @@ def verify(
     log.info("teacher %s: %.2f %% on the test split", path, 100 * accuracy)
     if claimed is not None and abs(accuracy - claimed) > close:
         accuracy = _share(_hits(teacher.forward_fp32, batches))
+        teacher.net.cpu()  # where networks are put together with it
     if claimed is not None and abs(accuracy - claimed) > close:
         raise UserError(
             f"{path} is on record with {100 * claimed:.2f} % on this test split but reaches {100 * accuracy:.2f} %; "

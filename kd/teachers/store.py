@@ -26,10 +26,10 @@ from filelock import Timeout
 from kd.errors import UserError
 from kd.files import checksum, open_regular, replaced, shared_lock
 from kd.hashing import digest
+from kd.runs.given import TEACHER_WEIGHTS
 from kd.runs.results import CARD, FILE, Result, read
 from kd.runs.status import first_process, write_once
 
-WEIGHTS = "teacher.safetensors"
 ENTRY = "entry.json"
 MAX_ENTRY = 2**24
 """Bytes of `entry.json` that are read; a chain of many teachers has some thousands."""
@@ -67,7 +67,7 @@ def find_or_train(store: Path, recipe: dict[str, Any], train: Callable[[Path], o
                 if not os.access(partial, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
                     raise UserError(_not_writable(store, partial, "another user's training that ended early"))
                 train(partial)
-                weights = partial / WEIGHTS
+                weights = partial / TEACHER_WEIGHTS
                 facts = {"recipe": recipe, "sha256": checksum(weights), "bytes": weights.stat().st_size}
                 with replaced(partial / ENTRY) as temporary:
                     temporary.write_text(json.dumps(facts, indent=2, sort_keys=True))
@@ -143,10 +143,10 @@ def _check(entry: Path, recipe: dict[str, Any]) -> None:
         with open_regular(entry / ENTRY) as file:
             facts = json.loads(file.read(MAX_ENTRY))
         stored_recipe, recorded = facts["recipe"], facts["sha256"]
-        with open_regular(entry / WEIGHTS) as file:
+        with open_regular(entry / TEACHER_WEIGHTS) as file:
             size = os.fstat(file.fileno()).st_size
         # Of another size it is not read to its end, which could be far away. Older versions did not store the size.
-        digest = checksum(entry / WEIGHTS) if facts.get("bytes", size) == size else None
+        digest = checksum(entry / TEACHER_WEIGHTS) if facts.get("bytes", size) == size else None
     except PermissionError as error:
         raise UserError(_forbidden(error.filename)) from error
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -73,7 +73,7 @@ def measure_teacher(
 def _by_name(
     tests: Iterable[AlsoTest], batches: Callable[[AlsoTest], Iterable[Batch]], logits: Callable[[Batch], Tensor]
 ) -> Measured:
-    """Measure what makes logits of batches on each test set."""
+    """Return accuracy and NLL on each test set, by its name, of the logits of its batches."""
     measured = Measured({}, {})
     parts: dict[str, list[tuple[float, float]]] = {}
     figures: dict[str, tuple[float, float]] = {}

@@ -132,7 +132,7 @@ class DivergenceCheck(L.Callback):
     """End a training whose loss is no longer finite; on a CPU before the step updates any weight.
 
     Raises:
-        UserError: naming term, step and learning rate.
+        DivergedError: naming term, step and learning rate.
     """
 
     def __init__(self, every: int | None = None) -> None:

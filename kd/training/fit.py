@@ -1,7 +1,9 @@
 """One training, from its first epoch or its last checkpoint to its result record."""
 
+import atexit
 import logging
 import math
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,27 +13,26 @@ from typing import Any, cast
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from kd.data.module import DataModule, Sequential
+from kd.data.module import DataModule
 from kd.errors import DivergedError, UserError
 from kd.hashing import digest
 from kd.runs.predictions import FILE as PREDICTIONS
 from kd.runs.predictions import Predictions, near_chance
 from kd.runs.predictions import write as write_predictions
-from kd.runs.results import FILE, Result, write
+from kd.runs.results import CURVES, FILE, Result, write
 from kd.runs.status import CHECKPOINTS
 from kd.runs.weights import not_finite, save_weights
 from kd.training.also_test import measure
 from kd.training.callbacks import ADVICE, EpochSeed, History, KeepPredictions
 from kd.training.checkpoints import PREVIOUS, AtomicCheckpoints
 from kd.training.loggers import Samples, TensorBoard, abandon, conclude, log_confusion, name_run
-from kd.training.memory import lacks_memory, out_of_memory
+from kd.training.memory import lacks_memory, of_the_device, out_of_memory
 from kd.training.modules import Classifier
 from kd.training.performance import device_name
 from kd.training.tabs import GradientNorms, Tabs
@@ -87,9 +88,9 @@ def train(
 
     Raises:
         DivergedError: if a loss is not finite, or training ends with weights that are not.
-        UserError: if the checkpoint is damaged or another's.
+        UserError: if the checkpoint is damaged or another's, or memory does not suffice.
     """
-    history = History(directory / "metrics.csv", timed)
+    history = History(directory / CURVES, timed)
     checkpoint = ModelCheckpoint(
         directory / CHECKPOINT.parent,
         filename=CHECKPOINT.stem,
@@ -147,6 +148,7 @@ def train(
             further = measure(module, data, trainer)
         except BaseException as error:
             abandon(trainer.loggers)
+            _end_others(trainer)
             if lacks_memory(error):
                 raise out_of_memory(error, module, data, trainer) from error
             raise
@@ -206,15 +208,22 @@ def _identity(record: Result, metadata: dict[str, Any]) -> str:
     return digest([described, record.fingerprint, record.teacher_id])
 
 
+def _end_others(trainer: L.Trainer) -> None:
+    """Have the processes that train along end with this one: they would wait for it for long, and keep their GPUs."""
+    kill = getattr(trainer.strategy.launcher, "kill", None)
+    if kill is not None:
+        atexit.register(kill, signal.SIGKILL)  # not at once: Lightning ends the process whose children end
+
+
 @contextmanager
 def _restoring(checkpoint: Path | None, history: History) -> Iterator[None]:
     """Answer an error between reading a checkpoint and the first batch in one line: the checkpoint does not fit."""
     try:
         yield
-    except (UserError, OSError, MemoryError, torch.OutOfMemoryError):
+    except (UserError, OSError):
         raise
     except Exception as error:
-        if checkpoint is None or history.trains:
+        if checkpoint is None or history.trains or lacks_memory(error) or of_the_device(error):
             raise
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
@@ -238,10 +247,8 @@ def _trial(trainer: L.Trainer, data: DataModule, epochs: int, trained: int, test
     done, planned = trained // data.batch_size, epochs * data.steps_per_epoch
     if done < planned:
         parts.append(f"trained on {done:,} of {planned:,} batches")
-    batches, limit = (
-        len(Sequential(data.val_index, data.augment, data.images.image_size)) if len(data.val_index) else 0,
-        trainer.limit_val_batches,
-    )
+    batches = len(data.evaluation(data.val_index)) if len(data.val_index) else 0
+    limit = trainer.limit_val_batches
     validated = limit if isinstance(limit, int) else int((1.0 if limit is None else limit) * batches)
     if validated < batches:
         parts.append(f"validated on {validated} of {batches} batches")

@@ -31,7 +31,7 @@ from torch.utils.tensorboard.writer import FileWriter
 
 from kd.data.module import Loader
 from kd.ranges import require
-from kd.runs.predictions import Predictions
+from kd.runs.predictions import Predictions, confusion
 
 GRID = 8
 ZOOM = 3
@@ -196,15 +196,8 @@ def log_confusion(loggers: Sequence[Logger], predictions: Predictions, classes: 
     """
     if loggers and len(classes) <= MOST_CLASSES:
         with optional("the confusion matrix"):
-            figure = confusion_figure(confusion(predictions, len(classes)), classes)
+            figure = confusion_figure(confusion(predictions.labels, predictions.logits), classes)
             log_picture(loggers, "test/confusion", render(figure), step)
-
-
-def confusion(predictions: Predictions, classes: int) -> NDArray[np.int64]:
-    """Return the (C, C) counts of images by true class, the row, and predicted class, the column."""
-    counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (predictions.labels, predictions.logits.argmax(axis=1)), 1)
-    return counts
 
 
 def sample_grid(loader: Loader) -> NDArray[np.uint8]:

@@ -26,7 +26,7 @@ def distill(
         teacher: a frozen teacher, or a network that returns `Output`, which is frozen then; None for a method that
             needs no teacher.
         method: new, as it can be set up once only.
-        example: images (B, 3, H, W) like those of the training, on its device; they show the sizes of all maps.
+        example: images (B, C, H, W) like those of the training, on its device; they show the sizes of all maps.
         labels: (N,), int64, of all training images, for a method with a memory of each image.
         new_student: makes another network like the student, for a method that trains more of them.
 
@@ -77,7 +77,7 @@ class Distillation(nn.Module):
         """Return the loss of one training step, a scalar in fp32.
 
         Args:
-            x: images (B, 3, H, W), normalised.
+            x: images (B, C, H, W), normalised.
             y: labels (B,), int64.
             progress: share of training that is done, in [0, 1], for methods that change with it; by default warm-ups
                 are over.

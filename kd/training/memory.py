@@ -1,6 +1,8 @@
-"""What to do about a device that is out of memory: the batch size that fits, found by trying."""
+"""How much memory there is, and what to do about a device that is out of it: the batch size that fits, by trying."""
 
+import re
 import traceback
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -11,9 +13,30 @@ from kd.errors import UserError
 from kd.training.modules import Classifier
 
 
+def free_memory() -> int | None:
+    """Return how many bytes of memory could be taken without swapping; None where the system does not say."""
+    try:
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Return whether an error is that of a GPU, or of a processor, that has no more memory to give."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # A context or a library's workspace that finds none is a RuntimeError.
+    said = r"DefaultCPUAllocator|out of memory|_ALLOC_FAILED"
+    return isinstance(error, RuntimeError) and re.search(said, str(error)) is not None
+
+
+def of_the_device(error: BaseException) -> bool:
+    """Return whether an error is that of a device, or of the connection between devices, whatever is computed."""
+    said = r"\b(CUDA|cuDNN|CUBLAS|HIP|NCCL|MPS)\b"
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and re.search(said, str(error)) is not None
+    )
 
 
 def out_of_memory(error: BaseException, module: Classifier, data: DataModule, trainer: L.Trainer) -> UserError:

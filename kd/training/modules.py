@@ -25,6 +25,24 @@ TASK = "hard"
 """Name of the labels' term, or its end after an underscore; an optimiser may treat these terms apart from others."""
 
 
+def scales_gradients(trainer: L.Trainer) -> bool:
+    """Whether the loss is scaled, so that small gradients do not vanish in fp16."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+def check_scaling(optimizer: Optimizer, trainer: L.Trainer) -> None:
+    """Refuse an optimiser that needs parts of the gradient where gradients are scaled.
+
+    Raises:
+        UserError: for DOT in `16-mixed`.
+    """
+    if isinstance(optimizer, DOT) and scales_gradients(trainer):
+        raise UserError(
+            f"trainer.precision={trainer.precision} scales the gradients, of which the optimiser DOT needs parts; set "
+            "trainer.precision=bf16-mixed or 32-true, or choose another recipe/optimizer"
+        )
+
+
 class Mean(Metric):
     """A mean over images in fp32, whatever the precision of the network; one NaN makes it NaN.
 
@@ -211,11 +229,10 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(parameter_groups(self))
-        if isinstance(optimizer, DOT) and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            raise UserError(
-                f"trainer.precision={self.trainer.precision} scales the gradients, of which the optimiser DOT needs "
-                "parts; set trainer.precision=bf16-mixed or 32-true, or choose another recipe/optimizer"
-            )
+        check_scaling(optimizer, self.trainer)
+        if scales_gradients(self.trainer) and self.trainer.gradient_clip_val and optimizer.defaults.get("fused"):
+            # Clipping is of gradients without their scale, which a fused optimiser takes off within its step.
+            optimizer = self._optimizer(parameter_groups(self), fused=False)
         schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -225,15 +242,10 @@ class Classifier(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As Lightning, which however refuses fused optimisers also where no gradient scaler is in their way."""
+        """Clip as Lightning does, but also with a fused optimiser where no gradient scaler is in its way."""
         if gradient_clip_val is None:
             return
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            if optimizer.defaults.get("fused"):
-                raise UserError(
-                    f"trainer.precision={self.trainer.precision} scales the gradients, and a fused optimiser cannot "
-                    "clip them then; set speed.fused=false, recipe.clip_norm=null or trainer.precision=bf16-mixed"
-                )
+        if scales_gradients(self.trainer):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         parameters = (p for group in optimizer.param_groups for p in group["params"])

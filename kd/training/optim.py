@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kd.ranges import require
 
-OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
+OptimizerFactory = Callable[..., Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LambdaLR]
 
 

@@ -94,6 +94,8 @@ class Speed:
                     if type(child) is nn.Dropout:
                         setattr(module, name, PackedDropout(child.p))
         if self.compile:
+            # The optimiser DOT and the pictures of gradients go backward through a step's graph more than once.
+            torch._functorch.config.donated_buffer = False
             net.compile()
         return net
 
@@ -141,7 +143,8 @@ def choose_device(accelerator: str, devices: object) -> torch.device:
         return torch.device("cpu")
     chosen = devices if isinstance(devices, Sequence) and not isinstance(devices, str) else None
     one = str(devices) == "1" if chosen is None else len(chosen) == 1
-    index = 0 if one else int(os.environ.get("LOCAL_RANK", 0))  # of one device it says nothing
+    # What tells the process's place, by Lightning's own launch or Slurm's; of one device it says nothing.
+    index = 0 if one else int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
     return torch.device("cuda", index if chosen is None else chosen[index])
 
 

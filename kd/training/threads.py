@@ -25,7 +25,10 @@ CALM = 4
 
 
 def spin_while_alone() -> None:
-    """Begin to look after it, in a thread that ends with the process; does nothing in another environment."""
+    """Start a thread that keeps the others from spinning while other programs want the cores; it ends with the process.
+
+    Nothing is done unless the environment has `SPINNING`.
+    """
     if SPINNING.items() <= os.environ.items():
         _watch(os.getpid())
 

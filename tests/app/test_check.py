@@ -179,6 +179,7 @@ def test_check_refuses_what_would_be_taken_for_something_else(overrides, message
     [
         ("networks", [], "spec.networks of this method's file must list teacher, student or both, got"),
         ("networks", ["studnet"], "must list teacher, student or both"),
+        ("ranges", None, "spec.ranges of this method's file must be ranges by knob, {} for none, got None"),
         ("ranges", {"T": [0, 5]}, "T must be as in"),
         ("ranges", {"T": "from 0 to 1"}, "T must be as in"),
         ("ranges", {"T + beta": "[0, 1]"}, "has T . beta, and there is no setting beta"),

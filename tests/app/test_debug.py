@@ -3,6 +3,7 @@
 import pytest
 
 import kd.data.module
+from kd.app.compose import compose
 from kd.runs.results import collect, read
 from tests.common import SMALL
 
@@ -92,3 +93,13 @@ def test_trainer_settings_are_explained(run, setting, message):
     code, printed = run(*SMALL, setting)
     assert code == 1
     assert message in printed
+
+
+@pytest.mark.parametrize("preset", ["recipe=published", "experiment=cifar100/vgg13_vgg8", "experiment=best_1m"])
+def test_debug_shortens_a_preset_that_has_its_own_epochs(preset):
+    cfg = compose([preset, "debug=limit"])[0].cfg
+    assert (cfg.recipe.epochs, cfg.teacher_recipe.epochs) == (1, 1)
+    cfg = compose([preset, "debug=overfit", "epochs=7"])[0].cfg
+    assert (cfg.recipe.epochs, cfg.teacher_recipe.epochs, cfg.recipe.batch_size) == (7, 7, 20)
+    augment = cfg.data.augment
+    assert (augment.crop, augment.flip, augment.mixup, augment.cutmix, augment.policy) == (0, False, None, None, None)

@@ -166,6 +166,17 @@ class TestRun:
         assert f"error: this training cannot be continued from {checkpoint} ({reason}" in printed
         assert read(self.directory / "result.json").status == "failed"
 
+    def test_resume_on_a_device_that_fails_does_not_blame_the_checkpoint(self, run, monkeypatch):
+        checkpoint = self.interrupted()
+
+        def busy(*_):
+            raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+
+        monkeypatch.setattr("kd.training.modules.Classifier.configure_optimizers", busy)
+        with pytest.raises(RuntimeError, match="busy or unavailable"):
+            run("resume=run")
+        assert checkpoint.exists()
+
     @pytest.fixture
     def halfway(self, run, tmp_path, monkeypatch):
         """The last checkpoint of a run that was interrupted after two epochs, and the arguments that continue it."""

@@ -19,6 +19,14 @@ def test_run_refuses_a_network_that_memory_does_not_hold(run, tmp_path, monkeypa
     assert not (tmp_path / "run").exists()
 
 
+def test_network_of_a_chain_is_named_by_the_setting_that_sizes_it(run, monkeypatch):
+    monkeypatch.setattr("kd.app.build.free_memory", lambda: 10**9)
+    code, printed = run(*SMALL, "data.source.image_size=32", "method=logits", "chain=[{scale: 512}]")
+    assert code == 1
+    assert "error: a student of 1,090," in printed
+    assert "choose a smaller network, such as by student.scale" in printed
+
+
 @pytest.mark.parametrize(("name", "setting"), [("wrn16_1", "widen"), ("resnet9", "scale"), ("vgg8", "depth")])
 def test_memory_is_saved_by_a_setting_that_the_network_has(run, monkeypatch, name, setting):
     monkeypatch.setattr("kd.app.build.free_memory", lambda: 1000)

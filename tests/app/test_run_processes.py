@@ -44,6 +44,15 @@ def test_run_on_one_device_is_whole_whatever_launched_it(tmp_path, finished, lau
     assert (again.status, again.test_acc) == ("done", read(finished / "run" / "result.json").test_acc)
 
 
+def test_ddp_refuses_batches_that_devices_cannot_share_before_a_teacher_is_trained(run, tmp_path):
+    ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
+    small = [setting for setting in SMALL if setting != "trainer=cpu"]
+    code, printed = run(*small, *ddp, "method=logits", "recipe.batch_size=33", "hydra.run.dir=run")
+    assert code == 1
+    assert "error: batch_size must be a multiple of the 2 devices, got 33\n" in printed
+    assert not list(tmp_path.iterdir())
+
+
 def test_ddp_trains_the_student_of_one_process(run, tmp_path, finished):
     shutil.copytree(finished / "teachers", tmp_path / "teachers")
     # Neither BatchNorm nor dropout: they treat half a batch otherwise than a whole one.

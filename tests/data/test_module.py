@@ -168,6 +168,14 @@ def test_cutout_changes_a_square_only(noise):
 # --- evaluation batches
 
 
+@pytest.mark.parametrize(("batch_size", "at_once"), [(1, 32), (10, 32), (40, 80), (1000, 1000)])
+def test_evaluation_takes_no_more_memory_than_training(noise, batch_size, at_once):
+    """Two thousand images: in parts of twice a step's, of 32 at least and of 1,000 at most."""
+    data = data_module(noise(train=2000, test=2000), val_fraction=0.1, batch_size=batch_size)
+    assert max(len(part.index) for part in data.evaluation(torch.arange(2000))) == at_once
+    assert max(len(part.index) for part in data.test_dataloader().sampler) == at_once
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_eval_dataloaders_yield_every_image_once_unaugmented(noise, monkeypatch, split):
     monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 8)

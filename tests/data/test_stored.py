@@ -46,6 +46,17 @@ def test_stored_pixels_name_a_file_that_is_cut_while_it_is_in_use(file, pixels, 
         print(Images("a", ("b", "c"), stored, torch.zeros(12), stored, torch.zeros(12)).id)
 
 
+@pytest.mark.parametrize(("device", "waits"), [("cpu", True), ("mps", True), ("cuda", False)])
+def test_pixels_on_disk_are_copied_without_waiting_from_pinned_memory_alone(pixels, monkeypatch, device, waits):
+    """A copy to MPS that nobody waits for reads memory that may be another batch's by then."""
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device, non_blocking=False: asked.append(non_blocking) or x)
+    monkeypatch.setattr("kd.data.module.DataLoader", lambda data, sampler, **_: (data[step] for step in sampler))
+    on_disk = OnDisk(pixels, torch.zeros(12), torch.device(device), workers=0)
+    list(on_disk.fetch([BatchIndices(torch.arange(12), torch.zeros(12), None)]))
+    assert asked == [not waits] * 2
+
+
 def test_stored_pixels_are_read_in_parts(file, pixels, monkeypatch):
     monkeypatch.setattr("kd.data.stored.AT_ONCE", 5 * 3 * 32 * 32)
     assert torch.equal(StoredPixels(file)[1:], pixels[1:])

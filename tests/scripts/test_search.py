@@ -252,6 +252,22 @@ def test_search_repeats_a_trial_after_a_full_disk(run_search, tmp_path, monkeypa
 
 
 @pytest.mark.usefixtures("optuna")
+def test_search_takes_a_method_of_ones_own(run_search, tmp_path):
+    """Its file lies in a folder beside our own; its knobs are searched between its own ranges."""
+    text = (CONF / "method" / "logits.yaml").read_text()
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "embedding.yaml").write_text(text)
+    arguments = ("--trials", "1", *QUICK, "method=embedding", "T=4", "data.val_fraction=0.7")
+    assert "method=embedding" in error_line(run_search(*arguments))
+    assert "--config-dir=none: no such folder" in error_line(run_search("--config-dir", "none", *arguments))
+    code, printed = run_search("--config-dir", "mine", *arguments)
+    assert code == 0, printed
+    record = read(tmp_path / "found" / "0" / "result.json")
+    assert (record.method, record.config_dir) == ("embedding", str(tmp_path / "mine"))
+    assert "--config-dir" in printed.split("the best again: ")[1].splitlines()[0]
+
+
+@pytest.mark.usefixtures("optuna")
 def test_search_covers_whole_numbers_and_other_settings(run_search, tmp_path):
     settings = ("recipe.optimizer.lr=0.05", "--range", "student.scale=1:3", "student.conv_dropout=0:0.5")
     assert run_search(*(part for part in ALONE if "student" not in part), "--trials", "2", *settings)[0] == 0

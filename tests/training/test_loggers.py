@@ -26,7 +26,7 @@ from kd.data.augment import Augment
 from kd.data.module import DataModule
 from kd.errors import UserError
 from kd.runs import predictions
-from kd.runs.predictions import Predictions
+from kd.runs.predictions import Predictions, confusion
 from kd.runs.results import Result, read
 from kd.runs.weights import load_weights
 from kd.training.fit import train
@@ -34,7 +34,6 @@ from kd.training.loggers import (
     TensorBoard,
     abandon,
     conclude,
-    confusion,
     confusion_figure,
     log_confusion,
     name_run,
@@ -179,7 +178,7 @@ def test_tensorboard_receives_pictures_curves_and_final_figures(fit, tmp_path):
     assert np.array_equal(picture, sample_grid(data.train_dataloader()))
     step, picture = read_picture(written, "test/confusion")
     assert step == 2 * 3
-    counts = confusion(predictions.read(tmp_path / "predictions.npz"), 10)
+    counts = confusion(*predictions.read(tmp_path / "predictions.npz")[:2])
     assert np.array_equal(picture, render(confusion_figure(counts, data.images.classes)))
 
     scalars = sorted(written.Tags()["scalars"])
@@ -312,7 +311,7 @@ def test_log_confusion_counts_the_labels_as_rows(monkeypatch):
     monkeypatch.setattr("kd.training.loggers.log_picture", lambda loggers, name, picture, step: shown.append(name))
     logits = np.array([[3.0, 1.0, 0.0], [3.0, 1.0, 0.0], [0.0, 1.0, 9.0]], np.float32)
     made = Predictions(np.array([0, 1, 2]), logits)
-    assert confusion(made, 3).tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
+    assert confusion(made.labels, made.logits).tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
     log_confusion([CSVLogger("nowhere")], made, "abc", 7)
     assert shown == ["test/confusion"]
 

@@ -1,3 +1,4 @@
+import os
 from functools import partial
 
 import pytest
@@ -6,7 +7,8 @@ from torch import nn
 
 from kd.data.augment import Augment
 from kd.data.module import DataModule
-from kd.training.memory import lacks_memory, out_of_memory
+from kd.errors import UserError
+from kd.training.memory import free_memory, lacks_memory, of_the_device, out_of_memory
 from kd.training.modules import Classifier
 from kd.training.optim import one_cycle
 
@@ -68,3 +70,25 @@ def test_out_of_memory_for_all_images_at_once(tiny_net, noise, trainer, monkeypa
     with pytest.raises(torch.OutOfMemoryError) as raised:
         trainer(max_epochs=1).fit(module, data)
     assert "give data.in_memory=false" in str(out_of_memory(raised.value, module, data, trainer()))
+
+
+def test_free_memory_is_within_the_machines():
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert whole / 1000 < free_memory() <= whole
+
+
+@pytest.mark.parametrize(
+    ("error", "memory", "device"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True, True),
+        (RuntimeError("CUDA error: out of memory"), True, True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True, True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), False, True),
+        (torch.distributed.DistBackendError("unhandled system error"), False, True),
+        (RuntimeError("Error(s) in loading state_dict for Classifier"), False, False),
+        (UserError("the disk is out of memory"), False, False),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_errors_of_memory_and_of_devices_are_told_from_others(error, memory, device):
+    assert (lacks_memory(error), of_the_device(error)) == (memory, device)

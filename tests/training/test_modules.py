@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 
 from kd.errors import UserError
 from kd.methods.base import Method
@@ -24,6 +25,21 @@ def test_gradient_clipping_covers_student_and_method(tiny_net, noise, trainer, c
     trainer(max_steps=1, gradient_clip_val=clip, callbacks=[spy]).fit(module, data_module(noise()))
     moved = torch.stack([(p - old).norm() for p, old in zip(module.parameters(), before, strict=True)]).norm().item()
     assert moved == pytest.approx(1e-3 * rates[0], rel=0.01) if clip else moved > 0.1 * rates[0]
+
+
+def test_fused_optimiser_clips_scaled_gradients_as_one_that_is_not(tiny_net, noise, trainer):
+    """In fp16, whose gradients are scaled: a fused optimiser would take the scale off only within its step."""
+
+    def trained(fused, clip):
+        module = distiller(tiny_net(width=4), tiny_net(width=8, seed=1))
+        module._optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=fused)
+        fp16 = MixedPrecision("16-mixed", "cpu")
+        trainer(max_steps=3, gradient_clip_val=clip, plugins=[fp16]).fit(module, data_module(noise()))
+        return module.net.state_dict()
+
+    fused, plain, free = trained(True, 0.01), trained(False, 0.01), trained(True, None)
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in fused.items())
+    assert not torch.equal(fused["classifier.weight"], free["classifier.weight"])
 
 
 def test_distiller_leaves_the_teacher_unchanged_to_the_bit(tiny_net, noise, trainer):

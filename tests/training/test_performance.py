@@ -226,6 +226,8 @@ def test_choose_device_is_the_gpu_of_the_training(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("cpu", 1) == CPU
     assert [choose_device("auto", devices).index for devices in (1, "auto", [3, 2])] == [0, 0, 3]
+    monkeypatch.setenv("SLURM_LOCALID", "3")  # which srun sets, and a command of one's own does not
+    assert choose_device("gpu", 4).index == 3
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert [choose_device("gpu", devices).index for devices in (2, "auto", [3, 2])] == [1, 1, 2]
     assert [choose_device("gpu", devices).index for devices in (1, "1", [3])] == [0, 0, 3]

@@ -16,6 +16,7 @@ import scipy
 from numpy.typing import NDArray
 
 from kd.report.rows import Spread
+from kd.runs.predictions import correct
 
 BINS = 15
 """Of equal width, for the expected calibration error."""
@@ -39,12 +40,6 @@ Floats = NDArray[np.float64]
 # One network
 
 
-def correct(labels: Labels, logits: Logits) -> Mask:
-    """Return which images are classified right, (M,)."""
-    right: Mask = logits.argmax(axis=1) == labels
-    return right
-
-
 def accuracy(labels: Labels, logits: Logits) -> float:
     """Return the share of images that are classified right, in [0, 1]."""
     return float(correct(labels, logits).mean())
@@ -60,15 +55,6 @@ def averaged_accuracy(labels: Labels, logits: NDArray[np.float64], k: int) -> fl
     shares = scipy.special.softmax(logits, axis=2)
     chosen = combinations(range(len(shares)), k)
     return fmean(float((shares[list(some)].mean(axis=0).argmax(axis=1) == labels).mean()) for some in chosen)
-
-
-def class_accuracy(labels: Labels, logits: Logits) -> Floats:
-    """Return the accuracy on the images of each class, (C,), in [0, 1]; NaN where a class has none."""
-    classes = logits.shape[1]
-    images = np.bincount(labels, minlength=classes)
-    right = np.bincount(labels[correct(labels, logits)], minlength=classes)
-    shares: Floats = np.divide(right, images, out=np.full(classes, np.nan), where=images > 0)
-    return shares
 
 
 def nll(labels: Labels, logits: Logits) -> float:

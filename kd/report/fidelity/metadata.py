@@ -10,7 +10,6 @@ from safetensors import SafetensorError, safe_open
 from kd.files import open_regular
 from kd.report.text import shortened, visible
 
-WEIGHTS = "student.safetensors"
 MOST_HEADER = 16 << 20
 """Bytes of the largest header that is read, which describes all tensors."""
 MOST_PIXELS = 4096

@@ -24,8 +24,6 @@ from kd.report.fidelity.measures import (
     Mask,
     Outputs,
     agreement,
-    class_accuracy,
-    correct,
     cross_fitted,
     expected_flips,
     flipped,
@@ -41,7 +39,8 @@ from kd.report.rows import Role, Row, Spread, role, teacher_name, titled
 from kd.report.statistics import Difference, corrected, difference, holm, mcnemar
 from kd.report.summary import summarize
 from kd.runs import predictions, results
-from kd.runs.predictions import Predictions
+from kd.runs.given import STUDENT_WEIGHTS
+from kd.runs.predictions import Predictions, class_accuracy, correct
 from kd.runs.results import Result
 from kd.terminal import with_progress
 
@@ -110,7 +109,7 @@ def collect(dirs: Iterable[Path]) -> Runs:
                 size += sum(array.nbytes for array in read if array is not None)
                 done.append(result)
                 found.append(read)
-                described.append(metadata.read(directory / metadata.WEIGHTS))
+                described.append(metadata.read(directory / STUDENT_WEIGHTS))
         except UserError as error:
             skipped.append(f"{directory}: {error}" if str(directory) not in str(error) else str(error))
         if size > MOST_BYTES:

@@ -14,7 +14,7 @@ from PIL import Image
 from kd.errors import UserError
 from kd.report.comparison import Comparison
 from kd.report.fidelity.figures import IMAGES
-from kd.report.fidelity.measures import Labels, Logits, Outputs, class_accuracy, reliability, spread
+from kd.report.fidelity.measures import Labels, Logits, Outputs, reliability, spread
 from kd.report.fidelity.page import Pixels, named
 from kd.report.fidelity.study import MOST, Student, Study, collect, study
 from kd.report.html.view import Json, percent, rounded, students
@@ -23,6 +23,7 @@ from kd.report.ranking import leaders
 from kd.report.rows import Row
 from kd.report.summary import summarize
 from kd.runs import predictions, results
+from kd.runs.predictions import class_accuracy
 from kd.runs.results import Result
 
 MOST_RUNS = 48
