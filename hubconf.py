@@ -43,7 +43,9 @@ def __getattr__(name: str) -> Callable[..., nn.Module]:
         if run is None:
             return build_network({**_settings(name), **settings, "num_classes": num_classes, "image_size": image_size})
         predictor = load(run)
-        plain = entry(num_classes=len(predictor.classes), image_size=predictor.image_size, **settings)
+        channels = len(predictor.mean)
+        grey = {} if channels == 3 else {"in_channels": channels}
+        plain = entry(num_classes=len(predictor.classes), image_size=predictor.image_size, **{**grey, **settings})
         made, wanted = type(predictor.net).__name__, type(plain).__name__
         if made != wanted:
             raise ValueError(f"{run} holds a {made}, and {name} is a {wanted}; kd.load takes either")

@@ -159,6 +159,8 @@ def _forms(
     from kd.deploy.check import own_labels
     from kd.deploy.table import measured_row, write_form
 
+    if args.calibrate > len(images.train_x):
+        raise UserError(f"--calibrate {args.calibrate}: there are {len(images.train_x):,} training images")
     order = torch.randperm(len(images.train_x), generator=torch.Generator().manual_seed(0))
     calibration = images.train_x[order[: args.calibrate]]
     rows, works, failed = [], [], []

@@ -69,7 +69,7 @@ def _as_shown_to(
     if form[0] == form[1]:
         return build
     (height, width), channels = form[0]
-    shape = [f"data.image_size=[{height},{width}]", f"data.channels={1 if channels == 1 else 'null'}"]
+    shape = [f"data.image_size=[{height},{width}]", f"data.channels={channels if channels in (1, 3) else 'null'}"]
     return recorded_data(weights, [*settings, *shape], other.image_size, channels)
 
 

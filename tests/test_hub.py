@@ -7,6 +7,7 @@ import torch
 
 from kd.inference import load
 from tests.common import CONF, ROOT
+from tests.deploy.common import weights
 
 
 def hub(name, **arguments):
@@ -36,3 +37,9 @@ def test_hub_loads_a_run(finished):
         hub("resnet8", run=run)
     with pytest.raises(ValueError, match="holds a CNN of other settings than cnn16; give them, or take"):
         hub("cnn16", run=run)
+
+
+def test_hub_loads_a_run_on_grey_images(tmp_path):
+    saved = weights(tmp_path / "student.safetensors", channels=1, classes=tuple("0123456789"))
+    predictor = hub("cnn16", run=str(saved), scale=2)
+    assert predictor(torch.zeros(2, 1, 8, 8)).logits.shape == (2, 10)

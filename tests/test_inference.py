@@ -5,14 +5,14 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 from kd.data.augment import Augment
 from kd.data.decode import decode
 from kd.data.module import DataModule
 from kd.errors import UserError
-from kd.inference import Predictor, load
+from kd.inference import Predictor, load, read_image
 from kd.models.cnn import CNN
 from kd.runs.weights import load_weights, save_weights
 
@@ -164,6 +164,22 @@ def test_preprocess_resizes_and_converts_as_data_sets_are(tmp_path):
         expected = decode([("image", file.getvalue())], 1, 8).x
         restored = predictor.preprocess(picture) * scale + shift
         assert torch.equal(restored.round().to(torch.uint8), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_preprocess_turns_a_photo_upright_once(tmp_path, orientation):
+    """A file, its content, the image that PIL opens, and what `read_image` returns, are seen alike."""
+    predictor = load(saved(tmp_path / "w.safetensors"))
+    grey = np.arange(16 * 24, dtype=np.uint16).reshape(16, 24)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(np.dstack([grey // 2, grey[::-1] // 2, grey[:, ::-1] // 2]).astype(np.uint8)).save(path, exif=exif)
+    with Image.open(path) as opened:
+        expected = predictor.preprocess(np.asarray(ImageOps.exif_transpose(opened)))
+        assert torch.equal(predictor.preprocess(opened), expected)
+    for form in (path, path.read_bytes(), read_image(path)):
+        assert torch.equal(predictor.preprocess(form), expected)
 
 
 def test_preprocess_follows_the_network(tmp_path):

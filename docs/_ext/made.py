@@ -100,9 +100,7 @@ def knobs(place: str) -> str:
     parts += ["## Networks", "The same names and settings are there for `teacher`.", choices("student", folder)]
     own = settings(CONF / "student" / "custom.yaml", "student.")
     parts += ["Networks of a library or of your own (`custom`, `timm`, `torchvision`) have:", table(own)]
-    added = (
-        "What the run itself does not set of `lightning.Trainer` can be added: `+trainer.accumulate_grad_batches=2`."
-    )
+    added = "Other arguments of `lightning.Trainer` can be added, as in `+trainer.accumulate_grad_batches=2`."
     parts += ["## Trainer", added]
     parts += [table(settings(CONF / "trainer" / "auto.yaml", "trainer.")), choices("trainer", folder)]
     parts += ["## Speed", table(settings(CONF / "speed" / "fast.yaml", "speed.")), choices("speed", folder)]

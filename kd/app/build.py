@@ -116,6 +116,11 @@ class Builder:
         return list(self.settings["spec"]["networks"])
 
     @property
+    def wants_teacher(self) -> bool:
+        """Whether a teacher is needed before the student is trained, or is all that is wanted."""
+        return bool(self.first_teachers or self.chain)
+
+    @property
     def student(self) -> Plan:
         cfg = self.cfg
         stream = self._stream("student", cfg.student, (*self.first_teachers, *self.chain))

@@ -98,7 +98,8 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
     directory.mkdir(parents=True, exist_ok=True)
     write_once(record, directory / FILE, data_parallel)
 
-    prepared = build.shared("teacher", lambda: prepare_teacher(build, record))
+    # Asked first: what is shared is shared with runs that want one, too.
+    prepared = build.shared("teacher", lambda: prepare_teacher(build, record)) if build.wants_teacher else None
     if prepared is not None:
         record = replace(
             record,

@@ -359,7 +359,10 @@ def to_rgb(image: Image.Image, name: str, changes: Counter[str]) -> Image.Image:
             image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
     if image.mode != "RGB":
         image = image.convert("RGB")
-    return image.transpose(TURNED[orientation]) if orientation in TURNED else image
+    if orientation in TURNED:
+        image = image.transpose(TURNED[orientation])
+        image.info = {}  # which still say how it lay, so that whoever is given it would turn it again
+    return image
 
 
 def _orientation(image: Image.Image) -> int:

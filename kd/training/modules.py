@@ -175,7 +175,8 @@ class Classifier(L.LightningModule):
         self.train_acc.update(output.logits.detach(), batch.labels)
         for name, value in {**terms, "loss": loss, **monitors}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
-        last = batch_idx + 1 == self.trainer.num_training_batches
+        of_epoch = batch_idx + 1 == self.trainer.num_training_batches
+        last = of_epoch or self.global_step + 1 == self.trainer.max_steps
         if last:
             # Once an epoch and not at every step: each call of `log` takes as long as a small layer.
             means = {f"train/{name}": total / (batch_idx + 1) for name, total in self._sums.items()}
@@ -243,12 +244,17 @@ class Classifier(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as Lightning does, but also with a fused optimiser where no gradient scaler is in its way."""
-        if gradient_clip_val is None:
+        if not gradient_clip_val:
             return
         if scales_gradients(self.trainer):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if gradient_clip_algorithm == "value":
+            if isinstance(optimizer, DOT):
+                raise UserError("the optimiser DOT clips by norm alone; leave gradient_clip_algorithm out")
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            return
         norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         if isinstance(optimizer, DOT):
             optimizer.scale_task_gradients((gradient_clip_val / (norm + 1e-6)).clamp(max=1))
@@ -261,7 +267,8 @@ class Distiller(Classifier):
     which student and teacher predict the same class, and `kl_to_teacher` (nats).
 
     Args:
-        method: makes the terms of the loss; its own layers, if any, are trained and saved in checkpoints.
+        method: makes the terms of the loss; its own layers, if any, are trained and saved in checkpoints. One that has
+            layers of its own is set up before: `kd.distill` does that, and has it as its `method`.
         teacher: returns the teacher's output for a batch. Not registered as a submodule: its weights are neither
             trained, nor moved between train and eval mode, nor saved in checkpoints. None for a method without one.
     """

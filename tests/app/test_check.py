@@ -175,6 +175,23 @@ def test_check_refuses_what_would_be_taken_for_something_else(overrides, message
 
 
 @pytest.mark.parametrize(
+    ("recipe", "lr", "warmup"),
+    [
+        (["recipe=published", "recipe/schedule=cosine", "recipe/optimizer=adamw"], 0.002, 0.05),
+        (["recipe=published", "recipe/schedule=one_cycle"], 0.05, 0.25),
+        (["experiment=cifar100/vgg13_vgg8", "recipe/optimizer=adamw"], 0.002, 0.0),
+        (["experiment=cifar100/vgg13_vgg8", "recipe/optimizer=adamw", "lr=0.01"], 0.01, 0.0),
+    ],
+)
+def test_published_recipe_takes_another_optimiser_and_schedule_with_their_own_values(recipe, lr, warmup):
+    command = compose(recipe)[0]
+    check_command(command)
+    assert command.cfg.recipe.optimizer.lr == lr
+    assert command.cfg.recipe.schedule.warmup == warmup
+    assert (command.cfg.recipe.epochs, command.cfg.recipe.clip_norm) == (240, None)
+
+
+@pytest.mark.parametrize(
     ("part", "value", "message"),
     [
         ("networks", [], "spec.networks of this method's file must list teacher, student or both, got"),

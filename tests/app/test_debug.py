@@ -95,6 +95,12 @@ def test_trainer_settings_are_explained(run, setting, message):
     assert message in printed
 
 
+@pytest.mark.parametrize("debug", ["fast_dev_run", "limit", "overfit"])
+def test_debug_runs_of_an_experiment_are_no_part_of_its_sweep(debug):
+    _, hydra = compose(["experiment=best_1m", f"debug={debug}"])
+    assert hydra.sweep.dir.startswith("multirun/debug/")
+
+
 @pytest.mark.parametrize("preset", ["recipe=published", "experiment=cifar100/vgg13_vgg8", "experiment=best_1m"])
 def test_debug_shortens_a_preset_that_has_its_own_epochs(preset):
     cfg = compose([preset, "debug=limit"])[0].cfg

@@ -97,6 +97,7 @@ def timed(work):
         (("store",), "no record tells the images; give a student's run, too, or data=NAME data.root=DIR"),
         (("alone.safetensors",), "no record of a run beside alone.safetensors"),
         (("run", "--out", "run/result.json"), "--out run/result.json is no folder"),
+        (("run", "--calibrate", "5000"), "--calibrate 5000: there are 1,438 training images"),
     ],
 )
 def test_deploy_table_refuses_in_a_line(program, tmp_path, finished, arguments, answer):

@@ -36,12 +36,35 @@ def test_export_script_writes_a_file_and_compares_it_on_the_runs_own_images(tmp_
     assert accuracy.startswith(f"accuracy of the file {record.test_acc:.2%} [")
     folder = tmp_path / "photos"
     folder.mkdir()
-    Image.new("RGB", (20, 30), (200, 90, 10)).save(folder / "a.png")
+    photos(folder)
+    (folder / "notes.txt").write_text("no image")
+    (folder / "older").mkdir()
     without = f"import runpy, sys; sys.modules |= dict(torch=None, kd=None); runpy.run_path({str(EXAMPLE)!r})"
     command = [sys.executable, "-c", without, "student.onnx", "photos"]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    (best,) = load(finished / "run").predict(folder / "a.png")
-    assert re.fullmatch(rf"a\.png: {best.label}, \d+\.\d%\n", shown.stdout), shown.stderr
+    lines, predictor = shown.stdout.splitlines(), load(finished / "run")
+    assert len(lines) == 5, shown.stderr
+    for line, path in zip(lines, sorted(folder.glob("?.*")), strict=True):
+        (best,) = predictor.predict(path)
+        name, label, share = re.fullmatch(r"(.*): (.*), (\d+\.\d)%", line).groups()
+        assert (name, label) == (path.name, best.label)
+        assert float(share) == pytest.approx(100 * best.probability, abs=0.15)
+
+
+def photos(folder):
+    """Images as they lie in folders: RGB, turned by EXIF, transparent, grey with 16 bits, and with a palette."""
+    rows = np.linspace(0, 255, 30 * 20).reshape(30, 20).astype(np.uint8)
+    picture = Image.fromarray(np.stack([rows, rows.T.reshape(30, 20), 255 - rows], axis=2))
+    picture.save(folder / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    picture.save(folder / "b.jpg", exif=exif, quality=95)
+    alpha = Image.fromarray(np.where(np.arange(30)[:, None] < 15, 0, np.full((30, 20), 255)).astype(np.uint8))
+    clear = picture.copy()
+    clear.putalpha(alpha)
+    clear.save(folder / "c.png")
+    Image.fromarray(np.linspace(0, 65535, 600).reshape(30, 20).astype(np.uint16)).save(folder / "d.png")
+    picture.quantize(16).save(folder / "e.gif")
 
 
 def test_export_writes_int8_and_refuses_what_loses_too_much(program, monkeypatch, tmp_path):

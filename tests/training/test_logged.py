@@ -263,6 +263,12 @@ def test_keep_predictions_restores_the_order_of_the_test_split(tiny_net, noise, 
     assert np.allclose(kept.teacher_logits, found.teacher_logits, atol=1e-5)
 
 
+def test_classifier_logs_training_that_ends_within_an_epoch(tiny_net, noise, trainer):
+    lightning = trainer(max_steps=2)  # of six steps an epoch
+    lightning.fit(Classifier(**classifier_arguments(tiny_net())), data_module(noise()))
+    assert {"train/hard", "train/loss", "train/acc", "lr"} <= lightning.callback_metrics.keys()
+
+
 def test_classifier_logs_no_soft_terms(tiny_net, noise, trainer):
     data, net = data_module(noise()), tiny_net()
     expected = epoch_means(

@@ -14,7 +14,7 @@ from kd.training.modules import Classifier
 from tests.training.parts import OnTrainBatch, classifier_arguments, data_module, distiller, equal_state, snapshot
 
 
-@pytest.mark.parametrize("clip", [1e-3, None])
+@pytest.mark.parametrize("clip", [1e-3, 0, None])
 def test_gradient_clipping_covers_student_and_method(tiny_net, noise, trainer, clip):
     student, teacher = tiny_net(width=4), tiny_net(width=8, seed=1)
     module = distiller(student, teacher, Feature(2.0, 0.1, 0.3, [-1], 0.0))
@@ -25,6 +25,19 @@ def test_gradient_clipping_covers_student_and_method(tiny_net, noise, trainer, c
     trainer(max_steps=1, gradient_clip_val=clip, callbacks=[spy]).fit(module, data_module(noise()))
     moved = torch.stack([(p - old).norm() for p, old in zip(module.parameters(), before, strict=True)]).norm().item()
     assert moved == pytest.approx(1e-3 * rates[0], rel=0.01) if clip else moved > 0.1 * rates[0]
+
+
+def test_gradient_clipping_by_value_is_lightnings(tiny_net, noise, trainer):
+    module = distiller(tiny_net(width=4), tiny_net(width=8, seed=1))
+    module._optimizer = partial(torch.optim.SGD, lr=1.0)
+    before, rates = [p.detach().clone() for p in module.parameters()], []
+    spy = OnTrainBatch(lambda trainer, *_: rates.append(trainer.optimizers[0].param_groups[0]["lr"]))
+    trainer(max_steps=1, gradient_clip_val=1e-3, gradient_clip_algorithm="value", callbacks=[spy]).fit(
+        module, data_module(noise())
+    )
+    moved = torch.cat([(p - old).abs().flatten() for p, old in zip(module.parameters(), before, strict=True)])
+    assert moved.max().item() == pytest.approx(1e-3 * rates[0], rel=0.01)
+    assert (moved > 0.99e-3 * rates[0]).sum() > 10  # not by their norm, of which each would have a part
 
 
 def test_fused_optimiser_clips_scaled_gradients_as_one_that_is_not(tiny_net, noise, trainer):

@@ -12,7 +12,6 @@ from kd.report.fidelity.measures import (
     accuracy,
     agreement,
     averaged_accuracy,
-    class_accuracy,
     cross_fitted,
     ece,
     expected_flips,
@@ -27,6 +26,7 @@ from kd.report.fidelity.measures import (
     spread,
     temperature,
 )
+from kd.runs.predictions import class_accuracy
 from tests.report.fidelity.made import LABELS, LOGITS, TEACHER
 
 
