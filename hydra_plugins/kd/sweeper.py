@@ -4,6 +4,7 @@ The same command with the same `hydra.sweep.dir` runs the jobs that are missing 
 """
 
 import math
+import os
 import re
 import shutil
 import sys
@@ -42,6 +43,8 @@ QUIET = ("trainer.enable_progress_bar=false", "hydra.job_logging.root.handlers=[
 """For jobs side by side: they write to their log files only."""
 NO_TEXT = ("null", "true", "false", "nan", "inf")
 """What Hydra takes for another value than text."""
+LONGEST_NAME = 250
+"""Bytes of a job's name: a file's has 255 on most disks, and `.txt` is added to it."""
 MOST = 10_000
 """The most jobs of a sweep: one more zero in a range is not to compose configurations for hours."""
 
@@ -71,7 +74,7 @@ class ResumableSweeper(BasicSweeper):
         with alone_in(directory):
             OmegaConf.save(self.config, directory / SETTINGS)
             left = place(jobs, directory.absolute())  # a job may change the working directory
-            progress = Progress(jobs, lambda line: print(line, flush=True))
+            progress = Progress(jobs, _print)
             if left or any(job.status == "refused" for job in jobs):
                 progress.update()
             else:
@@ -83,7 +86,8 @@ class ResumableSweeper(BasicSweeper):
                     _remove(directory)
                     raise
                 settle(left)
-                _show(jobs, directory)
+                with suppress(OSError, SystemExit):  # nobody reads it any more, such as `tee` after Ctrl-C
+                    _show(jobs, directory)
                 print(f"continue with: {_command(directory)}", file=sys.stderr)
                 raise
             statuses = {job.status for job in jobs}
@@ -124,6 +128,9 @@ class ResumableSweeper(BasicSweeper):
             del cfg["hydra"]
         if Path(name).name != name or name in ("", ".."):
             raise UserError(f"hydra.sweep.subdir={name}: jobs lie side by side in hydra.sweep.dir; give a single name")
+        if len(os.fsencode(name)) > LONGEST_NAME:
+            longer = f"the name of its directory is longer than {LONGEST_NAME} bytes; choose another hydra.sweep.subdir"
+            return Job(tuple(overrides), "", name, longer)
         try:
             check_command(command)
         except UserError as error:
@@ -150,6 +157,7 @@ class ResumableSweeper(BasicSweeper):
         failures: list[str] = []
         for _ in range(ATTEMPTS):
             left = [job for job in jobs if job.status not in ("done", "failed")]
+            left.sort(key=lambda job: job.record is not None)  # last what may have brought the launcher down
             commands = [[*job.overrides, quoted("hydra.sweep.subdir", job.directory.name), *extra] for job in left]
             try:
                 returns = self.launcher.launch(commands, initial_job_idx=0)
@@ -176,6 +184,12 @@ class ResumableSweeper(BasicSweeper):
             if job.status not in ("done", "failed"):
                 job.reason = f"its launcher failed: {failures[-1]}"
         return []
+
+
+def _print(line: str) -> None:
+    """Print a line at once; jobs go on if nobody reads it any more, as after `| head`."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 def _forget_frames(error: object) -> None:

@@ -89,8 +89,9 @@ class Dashboard:
         others = sum(sweep.others for sweep in state.sweeps)
         listed.append(f"; {others:,} earlier" if others else "", "dim")
         left = sum(counts[status] for status in LEFT)
-        wanted = [run for run in state.runs if run.status in ("done", "skipped", *LEFT)]
-        share = sum(1.0 if run.status not in LEFT else run.trained for run in wanted) / len(wanted) if wanted else 1.0
+        begun = (*LEFT, "interrupted")
+        wanted = [run for run in state.runs if run.status in ("done", "skipped", *begun)]
+        share = sum(run.trained if run.status in begun else 1.0 for run in wanted) / len(wanted) if wanted else 1.0
         filled = int(share * BAR)
         full, empty = self._glyphs("━", "="), self._glyphs("─", "-")
         bar = Text().append(full * filled, "green").append(empty * (BAR - filled), "dim")
@@ -219,7 +220,8 @@ def headline(state: State) -> str:
 def _ending(state: State, left: int) -> str:
     """Return the time gone and the expected end of what goes on."""
     if not left:
-        return "nothing left to do"
+        interrupted = state.counts()["interrupted"]
+        return f"{interrupted:,} to be continued by the same command" if interrupted else "nothing left to do"
     if state.over:
         return "stopped: no process is known to be at work here"
     began = [sweep.began for sweep in state.sweeps if sweep.began is not None and not sweep.over(state.at)]

@@ -156,7 +156,10 @@ def settle(jobs: Sequence[Job], seconds: float = 5.0) -> None:
     for job in jobs:
         if job.directory is None or job.record is None or job.record.status != "running":
             continue
-        with suppress(Timeout), FileLock(job.directory / ".lock").acquire(timeout=max(0, deadline - time.monotonic())):
+        with (
+            suppress(Timeout, OSError),
+            FileLock(job.directory / ".lock").acquire(timeout=max(0, deadline - time.monotonic())),
+        ):
             record = job.record
             if record is not None and record.status == "running":
                 write(replace(record, status="interrupted"), job.directory / FILE)

@@ -315,7 +315,7 @@ def _planned(job: Planned, run: Run | None) -> Run:
         run = Run(directory=None, settings="", status="waiting", trained=job.trained)
     elif job.stale is not None and written(run.directory) == job.stale and run.status != "done":
         run = replace(run, status="waiting", why="")  # to be tried again
-    if job.status is not None:
+    if job.status is not None and not (job.status == "failed" and run.status == "done"):  # continued by itself since
         run = replace(run, status=job.status, why=job.why)
     return replace(run, settings=job.settings, before=job.trained)
 

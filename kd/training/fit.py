@@ -3,6 +3,7 @@
 import atexit
 import logging
 import math
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -128,6 +129,10 @@ def train(
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        # On Slurm SIGTERM announces the end of a job that Submitit queues again; with Lightning's own answer to it the
+        # job would end by itself, and stay ended.
+        cast(Any, trainer)._signal_connector.register_signal_handlers = lambda: None
     last = directory / CHECKPOINT if (directory / CHECKPOINT).exists() else None
     with warnings.catch_warnings():
         # From Lightning 2.6 with torch 2.14; a user cannot avoid it.

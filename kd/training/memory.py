@@ -2,6 +2,7 @@
 
 import re
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import lightning as L
@@ -12,14 +13,26 @@ from kd.data.module import DataModule
 from kd.errors import UserError
 from kd.training.modules import Classifier
 
+CONTAINER = Path("/sys/fs/cgroup")
+"""Where Linux has the limits of a container."""
+
 
 def free_memory() -> int | None:
-    """Return how many bytes of memory could be taken without swapping; None where the system does not say."""
+    """Return how many bytes of memory could be taken without swapping; None where the system does not say.
+
+    In a container with a limit that is what the limit leaves, if it is less.
+    """
     try:
         found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    free = None if found is None else int(found[1]) * 1024
+    with suppress(OSError, ValueError, TypeError):
+        limit, used = (int((CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        cached = re.search(r"^inactive_file (\d+)$", (CONTAINER / "memory.stat").read_text(), re.MULTILINE)
+        left = limit - used + int(cached[1] if cached else 0)
+        free = max(0, left if free is None else min(free, left))
+    return free
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from safetensors.torch import load_file
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from kd.data.digits import digits
 from kd.runs import predictions
 from kd.runs.results import read
+from kd.training.modules import Classifier
 from tests import processes
 from tests.common import ROOT, SMALL, metric_rows, same_weights
 from tests.conftest import call
@@ -23,6 +25,23 @@ LAUNCHED = {
         **{"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "packed", "SLURM_NNODES": "1", "SLURM_NODEID": "0"},
     },
 }
+
+
+@pytest.mark.parametrize(("environment", "status"), [({"SUBMITIT_EXECUTOR": "slurm"}, "done"), ({}, "interrupted")])
+def test_sigterm_is_left_to_submitit_in_its_jobs(run, tmp_path, monkeypatch, request, environment, status):
+    """Which passes over it and queues the job again at a signal of its own; a job that ends by itself stays ended."""
+    passed, before = [], signal.signal(signal.SIGTERM, lambda *_: passed.append("by Submitit"))
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before))
+    monkeypatch.setattr("kd.app.cli.signal", Mock())  # Submitit calls the job, and not the program
+    start = Classifier.on_train_epoch_start
+    monkeypatch.setattr(
+        Classifier, "on_train_epoch_start", lambda module: (start(module), os.kill(os.getpid(), signal.SIGTERM))
+    )
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, printed = run(*SMALL, "method=standard", "logger=none", "hydra.run.dir=run")
+    assert (code, read(tmp_path / "run" / "result.json").status) == (0 if environment else 130, status), printed
+    assert passed
 
 
 @pytest.mark.parametrize("launcher", LAUNCHED)

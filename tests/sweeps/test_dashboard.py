@@ -170,3 +170,10 @@ def test_headline_is_one_line_for_a_pipe(tmp_path):
     for place in tmp_path.glob("*/" + FILE):
         write(ALONE, place)
     assert "nothing left" not in headline(Reader(tmp_path).look())  # three wait
+
+
+def test_interrupted_jobs_are_left_and_counted_by_what_they_have_trained(tmp_path):
+    put(tmp_path / "0", replace(ALONE, command="T=1", status="interrupted", epochs=4), ["0,1,1,2,0.5", "1,1,1,1,0.25"])
+    put(tmp_path / "1", replace(ALONE, command="T=2"))
+    assert "1 done, 1 interrupted | 1 to be continued by the same command" in headline(Reader(tmp_path).look())
+    assert drawn(tmp_path)[2].split()[1:3] == ["75", "%"]

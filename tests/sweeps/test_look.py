@@ -52,6 +52,17 @@ def test_look_at_a_sweep_finds_jobs_by_its_plan(tmp_path):
     ]  # fmt: skip
 
 
+def test_look_sees_what_failed_in_the_sweep_and_was_continued_by_itself(tmp_path):
+    jobs = [job(0, "T=1"), job(1, "T=2")]
+    place(jobs, tmp_path)
+    for one in jobs:
+        one.reason = "cannot save the run: No space left on device"
+    Progress(jobs, print)
+    write_record(tmp_path / "1", "f1", status="done")
+    (sweep,) = look(tmp_path).sweeps
+    assert [run.status for run in sweep.runs] == ["failed", "done"]
+
+
 def test_look_estimates_by_epochs_since_the_command_was_given(tmp_path):
     """Two jobs of ten epochs, one of them resumed after its fourth: 8 epochs in 80 s leave 8, which is 80 s."""
     write_record(tmp_path / "0", "f0", status="interrupted", epochs=10)

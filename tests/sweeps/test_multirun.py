@@ -3,10 +3,13 @@
 import gc
 import os
 import shlex
+import subprocess
+import sys
 import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +19,12 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
+from hydra_plugins.kd.sweeper import ResumableSweeper
 from kd.app import cli
 from kd.app.arguments import quoted
 from kd.data.images import Images
 from kd.runs.results import Result, read, write
+from kd.sweeps.jobs import Job
 from kd.sweeps.look import Reader
 from kd.training.loggers import TensorBoard
 from tests import processes
@@ -167,6 +172,54 @@ def test_sweeper_retries_jobs_of_a_failed_launcher(sweep, launcher, monkeypatch,
         assert "the launcher failed: a worker was killed; what was not finished was launched again" in printed
     else:
         assert printed == "error: hydra/launcher=basic could not start a job: a worker was killed\n"
+
+
+def test_sweeper_begins_again_with_the_jobs_that_had_not_begun(tmp_path):
+    """One that brings the launcher down each time, as by its memory, keeps no other from being run."""
+    jobs = [Job((f"seed={seed}",), f"f{seed}", str(seed), directory=tmp_path / str(seed)) for seed in range(3)]
+    asked = []
+
+    def put(seed, status):
+        jobs[seed].directory.mkdir(exist_ok=True)
+        write(
+            Result(method="standard", seed=seed, dataset="digits", epochs=2, status=status),
+            jobs[seed].directory / "result.json",
+        )
+
+    def launch(commands, initial_job_idx):
+        asked.append([int(command[0].removeprefix("seed=")) for command in commands])
+        for seed in asked[-1]:
+            put(seed, "running" if seed == 0 else "done")
+            if seed == 0:
+                raise RuntimeError("a worker was killed")
+
+    sweeper = ResumableSweeper(max_batch_size=None)
+    sweeper.launcher = SimpleNamespace(launch=launch)
+    assert sweeper._launch_with_retries(jobs, (), print) == []
+    assert asked == [[0, 1, 2], [1, 2, 0], [0]]
+    assert [job.status for job in jobs] == ["failed", "done", "done"]
+
+
+def test_sweeper_refuses_a_name_that_is_too_long_and_runs_the_others(sweep):
+    name = "hydra.sweep.subdir='${student.activation}${seed}" + "x" * 246 + "'"
+    code, printed, directory = sweep("method=standard", "student.activation=elu,relu", "epochs=1", name)
+    assert code == 1
+    assert "the name of its directory is longer than 250 bytes; choose another hydra.sweep.subdir" in printed
+    (record,) = records(directory).values()
+    assert record.status == "done"
+
+
+def test_sweep_goes_on_though_nobody_reads_its_lines(tmp_path):
+    """As in `python train.py -m ... | head -1`: the pipe is closed after the first job."""
+    grid = (*QUICK, "hydra.sweep.dir=sweep", "method=standard", "seed=0,1", "epochs=1")
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [sys.executable, str(ROOT / "train.py"), "-m", *grid]
+        done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writing)
+    assert [record.status for record in records(tmp_path / "sweep").values()] == ["done", "done"], done.stderr
 
 
 def test_sweeper_reports_a_launcher_that_fails_once_a_job_has_begun(sweep, launcher, monkeypatch, tmp_path):

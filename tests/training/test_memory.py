@@ -92,3 +92,14 @@ def test_free_memory_is_within_the_machines():
 )
 def test_errors_of_memory_and_of_devices_are_told_from_others(error, memory, device):
     assert (lacks_memory(error), of_the_device(error)) == (memory, device)
+
+
+def test_free_memory_is_what_a_container_leaves(tmp_path, monkeypatch):
+    monkeypatch.setattr("kd.training.memory.CONTAINER", tmp_path)
+    host = free_memory()
+    (tmp_path / "memory.max").write_text("9000000\n")
+    (tmp_path / "memory.current").write_text("5000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 1000000\nactive_file 7\n")
+    assert free_memory() == 5_000_000  # cached files are given back
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() == pytest.approx(host, rel=0.2)
