@@ -37,9 +37,14 @@ LENGTH = (
     Contrast("logits of one teacher, short, minus labels alone, long", "logits ensemble=1", f"standard {LONG}"),
     Contrast("logits of three teachers, short, minus labels alone, long", "logits", f"standard {LONG}"),
 )
+AUGMENTED = (
+    "data.augment.policy=trivialaugment data.val_fraction=0 teacher.conv_dropout=0 teacher.head_dropout=0.1 "
+    "teacher_recipe.batch_size=128 teacher_recipe.ema=0.999 teacher_recipe.epochs=80 teacher_recipe.optimizer.lr=0.08"
+)
 NETWORKS = {
     "teacher": "teacher, 30 epochs",
     "teacher teacher_recipe.epochs=75": "teacher, 75 epochs",
+    f"teacher {AUGMENTED}": "teacher, 80 epochs, TrivialAugment",
     "standard": "labels alone, short",
     f"standard {LONG}": "labels alone, long",
     "feature": "feature, three teachers, short",

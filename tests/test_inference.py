@@ -14,7 +14,9 @@ from kd.data.module import DataModule
 from kd.errors import UserError
 from kd.inference import Predictor, load, read_image
 from kd.models.cnn import CNN
+from kd.runs.results import read
 from kd.runs.weights import load_weights, save_weights
+from tests.common import ROOT
 
 FACTS = {
     "model": {
@@ -357,3 +359,14 @@ def test_preprocess_takes_the_size_and_channels_that_the_network_does(tmp_path, 
     if channels == 1:
         assert torch.equal(predictor.preprocess(x[0, ..., 0]), shown[:1])
         torch.testing.assert_close(predictor.preprocess(colour), predictor.preprocess(colour.convert("L")))
+
+
+def test_load_takes_the_teacher_of_the_repository():
+    """Its figures are those of its record, and it is the default teacher, so that `teacher_weights=` takes it."""
+    file = ROOT / "docs" / "results" / "weights" / "cnn32_trivialaugment.safetensors"
+    teacher = load(file)
+    record = read(ROOT / "docs" / "results" / "what_matters" / "teacher_80_0" / "result.json")
+    assert load_weights(file)[1]["test_acc"] == record.test_acc
+    assert sum(p.numel() for p in teacher.parameters()) == record.teacher_params == 4_271_530
+    assert teacher.classes[3] == "cat"
+    assert teacher(torch.zeros(2, 3, 32, 32)).logits.dtype == torch.float32
