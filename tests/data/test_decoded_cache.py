@@ -313,5 +313,5 @@ def test_images_larger_than_the_limit_of_memory_are_read_from_disk(tmp_path):
     assert done.returncode == 0, done.stderr
     refused, read = done.stdout.splitlines()
     assert re.fullmatch(r"1,200 images of 224x224 pixels do not fit .* data.in_memory=false", refused)
-    # A test batch is 50 images: as many pixels as 1000 images of 64x64 have.
-    assert read == "16 (16, 3, 224, 224) 50"
+    # Test batches are at most twice a step's 16 images; the 50 are in two of them.
+    assert read == "16 (16, 3, 224, 224) 25"

@@ -13,8 +13,9 @@ import torch
 
 from kd.files import checksum
 from kd.runs import results
+from kd.runs.given import TEACHER_WEIGHTS
 from kd.runs.weights import load_weights
-from kd.teachers.store import ENTRY, WEIGHTS
+from kd.teachers.store import ENTRY
 from kd.training.checkpoints import MARK, SEAL
 from tests.fuzz import mutate
 from tests.fuzz.files import replace
@@ -82,7 +83,7 @@ def store(rng: random.Random, originals: Path, here: Path) -> None:
     shutil.copytree(originals / TEACHER, here / TEACHER)
     entry = next(path.parent for path in (here / TEACHER).glob(f"*/{ENTRY}"))
     logits = next((here / TEACHER / "logits").glob("*.logits"))
-    file = rng.choice((entry / ENTRY, entry / WEIGHTS, logits, logits, entry / results.FILE))
+    file = rng.choice((entry / ENTRY, entry / TEACHER_WEIGHTS, logits, logits, entry / results.FILE))
     how = rng.random()
     if how < 0.15:
         replace(rng, file, here)
@@ -91,11 +92,11 @@ def store(rng: random.Random, originals: Path, here: Path) -> None:
         file.write_bytes(rng.choice((text.encode("utf-8", "surrogatepass"),) * 4 + (b"[" * 100_000, b"null", b"")))
     else:
         file.write_bytes(mutate.damage(rng, file.read_bytes()))
-    if file.name == WEIGHTS and rng.random() < 0.6:  # by someone who knows of the checksum
+    if file.name == TEACHER_WEIGHTS and rng.random() < 0.6:  # by someone who knows of the checksum
         facts = json.loads((entry / ENTRY).read_text())
         (entry / ENTRY).write_text(json.dumps(facts | {"sha256": _sum(file)}))
     run = [*settings(originals), "method=logits", "teacher_store=teachers", "hydra.run.dir=run"]
-    _finish(run, originals, here / "run", edited=file.name == WEIGHTS)
+    _finish(run, originals, here / "run", edited=file.name == TEACHER_WEIGHTS)
 
 
 def _sum(file: Path) -> str:
