@@ -197,6 +197,11 @@ class Memory:
             return 0
         return torch.cuda.max_memory_allocated(self.device) - torch.cuda.memory_allocated(self.device)
 
+    def reset_peak(self) -> None:
+        """Begin `peak` anew."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
 
 class Cohort:
     """Several trainings side by side.
@@ -258,6 +263,8 @@ class Cohort:
         before = self.memory.free()
         while not member.ended and member.batches_so_far < SETTLED:
             member.step()
+            if member.batches_so_far == 1:
+                self.memory.reset_peak()  # what came before its steps, such as a teacher's training, is over
         after = self.memory.free()
         if before is not None and after is not None:
             self.growth = max(self.growth, before - after)

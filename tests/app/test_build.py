@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+import kd
 from kd.app.build import Builder
 from kd.app.compose import compose
+from kd.models.output import multiply_adds
+from kd.runs.results import read
 
 
 @pytest.mark.parametrize(("device", "devices"), [("cpu", 1), ("cuda:0", [0]), ("cuda:2", [2])])
@@ -14,6 +17,14 @@ def test_teacher_is_trained_on_the_device_of_the_run(monkeypatch, device, device
     monkeypatch.setattr(Builder, "device", torch.device(device))
     (teacher,) = build.first_teachers
     assert build.trainer(teacher).keywords["devices"] == devices
-    assert "devices" not in build.trainer(build.student).keywords or build.trainer(build.student).keywords[
-        "devices"
-    ] == [2, 3]
+    assert build.trainer(build.student).keywords["devices"] == [2, 3]
+
+
+def test_record_counts_the_multiply_adds_of_what_was_trained(finished):
+    student = read(finished / "run" / "result.json")
+    (entry,) = (finished / "teachers").glob("*/result.json")
+    teacher = read(entry)
+    assert student.multiply_adds == multiply_adds(kd.load(finished / "run").net, 16)
+    assert teacher.multiply_adds == multiply_adds(kd.load(entry.parent).net, 16)
+    assert student.student_params is not None
+    assert student.multiply_adds > student.student_params  # convolutions use each weight at many places

@@ -1,19 +1,28 @@
 """Every file in conf/experiment composes; those with networks or methods of their own also run, on tiny networks."""
 
+import copy
 import csv
 import io
+import itertools
+from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from kd.app.compose import compose as composed_command
+from kd.app.compose import plain
+from kd.app.identity import fingerprint
+from kd.app.run import check_command
 from kd.report.comparison import compare
 from kd.report.summary import summarize
 from kd.report.tables import to_csv
 from kd.runs.results import collect, read
-from tests.common import QUICK, ROOT, SMALL
+from tests.common import CONF, QUICK, ROOT, SMALL
 
 SHORT = ("recipe.epochs=1", "teacher_recipe.epochs=1", "logger=none", "hydra.sweep.dir=sweep")
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -123,3 +132,37 @@ def test_method_survey_teaches_every_method_by_one_teacher(run, tmp_path):
     records = [read(path) for path in sorted(tmp_path.glob("sweep/*/result.json"))]
     assert [record.method for record in records] == list(methods)
     assert len({record.teacher_id for record in records if record.taught}) == 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_experiment_jobs_pass_the_check(path):
+    params = composed_command([f"experiment={path.stem}"])[1].sweeper.params
+    grid = [[f"{name}={choice.strip()}" for choice in str(choices).split(",")] for name, choices in params.items()]
+    first = next(itertools.product(*grid))
+
+    def counts(job):
+        """Whether it has the first seed, or differs by its seed alone from the first job: others say nothing new."""
+        new = {setting.partition("=")[0] for setting in set(job) - set(first)}
+        return "seed" not in new or new == {"seed"}
+
+    @cache
+    def composed(*files):
+        return composed_command([f"experiment={path.stem}", *files])[0]
+
+    def command_of(job):
+        """What is composed for its choices of files, with its single values set in a copy."""
+        files = [setting for setting in job if (CONF / setting.partition("=")[0]).is_dir()]
+        command, values = composed(*files), [setting for setting in job if setting not in files]
+        cfg = copy.deepcopy(command.cfg)
+        for name, _, value in (setting.partition("=") for setting in values):
+            OmegaConf.update(cfg, name, yaml.safe_load(value))
+        return replace(command, cfg=cfg, overrides=(*command.overrides, *values))
+
+    jobs = [job for job in itertools.product(*grid) if counts(job)]
+    assert plain(command_of(jobs[-1]).cfg) == plain(composed(*jobs[-1]).cfg)
+    seen = set()
+    for job in jobs:
+        command = command_of(job)
+        check_command(command)
+        seen.add(fingerprint(plain(command.cfg)))
+    assert len(seen) == len(jobs)

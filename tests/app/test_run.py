@@ -15,9 +15,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-import kd
 from kd.data.digits import digits
-from kd.models.output import multiply_adds
 from kd.runs import predictions
 from kd.runs.results import read, write
 from kd.runs.weights import fill, load_weights
@@ -390,13 +388,3 @@ class TestRun:
         assert code == 1
         assert "another architecture" in printed
         assert not (tmp_path / "other" / "student.safetensors").exists()
-
-
-def test_record_counts_the_multiply_adds_of_what_was_trained(finished):
-    student = read(finished / "run" / "result.json")
-    (entry,) = (finished / "teachers").glob("*/result.json")
-    teacher = read(entry)
-    assert student.multiply_adds == multiply_adds(kd.load(finished / "run").net, 16)
-    assert teacher.multiply_adds == multiply_adds(kd.load(entry.parent).net, 16)
-    assert student.student_params is not None
-    assert student.multiply_adds > student.student_params  # convolutions use each weight at many places

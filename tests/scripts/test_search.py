@@ -1,26 +1,19 @@
-"""scripts/search.py from its command line, killed and resumed; and the grids in conf/experiment."""
+"""scripts/search.py from its command line, killed and resumed."""
 
-import copy
 import errno
-import itertools
 import logging
 import re
 import shlex
 import signal
 import sys
 import time
-from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
-import yaml
 from filelock import FileLock
 from omegaconf import OmegaConf
 
 from kd.app.compose import compose, plain
-from kd.app.identity import fingerprint
-from kd.app.run import check_command
 from kd.app.search import usual_spans
 from kd.report.summary import summarize
 from kd.runs.results import collect, read
@@ -29,7 +22,6 @@ from scripts import search
 from tests import processes
 from tests.common import CONF, ROOT, SMALL
 
-EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 QUICK = (*SMALL, "logger=none")
 ALONE = (*QUICK, "method=standard", "data.val_fraction=0.7")  # short epochs
 
@@ -375,37 +367,3 @@ def test_search_help_has_an_example(run_search, capsys):
         run_search("--help")
     assert stop.value.code == 0
     assert "python scripts/search.py searches/first --trials 30 method=logits data=digits" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_experiment_jobs_pass_the_check(path):
-    params = compose([f"experiment={path.stem}"])[1].sweeper.params
-    grid = [[f"{name}={choice.strip()}" for choice in str(choices).split(",")] for name, choices in params.items()]
-    first = next(itertools.product(*grid))
-
-    def counts(job):
-        """Whether it has the first seed, or differs by its seed alone from the first job: others say nothing new."""
-        new = {setting.partition("=")[0] for setting in set(job) - set(first)}
-        return "seed" not in new or new == {"seed"}
-
-    @cache
-    def composed(*files):
-        return compose([f"experiment={path.stem}", *files])[0]
-
-    def command_of(job):
-        """What is composed for its choices of files, with its single values set in a copy."""
-        files = [setting for setting in job if (CONF / setting.partition("=")[0]).is_dir()]
-        command, values = composed(*files), [setting for setting in job if setting not in files]
-        cfg = copy.deepcopy(command.cfg)
-        for name, _, value in (setting.partition("=") for setting in values):
-            OmegaConf.update(cfg, name, yaml.safe_load(value))
-        return replace(command, cfg=cfg, overrides=(*command.overrides, *values))
-
-    jobs = [job for job in itertools.product(*grid) if counts(job)]
-    assert plain(command_of(jobs[-1]).cfg) == plain(composed(*jobs[-1]).cfg)
-    seen = set()
-    for job in jobs:
-        command = command_of(job)
-        check_command(command)
-        seen.add(fingerprint(plain(command.cfg)))
-    assert len(seen) == len(jobs)
