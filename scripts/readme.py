@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from studies import (
     APART,
+    BELOW,
     BY_TEACHER,
     CHANGED,
     CHANGES,
@@ -74,7 +75,7 @@ PAGES = {
     "docs/results/why_it_loses.md": ("mistakes", "unequal"),
     "docs/results/how_sure.md": ("sure", "varies"),
     "docs/results/new_teachers.md": ("crossed", "to-logits", "each-teacher", "sources", "corrupted"),
-    "docs/results/where_it_pays.md": ("by-width", "apart", "by-teacher"),
+    "docs/results/where_it_pays.md": ("by-width", "apart", "by-teacher", "below"),
     "docs/results/which_method.md": ("survey", "choices", "tuned"),
     "docs/results/in_use.md": ("deploy",),
     "docs/speed.md": ("speed", "limits", "speed-avx2", "limits-avx2"),
@@ -191,6 +192,7 @@ def _table(name: str) -> str:
         "by-width": lambda: by_width(_rows("widths")),
         "apart": lambda: gains_to_markdown(_rows("widths"), APART),
         "by-teacher": lambda: to_markdown(_rows("widths"), BY_TEACHER, accuracy=True),
+        "below": lambda: to_markdown(_rows("widths"), BELOW),
         "survey": lambda: survey(
             _records("method_survey")[0].rows, _measured("method_cost/two_cores")["tables"][-1]["methods"]
         ),

@@ -240,7 +240,10 @@ def do(search: Search, trial: Any, values: dict[str, float]) -> Result:
         try:
             return run(Builder(command), record, directory, callbacks=[report_to(trial)])
         except TrialPruned as pruned:
-            record = replace(record, status="pruned", error=str(pruned))
+            seen = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+            curve = [seen[epoch] for epoch in sorted(seen)]
+            latest = read(directory / FILE)  # by now it names the images
+            record = replace(latest, status="pruned", error=str(pruned), epoch_val_acc=curve)
             write_once(record, directory / FILE)
             return record
 

@@ -85,6 +85,9 @@ CHANGED = {
     "NLL, nats": Measure(lambda run: run.test_nll, 1, 3),
     "expected calibration error, %": Measure(lambda run: run.test_ece),
     "accuracy on corrupted images, %": Measure(lambda run: run.also_test_acc[CORRUPTED]),
+    "the same minus test accuracy, points": Measure(
+        lambda run: None if run.test_acc is None else run.also_test_acc[CORRUPTED] - run.test_acc
+    ),
 } | {
     f"{kind.replace('_', ' ')}, severity {severity}": Measure(
         lambda run, part=f"corrupted/{kind}/{severity}": run.also_test_acc[part]  # type: ignore[misc]
@@ -125,6 +128,13 @@ BY_TEACHER = tuple(
     for teacher, name in OTHERS.items()
     for width in (4, 8, 16)
 )
+BELOW = tuple(
+    Contrast(
+        f"width {width}, a teacher of two epochs", _label("logits", width, "teacher_recipe.epochs=2"), _label("standard", width)
+    )
+    for width in (4, 8, 16)
+)
+"""Students of the weakest teacher compared with labels alone."""
 
 
 def by_width(rows: Mapping[str, Row]) -> str:

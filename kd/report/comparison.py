@@ -1,7 +1,8 @@
 """Rows compared with a baseline, over the seeds that both have."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import stdev
 from typing import NamedTuple
 
@@ -28,6 +29,10 @@ from kd.report.statistics import (
     holm,
     paired_differences,
 )
+from kd.runs.results import Result
+
+OF_TEACHING = r"[+~]*(teacher|ensemble|chain|method|speed|[\w/]+@teacher)"
+"""Beginnings of settings that only a method with a teacher has, and of those that change no result."""
 
 
 class Comparison(NamedTuple):
@@ -56,30 +61,38 @@ class Comparison(NamedTuple):
 
     @property
     def probability(self) -> Probability | None:
-        """The probability that the row beats the baseline with another seed."""
-        return better_probability(self.by_seed)
+        """The probability that the row beats the baseline with another seed; None where nothing is stated."""
+        return None if self.difference.refused else better_probability(self.by_seed)
 
     @property
     def sign_flip(self) -> float | None:
-        """p of the difference by a test that needs no normal distribution; not corrected."""
-        return sign_flip_p(self.by_seed)
+        """p of the difference by a test that needs no normal distribution; not corrected. None as for `probability`."""
+        return None if self.difference.refused else sign_flip_p(self.by_seed)
 
     @property
     def detectable(self) -> float | None:
-        """The true difference, a fraction of 1, that these seeds find with a probability of `POWER`."""
-        if self.difference.interval is None:
+        """The true difference, a fraction of 1, that these seeds find with a probability of `POWER`.
+
+        Found is what p below 1 - `LEVEL` says after Bonferroni's correction, which is Holm's for the first verdict. None
+        as for `probability`.
+        """
+        if self.difference.interval is None or self.difference.refused:
             return None
-        return smallest_detectable(stdev(self.by_seed), self.difference.n)
+        return smallest_detectable(stdev(self.by_seed), self.difference.n, level=self._level)
 
     @property
     def seeds_needed(self) -> int | None:
-        """The number of seeds that would settle a difference as large as that seen; None where it is settled.
+        """The number of seeds that would settle a difference as large as that seen, found as in `detectable`.
 
-        With the level of Bonferroni's correction, which is that of Holm's for the first verdict.
+        None where it is settled.
         """
         mean, undecided = self.difference.mean, self.verdict in (UNSEEN, UNCERTAIN)
-        level = 1 - (1 - LEVEL) / self.tests
-        return seeds_needed(stdev(self.by_seed), mean, level=level) if undecided and mean is not None else None
+        return seeds_needed(stdev(self.by_seed), mean, level=self._level) if undecided and mean is not None else None
+
+    @property
+    def _level(self) -> float:
+        """The level of one of these tests, corrected for their number."""
+        return 1 - (1 - LEVEL) / self.tests
 
 
 def in_words(difference: Difference, margin: float | None, equivalence: float | None) -> str:
@@ -201,6 +214,7 @@ def comparison_notes(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> 
         *ambiguous,
         "Differences are in test accuracy, in points, over the seeds that a row and the baseline have in common. "
         "They compare; they choose nothing.",
+        *_other_settings_note(comparisons),
     ]
     tests = sum(comparison.difference.p is not None for comparison in comparisons)
     if tests:
@@ -212,13 +226,55 @@ def comparison_notes(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> 
         notes.append(
             "P(better) is the probability that the row beats the baseline with another seed, for differences of a "
             f"normal distribution. Detectable is the true difference that these seeds find in {100 * POWER:.0f} % of "
-            f"sweeps (p < {1 - LEVEL:.2f}, not corrected); seeds needed, how many find one as large as that seen, "
-            "corrected."
+            f"sweeps (p < {1 - LEVEL:.2f}, corrected); seeds needed, how many find one as large as that seen."
         )
         notes += _margin_note(comparisons) + _sign_flip_note(comparisons)
     elif any(comparison.difference.n < FEWEST for comparison in comparisons):
         notes.append(f"Too few seeds for intervals and verdicts, which need at least {FEWEST} common ones.")
     return notes
+
+
+def other_settings(comparison: Comparison) -> list[str]:
+    """Return in what else than method and teacher the row differs from its baseline, where neither's name tells.
+
+    Returns:
+        Each setting with the row's value first, as in "recipe.epochs 40 against none".
+    """
+    pair = (comparison.row, comparison.baseline)
+    told = {piece.partition("=")[0] for row in pair for piece in row.pieces}
+    # What no override has changed may still be an experiment's, or a default of another day.
+    by_override, on_record = (_apart(*(of(row.first) for row in pair)) for of in (_overrides, _conditions))
+    found = by_override or on_record
+    return [f"{name} {ours} against {theirs}" for name, (ours, theirs) in found.items() if name not in told]
+
+
+def _overrides(run: Result) -> dict[str, str]:
+    """Return the settings of a run, by name, that are not those of its method or teacher."""
+    words = [word.partition("=") for word in run.variant.split()]
+    return {name: value for name, _, value in words if not re.match(OF_TEACHING, name)}
+
+
+def _conditions(run: Result) -> dict[str, str]:
+    return {"student": str(run.student), "epochs": str(run.epochs), "training images": str(run.train_images)}
+
+
+def _apart(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return both values of each name that has two."""
+    pairs = {name: (ours.get(name, "none"), theirs.get(name, "none")) for name in {**ours, **theirs}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _other_settings_note(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return a warning of rows that differ from their baseline in more than what they are compared for."""
+    found = [(c, apart) for c in comparisons if (apart := other_settings(c))]
+    listed = [f"{c.row.label} ({', '.join(apart[:4])}{', ...' * (len(apart) > 4)})" for c, apart in found]
+    if not listed:
+        return []
+    more = f"; {len(listed) - 6} more" if len(listed) > 6 else ""
+    return [
+        f"Not the method alone differs between a row and its baseline: {'; '.join(listed[:6])}{more}. Such a difference "
+        "may come from these settings."
+    ]
 
 
 def _without_a_baseline(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:

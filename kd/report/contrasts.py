@@ -15,7 +15,7 @@ from kd.report.effects import equivalence_p, seeds_needed, sign_flip_p, smallest
 from kd.report.numbers import interval_text, p_value, percent, plus_minus, points, probability
 from kd.report.rows import Row
 from kd.report.statistics import Difference, corrected, difference, images_interval, t_test
-from kd.report.tables import markdown
+from kd.report.tables import between_teachers, markdown
 
 Rights = NDArray[np.float64]
 """(n, M), 1 where the network of a seed gets a test image right, else 0."""
@@ -124,7 +124,7 @@ def certainty(found: Mapping[str, Comparison], rights: Sequence[tuple[Rights, Ri
         ["p, paired t test", *(p_value(t_test(c.by_seed)) for c in each)],
         ["p, sign-flip test", *(p_value(sign_flip_p(c.by_seed)) for c in each)],
         [f"p of a difference beyond ±{half}", *(p_value(equivalence_p(c.by_seed, margin)) for c in each)],
-        ["smallest difference that 3 seeds find", *(percent(smallest_detectable(s, 3)) for s in spread)],
+        ["smallest difference that one test of 3 seeds finds", *(percent(smallest_detectable(s, 3)) for s in spread)],
         ["the same, 6 seeds", *(percent(smallest_detectable(s, 6)) for s in spread)],
         [f"seeds that find {half}", *(str(seeds_needed(s, margin) or "") for s in spread)],
     ]
@@ -190,7 +190,7 @@ def sources_to_markdown(rights: Mapping[str, NDArray[np.float64]]) -> str:
     for name, right in rights.items():
         found = sources(right)
         trained = found.trained
-        deviations = map(percent, (trained.teacher, trained.seed, trained.rest, found.images))
+        deviations = [between_teachers(trained), *map(percent, (trained.seed, trained.rest, found.images))]
         sign = "+" if right.min() < 0 else ""
         intervals = [interval_text(interval, sign) for interval in (trained.interval, found.interval)]
         lines.append([name, percent(trained.mean), *deviations, *intervals])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
 from kd.report.comparison import Comparison, in_words, refusal
@@ -23,7 +24,8 @@ ACROSS_NOTES = (
     f"together. These intervals ({100 * LEVEL:.0f} %, two-way analysis of variance, both factors random) speak of new "
     "teachers and new seeds; those above, of new seeds with these teachers.",
     "Between teachers, between seeds, rest: standard deviations of the difference, or of the accuracy where nothing is "
-    "compared, in points. What counts as a seed is all that the seed decides: see data.order_seed.",
+    "compared, in points; in brackets the upper end of the interval of the first, as few teachers tell little of it. What "
+    "counts as a seed is all that the seed decides: see data.order_seed.",
     "p is that of the difference's t test with the same error, corrected by Holm's method for the number of lines; the "
     "intervals are not.",
 )
@@ -46,6 +48,8 @@ class Components(NamedTuple):
     """Standard error of the mean."""
     freedom: float
     """Degrees of freedom of that error."""
+    teacher_most: float
+    """Upper end of the interval of what is between teachers."""
 
     @property
     def p(self) -> float | None:
@@ -62,7 +66,8 @@ def components(figures: NDArray[np.float64], level: float = LEVEL) -> Components
 
     Both are random: the teachers, and the seeds, are samples of those that might have been taken. The interval is
     Student's t with the degrees of freedom of Satterthwaite (1946); where neither is found to matter, it is that of the
-    largest of the three mean squares, which makes it too wide rather than too narrow.
+    largest of the three mean squares, which makes it too wide rather than too narrow. What is between teachers has an
+    upper end after Williams (1962, Biometrika 49, 278): few teachers tell little of how much teachers differ.
 
     Args:
         figures: (a, b), one figure for each of a teachers and b seeds; a, b >= `FEWEST`.
@@ -94,7 +99,16 @@ def components(figures: NDArray[np.float64], level: float = LEVEL) -> Components
         math.sqrt(rest),
         error,
         freedom,
+        _most_between(teacher, a - 1, rest, (a - 1) * (b - 1), b, level),
     )
+
+
+def _most_between(square: float, degrees: int, rest: float, rest_degrees: int, each: int, level: float) -> float:
+    """Return the upper end of the interval of a standard deviation between groups, from two mean squares."""
+    tail = (1 - level) / 2
+    least_ratio = scipy.special.fdtri(degrees, rest_degrees, tail)
+    least = scipy.special.chdtri(degrees, 1 - tail)
+    return math.sqrt(max(0.0, degrees * (square - least_ratio * rest) / (each * least)))
 
 
 def _test_acc(run: Result) -> float | None:
@@ -187,8 +201,9 @@ def _without_teacher_seed(text: str) -> str:
 
 
 def _baseline(found: Crossed, comparisons: Sequence[Comparison]) -> Row | None:
-    """Return what the same rows are compared with."""
-    return next((c.baseline for c in comparisons if any(c.row is row for row in found.rows)), None)
+    """Return what the same rows are compared with; None if that has a teacher, of which it would be a single one."""
+    baseline = next((c.baseline for c in comparisons if any(c.row is row for row in found.rows)), None)
+    return baseline if baseline is not None and baseline.role is Role.ALONE else None
 
 
 class Across(NamedTuple):

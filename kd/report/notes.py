@@ -22,8 +22,11 @@ def explanations(rows: Sequence[Row]) -> list[str]:
     """Return how the figures of the rows are to be read; one sentence or two each."""
     notes = [
         "Test figures are those of the last epoch's weights; the test split was never used to select anything.",
-        "n is the number of seeds; ± is the sample standard deviation over them (n - 1), the rest are means.",
+        "n is the number of seeds; ± is the sample standard deviation over them (n - 1), the rest are means; training "
+        "time is the median.",
     ]
+    if len({(run.device, run.precision) for row in rows for run in row.runs if run.train_seconds}) > 1:
+        notes.append("Training times are of different devices or precisions: do not compare them.")
     if any(row.test_interval for row in rows):
         notes.append(
             f"The {100 * LEVEL:.0f} % interval is that of the mean test accuracy over seeds (Student's t, within 0 to "

@@ -69,7 +69,7 @@ def _pictures(part: Summary, comparisons: Sequence[Comparison]) -> list[Picture]
         if 1 < len(shared) <= figures.CROWD:
             what = f"Compared with {baseline}"
             drawn.append(Picture(f"difference_{slug(baseline)}.png", differences(shared), what))
-    tuned = tuning.budgets(part.rows)
+    tuned = tuning.budgets(part.rows, part.cut_short)
     if len(tuned) > 1:
         drawn.append(Picture("budget.png", tuning.picture(part.rows, tuned), "Accuracy over tuning budget"))
     return [*drawn, *pictures(part)]
@@ -149,7 +149,7 @@ def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence
     parts += ["## Notes"] if several else []
     parts.append(bullets(summary.notes))
     for part in by_dataset:
-        tuned = tuning.budgets(part.rows)
+        tuned = tuning.budgets(part.rows, part.cut_short)
         if len(tuned) > 1:
             where = f" on {escaped(titled(part.rows))}" if several else ""
             parts += [f"## Tuning{where}", tuning.to_markdown(tuned), bullets([tuning.NOTE])]

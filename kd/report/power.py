@@ -18,7 +18,8 @@ MOST_SHOWN = 20
 def picture(comparisons: Sequence[Comparison], names: Sequence[str], marked: float | None = None) -> Figure:
     """Draw the true difference, in points, that n seeds find, over n: a line for the spread of each comparison.
 
-    A dot is the difference that was seen with the seeds at hand. Above its line, it is one that as many seeds find.
+    A diamond is the difference that was seen with the seeds at hand. Above its line, it is one that as many seeds find.
+    Of one test: where several are corrected, it is larger.
 
     Args:
         comparisons: comparisons that have an interval.
@@ -40,6 +41,6 @@ def picture(comparisons: Sequence[Comparison], names: Sequence[str], marked: flo
     axes.set_ylabel("true difference, points")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     share = f"{100 * POWER:.0f} %"
-    axes.set_title(f"Difference that is found in {share} of sweeps; diamond: seen", loc="left", fontsize=11)
+    axes.set_title(f"Difference that one test finds in {share} of sweeps; diamond: seen", loc="left", fontsize=11)
     axes.legend(frameon=False)
     return figure

@@ -25,12 +25,13 @@ def _sentence(rows: Sequence[Row], dataset: str) -> str:
     test = f"test accuracy {plus_minus(row.test_acc)} %" if row.test_acc else "test accuracy unknown"
     return (
         f"{titled(candidates)}: best by validation accuracy, of {_coverage(len(ranked), len(candidates))}: "
-        f"{row.label} (n = {row.n}), {plus_minus(row.val_acc)} %; {test}."
+        f"{row.label} (n = {row.n}{f', {row.diverged} more diverged' * bool(row.diverged)}), "
+        f"{plus_minus(row.val_acc)} %; {test}."
     )
 
 
 def by_validation(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with a validation accuracy, the highest mean first."""
+    """Return the rows with a validation accuracy, the highest mean first; behind them rows that lost diverged runs."""
     return [rows[i] for i in _ranking(rows)]
 
 
@@ -51,8 +52,9 @@ def leaders(rows: Sequence[Row], limit: int) -> tuple[list[int], str]:
 
 
 def _ranking(rows: Sequence[Row]) -> list[int]:
-    means = [(row.val_acc.mean, -i) for i, row in enumerate(rows) if row.val_acc]
-    return [-i for _, i in sorted(means, reverse=True)]
+    # The seeds of a row that diverges at times are its lucky ones.
+    means = [(not row.diverged, row.val_acc.mean, -i) for i, row in enumerate(rows) if row.val_acc]
+    return [-i for *_, i in sorted(means, reverse=True)]
 
 
 def _coverage(ranked: int, candidates: int) -> str:

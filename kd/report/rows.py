@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import NamedTuple
 
 from kd.report.knobs import knob_names, knob_text, natural, sort_key
@@ -141,7 +141,9 @@ class Row:
 
     @property
     def train_seconds(self) -> float | None:
-        return _mean(run.train_seconds for run in self.runs)
+        """The median: what only one of the runs does, such as storing the teacher's logits, is not in it."""
+        every = _complete(run.train_seconds for run in self.runs)
+        return median(every) if every else None
 
     @property
     def own_teacher(self) -> str | None:

@@ -24,6 +24,8 @@ class Summary(NamedTuple):
     """What is not in the rows, or that they are trials; one sentence each."""
     warnings: list[str]
     """Warnings of the records, each once, with the runs that they concern."""
+    cut_short: Sequence[Result] = ()
+    """Runs that a search has pruned or that diverged: tried, and in no row."""
 
     @property
     def notes(self) -> list[str]:
@@ -73,4 +75,5 @@ def summarize(results: Iterable[Result], skipped: Sequence[str] = ()) -> Summary
     if diverged:
         left_out.append(f"{counted(len(diverged), 'diverged run')} left out, in no mean: {named(diverged)}.")
     left_out += skipped_notes(skipped)
-    return Summary(rows, explanations(rows), left_out, warning_notes(rows, diverged))
+    pruned = [run for run in results if run.status == "pruned" and bool(run.trial) == (chosen is trials)]
+    return Summary(rows, explanations(rows), left_out, warning_notes(rows, diverged), [*pruned, *lost])

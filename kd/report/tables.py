@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kd.report.comparison import Comparison, by_baseline
-from kd.report.crossed import Across
+from kd.report.crossed import Across, Components
 from kd.report.knobs import knob_columns, knob_names, knob_text, knob_value, number
 from kd.report.numbers import (
     TOO_FEW,
@@ -79,7 +79,7 @@ def _record(row: Row, difference: dict[str, object]) -> dict[str, object]:
         "teacher_test_acc": row.teacher_acc,
         "retention": row.retention,
         "agreement_mean": row.agreement,
-        "train_seconds_mean": row.train_seconds,
+        "train_seconds_median": row.train_seconds,
         **difference,
         "seeds": " ".join(map(str, row.seeds)),
     }
@@ -228,6 +228,11 @@ def differences_to_rich(comparisons: Sequence[Comparison], width: int = 100, enc
     )
 
 
+def between_teachers(parts: Components) -> str:
+    """Write what is between teachers, and how large it may be: "0.16 (to 0.88)"."""
+    return f"{percent(parts.teacher)} (to {percent(parts.teacher_most)})"
+
+
 def across_to_markdown(lines: Sequence[Across]) -> str:
     """Return a Markdown table of methods over several teachers, in percent and points."""
     headers = ["run", "teachers", "seeds", "test accuracy, %", "95 % interval", "difference, points", "95 % interval"]
@@ -237,7 +242,7 @@ def across_to_markdown(lines: Sequence[Across]) -> str:
         acc, gain = line.accuracy, line.difference
         minus = [points(gain.mean), interval_text(gain.interval, "+")] if gain else ["", ""]
         varies = gain or acc
-        deviations = map(percent, (varies.teacher, varies.seed, varies.rest))
+        deviations = between_teachers(varies), percent(varies.seed), percent(varies.rest)
         counts = str(line.teachers), str(line.seeds)
         accuracy = percent(acc.mean), interval_text(acc.interval)
         return [line.label, *counts, *accuracy, *minus, p_value(line.p), *deviations, line.verdict]

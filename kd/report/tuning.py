@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kd.report.rows import Role, Row, titled
 from kd.report.style import framed, literal, method_styles
 from kd.report.tables import markdown
+from kd.runs.results import Result
 
 FEWEST_TRIED = 5
 """Configurations of a method below which nothing is said of its tuning."""
@@ -59,28 +60,43 @@ def _shares(n: int, k: int) -> NDArray[np.float64]:
     return np.cumprod(np.concatenate([[k / n], (ranks - k + 1) / ranks]))
 
 
-def budgets(rows: Sequence[Row]) -> list[Budget]:
+def budgets(rows: Sequence[Row], cut_short: Sequence[Result] = ()) -> list[Budget]:
     """Return what each method reaches, for methods with `FEWEST_TRIED` configurations that were validated.
 
-    The rows are those of one data set. A configuration of several seeds counts by its mean; those of other networks,
-    and of longer trainings, are no choice that tuning has.
+    A configuration of several seeds counts by its mean; those of other networks, and of longer trainings, are no choice
+    that tuning has.
+
+    Args:
+        rows: those of one data set.
+        cut_short: runs that were pruned or diverged. They were tried as well, and count by the last validation accuracy
+            that they had, or 0 without one; where such a method's choice may be one of them, its test accuracy is not
+            known.
     """
-    by_kind: dict[tuple[str, str], list[Row]] = {}
+    kinds: dict[tuple[str, str], tuple[list[Row], list[Result]]] = {}
     for row in rows:
         if row.role is not Role.TEACHER and row.val_acc:
-            first = row.first
-            networks = first.student if first.teacher is None else f"{first.student} of {first.teacher}"
-            by_kind.setdefault((first.method, f"{networks}, {first.epochs} epochs"), []).append(row)
-    enough = {kind: tried for kind, tried in by_kind.items() if len(tried) >= FEWEST_TRIED}
+            kinds.setdefault(_kind(row.first), ([], []))[0].append(row)
+    rated = {run.group for row in rows for run in row.runs if run.group}
+    for run in cut_short:
+        if run.dataset == rows[0].first.dataset and _kind(run) in kinds and run.group not in rated:
+            kinds[_kind(run)][1].append(run)
+    enough = {kind: tried for kind, tried in kinds.items() if sum(map(len, tried)) >= FEWEST_TRIED}
     methods = [method for method, _ in enough]
     found = []
-    for (method, networks), tried in enough.items():
+    for (method, networks), (tried, cut) in enough.items():
         label = method if methods.count(method) == 1 else f"{method}, {networks}"
-        val = [row.val_acc.mean for row in tried if row.val_acc]
+        ends = [0.0 if run.diverged or not run.epoch_val_acc else run.epoch_val_acc[-1] for run in cut]
+        val = [*(row.val_acc.mean for row in tried if row.val_acc), *ends]
         test = [row.test_acc.mean for row in tried if row.test_acc]
         of_choice = expected_of_best(val, test) if len(test) == len(val) else []
         found.append(Budget(method, label, expected_of_best(val, val), of_choice))
     return found
+
+
+def _kind(run: Result) -> tuple[str, str]:
+    """Return the method, and what configurations of it must have in common to be compared."""
+    networks = run.student if run.teacher is None else f"{run.student} of {run.teacher}"
+    return run.method, f"{networks}, {run.epochs} epochs"
 
 
 def to_markdown(found: Sequence[Budget]) -> str:
@@ -101,8 +117,9 @@ def to_markdown(found: Sequence[Budget]) -> str:
 
 NOTE = (
     "Expected validation accuracy, in %, of the best of k configurations drawn at random from those that were tried, "
-    "and in brackets the test accuracy of that choice. Compare methods in one column only. A search that draws its "
-    "trials by what it has found is no random draw: there, small budgets look better than they are."
+    "and in brackets the test accuracy of that choice. Compare methods in one column only. Those that a search has "
+    "pruned count by the validation accuracy that they had then, those that diverged as 0. A search that draws its trials "
+    "by what it has found is no random draw: there, small budgets look better than they are."
 )
 
 

@@ -328,3 +328,71 @@ def test_summarize_notes_the_precision_of_the_test_split():
     assert not any(
         "binomial" in note for note in summarize(STANDARD).notes
     )  # older records lack the number of test images
+
+
+# In what else rows differ
+
+
+def other_settings_notes(*results):
+    rows = summarize(results).rows
+    return [note for note in comparison_notes(rows, compare(rows)) if note.startswith("Not the method alone")]
+
+
+def test_comparison_notes_tell_of_settings_that_no_name_shows():
+    """A student of a longer recipe, where the table has "standard" and "logits": the gain is not the method's."""
+    longer = seeds(TAUGHT, 0.82, 0.83, 0.84, variant="recipe.epochs=40 ensemble=3", epochs=40)
+    (note,) = other_settings_notes(*STANDARD, *longer)
+    assert "logits (recipe.epochs 40 against none)" in note
+    unnamed = seeds(TAUGHT, 0.82, 0.83, 0.84, epochs=40, train_images=45_000)
+    (note,) = other_settings_notes(*STANDARD, *unnamed)
+    assert "logits (epochs 40 against 30, training images 45000 against None)" in note
+
+
+def test_comparison_notes_do_not_repeat_what_names_show_or_teachers_have():
+    equal = seeds(TAUGHT, 0.82, 0.83, 0.84, variant="teacher.scale=8 method.layers=2")
+    wide, narrow = (
+        seeds(TAUGHT, 0.82, 0.83, 0.84, variant=f"student.scale={scale}", student=f"cnn{scale}") for scale in (8, 16)
+    )
+    assert other_settings_notes(*STANDARD, *equal) == []
+    assert other_settings_notes(*STANDARD, *wide, *narrow) == []
+
+
+def test_nothing_is_stated_of_rows_that_diverge_at_times():
+    lost = seeds(TAUGHT, 0.1, first=3, diverged=True)
+    good = seeds(TAUGHT, 0.851, 0.862, 0.854)
+    (sound,), (refused,) = comparisons(*STANDARD, *good), comparisons(*STANDARD, *good, *lost)
+    stated = [(c.probability, c.detectable, c.sign_flip) for c in (sound, refused)]
+    assert None not in stated[0]
+    assert stated[1] == (None, None, None)
+
+
+def test_sign_flip_note_corrects_for_the_tests_that_were_made():
+    """Six positive differences have p = 0.03 by both tests; one that is refused is no further test."""
+    base = seeds(ALONE, *([0.80] * 6))
+    ours = seeds(TAUGHT, 0.81, 0.82, 0.815, 0.812, 0.818, 0.811)
+    other = replace(TAUGHT, method="dkd")
+    refused = [*seeds(other, 0.81, 0.82, 0.83, 0.84, 0.85), *seeds(other, 0.1, first=5, diverged=True)]
+    rows = summarize([*base, *ours, *refused]).rows
+    assert any(note.endswith("comes to the same verdicts.") for note in comparison_notes(rows, compare(rows)))
+
+
+def test_detectable_is_corrected_as_the_verdicts_are():
+    differences = 0.010 + 0.002 * np.random.default_rng(0).standard_normal(6)
+    first = seeds(TAUGHT, *(0.8 + differences))
+    base = seeds(ALONE, *([0.8] * 6))
+    (one,) = comparisons(*base, *first)
+    two = comparisons(*base, *first, *seeds(replace(TAUGHT, method="dkd"), *(0.8 + differences[::-1])))
+    # The power of a t test of a true difference as large, at half the level.
+    shift = two[0].detectable / np.std(differences, ddof=1) * 6**0.5
+    critical = stats.t.ppf(1 - 0.05 / 4, 5)
+    assert 1 - stats.nct.cdf(critical, 5, shift) == pytest.approx(0.8, abs=1e-6)
+    assert one.detectable < two[0].detectable
+
+
+def test_best_prefers_rows_without_diverged_runs():
+    lucky = [*seeds(TAUGHT, 0.9, val_acc=0.81), *seeds(TAUGHT, 0.1, 0.1, first=1, diverged=True)]
+    steady = seeds(replace(TAUGHT, method="dkd"), 0.8, 0.8, 0.8, val_acc=0.80)
+    (sentence,) = best(summarize([*lucky, *steady]).rows)
+    assert "of 2: dkd (n = 3)" in sentence
+    (sentence,) = best(summarize(lucky).rows)
+    assert "logits (n = 1, 2 more diverged)" in sentence

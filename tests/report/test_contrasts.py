@@ -19,6 +19,7 @@ from kd.report.contrasts import (
     variation,
 )
 from kd.report.crossed import components, crossed, sources
+from kd.report.effects import smallest_detectable
 from kd.report.numbers import p_value, percent
 from kd.report.power import MOST_SHOWN, picture
 from kd.report.statistics import holm, t_interval
@@ -104,7 +105,7 @@ def test_power_falls_with_seeds_and_shows_what_was_seen(rows):
     assert [[*line.get_xdata()][-1] for line in lines] == [MOST_SHOWN, MOST_SHOWN]
     for line, comparison in zip(lines, found, strict=True):
         assert (np.diff(line.get_ydata()) < 0).all()
-        assert line.get_ydata()[0] == pytest.approx(100 * comparison.detectable)  # three seeds
+        assert line.get_ydata()[0] == pytest.approx(smallest_detectable(100 * np.std(comparison.by_seed, ddof=1), 3))
     seen = [line for line in axes.lines if line.get_marker() == "D"]
     assert [(*line.get_xdata(), *line.get_ydata()) for line in seen] == [
         (3, pytest.approx(100 * comparison.difference.mean)) for comparison in found
@@ -189,7 +190,7 @@ def test_certainty_has_the_tests_of_its_lines(rows):
     assert table["p, paired t test"] == [p_value(stats.ttest_1samp(minus, 0).pvalue)]
     flips = np.array(list(product((1, -1), repeat=6))) @ minus
     assert table["p, sign-flip test"] == [p_value(np.mean(np.abs(flips) >= abs(minus.sum()) - 1e-12))]
-    for seeds, line in ((3, "smallest difference that 3 seeds find"), (6, "the same, 6 seeds")):
+    for seeds, line in ((3, "smallest difference that one test of 3 seeds finds"), (6, "the same, 6 seeds")):
         effect = float(table[line][0]) / 100 / minus.std(ddof=1) * np.sqrt(seeds)
         t = stats.t.ppf(0.975, seeds - 1)
         assert stats.nct.sf(t, seeds - 1, effect) == pytest.approx(0.8, abs=0.01)
@@ -202,7 +203,9 @@ def test_sources_stand_in_their_columns():
     trained = found.trained
     line = cells(sources_to_markdown({"x": right}))["x"]
     figures = (trained.mean, trained.teacher, trained.seed, trained.rest, found.images)
-    assert line[:5] == [percent(figure) for figure in figures]
+    shown = [percent(figure) for figure in figures]
+    shown[1] += f" (to {percent(trained.teacher_most)})"
+    assert line[:5] == shown
 
 
 def test_labels_alone_are_those_of_the_compared_seeds(by_teacher):

@@ -6,6 +6,7 @@ from scipy import stats
 from kd.report.comparison import compare
 from kd.report.crossed import across, against, components, crossed, sources
 from kd.report.page import to_page
+from kd.report.rows import Role
 from kd.report.summary import summarize
 from tests.report.made import ALONE, DISTILLED, changed, seeds
 
@@ -57,6 +58,19 @@ def test_components_interval_covers_the_mean_of_new_teachers_and_seeds(spread):
         low, high = components(parts).interval
         covered.append(low <= 0 <= high)
     assert 0.93 <= np.mean(covered) <= 0.98
+
+
+@pytest.mark.parametrize("spread", [(3, 1, 0.5), (1, 1, 1), (0.3, 1, 1)])
+def test_upper_end_of_what_is_between_teachers_is_seldom_too_low(spread):
+    """It is the upper one of two ends, so that a fortieth of sweeps have more between teachers."""
+    teacher, seed, rest = spread
+    above = []
+    for _ in range(2000):
+        parts = RNG.normal(0, teacher, (4, 1)) + RNG.normal(0, seed, (1, 5)) + RNG.normal(0, rest, (4, 5))
+        found = components(parts)
+        assert found.teacher_most >= found.teacher
+        above.append(found.teacher_most >= teacher)
+    assert 0.965 <= np.mean(above) <= 0.985
 
 
 @pytest.mark.parametrize("spread", [(1, 0.3, 5, 3), (0.1, 0.3, 5, 5), (0.3, 0.3, 5, 10)])
@@ -208,3 +222,11 @@ def test_a_baseline_that_diverged_is_compared_with_nothing():
     rows = summarize([*BASE, changed(BASE[0], seed=9, diverged=True), *taught(TABLE)]).rows
     (line,) = across(rows, compare(rows))
     assert (line.verdict, line.p) == ("1 of 26 runs diverged: no statement", None)
+
+
+def test_a_baseline_of_one_teacher_is_none_of_new_teachers():
+    """Against a single teacher's students, intervals for new teachers would have its own row at exactly 0."""
+    rows = summarize([*BASE, *taught(TABLE)]).rows
+    one = next(row for row in rows if row.role is Role.DISTILLED)
+    (line,) = across(rows, compare(rows, one.label))
+    assert (line.difference, line.p, line.verdict) == (None, None, "")

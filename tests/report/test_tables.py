@@ -48,7 +48,7 @@ def test_to_csv_has_full_precision_in_its_contract_columns():
         "method,T,alpha,beta,variant,student,teacher,dataset,epochs,n,params,multiply_adds,test_acc_mean,test_acc_std,"
         "test_acc_low,"
         "test_acc_high,val_acc_mean,val_acc_std,test_nll_mean,test_ece_mean,teacher_test_acc,retention,agreement_mean,"
-        "train_seconds_mean,seeds"
+        "train_seconds_median,seeds"
     )
     assert logits["variant"] == "a=1,2"
     assert (logits["method"], logits["T"], logits["alpha"], logits["beta"]) == ("logits", "4.0", "0.1", "")

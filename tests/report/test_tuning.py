@@ -90,3 +90,19 @@ def test_report_tells_of_tuning_where_methods_were_tuned():
     assert "budget.png" in [picture.name for picture in made.pictures]
     one = report(summarize([*tried(DISTILLED, 6)]))
     assert "## Tuning" not in one.texts["results.md"]
+
+
+def test_budgets_count_configurations_that_a_search_has_ended():
+    """Without them a search that prunes half of its trials would seem to have drawn good ones only."""
+    runs = [replace(run, group=f"g{i}") for i, run in enumerate(tried(DISTILLED, 5))]
+    pruned = [replace(run, status="pruned", val_acc=None, epoch_val_acc=[0.3, 0.5], test_acc=None) for run in runs]
+    pruned = [replace(run, knobs={"T": 20.0 + i}, group=f"p{i}", fingerprint=f"p{i}") for i, run in enumerate(pruned)]
+    lost = replace(pruned[0], group="lost", fingerprint="lost", status="failed", diverged=True)
+    summary = summarize([*runs, *pruned, lost])
+    (found,) = budgets(summary.rows, summary.cut_short)
+    finished = [run.val_acc for run in runs]
+    assert found.val == pytest.approx(expected_of_best([*finished, *[0.5] * 5, 0.0], [*finished, *[0.5] * 5, 0.0]))
+    assert (len(found.val), found.test) == (11, [])
+    again = [replace(run, group=runs[0].group) for run in pruned]  # ended once, and run to its end later
+    (found,) = budgets(summary.rows, again)
+    assert len(found.val) == 5
