@@ -40,7 +40,6 @@ RANGES = {
     "noise": "[0, 1)",
     "num_nodes": "whole [1, inf)",
     "order_seed": "whole [0, inf)",
-    "overfit_batches": "[0, inf)",
     "reduction": "whole [1, 1000]",
     "scale": "whole [1, 512]",
     "seed": "whole [0, 4294967296)",

@@ -130,7 +130,9 @@ BY_TEACHER = tuple(
 )
 BELOW = tuple(
     Contrast(
-        f"width {width}, a teacher of two epochs", _label("logits", width, "teacher_recipe.epochs=2"), _label("standard", width)
+        f"width {width}, a teacher of two epochs",
+        _label("logits", width, "teacher_recipe.epochs=2"),
+        _label("standard", width),
     )
     for width in (4, 8, 16)
 )

@@ -1,5 +1,6 @@
 """Fixtures for all tests: a data set, networks and a Trainer, all as small as they can be."""
 
+import functools
 import gc
 import os
 import shutil
@@ -20,6 +21,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
+import kd.app.run
 from kd.app.cli import main
 from kd.data.batch import Batch
 from kd.data.images import Images
@@ -45,6 +47,10 @@ LONGEST = (
     "methods/test_chain.py",
     "scripts/test_programs.py",
     "test_installed.py",
+    "training/test_performance.py",
+    "training/test_threads.py",
+    "training/test_tabs.py",
+    "test_own_loop.py",
 )
 """Files that take longest. They begin first, as a worker that gets one of them last is waited for by all others."""
 
@@ -81,6 +87,8 @@ def pytest_collection_finish() -> None:
 
 
 keep_files()
+# Two programs of git for each of a thousand runs; what they find is tested by itself.
+kd.app.run.git_revision = functools.cache(kd.app.run.git_revision)
 
 
 class TinyNet(nn.Module):

@@ -4,6 +4,7 @@ Tables made from records are tested in tests/scripts/test_readme_script.py.
 """
 
 import inspect
+import os
 import re
 import shlex
 import shutil
@@ -93,16 +94,24 @@ def test_first_command_trains_and_prints_as_shown(tmp_path):
     assert "warn" not in (done.stdout + done.stderr).lower()
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The ten classes of CIFAR-10 in grey levels."""
+    root = tmp_path_factory.mktemp("drawn") / "images"
+    for split in ("train", "test"):
+        for label, name in enumerate(CIFAR10_CLASSES.split()):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(20 if split == "train" else 2):
+                Image.new("RGB", (32, 32), (24 * label + i,) * 3).save(folder / f"{i}.png")
+    return root
+
+
 @pytest.fixture
-def pictures(tmp_path):
-    """The ten classes of CIFAR-10 in grey levels, where the commands of the pages look for images."""
+def pictures(tmp_path, drawn):
+    """Images where the commands of the pages look for them: links, as no command writes into one."""
     for root in ("data", "my/cifar10", "my_images", "corrupted"):
-        for split in ("train", "test"):
-            for label, name in enumerate(CIFAR10_CLASSES.split()):
-                folder = tmp_path / root / split / name
-                folder.mkdir(parents=True)
-                for i in range(20 if split == "train" else 2):
-                    Image.new("RGB", (32, 32), (24 * label + i,) * 3).save(folder / f"{i}.png")
+        shutil.copytree(drawn, tmp_path / root, copy_function=os.link)
 
 
 @pytest.mark.usefixtures("pictures")

@@ -195,7 +195,13 @@ RUN_ELSEWHERE = {line for page in ELSEWHERE for line in lines(page.read_text(enc
 COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in lines(text) + inline(text)))
 TRAINING = [command for command in COMMANDS if "python train.py" in command]
 COMPOSED = [command for command in TRAINING if command not in RUN_ELSEWHERE and "RUN_DIR" not in command]
-SCRIPTS = [command for command in COMMANDS if command.startswith("python scripts/")]
+SCRIPTS = sorted(
+    {
+        command
+        for command in {*COMMANDS, *RUN_ELSEWHERE, *lines((ROOT / "README.md").read_text(encoding="utf-8"))}
+        if command.startswith("python scripts/")
+    }
+)
 
 
 @pytest.fixture

@@ -283,7 +283,8 @@ class Builder:
                 f"method._target_={plain(plan.method)['_target_']} makes no kd.Method, see docs/extending.md"
             )
         mixes = self._new(self.cfg.data.augment).mixes
-        check_method(method, mixes, self.cfg.data.balance, taught=teacher is not None)
+        smoothing = plan.recipe.label_smoothing
+        check_method(method, mixes, self.cfg.data.balance, smoothing, taught=teacher is not None)
         size, channels = images.image_size, images.channels
         with user_errors():
             pair = Pair(

@@ -28,6 +28,7 @@ SET_ELSEWHERE = {
     **dict.fromkeys(("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"), "epochs"),
     **dict.fromkeys(("gradient_clip_val", "gradient_clip_algorithm"), "recipe.clip_norm"),
     "logger": "logger",
+    "overfit_batches": "debug=overfit",  # Lightning's leaves order and augmentation of these loaders as they are
     "default_root_dir": "hydra.run.dir",
     **dict.fromkeys(("callbacks", "plugins", "log_every_n_steps", "num_sanity_val_steps", "enable_model_summary"), ""),
     **dict.fromkeys(("barebones", "enable_checkpointing", "model_registry", "use_distributed_sampler"), ""),
@@ -262,8 +263,8 @@ def _check_ranges(settings: dict[str, Any]) -> None:
     spans: dict[str, str] = settings["spec"]["ranges"]
     values = _nodes({name: value for name, value in settings.items() if name != "spec"})
     for name, value in sorted(values, key=lambda node: node[0].count(".")):  # first what interpolations refer to
-        if ".settings." in name:
-            continue  # arguments of a network of one's own, whatever they are called
+        if ".settings." in name or name.startswith("data.augment.transform."):
+            continue  # arguments of the user's own network or function, whatever they are called
         kind = name.rpartition(".")[2]
         knob = kind if name == f"method.{kind}" else name  # which takes the knob's value
         span = spans.get(knob) or KINDS.get(name) or RANGES.get(kind) or KINDS.get(kind)
@@ -350,13 +351,14 @@ def _check_chain(settings: dict[str, Any], read: str) -> None:
             raise UserError(f"chain: the student has no setting '{name}' that a link could differ in; it has {own}")
 
 
-def check_method(method: "Method", mixes: Sequence[str], balance: str, taught: bool) -> None:
-    """Refuse a method that cannot use what a run's data or chain make for it.
+def check_method(method: "Method", mixes: Sequence[str], balance: str, smoothing: float, taught: bool) -> None:
+    """Refuse a method that cannot use what a run's data, recipe or chain make for it.
 
     Args:
         method: of the run.
         mixes: settings of `data.augment` that mix images.
         balance: `data.balance`.
+        smoothing: `recipe.label_smoothing`.
         taught: whether there is a teacher.
 
     Raises:
@@ -372,8 +374,12 @@ def check_method(method: "Method", mixes: Sequence[str], balance: str, taught: b
         )
     if not method.reads_labels and balance == "weights":
         raise UserError(
-            "this method reads no labels, of which data.balance=weights would weigh some more; write "
-            "data.balance=sampling or none, or choose another method"
+            "this method reads no labels, or weighs them by 0, and data.balance=weights would weigh some more; write "
+            "data.balance=sampling or none, give alpha, or choose another method"
+        )
+    if not method.reads_labels and smoothing:
+        raise UserError(
+            f"recipe.label_smoothing={smoothing}: this method reads no labels, or weighs them by 0; leave that out"
         )
     if taught and not method.reads:
         raise UserError("this method reads nothing of a teacher: leave chain out, or choose another method")

@@ -126,7 +126,8 @@ def _unknown_setting(name: str, arguments: Sequence[str]) -> str:
     group, _, key = name.rpartition(".")
     if group == "trainer" and key in SET_ELSEWHERE:
         other = SET_ELSEWHERE[key]
-        return f"trainer.{key} is set by the run itself" + (f"; give {other}={value} instead" if other else "")
+        instead = other if "=" in other else f"{other}={value}"
+        return f"trainer.{key} is set by the run itself" + (f"; give {instead} instead" if other else "")
     if group == "trainer" and key in trainer_arguments():
         return f"trainer.{key} is an argument of the Trainer that has no value here; write +trainer.{key}={value}"
     owners = [path.stem for path in sorted((conf_dir() / "method").glob("*.yaml")) if name in settings_of(path)]

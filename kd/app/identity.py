@@ -46,7 +46,10 @@ A key leaves them out then, so that teachers from before there was such a settin
 """
 
 AFTER_TRAINING = frozenset({"keep_memory", "fold_teacher", "stored_logits", "stored_logits_gb"})
-"""Speed-ups that change nothing about how a teacher is trained."""
+"""Speed-ups that change nothing about how a teacher is trained on labels."""
+
+OF_TEACHING = {"fold_teacher": True, "stored_logits": "auto"}
+"""Those that round what a network of a chain is taught, with the values of `speed=fast`, which a key leaves out."""
 
 OF_ROLE = {
     "teacher": frozenset({"teacher", "teacher_recipe", "teacher_seed", "ensemble"}),
@@ -157,7 +160,12 @@ def teacher_key(
         "seed": seed,
         "trainer": without(settings["trainer"], PLACEMENT | OBSERVING | LIMITS),
     }
-    return key if method is None and taught_by is None else {**key, "method": method, "taught_by": taught_by}
+    if method is None and taught_by is None:
+        return key
+    speed = settings["speed"]
+    usual = {name for name, value in OF_TEACHING.items() if speed[name] == value}
+    of_teaching = without(speed, AFTER_TRAINING - OF_TEACHING.keys() | usual)
+    return {**key, "speed": of_teaching, "method": method, "taught_by": taught_by}
 
 
 def logit_key(settings: dict[str, Any], data_id: str, teacher_id: str, precision: str) -> dict[str, Any]:

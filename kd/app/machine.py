@@ -86,7 +86,7 @@ def check_limits(trainer: Mapping[str, Any], batches: Mapping[str, int]) -> None
         UserError: naming the setting.
     """
     for split, count in batches.items():
-        for name in (f"limit_{split}_batches", *(() if split == "test" else ("overfit_batches",))):
-            limit = trainer.get(name)
-            if isinstance(limit, float) and limit > 0 and limit * count < 1:
-                raise UserError(f"trainer.{name}={limit} is less than one of the {count} batches; give 1 for one")
+        name = f"limit_{split}_batches"
+        limit = trainer.get(name)
+        if isinstance(limit, float) and limit > 0 and limit * count < 1:
+            raise UserError(f"trainer.{name}={limit} is less than one of the {count} batches; give 1 for one")

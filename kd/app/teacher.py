@@ -107,6 +107,8 @@ def _find(build: Builder, plan: Plan, record: Result, level: int) -> Path:
         try:
             write_card(train_network(build, plan, teacher, own, directory, build.callbacks()), directory)
         except DivergedError as error:
+            if level or "student" not in build.networks:  # by the run's own method and recipe, or all that it is
+                raise
             raise UserError(str(error)) from error  # which is no fault of the run that wanted the teacher
 
     return find_or_train(build.store, _key(build, plan, level), train_it)

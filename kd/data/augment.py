@@ -5,16 +5,18 @@ A crop with padding p has (2p + 1)^2 places and a flip has two states, so that a
     view = ((2p + 1) * dy + dx) * 2 + flip,    dy, dx in 0..2p
 
 At the usual p = 4 that makes 162. The number is part of the batch, as the key of anything stored per view.
-Cutout has too many states to be numbered, and so have mixtures of images (`kd.data.mix`) and policies
-(`kd.data.policy`); with them every view is -1.
+Cutout has too many states to be numbered, and so have mixtures of images (`kd.data.mix`), policies (`kd.data.policy`)
+and functions of the user's own; with them every view is -1.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from kd.errors import UserError
 from kd.ranges import Size, require, sides, size_text
 
 
@@ -31,6 +33,9 @@ class Augment:
             `kd.data.mix.draw`; None for neither.
         policy: "trivialaugment" or "randaugment", after crop and flip, see `kd.data.policy`; None for neither.
         strength: of RandAugment, in [0, 1]; None for the published one.
+        transform: a function of the user's own, called with each image (C, H, W), uint8, after all of these but cutout
+            and mixing. It returns an image of that kind, and draws random numbers from torch's global generator, as
+            `torchvision.transforms.v2` does. None for none.
 
     Raises:
         ValueError: for a value outside its range or of another type.
@@ -43,6 +48,7 @@ class Augment:
     cutmix: float | None = None
     policy: str | None = None
     strength: float | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         require("data.augment.crop", self.crop)
@@ -57,6 +63,11 @@ class Augment:
             require("data.augment.strength", self.strength)
             if self.policy != "randaugment":
                 raise ValueError("data.augment.strength is for data.augment.policy=randaugment; leave it out")
+        if self.transform is not None and not callable(self.transform):
+            raise ValueError(
+                "data.augment.transform must be what Hydra makes a function of an image from, such as "
+                f"{{_target_: my_pkg.Jitter}}, got {self.transform}"
+            )
 
     def check_size(self, size: Size) -> None:
         """Check that crop and cutout leave something of images of this size in pixels.
@@ -84,7 +95,8 @@ class Augment:
     @property
     def views(self) -> int | None:
         """The number of views of an image; None if they cannot be numbered."""
-        return None if self.cutout or self.mixes or self.policy else 2 * (2 * self.crop + 1) ** 2
+        unnumbered = self.cutout or self.mixes or self.policy or self.transform
+        return None if unnumbered else 2 * (2 * self.crop + 1) ** 2
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """Draw (n,) random views, int64, on the generator's device."""
@@ -103,6 +115,27 @@ class Augment:
         padded = F.pad(x, (self.crop,) * 4).flatten(2)
         places = rows[:, :, None] * (width + 2 * self.crop) + columns[:, None]
         return padded.gather(2, places.view(len(x), 1, -1).expand(-1, x.shape[1], -1)).view(x.shape)
+
+    def transformed(self, x: Tensor, seeds: Tensor) -> Tensor:
+        """Return what `transform` makes of images (B, C, H, W), uint8, with random numbers from their seeds (B,).
+
+        Raises:
+            UserError: if that is another kind of tensor.
+        """
+        if self.transform is None:
+            return x
+        made = []
+        with torch.random.fork_rng(devices=[]):
+            # On the processor, whose random numbers can be set aside without those of dropout on a GPU.
+            for image, seed in zip(x.cpu(), seeds.tolist(), strict=True):
+                torch.default_generator.manual_seed(seed)
+                made.append(self.transform(image))
+        for image in made:
+            if not isinstance(image, Tensor) or (image.dtype, image.shape) != (x.dtype, x.shape[1:]):
+                kind = f"{image.dtype} of {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+                wanted = f"{x.dtype} of {tuple(x.shape[1:])}"
+                raise UserError(f"data.augment.transform returns {kind}, and images are {wanted}")
+        return torch.stack(made).to(x.device)
 
     def cut(self, x: Tensor, centres: Tensor) -> Tensor:
         """Zero the square around each centre (B, 2), row and column, in a normalised batch: the mean colour."""

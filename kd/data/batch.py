@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on the device; a GPU goes on with its work meanwhile, and this process with its own."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 class Batch(NamedTuple):
     """B images on the device that trains, augmented and normalised."""
 

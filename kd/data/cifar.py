@@ -18,7 +18,7 @@ from kd.data.images import Images
 from kd.data.parquet import has_parquet, parquet
 from kd.data.tree import Tree, in_order, printable, split_folders
 from kd.errors import UserError
-from kd.files import clear_leftovers, temporary_path
+from kd.files import clear_leftovers, shared_lock, temporary_path
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
@@ -172,23 +172,28 @@ def _extract(source: "type[CIFAR10]", name: str, root: Path) -> None:
     from torchvision.datasets.utils import check_integrity, extract_archive
 
     archive, extracted = root / source.filename, root / source.base_folder
-    clear_leftovers(root, source.base_folder)
-    scratch = str(temporary_path(extracted))
-    os.mkdir(scratch)
-    try:
-        if not archive.exists():
-            _download(source, name, root, scratch)
-            archive = Path(scratch, source.filename)
-        elif not check_integrity(archive, source.tgz_md5):
-            raise UserError(f"{archive}: cut short or damaged; delete it, and the next run downloads it again")
-        extract_archive(archive, scratch)
+    lock = root / f".{source.base_folder}.lock"
+    with shared_lock(lock):  # the jobs of a sweep begin together, and one of them is to download
+        scratch = str(temporary_path(extracted))
         try:
-            os.rename(Path(scratch, source.base_folder), extracted)
-        except OSError:
-            if not extracted.exists():  # else another run was first
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            if extracted.exists():
+                return
+            clear_leftovers(root, source.base_folder)
+            os.mkdir(scratch)
+            if not archive.exists():
+                _download(source, name, root, scratch)
+                archive = Path(scratch, source.filename)
+            elif not check_integrity(archive, source.tgz_md5):
+                raise UserError(f"{archive}: cut short or damaged; delete it, and the next run downloads it again")
+            extract_archive(archive, scratch)
+            try:
+                os.rename(Path(scratch, source.base_folder), extracted)
+            except OSError:
+                if not extracted.exists():  # else another run was first
+                    raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            lock.unlink(missing_ok=True)  # whoever waits for it finds the folder then, or tries by itself
 
 
 def _download(source: "type[CIFAR10]", name: str, root: Path, target: str) -> None:

@@ -92,7 +92,7 @@ def decode(
 
     Images become upright (EXIF), RGB, 8 bits, and opaque:
 
-    * grey values v of 16 bits become round(v / 257);
+    * grey values v of 16 bits become round(v / 257), or with transparency their high byte, as those of colours do;
     * transparency is composited on white;
     * of several frames or pages the first is taken;
     * other sizes are resized, bilinear and antialiased, without regard to their aspect ratio.

@@ -25,7 +25,7 @@ def digits(image_size: Size = 32) -> Images:
     size = sides("data.image_size", image_size)
     original = load_digits()
     grey = torch.from_numpy(original.images).float()[:, None] * (255 / 16)
-    x = F.interpolate(grey, size=size, mode="bilinear").round().to(torch.uint8)
+    x = F.interpolate(grey, size=size, mode="bilinear", antialias=min(size) < 8).round().to(torch.uint8)
     x = x.repeat(1, 3, 1, 1)
     y = torch.from_numpy(original.target).long()
     test = draw_test_split(y)

@@ -79,14 +79,15 @@ class Images:
         least 1 / 255: a channel without contrast becomes 0, and not NaN.
         """
         values = torch.arange(256, dtype=torch.float64) / 255
-        means, stds = [], []
+        counts = torch.zeros(self.train_x.shape[1], 256, dtype=torch.int64)
         at_once = max(1, 1000 * 32 * 32 // self.train_x.shape[2:].numel())
-        for channel in range(self.train_x.shape[1]):
-            counts = torch.zeros(256, dtype=torch.int64)
-            # Counting takes eight times the memory of the pixels.
-            for start in with_progress(range(0, len(self.train_x), at_once), "measuring images"):
-                counts += torch.bincount(self.train_x[start : start + at_once][:, channel].flatten(), minlength=256)
-            share = counts.double() / counts.sum()
+        for start in with_progress(range(0, len(self.train_x), at_once), "measuring images"):
+            part = self.train_x[start : start + at_once]
+            for channel in range(len(counts)):  # one at a time: counting takes eight times the memory of the pixels
+                counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
+        means, stds = [], []
+        for count in counts:
+            share = count.double() / count.sum()
             mean = (share * values).sum()
             means.append(mean.item())
             stds.append(max(1 / 255, (share * (values - mean) ** 2).sum().sqrt().item()))

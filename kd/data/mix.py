@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from kd.data.batch import on_device
 from kd.ranges import Size, sides
 
 
@@ -25,10 +26,10 @@ class Mix:
 
     def blend(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Mix images (B, C, H, W); also return the first one's share of each, (B,), by area."""
-        top, bottom, left, right = self.box.to(first.device).T[:, :, None, None]
+        top, bottom, left, right = on_device(self.box, first.device).T[:, :, None, None]
         rows, columns = (torch.arange(side, device=first.device) for side in first.shape[2:])
         inside = (rows[:, None] >= top) & (rows[:, None] < bottom) & (columns >= left) & (columns < right)
-        weight = self.share.to(first)[:, None, None].masked_fill(inside, 0)
+        weight = on_device(self.share, first.device).to(first.dtype)[:, None, None].masked_fill(inside, 0)
         return second + weight[:, None] * (first - second), weight.float().mean(dim=(1, 2))
 
 

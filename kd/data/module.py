@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from kd.data import mix, policy
 from kd.data.also_test import AlsoTest
 from kd.data.augment import Augment
-from kd.data.batch import Batch
+from kd.data.batch import Batch, on_device
 from kd.data.images import Images, require_classes
 from kd.data.mix import Mix
 from kd.data.policy import Policy
@@ -77,10 +77,15 @@ class BatchIndices:
     cut: Tensor | None
     """(B, 2), int64, centres of the cut squares; None without cutout."""
     mix: Mix | None = None
-    """How each image is mixed with that of `partners`; None if it is not."""
+    """How each image is mixed with another one of the step; None if it is not."""
+    places: Tensor | None = None
+    """(B,), int64: which of this step's images that is."""
     partners: "BatchIndices | None" = None
+    """These other images, where the step is shared by several ranks; it stands in the place of `places`."""
     policy: Policy | None = None
     """What else is done to each image; None for nothing."""
+    seeds: Tensor | None = None
+    """(B,), int64: of the random numbers of the user's own function; None without one."""
 
     @property
     def fetched(self) -> Tensor:
@@ -91,18 +96,17 @@ class BatchIndices:
         """Return some of the images, without what they are mixed with."""
         cut = None if self.cut is None else self.cut[part]
         policy = None if self.policy is None else self.policy.part(part)
-        return BatchIndices(self.index[part], self.view[part], cut, policy=policy)
-
-    def mixed(self, mix: Mix, partners: Tensor) -> "BatchIndices":
-        """Return the same images, mixed with those at other places (B,) of the step."""
-        return replace(self, mix=mix, partners=self.part(partners))
+        seeds = None if self.seeds is None else self.seeds[part]
+        return BatchIndices(self.index[part], self.view[part], cut, policy=policy, seeds=seeds)
 
     def share(self, rank: int, ranks: int) -> "BatchIndices":
         """Return one rank's part of the step."""
+        if ranks == 1:
+            return self
         ours = slice(rank, None, ranks)
-        if self.mix is None or self.partners is None:
+        if self.mix is None or self.places is None:
             return self.part(ours)
-        return replace(self.part(ours), mix=self.mix.part(ours), partners=self.partners.part(ours))
+        return replace(self.part(ours), mix=self.mix.part(ours), partners=self.part(self.places[ours]))
 
 
 class Shuffled:
@@ -147,13 +151,17 @@ class Shuffled:
         if self.augment.policy is not None:
             policies = torch.Generator().manual_seed(derive("policy", self.seed, self.epoch))
             done = policy.draw(n, self.augment.policy, self.augment.strength, policies)
-        epoch = BatchIndices(index, view, cut, policy=done)
+        seeds = None
+        if self.augment.transform is not None:
+            transforms = torch.Generator().manual_seed(derive("transform", self.seed, self.epoch))
+            seeds = torch.randint(2**62, (n,), generator=transforms)
+        epoch = BatchIndices(index, view, cut, policy=done, seeds=seeds)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             images = epoch.part(slice(start, start + self.batch_size))
             if self.augment.mixes:
-                partners = torch.randperm(self.batch_size, generator=mixes)
+                places = torch.randperm(self.batch_size, generator=mixes)
                 alphas = self.augment.mixup, self.augment.cutmix
-                images = images.mixed(mix.draw(self.batch_size, self.image_size, *alphas, mixes), partners)
+                images = replace(images, mix=mix.draw(self.batch_size, self.image_size, *alphas, mixes), places=places)
             yield images
 
 
@@ -164,16 +172,20 @@ class Sequential:
         index: of the images.
         augment: whose plain view they are shown in.
         image_size: height and width in pixels.
-        most: images of a batch, at most.
+        most: images of a batch, at most; more where there are more ranks.
+        ranks: that share each batch.
     """
 
-    def __init__(self, index: Tensor, augment: Augment, image_size: Size = 64, most: int = EVAL_BATCH) -> None:
-        self.index, self.augment = index, augment
+    def __init__(
+        self, index: Tensor, augment: Augment, image_size: Size = 64, most: int = EVAL_BATCH, ranks: int = 1
+    ) -> None:
+        self.index, self.augment, self.ranks = index, augment, ranks
         height, width = sides("image_size", image_size)
         self.at_once = max(1, min(most, EVAL_BATCH, EVAL_BATCH * 64 * 64 // (height * width)))
 
     def __len__(self) -> int:
-        return -(-len(self.index) // self.at_once)
+        n = len(self.index)
+        return max(1, min(-(-n // self.at_once), n // self.ranks))
 
     def __iter__(self) -> Iterator[BatchIndices]:
         for index in self.index.tensor_split(len(self)):
@@ -192,7 +204,7 @@ class InMemory:
 
     def fetch(self, indices: Iterable[BatchIndices]) -> Iterator[Fetched]:
         for step in indices:
-            index = step.fetched.to(self.x.device)
+            index = on_device(step.fetched, self.x.device)
             yield step, self.x[index], self.y[index]
 
 
@@ -265,25 +277,33 @@ class Loader:
         """Yield the batches of these images."""
         for step, x, y in self.pixels.fetch(indices):
             n = len(step.index)
-            images, labels = self._shown(step, x[:n]), y[:n]
-            index, view = step.index.to(self.device) + self.first, step.view.to(self.device)
-            if step.mix is not None and step.partners is not None:
-                images, share = step.mix.blend(images, self._shown(step.partners, x[n:]))
-                labels = mix.mixed_labels(labels, y[n:], share, self.num_classes)
+            index, view = on_device(step.index, self.device) + self.first, on_device(step.view, self.device)
+            images, labels = self._shown(step, view, x[:n]), y[:n]
+            if step.mix is not None:
+                if step.partners is not None:
+                    theirs = on_device(step.partners.view, self.device)
+                    second, second_labels = self._shown(step.partners, theirs, x[n:]), y[n:]
+                else:
+                    assert step.places is not None
+                    places = on_device(step.places, self.device)
+                    second, second_labels = images[places], labels[places]
+                images, share = step.mix.blend(images, second)
+                labels = mix.mixed_labels(labels, second_labels, share, self.num_classes)
                 index = torch.full_like(index, -1)
             if self.class_weights is not None:
                 shares = labels if labels.is_floating_point() else F.one_hot(labels, self.num_classes)
                 labels = shares * self.class_weights
-            if step.cut is not None or step.mix is not None or step.policy is not None:
+            if any(part is not None for part in (step.cut, step.mix, step.policy, step.seeds)):
                 view = torch.full_like(view, -1)
             yield Batch(images.contiguous(memory_format=self.memory_format), labels, index, view)
 
-    def _shown(self, step: BatchIndices, x: Tensor) -> Tensor:
-        """Turn pixels (B, C, H, W) into what a network is shown, before any mixing."""
-        x = self.augment.apply(x, step.view.to(self.device))
+    def _shown(self, step: BatchIndices, view: Tensor, x: Tensor) -> Tensor:
+        """Turn pixels (B, C, H, W) into what a network is shown, before any mixing; `view` is that on their device."""
+        x = self.augment.apply(x, view)
         x = x if step.policy is None else step.policy.apply(x)
+        x = x if step.seeds is None else self.augment.transformed(x, step.seeds)
         x = x * self.scale + self.shift
-        return x if step.cut is None else self.augment.cut(x, step.cut.to(self.device))
+        return x if step.cut is None else self.augment.cut(x, on_device(step.cut, self.device))
 
 
 class DataModule(L.LightningDataModule):
@@ -387,16 +407,21 @@ class DataModule(L.LightningDataModule):
     def evaluation(self, index: Tensor) -> Sequential:
         """Return the batches in which images are evaluated."""
         # Without gradients about twice a step's images have memory: so what can be trained can be tested.
-        return Sequential(index, self.augment, self.images.image_size, max(FEWEST_AT_ONCE, 2 * self.batch_size))
+        most = max(FEWEST_AT_ONCE, 2 * self.batch_size)
+        ranks = 1 if self.trainer is None else self.trainer.world_size
+        return Sequential(index, self.augment, self.images.image_size, most, ranks)
 
     def check_shares(self, devices: int) -> None:
-        """Refuse a batch that cannot be shared equally by this number of devices.
+        """Refuse a batch that cannot be shared equally by this number of devices, or images that are fewer.
 
         Raises:
             UserError: naming both.
         """
         if self.batch_size % devices:
             raise UserError(f"batch_size must be a multiple of the {devices} devices, got {self.batch_size}")
+        for split, count in (("validation", len(self.val_index)), ("test", len(self.images.test_y))):
+            if 0 < count < devices:
+                raise UserError(f"trainer.devices={devices} is more than the {count} {split} images")
 
     def train_dataloader(self) -> Loader:
         if self.trainer is not None:

@@ -111,7 +111,8 @@ def _split(top: Path, split: str, in_memory: bool) -> tuple[Tensor, Tensor]:
             f"{printable(file)}: {y.dtype} of shape {y.shape}, not labels of {len(x):,} images: whole numbers from 0"
         )
     pixels = read_only(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2)
-    return pixels.contiguous() if in_memory else pixels, torch.from_numpy(labels)
+    # Of grey images `contiguous` would return the mapped tensor itself.
+    return pixels.clone(memory_format=torch.contiguous_format) if in_memory else pixels, torch.from_numpy(labels)
 
 
 def _names(top: Path, y: Tensor) -> tuple[str, ...]:

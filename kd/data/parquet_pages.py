@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-MAX_FOOTER = 2**23
-"""Bytes of a footer that are read; a thousand row groups take fewer."""
+MAX_FOOTER = 2**25
+"""Bytes of a footer that are read: it has the extremes of each row group's column, some 5 kB of small images."""
 
 MAX_PAGE_HEADER = 2**20
 

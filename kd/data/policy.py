@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from kd.data.batch import on_device
+
 GEOMETRY = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 SIGNED = (*GEOMETRY, "brightness", "colour", "contrast", "sharpness")
 """Operations whose strength may go either way."""
@@ -50,8 +52,8 @@ class Policy:
             # The draws lie on the CPU, so that nothing waits for the device.
             for place in operation.unique().tolist():
                 chosen = (operation == place).nonzero()[:, 0]
-                of_images = chosen.to(x.device)
-                amount = strength[chosen].to(x.device)
+                of_images = on_device(chosen, x.device)
+                amount = on_device(strength[chosen], x.device)
                 x[of_images] = _apply(OPERATIONS[place], x[of_images], amount, _LARGEST[self.kind])
         return x
 
@@ -101,14 +103,14 @@ def _other(name: str, x: Tensor) -> Tensor:
     if name == "brightness":
         return torch.zeros_like(x)
     if name == "sharpness":
-        kernel = torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]], device=x.device) / 13
+        kernel = on_device(torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13, x.device)
         smooth = x.clone()
         if min(x.shape[2:]) > 2:
             inner = F.conv2d(x, kernel.expand(x.shape[1], 1, 3, 3), groups=x.shape[1])
             smooth[:, :, 1:-1, 1:-1] = inner.round()
         return smooth
     channels = x.shape[1]
-    weights = torch.tensor(_LUMA if channels == 3 else [1 / channels] * channels, device=x.device)
+    weights = on_device(torch.tensor(_LUMA if channels == 3 else [1 / channels] * channels), x.device)
     luma = (x * weights[:, None, None]).sum(dim=1, keepdim=True).floor()
     return luma if name == "colour" else luma.mean(dim=(1, 2, 3), keepdim=True)
 

@@ -81,7 +81,7 @@ class Method(nn.Module):
     needs_labels = False
     """Whether its terms need one label an image, (B,), so that images cannot be mixed."""
     reads_labels = True
-    """Whether its terms read labels at all."""
+    """Whether its terms read labels at all, with a weight above 0."""
     progress = 0.0
     """Share of training that is done, in [0, 1); set before each step."""
 
@@ -201,6 +201,7 @@ class SoftTargets(Method):
         require("beta", beta, "[0, inf)")
         require("label_smoothing", label_smoothing)
         self.T, self.alpha, self.beta, self.label_smoothing = T, alpha, beta, label_smoothing
+        self.reads_labels = alpha > 0
 
     @property
     def soft_weight(self) -> float:

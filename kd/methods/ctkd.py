@@ -102,6 +102,7 @@ class CTKD(Method):
         require("label_smoothing", label_smoothing)
         require("method.standardize", standardize)
         self.alpha, self.warmup, self.label_smoothing = alpha, warmup, label_smoothing
+        self.reads_labels = alpha > 0
         self.lowest, self.span, self.standardize = lowest, span, standardize
         self.theta = nn.Parameter(torch.tensor(1.0))
 

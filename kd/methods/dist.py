@@ -91,6 +91,7 @@ class DIST(Method):
         require("gamma", gamma, "[0, inf)")
         require("label_smoothing", label_smoothing)
         self.T, self.alpha, self.beta, self.gamma, self.label_smoothing = T, alpha, beta, gamma, label_smoothing
+        self.reads_labels = alpha > 0
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         inter, intra = dist_losses(student.logits, teacher.logits, self.T)

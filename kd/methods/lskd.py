@@ -55,6 +55,7 @@ class LSKD(Method):
         require("beta", beta, "[0, inf)")
         require("label_smoothing", label_smoothing)
         self.T, self.alpha, self.beta, self.label_smoothing = T, alpha, beta, label_smoothing
+        self.reads_labels = alpha > 0
 
     def setup(self, pair: Pair) -> None:
         require_z_scores(pair.num_classes, True)

@@ -142,6 +142,7 @@ class MLKD(Method):
         require("label_smoothing", label_smoothing)
         require("method.standardize", standardize)
         self.alpha, self.beta, self.rescale, self.label_smoothing = alpha, beta, rescale, label_smoothing
+        self.reads_labels = alpha > 0
         self.standardize = standardize
 
     def setup(self, pair: Pair) -> None:

@@ -128,6 +128,7 @@ class SimKD(Method):
         require("method.factor", factor, "whole [1, inf)")
         require("label_smoothing", label_smoothing)
         self.alpha, self.beta, self.factor, self.label_smoothing = alpha, beta, factor, label_smoothing
+        self.reads_labels = alpha > 0
 
     def setup(self, pair: Pair) -> None:
         teacher = pair.taught_output

@@ -73,8 +73,8 @@ class Comparison(NamedTuple):
     def detectable(self) -> float | None:
         """The true difference, a fraction of 1, that these seeds find with a probability of `POWER`.
 
-        Found is what p below 1 - `LEVEL` says after Bonferroni's correction, which is Holm's for the first verdict. None
-        as for `probability`.
+        Found is what p below 1 - `LEVEL` says after Bonferroni's correction, which is Holm's for the first verdict.
+        None as for `probability`.
         """
         if self.difference.interval is None or self.difference.refused:
             return None
@@ -272,8 +272,8 @@ def _other_settings_note(comparisons: Sequence[Comparison]) -> list[str]:
         return []
     more = f"; {len(listed) - 6} more" if len(listed) > 6 else ""
     return [
-        f"Not the method alone differs between a row and its baseline: {'; '.join(listed[:6])}{more}. Such a difference "
-        "may come from these settings."
+        f"Not the method alone differs between a row and its baseline: {'; '.join(listed[:6])}{more}. Such a "
+        "difference may come from these settings."
     ]
 
 

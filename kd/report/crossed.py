@@ -24,8 +24,8 @@ ACROSS_NOTES = (
     f"together. These intervals ({100 * LEVEL:.0f} %, two-way analysis of variance, both factors random) speak of new "
     "teachers and new seeds; those above, of new seeds with these teachers.",
     "Between teachers, between seeds, rest: standard deviations of the difference, or of the accuracy where nothing is "
-    "compared, in points; in brackets the upper end of the interval of the first, as few teachers tell little of it. What "
-    "counts as a seed is all that the seed decides: see data.order_seed.",
+    "compared, in points; in brackets the upper end of the interval of the first, as few teachers tell little of it. "
+    "What counts as a seed is all that the seed decides: see data.order_seed.",
     "p is that of the difference's t test with the same error, corrected by Holm's method for the number of lines; the "
     "intervals are not.",
 )

@@ -80,7 +80,7 @@ def budgets(rows: Sequence[Row], cut_short: Sequence[Result] = ()) -> list[Budge
     for run in cut_short:
         if run.dataset == rows[0].first.dataset and _kind(run) in kinds and run.group not in rated:
             kinds[_kind(run)][1].append(run)
-    enough = {kind: tried for kind, tried in kinds.items() if sum(map(len, tried)) >= FEWEST_TRIED}
+    enough = {kind: tried for kind, tried in kinds.items() if len(tried[0]) + len(tried[1]) >= FEWEST_TRIED}
     methods = [method for method, _ in enough]
     found = []
     for (method, networks), (tried, cut) in enough.items():
@@ -118,8 +118,8 @@ def to_markdown(found: Sequence[Budget]) -> str:
 NOTE = (
     "Expected validation accuracy, in %, of the best of k configurations drawn at random from those that were tried, "
     "and in brackets the test accuracy of that choice. Compare methods in one column only. Those that a search has "
-    "pruned count by the validation accuracy that they had then, those that diverged as 0. A search that draws its trials "
-    "by what it has found is no random draw: there, small budgets look better than they are."
+    "pruned count by the validation accuracy that they had then, those that diverged as 0. A search that draws its "
+    "trials by what it has found is no random draw: there, small budgets look better than they are."
 )
 
 

@@ -188,7 +188,7 @@ def train(
         epoch_val_acc=history.curve("val/acc"),
         status="done",
     )
-    if record.teacher_test_acc:
+    if record.teacher_test_acc and record.test_images == record.test_total:  # else of other images than the teacher's
         record = replace(record, retention=test["test/acc"] / record.teacher_test_acc)
     record = replace(record, warnings=[*record.warnings, *_doubts(record, predictions, data.images.classes)])
     if trainer.is_global_zero:

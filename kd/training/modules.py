@@ -127,6 +127,7 @@ class Classifier(L.LightningModule):
         self.net, self.label_smoothing = net, label_smoothing
         self._optimizer, self._schedule = optimizer, schedule
         self._sums: dict[str, Tensor | float] = {}
+        self._summed = 0
         self.terms: dict[str, Tensor] = {}
         """The latest step's terms of the loss, detached."""
         self.pending_terms: dict[str, Tensor] = {}
@@ -164,8 +165,11 @@ class Classifier(L.LightningModule):
         """Factors of the latest step's terms, as `kd.methods.base.Method.term_weights`."""
         return {"hard": 1.0}
 
+    def on_train_start(self) -> None:
+        self._sums, self._summed = {}, 0
+
     def on_train_epoch_start(self) -> None:
-        self._sums = {}
+        self._sums, self._summed = {}, 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output, terms, monitors = self.step(batch)
@@ -175,11 +179,13 @@ class Classifier(L.LightningModule):
         self.train_acc.update(output.logits.detach(), batch.labels)
         for name, value in {**terms, "loss": loss, **monitors}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
+        self._summed += 1
         of_epoch = batch_idx + 1 == self.trainer.num_training_batches
         last = of_epoch or self.global_step + 1 == self.trainer.max_steps
         if last:
             # Once an epoch and not at every step: each call of `log` takes as long as a small layer.
-            means = {f"train/{name}": total / (batch_idx + 1) for name, total in self._sums.items()}
+            # Not by batch_idx: a training that continues within an epoch has the terms of the rest of it.
+            means = {f"train/{name}": total / self._summed for name, total in self._sums.items()}
             self.log_dict(means, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=1)
             self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, batch_size=1)
         if last or (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
@@ -231,8 +237,9 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(parameter_groups(self))
         check_scaling(optimizer, self.trainer)
-        if scales_gradients(self.trainer) and self.trainer.gradient_clip_val and optimizer.defaults.get("fused"):
-            # Clipping is of gradients without their scale, which a fused optimiser takes off within its step.
+        if scales_gradients(self.trainer) and optimizer.defaults.get("fused"):
+            # A fused optimiser takes off the scale of gradients within its step: after they are clipped. And where its
+            # first step is skipped, for a scale too large, SGD's momentum is left as memory happens to be.
             optimizer = self._optimizer(parameter_groups(self), fused=False)
         schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -294,6 +301,7 @@ class Distiller(Classifier):
         return self.method.inference_net(self.net)
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         self._steps = max(1, int(self.trainer.estimated_stepping_batches))
 
     def term_weights(self) -> dict[str, float]:

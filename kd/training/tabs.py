@@ -129,17 +129,19 @@ class GradientNorms(L.Callback):
         self._works = True
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        loggers = _loggers(trainer)
-        if not loggers or not self._works or trainer.global_step % self.every:
+        if not self._works or trainer.global_step % self.every:
             return
         module = cast(Classifier, pl_module)
         try:
+            # In every process: SyncBatchNorm's backward pass is one of all of them.
             norms = gradient_norms(module.pending_terms, module.net)
         except RuntimeError as error:  # of torch.compile, whose backward passes may be made for one use, or of memory
+            if trainer.world_size > 1:  # the others would go on without this one
+                raise
             self._works = False
             log.warning("gradient norms cannot be measured: %s", str(error).partition("\n")[0])
             return
-        for logger in loggers:
+        for logger in _loggers(trainer):
             logger.log_metrics(
                 {f"train_gradient_norm/{name}": norm for name, norm in norms.items()}, trainer.global_step
             )

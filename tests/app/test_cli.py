@@ -134,7 +134,14 @@ def test_sweep_refuses_data_parallel_runs(run, devices):
         (("+recipe.optimizer.foreach=true",), "`fused` and `foreach` cannot be `True` together"),
         (("+trainer.limit_test_batches=0.001",), "less than one of the 3 batches; give 1 for one"),
         (("+trainer.limit_val_batches=0.01",), "trainer.limit_val_batches=0.01 is less than one of the 2 batches"),
-        (("+trainer.overfit_batches=0.001",), "trainer.overfit_batches=0.001 is less than one of the"),
+        (
+            ("+trainer.overfit_batches=1",),
+            "trainer.overfit_batches is set by the run itself; give debug=overfit instead",
+        ),
+        (
+            ("trainer.overfit_batches=1",),
+            "trainer.overfit_batches is set by the run itself; give debug=overfit instead",
+        ),
         (("+trainer.num_nodes=2",), "trainer.num_nodes is for runs that a cluster's launcher has started"),
         (("trainer.devices=99999",), "trainer.devices=99999: there are"),
         (
@@ -150,7 +157,10 @@ def test_sweep_refuses_data_parallel_runs(run, devices):
         (("data.val_fraction=1",), "data.val_fraction must be in [0, 1), got 1"),
         (("recipe.optimizer.lr=fast",), "recipe.optimizer.lr must be a number in [0, inf), got fast"),
         (("recipe.batch_size=many",), "recipe.batch_size must be a whole number in [1, inf), got many"),
-        (("trainer=gpu",) if not torch.cuda.is_available() else ("student.scale=0",), ""),
+        (("trainer=gpu",), "trainer.accelerator=gpu: torch")
+        if not torch.cuda.is_available()
+        else (("student.scale=0",), "scale"),
+        (("trainer.sync_batchnorm=true",), "trainer.sync_batchnorm=true is for GPUs"),
         (("recipe.optimizer.lr=-1",), "recipe.optimizer.lr must be in [0, inf), got -1"),
         (("teacher_recipe.label_smoothing=1.5",), "label_smoothing must be in [0, 1], got 1.5"),
         (("trainer.precision=12",), "trainer.precision must be one of auto, 16-mixed"),

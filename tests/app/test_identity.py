@@ -19,8 +19,10 @@ def settings(*overrides):
     return plain(composed(*overrides).cfg)
 
 
-def store_key(command):
-    build = Builder(command)
+@cache
+def key_of(*overrides):
+    """Not to be changed."""
+    build = Builder(composed(*overrides))
     return build.key(build.first_teachers[0], None)
 
 
@@ -48,6 +50,9 @@ def store_key(command):
         ("data.channels=1", True, True),
         ("data.also_test=[.]", False, True),
         ("speed.fused=false", True, True),
+        ("speed.fold_teacher=false", False, True),
+        ("speed.keep_memory=false", False, True),
+        ("speed.stored_logits=false", False, True),
         ("trainer.precision=32-true", True, True),
         ("+trainer.limit_train_batches=2", True, True),
         ("+trainer.max_steps=2", True, True),
@@ -69,16 +74,21 @@ def store_key(command):
     ],
 )
 def test_keys_of_teacher_and_run_change_with_what_decides_them(changed, teacher, result):
-    before, after = composed(), composed(changed)
     if teacher is not None:
-        assert (store_key(before) != store_key(after)) == teacher
-    assert (fingerprint(plain(before.cfg)) != fingerprint(plain(after.cfg))) == result
+        assert (key_of() != key_of(changed)) == teacher
+    assert (fingerprint(settings()) != fingerprint(settings(changed))) == result
+
+
+def test_fingerprint_tells_roots_apart():
+    """Two folders of images are two data sets, of which a sweep is to run both."""
+    mine, yours = (fingerprint(settings("data=folder", f"data.root={root}")) for root in ("mine", "yours"))
+    assert mine != yours
 
 
 def test_teacher_key_is_the_same_however_a_recipe_is_set():
     """A shorthand and what it stands for are one teacher."""
-    assert store_key(composed("epochs=3")) == store_key(composed("teacher_recipe.epochs=3"))
-    assert store_key(composed("lr=0.3")) == store_key(composed("teacher_recipe.optimizer.lr=0.3"))
+    assert key_of("epochs=3") == key_of("teacher_recipe.epochs=3")
+    assert key_of("lr=0.3") == key_of("teacher_recipe.optimizer.lr=0.3")
 
 
 def test_fingerprint_ignores_networks_that_take_no_part():
@@ -186,12 +196,27 @@ def test_variant_names_what_has_no_column_and_takes_part():
 
 def test_teacher_key_is_that_of_the_teachers_which_are_there():
     """Another hash would have every teacher of a user's store trained again."""
-    key = store_key(composed("trainer.precision=32-true"))
+    key = key_of("trainer.precision=32-true")
     assert key["trainer"] == {"_target_": "lightning.Trainer", "precision": "32-true", "deterministic": False}
     assert key["format"] == 2
     assert "ema" not in key["recipe"]
     assert key["data"].keys() == {"id", "val_fraction", "split_seed", "augment"}
+    assert key["speed"].keys() == {"_target_", "channels_last", "packed_dropout", "fused", "compile", "tensor_cores"}
+    assert key.keys() == {"format", "model", "data", "recipe", "speed", "seed", "trainer"}
     assert key["data"]["augment"].keys() == {"_target_", "crop", "flip", "cutout"}
+
+
+def test_key_of_a_chain_holds_what_rounds_its_teachers_targets():
+    """Folded and stored in half precision or not, they teach another network; with labels alone it is the same."""
+
+    def keys(*overrides):
+        build = Builder(composed("method=takd", *overrides))
+        return build.key(build.first_teachers[0], None), build.key(build.chain[0], [])
+
+    usual, *others = (keys(*changed) for changed in ((), ("speed.fold_teacher=false",), ("speed.stored_logits=false",)))
+    assert all(first == usual[0] for first, _ in others)
+    assert len({str(link) for _, link in [usual, *others]}) == 3
+    assert usual[1]["speed"] == usual[0]["speed"]  # so that chains from before are found
 
 
 def test_group_of_given_weights_is_that_of_what_is_in_them(tmp_path):

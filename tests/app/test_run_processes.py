@@ -100,6 +100,11 @@ def test_ddp_trains_the_student_of_one_process(run, tmp_path, finished):
     )
     assert distance(together, alone) < 0.01  # rounded to half precision in other places
     assert distance(together, otherwise) > 0.03  # as another order of the images comes to
+    # Its record is that of a whole run, and its curves are those of all images.
+    single = read(tmp_path / "alone" / "result.json")
+    assert (record.trial, record.train_images) == (None, single.train_images)
+    assert (tmp_path / "run" / "README.md").exists()
+    assert record.epoch_train_loss == pytest.approx(single.epoch_train_loss, rel=0.02)
 
 
 def distance(left, right):

@@ -69,6 +69,20 @@ def test_training_that_ends_with_broken_weights_is_an_error(run, tmp_path):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("method", ["ban", "teacher"])
+def test_diverged_network_of_a_chain_or_teacher_alone_is_the_runs(run, tmp_path, method):
+    """So that a report counts it as lost, as it does a student; a student's teacher that diverges is another's."""
+    wild = {of: (f"{of}.optimizer.lr=1e3", f"{of}.clip_norm=null") for of in ("recipe", "teacher_recipe")}
+    small, own = (*SMALL, "logger=none"), wild["recipe" if method == "ban" else "teacher_recipe"]
+    code, printed = run(*small, *own, f"method={method}", "hydra.run.dir=run")
+    assert code == 1
+    assert "error: training diverged" in printed
+    assert read(tmp_path / "run" / "result.json").diverged
+    code, printed = run(*small, *wild["teacher_recipe"], "method=logits", "hydra.run.dir=other")
+    assert code == 1
+    assert not read(tmp_path / "other" / "result.json").diverged
+
+
 @pytest.mark.parametrize(
     "choices",
     [

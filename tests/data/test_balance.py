@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from kd.data.augment import Augment
 from kd.data.module import DataModule
 from kd.losses import hard_loss
+from tests.common import QUICK
 
 PLAIN = Augment(1, True, 0)
 
@@ -91,7 +92,6 @@ def test_data_module_refuses_another_balance(images):
 
 def test_balanced_run_has_figures_of_each_class(run, tmp_path):
     from kd.runs.results import read
-    from tests.common import QUICK
 
     assert run(*QUICK, "epochs=1", "method=logits", "data.balance=sampling", "hydra.run.dir=run")[0] == 0
     record = read(tmp_path / "run" / "result.json")
@@ -100,17 +100,22 @@ def test_balanced_run_has_figures_of_each_class(run, tmp_path):
 
 
 def test_methods_that_need_labels_refuse_weights(run):
-    from tests.common import QUICK
-
     code, printed = run(*QUICK, "method=dkd", "data.balance=weights")
     assert code == 1
     assert "error: dkd needs the label of each image, and data.balance=weights makes a weight of it; write" in printed
 
 
 def test_a_method_without_labels_refuses_weights_of_them(run, tmp_path):
-    from tests.common import QUICK
-
     code, printed = run(*QUICK, "method=funmatch", "data.balance=weights")
     assert code == 1
-    assert "error: this method reads no labels, of which data.balance=weights would weigh some more" in printed
+    assert "error: this method reads no labels, or weighs them by 0, and data.balance=weights would" in printed
     assert not (tmp_path / "teachers").exists()
+
+
+@pytest.mark.parametrize("setting", ["data.balance=weights", "recipe.label_smoothing=0.1"])
+@pytest.mark.parametrize("method", [("method=simkd",), ("method=logits", "alpha=0")], ids=str)
+def test_settings_of_labels_that_have_no_weight_are_refused(run, setting, method):
+    code, printed = run(*QUICK, *method, setting)
+    assert code == 1
+    assert "this method reads no labels, or weighs them by 0" in printed
+    assert "training the" not in printed

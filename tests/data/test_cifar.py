@@ -3,6 +3,7 @@ import io
 import pickle
 import tarfile
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -188,19 +189,26 @@ def test_cifar10_leaves_nothing_of_an_interrupted_extraction(archive, root, pixe
     assert_is_cifar10(cifar10(root), pixels)
 
 
-def test_cifar10_extracts_in_two_runs_at_a_time(archive, root, pixels, monkeypatch):
-    """Another run unpacks the archive while this one does."""
-    extract = torchvision.datasets.utils.extract_archive
+def test_cifar10_is_downloaded_and_extracted_by_one_of_two_runs_at_a_time(archive, serve, root, pixels, monkeypatch):
+    """As the jobs of a sweep begin: the other one waits, and reads what the first has made."""
+    serve(archive.parent)
+    found, extract = [], torchvision.datasets.utils.extract_archive
+    other = threading.Thread(target=lambda: found.append(cifar10(root)))
+    extracted = []
 
     def slow(file, target):
-        monkeypatch.setattr("torchvision.datasets.utils.extract_archive", extract)
-        assert_is_cifar10(cifar10(root), pixels)
+        extracted.append(target)
+        if len(extracted) == 1:
+            other.start()
+            time.sleep(0.3)  # in which the other one would begin as well
         extract(file, target)
 
-    archive.rename(root / archive.name)
     monkeypatch.setattr("torchvision.datasets.utils.extract_archive", slow)
     assert_is_cifar10(cifar10(root), pixels)
-    assert file_names(root) == ["cifar-10-batches-py", archive.name]
+    other.join(30)
+    assert_is_cifar10(found[0], pixels)
+    assert len(extracted) == 1
+    assert file_names(root) == ["cifar-10-batches-py"]
 
 
 @pytest.mark.parametrize("left", [0, 1000, -1])

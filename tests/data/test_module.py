@@ -8,7 +8,7 @@ import torchvision.transforms.v2.functional as tv
 
 import kd.data.module
 from kd.data.augment import Augment
-from kd.data.module import DataModule, Loader, stratified_split
+from kd.data.module import DataModule, Loader, Sequential, stratified_split
 from kd.errors import UserError
 from kd.hashing import derive
 
@@ -174,6 +174,30 @@ def test_evaluation_takes_no_more_memory_than_training(noise, batch_size, at_onc
     data = data_module(noise(train=2000, test=2000), val_fraction=0.1, batch_size=batch_size)
     assert max(len(part.index) for part in data.evaluation(torch.arange(2000))) == at_once
     assert max(len(part.index) for part in data.test_dataloader().sampler) == at_once
+
+
+@pytest.mark.parametrize(("size", "at_once"), [(64, 1000), (224, 81), ([64, 256], 250), (4096, 1)])
+def test_evaluation_shows_fewer_images_at_once_the_larger_they_are(size, at_once):
+    sampler = Sequential(torch.arange(2000), CROP_AND_FLIP, size)
+    assert sampler.at_once == at_once
+    assert max(len(part.index) for part in sampler) <= at_once
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 7])
+def test_every_rank_has_a_part_of_every_evaluation_batch(ranks):
+    """Also where images are so large that fewer than there are ranks are shown at once."""
+    sampler = Sequential(torch.arange(23), CROP_AND_FLIP, 1024, ranks=ranks)  # three at once
+    steps = list(sampler)
+    assert len(steps) == len(sampler)
+    assert min(len(step.share(rank, ranks).index) for step in steps for rank in range(ranks)) >= 1
+    assert torch.cat([step.index for step in steps]).tolist() == list(range(23))
+
+
+def test_splits_of_fewer_images_than_devices_are_refused(noise):
+    data = data_module(noise(train=40, test=20), batch_size=16, val_fraction=0.25)  # of which 10 are for validation
+    data.check_shares(8)
+    with pytest.raises(UserError, match=r"trainer\.devices=16 is more than the 10 validation images"):
+        data.check_shares(16)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

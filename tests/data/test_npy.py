@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -97,3 +99,18 @@ def test_npy_names_what_is_missing_or_cannot_be(tmp_path):
     (root / "test_labels.npy").unlink()
     with pytest.raises(UserError, match=r"test_labels.npy: No such file or directory$"):
         npy(root)
+
+
+@pytest.mark.parametrize("shape", [(20, 6, 6), (20, 6, 6, 1), (20, 6, 6, 3)], ids=str)
+def test_images_in_memory_are_none_of_the_file(tmp_path, shape):
+    """Which another program may write anew, while they are trained on."""
+    x = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    for split in ("train", "test"):
+        np.save(tmp_path / f"{split}_images.npy", x)
+        np.save(tmp_path / f"{split}_labels.npy", np.arange(20) % 2)
+    images = npy(str(tmp_path), in_memory=True)
+    before = images.train_x.clone()
+    with (tmp_path / "train_images.npy").open("r+b") as file:
+        file.seek(-x.size, os.SEEK_END)
+        file.write(bytes(x.size))
+    assert torch.equal(images.train_x, before)

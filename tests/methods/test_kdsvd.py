@@ -119,6 +119,15 @@ def test_channels_that_differ_have_an_adapter(labelled):
     assert method.adapters[0].weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("k", [1, 2])
+def test_term_is_the_weighted_loss_of_so_many_vectors(labelled, k):
+    student, teacher = (output(noise(2, 3, 4, 4, seed=seed), noise(2, 5, 2, 2, seed=seed)) for seed in (0, 1))
+    term = built(student, teacher, beta=2.0, k=k)(student, teacher, labelled(0, 1))["kdsvd"]
+    losses = [kdsvd_loss(student.features, teacher.features, count).item() for count in (1, 2)]
+    assert term.item() == pytest.approx(2 * losses[k - 1], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[1], rel=0.01)
+
+
 def test_networks_without_two_common_stages_are_refused():
     one, two = output(noise(2, 3, 4, 4)), output(noise(2, 3, 4, 4), noise(2, 3, 4, 4))
     with pytest.raises(ValueError, match=re.escape("of 2 stages of the student and 1 of the teacher only one is")):

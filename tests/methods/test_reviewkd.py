@@ -107,6 +107,20 @@ def test_teacher_is_matched_before_its_activation_where_it_shows_that(labelled):
     assert same[0] != method(student, shown._replace(preacts=()), labelled(0, 1, 2))["reviewkd"]
 
 
+def test_term_is_the_weighted_sum_of_the_losses_of_all_levels(labelled):
+    student, teacher = output((4, 8, 8), (5, 4, 4)), output((7, 8, 8), (9, 4, 4), width=11, seed=2)
+    method = built(student, teacher, beta=3.0, warmup=0.0).eval()
+    made, losses = None, []
+    ours = (student.embedding[..., None, None], *student.features[::-1])
+    theirs = (teacher.embedding[..., None, None], *teacher.features[::-1])
+    for fusion, maps, target in zip(method.fusions, ours, theirs, strict=True):
+        matched, made = fusion(maps, made, tuple(target.shape[2:]))
+        losses.append(hcl_loss(matched, target).item())
+    term = method(student, teacher, labelled(0, 1, 2))["reviewkd"]
+    assert term.item() == pytest.approx(3 * sum(losses), rel=1e-5)
+    assert len(losses) == 3
+
+
 def test_warmup_raises_the_term_alone(labelled):
     student = output((4, 4, 4))
     method = built(student, student, warmup=0.2, beta=2.0).eval()

@@ -107,10 +107,10 @@ def test_rkd_losses_do_not_grow_with_the_batch(loss):
 
 def test_terms_are_weighted(labelled):
     student = Output(torch.zeros(5, 2), (), STUDENT)
-    terms = RKD(alpha=0.5, beta=2.0, distance_weight=3.0, angle_weight=0.0)(
+    terms = RKD(alpha=0.5, beta=2.0, distance_weight=3.0, angle_weight=0.25)(
         student, Output(torch.zeros(5, 2), (), TEACHER), labelled(0, 1, 0, 1, 0)
     )
     assert list(terms) == ["hard", "distance", "angle", "soft"]
     assert terms["hard"].item() == pytest.approx(0.5 * 0.693147, rel=1e-5)
     assert terms["distance"].item() == pytest.approx(6 * distance_loss(STUDENT, TEACHER).item(), rel=1e-6)
-    assert terms["angle"].item() == 0
+    assert terms["angle"].item() == pytest.approx(0.5 * angle_loss(STUDENT, TEACHER).item(), rel=1e-6)

@@ -304,7 +304,9 @@ def test_latest_run_of_a_seed_counts_whether_it_diverged_or_not():
 
 def test_training_time_is_the_median_and_a_note_says_if_devices_differ():
     """The first seed also stores the teacher's logits, which the others read."""
-    runs = [replace(run, train_seconds=s) for run, s in zip(seeds(DISTILLED, 0.8, 0.8, 0.8), (900, 300, 310), strict=True)]
+    runs = [
+        replace(run, train_seconds=s) for run, s in zip(seeds(DISTILLED, 0.8, 0.8, 0.8), (900, 300, 310), strict=True)
+    ]
     summary = summarize(runs)
     assert summary.rows[0].train_seconds == 310
     note = "Training times are of different devices or precisions: do not compare them."

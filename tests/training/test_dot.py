@@ -125,6 +125,11 @@ def test_dot_without_a_difference_is_sgd(fit, settings):
     assert largest_difference(sgd, apart) > 2e-5
 
 
+def test_dot_refuses_to_clip_by_value(fit):
+    with pytest.raises(UserError, match="the optimiser DOT clips by norm alone"):
+        fit(APART, gradient_clip_val=0.05, gradient_clip_algorithm="value")
+
+
 def test_dot_scales_both_parts_where_gradients_are_clipped():
     parameter = nn.Parameter(torch.tensor([1.0]))
     optimizer = DOT([parameter], 1.0, 0.9, 0.05, False, 0.0)

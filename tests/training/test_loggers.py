@@ -1,6 +1,7 @@
 import io
 import os
 import resource
+import signal
 import sys
 import threading
 import warnings
@@ -146,8 +147,9 @@ def events_in(folder):
 def fit(tiny_net, noise, trainer, tmp_path):
     """Trains and tests, as often as it is called, and leaves events in one folder; returns data and test logits."""
 
-    def fit(epochs=2, classes=None, **settings):
+    def fit(epochs=2, classes=None, test_y=None, **settings):
         images = noise() if classes is None else replace(noise(), classes=classes)
+        images = images if test_y is None else replace(images, test_y=test_y)
         data = DataModule(images, 0.25, 0, Augment(1, True, 0), 10, seed=0)
         module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
         record = Result(method="logits", knobs={"T": 4.0}, seed=3, dataset="noise", epochs=epochs, status="running")
@@ -158,6 +160,27 @@ def fit(tiny_net, noise, trainer, tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec")
         yield fit
+
+
+def test_failed_training_ends_the_processes_that_train_along(fit, monkeypatch):
+    """At the end of this one, or Lightning would end it with them, before its record is written."""
+    planned, ended = [], []
+    monkeypatch.setattr("kd.training.fit.atexit.register", lambda *call: planned.append(call))
+
+    class Fail(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            trainer.strategy._launcher = SimpleNamespace(kill=ended.append, launch=None)
+            raise UserError("failed")
+
+    with pytest.raises(UserError, match="failed"):
+        fit(callbacks=[Fail()])
+    assert ended == []
+    assert planned == [(ended.append, signal.SIGKILL)]
+
+
+def test_record_warns_of_classes_without_test_images(noise, fit):
+    _, record = fit(test_y=noise().test_y.clamp(max=8))
+    assert "there are no test images of j" in record.warnings
 
 
 RUN = "tensorboard/logits T=4.0 seed=3"

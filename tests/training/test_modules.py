@@ -1,6 +1,7 @@
 import re
 from functools import partial
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -53,6 +54,45 @@ def test_fused_optimiser_clips_scaled_gradients_as_one_that_is_not(tiny_net, noi
     fused, plain, free = trained(True, 0.01), trained(False, 0.01), trained(True, None)
     assert all(torch.equal(tensor, plain[name]) for name, tensor in fused.items())
     assert not torch.equal(fused["classifier.weight"], free["classifier.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")  # as the optimiser's step is skipped
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_fused_optimiser_is_not_used_where_gradients_are_scaled(tiny_net, noise, trainer, clip):
+    """Its momentum would be memory as it happens to be after a first step that is skipped, on a GPU."""
+    module = distiller(tiny_net(width=4), tiny_net(width=8, seed=1))
+    module._optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)
+    before = snapshot(module.net)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)  # of which the first gradients overflow
+    lightning = trainer(max_steps=1, gradient_clip_val=clip, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    lightning.fit(module, data_module(noise()))
+    assert not lightning.optimizers[0].defaults["fused"]
+    weights = [name for name, _ in module.net.named_parameters()]
+    assert all(torch.equal(module.net.state_dict()[name], before[name]) for name in weights)
+    assert not any("momentum_buffer" in state for state in lightning.optimizers[0].state.values())
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+def test_train_figures_of_a_resumed_epoch_are_means_of_its_rest(tiny_net, noise, trainer, tmp_path):
+    """As a Trainer of one's own continues from a checkpoint within an epoch."""
+
+    def fit(steps, resume=None):
+        seen, module = [], Classifier(**classifier_arguments(tiny_net()))
+
+        class Look(L.Callback):
+            def on_train_batch_end(self, trainer, pl_module, *_):
+                seen.append(pl_module.terms["hard"].item())
+
+        keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+        lightning = trainer(max_steps=steps, callbacks=[Look(), keep], enable_checkpointing=True)
+        lightning.fit(module, data_module(noise()), ckpt_path=resume, weights_only=True)
+        return seen, lightning.callback_metrics["train/hard"].item()
+
+    whole, mean = fit(3)
+    assert mean == pytest.approx(sum(whole) / 3)
+    rest, mean = fit(3, tmp_path / "step=1.ckpt")
+    assert len(rest) < 3
+    assert mean == pytest.approx(sum(rest) / len(rest))
 
 
 def test_distiller_leaves_the_teacher_unchanged_to_the_bit(tiny_net, noise, trainer):

@@ -3,6 +3,7 @@ import threading
 import warnings
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import lightning as L
 import markdown
@@ -35,6 +36,7 @@ from kd.training.modules import Distiller
 from kd.training.optim import one_cycle
 from kd.training.tabs import (
     THRESHOLDS,
+    GradientNorms,
     charts,
     gradient_norms,
     precision_recall,
@@ -172,6 +174,31 @@ def test_run_survives_gradients_that_cannot_be_measured(fit, tmp_path, monkeypat
 
 
 # --- gradient norms
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_gradient_norms_are_taken_in_every_process_and_logged_in_the_first(monkeypatch, tmp_path, first):
+    """Or SyncBatchNorm's backward pass, which is one of all processes, would wait for those that take none."""
+    taken, logged = [], []
+    monkeypatch.setattr("kd.training.tabs.gradient_norms", lambda *parts: taken.append(parts) or {"hard": 1.0})
+    logger = TensorBoard(str(tmp_path))
+    monkeypatch.setattr(logger, "log_metrics", lambda *parts: logged.append(parts))
+    trainer = SimpleNamespace(is_global_zero=first, loggers=[logger], global_step=4, world_size=2)
+    module = SimpleNamespace(pending_terms={}, net=None)
+    norms = GradientNorms(2)
+    norms.on_before_backward(trainer, module, torch.zeros(()))
+    assert (len(taken), len(logged)) == (1, int(first))
+    trainer.global_step = 5
+    norms.on_before_backward(trainer, module, torch.zeros(()))
+    assert len(taken) == 1
+
+    def fail(*_):
+        raise RuntimeError("one process")
+
+    monkeypatch.setattr("kd.training.tabs.gradient_norms", fail)
+    trainer.global_step = 6
+    with pytest.raises(RuntimeError, match="one process"):
+        norms.on_before_backward(trainer, module, torch.zeros(()))
 
 
 def test_gradient_norms_are_those_of_each_term_alone(tiny_net):
