@@ -3,7 +3,7 @@
 import lightning as L
 import torch
 from sklearn.datasets import load_digits
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import kd
 from kd.methods.logits import Logits
@@ -12,9 +12,12 @@ from kd.models.cnn import CNN
 L.seed_everything(0)
 pixels, y = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
 x = pixels.float().reshape(-1, 1, 8, 8).expand(-1, 3, -1, -1) / 8 - 1
-index = torch.arange(len(y))
-batches = [kd.Batch(x[i], y[i], i, torch.full_like(i, -1)) for i in index.split(64)]
-train, test = batches[:20], batches[20:]
+train, test = TensorDataset(x[:1300], y[:1300]), TensorDataset(x[1300:], y[1300:])
+
+
+def batch(items):
+    """What a module of kd is given: images and labels as `kd.Batch`, from any data set of pairs."""
+    return kd.Batch.of(*default_collate(items))
 
 
 def network(scale):
@@ -23,9 +26,8 @@ def network(scale):
 
 def fit(module):
     trainer = L.Trainer(max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False)
-    loader = DataLoader(train, batch_size=None, shuffle=True)
-    trainer.fit(module, loader)
-    return trainer.test(module, DataLoader(test, batch_size=None), verbose=False)[0]["test/acc"]
+    trainer.fit(module, DataLoader(train, batch_size=64, shuffle=True, collate_fn=batch))
+    return trainer.test(module, DataLoader(test, batch_size=64, collate_fn=batch), verbose=False)[0]["test/acc"]
 
 
 def recipe(net):

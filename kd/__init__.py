@@ -26,8 +26,9 @@ See what a network returns:
 >>> tuple(output.embedding.shape)
 (4, 512)
 
-Predict with the weights of a run: `kd.load("runs/2025-01-31/12-00-00").predict("cat.png")`. Train with a Lightning
-Trainer: `Distiller` and `Classifier`, see examples/own_trainer.py.
+Train by settings, as `python train.py` does, and read the records of runs: `kd.train("data=digits", "method=logits")`,
+`kd.results("multirun")`. Predict with the weights of a run: `kd.load("runs/2025-01-31/12-00-00").predict("cat.png")`.
+Train with a Lightning Trainer: `Distiller` and `Classifier`, see examples/own_trainer.py.
 
 Importing kd does not import torch: each name is loaded when it is first used.
 """
@@ -41,6 +42,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - pip refuses to install there, bu
 
 if TYPE_CHECKING:
     from kd import losses, methods
+    from kd.app.api import results, train
     from kd.data.batch import Batch
     from kd.errors import UserError
     from kd.inference import Predictor, load
@@ -69,6 +71,8 @@ __all__ = [
     "load",
     "losses",
     "methods",
+    "results",
+    "train",
     "wrap",
 ]
 
@@ -85,6 +89,8 @@ _HOMES = {
     "distill": "kd.training.loop",
     "freeze": "kd.teachers.frozen",
     "load": "kd.inference",
+    "results": "kd.app.api",
+    "train": "kd.app.api",
     "wrap": "kd.models.wrap",
 }
 

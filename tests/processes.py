@@ -83,7 +83,6 @@ def start(
     env: dict[str, str] | None = None,
     merged: bool = False,
     largest_file: int | None = None,
-    output: IO[str] | None = None,
 ) -> Process:
     """Start a Python program in a session of its own, with Python's own handling of Ctrl-C.
 
@@ -94,9 +93,8 @@ def start(
         env: all its environment variables; None for those of this process.
         merged: whether its errors belong to its output.
         largest_file: in bytes, RLIMIT_FSIZE.
-        output: where it prints; None for a file that `communicate` reads.
     """
-    output = output or tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by `communicate`
+    output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by `communicate`
     errors = None if merged else tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
     pid = request(
         [output, errors or output],

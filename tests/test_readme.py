@@ -133,6 +133,16 @@ def test_experiment_has_a_test_that_runs_it(command):
     assert any(f'"experiment={name}"' in file.read_text() for file in tests)
 
 
+def test_experiment_of_ones_own_is_composed_as_shown(tmp_path):
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```text\n(# @package.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(example, encoding="utf-8")
+    command, hydra = compose(["experiment=mine"], config_dir=tmp_path)
+    assert (command.choices["method"], command.cfg.recipe.epochs, hydra.mode.name) == ("dkd", 60, "MULTIRUN")
+    assert hydra.sweeper.params == {"T": "1,2,4", "seed": "0,1,2"}
+
+
 @pytest.mark.parametrize(
     ("command", "further", "folder"),
     [("python scripts/report.py multirun", [], "multirun"), ("tensorboard --logdir runs", ["--inspect"], "runs")],

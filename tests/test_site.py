@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -194,7 +195,7 @@ RUN_ELSEWHERE = {line for page in ELSEWHERE for line in lines(page.read_text(enc
 """In blocks of other pages, and so run in test_readme.py."""
 COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in lines(text) + inline(text)))
 TRAINING = [command for command in COMMANDS if "python train.py" in command]
-COMPOSED = [command for command in TRAINING if command not in RUN_ELSEWHERE and "RUN_DIR" not in command]
+COMPOSED = [command for command in TRAINING if command not in RUN_ELSEWHERE and not re.search("RUN_DIR|SWEEP_DIR", command)]
 SCRIPTS = sorted(
     {
         command
@@ -211,7 +212,8 @@ def what_commands_name(tmp_path, monkeypatch):
     (example,) = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "extending.md").read_text(), re.DOTALL | re.MULTILINE)
     (tmp_path / "my_conf" / "method").mkdir(parents=True)
     (tmp_path / "my_conf" / "method" / "embedding.yaml").write_text(example)
-    (tmp_path / "mine.pth").touch()
+    for weights in ("mine", "ckpt_epoch_240"):
+        (tmp_path / f"{weights}.pth").touch()
 
 
 @pytest.mark.usefixtures("what_commands_name")
@@ -269,15 +271,22 @@ def test_no_command_is_without_a_test():
     assert len(COMPOSED) > 20
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers")
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     text = "\n".join(TEXTS.values())
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
+    assert len(blocks) == 5
     monkeypatch.chdir(tmp_path)
-    os.symlink(DOCS / "results" / "seed_table", "runs")
+    monkeypatch.setattr(sys, "argv", ["notebook"])
+    for record in (DOCS / "results" / "seed_table").glob("*/result.json"):
+        (tmp_path / "runs" / record.parent.name).mkdir(parents=True)
+        shutil.copy(record, tmp_path / "runs" / record.parent.name)
+    os.symlink(DOCS / "results" / "seed_table" / "logits0", "RUN_DIR")
     for block in blocks:
         exec(block, {})
     printed = capsys.readouterr().out
+    assert re.search(r"^0\.8\d\d$", printed, re.MULTILINE)  # F1
+    assert re.search(r"^\d+\.\d%, one of \d\d runs here$", printed, re.MULTILINE)
     assert re.search(r"^\d\d\.\d\d % logits \d$", printed, re.MULTILINE)
     assert re.search(r"^\{'hard': .*\}$", printed, re.MULTILINE)
 

@@ -30,13 +30,13 @@ from kd.app.compose import Command, plain
 from kd.app.explain import explain
 from kd.app.identity import fingerprint
 from kd.app.programs import command_line
+from kd.app.resume import SWEEP
 from kd.app.run import check_command
 from kd.errors import RefusedError, UserError
 from kd.sweeps import plan
 from kd.sweeps.jobs import Job, alone_in, place, settle
 from kd.sweeps.progress import LONG, Progress, console, count, reasons, table
 
-SETTINGS = "multirun.yaml"
 ATTEMPTS = 3
 """How many times a job is launched, at most, whose launcher fails."""
 QUIET = ("trainer.enable_progress_bar=false", "hydra.job_logging.root.handlers=[file]")
@@ -72,7 +72,7 @@ class ResumableSweeper(BasicSweeper):
             raise UserError("hydra.sweep.dir= names no folder; leave it out, or give one")
         directory = Path(self.config.hydra.sweep.dir)
         with alone_in(directory):
-            OmegaConf.save(self.config, directory / SETTINGS)
+            OmegaConf.save(self.config, directory / SWEEP)
             left = place(jobs, directory.absolute())  # a job may change the working directory
             progress = Progress(jobs, _print)
             if left or any(job.status == "refused" for job in jobs):
@@ -215,7 +215,7 @@ def _size(override: Override) -> int:
 def _remove(directory: Path) -> None:
     """Remove the directory of a sweep that ran no job, unless it holds anything else."""
     with suppress(OSError):
-        if {path.name for path in directory.iterdir()} <= {SETTINGS, plan.FILE, ".lock"}:
+        if {path.name for path in directory.iterdir()} <= {SWEEP, plan.FILE, ".lock"}:
             shutil.rmtree(directory)
 
 

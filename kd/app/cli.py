@@ -47,7 +47,7 @@ Methods (method=...)
 Knobs of the methods, with their defaults; those that a method lacks are refused
 {knobs}
   T is the temperature of the soft loss: higher shows more of the teacher's probabilities of the wrong classes.
-  alpha is the weight of the labels, beta that of the method's own further term.
+  alpha is the weight of the labels (of dkd and ctkd see their pages), beta that of the method's own further term.
 
 Groups
 {groups}
@@ -100,12 +100,12 @@ EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
 GROUPS = ("data", "recipe", "student", "teacher", "trainer", "speed", "logger", "debug", "experiment")
 
 
-def help_text(conf: Path) -> str:
-    """What `--help` prints; choices and their one-line descriptions are read from the files in `conf`."""
-    methods = "\n".join(f"  {name:<10}{text}" for name, text in _choices(conf / "method"))
+def help_text(*folders: Path) -> str:
+    """What `--help` prints; choices and their one-line descriptions are read from the files in these folders."""
+    methods = "\n".join(f"  {path.stem:<10}{_description(path)}" for path in _files("method", folders))
     groups = "\n".join(
         textwrap.fill(
-            ", ".join(name for name, _ in _choices(conf / group)),
+            ", ".join(path.stem for path in _files(group, folders)),
             width=120,
             initial_indent=f"  {group + '=':<13}",
             subsequent_indent=" " * 15,
@@ -113,15 +113,13 @@ def help_text(conf: Path) -> str:
         )
         for group in GROUPS
     )
-    knobs = "\n".join(
-        f"  {path.stem:<10}{line}" for path in sorted((conf / "method").glob("*.yaml")) if (line := _knobs(path))
-    )
+    knobs = "\n".join(f"  {path.stem:<10}{line}" for path in _files("method", folders) if (line := _knobs(path)))
     return HELP.format(
         methods=methods,
         knobs=knobs,
         groups=groups,
-        optimizers=", ".join(name for name, _ in _choices(conf / "recipe" / "optimizer")),
-        schedules=", ".join(name for name, _ in _choices(conf / "recipe" / "schedule")),
+        optimizers=", ".join(path.stem for path in _files("recipe/optimizer", folders)),
+        schedules=", ".join(path.stem for path in _files("recipe/schedule", folders)),
     )
 
 
@@ -142,8 +140,10 @@ def _typed(value: object) -> str:
     return str(value).replace("'", "").replace(": ", ":")
 
 
-def _choices(group: Path) -> list[tuple[str, str]]:
-    return [(path.stem, _description(path)) for path in sorted(group.glob("*.yaml"))]
+def _files(group: str, folders: Sequence[Path]) -> list[Path]:
+    """The files of a group by name; those of a later folder take the place of others."""
+    found = {path.stem: path for folder in folders for path in (folder / group).glob("*.yaml")}
+    return [found[name] for name in sorted(found)]
 
 
 def _description(path: Path) -> str:
@@ -164,7 +164,9 @@ def main() -> None:
     try:
         Path.cwd()  # an error where the folder is gone
         if {"-h", "--help"} & set(arguments):
-            print(help_text(conf_dir()).replace("python train.py", program()))
+            folder = read_arguments(arguments).config_dir
+            folders = [conf_dir(), *([folder] if folder else [])]
+            print(help_text(*folders).replace("python train.py", program()))
             return
         known, node = prepared(arguments)
         sys.argv[1:] = arguments = known.argv

@@ -19,7 +19,6 @@ from hydra.core.utils import JobStatus, run_job
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-import kd
 from kd.errors import UserError
 
 VERSION_BASE = "1.3"
@@ -33,7 +32,7 @@ MOST_FILES = 1000
 @cache
 def conf_dir() -> Path:
     """The folder of the configuration files: package data where kd is installed, beside kd/ in a checkout."""
-    package = Path(kd.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 

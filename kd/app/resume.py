@@ -13,13 +13,15 @@ import yaml
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-import kd
 from kd.app import identity
 from kd.app.arguments import Arguments, parse, quoted
 from kd.app.compose import Command, plain
 from kd.errors import UserError
 from kd.runs.results import FILE, Result, read
 from kd.runs.status import refuse_links
+
+SWEEP = "multirun.yaml"
+"""What Hydra writes into the folder of a sweep."""
 
 
 def expand_resume(arguments: Arguments, program: str = "python train.py") -> tuple[Arguments, Result | None]:
@@ -50,6 +52,9 @@ def expand_resume(arguments: Arguments, program: str = "python train.py") -> tup
             raise UserError(f"{override}: the run that is continued stays where and what it is; leave this out")
     directory = Path(given[-1]).expanduser().resolve()
     if not (directory / FILE).exists():
+        if (directory / SWEEP).is_file():
+            how = _typed(directory, program)
+            raise UserError(f"resume={given[-1]}: this is a sweep, which its own command continues{how}")
         raise UserError(f"resume={given[-1]}: not the directory of a run, which holds a {FILE}")
     refuse_links(directory)
     try:
@@ -81,6 +86,17 @@ def expand_resume(arguments: Arguments, program: str = "python train.py") -> tup
     # record, whatever comes of this attempt.
     fixed = ("hydra.mode=RUN", quoted("hydra.run.dir", str(directory)), "hydra.output_subdir=null")
     return replace(arguments, overrides=(*own, *rest, *fixed)), record
+
+
+def _typed(sweep: Path, program: str) -> str:
+    """Return the command of a sweep as its folder has it, behind a colon; empty if the file cannot be read."""
+    try:
+        hydra = yaml.safe_load((sweep / SWEEP).read_text(encoding="utf-8"))["hydra"]
+        own = [*hydra["overrides"]["hydra"], *hydra["overrides"]["task"]]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
+        return ""
+    kept = [part for part in map(str, own) if not re.match(r"[+]*hydra\.(mode|sweep\.dir)=", part)]
+    return f": {program} -m {shlex.join([*kept, quoted('hydra.sweep.dir', str(sweep))])}"
 
 
 def refuse_other_settings(record: Result, command: Command, argv: Sequence[str], program: str) -> None:
@@ -197,7 +213,7 @@ def _import_nothing_from_here(before: str) -> None:
     """
     sys.argv[0] = os.path.join(before, sys.argv[0])  # data-parallel training starts the program again
     os.environ["PYTHONSAFEPATH"] = "1"
-    folders = [str(Path(kd.__file__).resolve().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    folders = [str(Path(__file__).resolve().parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(os.path.join(before, folder) for folder in folders if folder)
 
 

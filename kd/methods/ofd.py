@@ -29,11 +29,11 @@ def ofd_loss(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
 
 
 def mean_of_negatives(mean: Tensor, std: Tensor) -> Tensor:
-    """E[x | x < 0] of normal distributions, from their means and standard deviations (C,), in fp64.
+    """E[x | x < 0] of normal distributions, from their means and standard deviations (C,), in fp64 on the processor.
 
     That is mean - std * phi(r) / Phi(-r) with r = mean / std; by erfcx, finite for any r.
     """
-    mean, std = mean.double(), std.double().clamp(min=1e-12)
+    mean, std = mean.cpu().double(), std.cpu().double().clamp(min=1e-12)  # MPS has no fp64
     hazard: Tensor = math.sqrt(2 / math.pi) / torch.special.erfcx((mean / std).clamp(max=1e6) / math.sqrt(2))
     return (mean - std * hazard).clamp(max=0.0)
 
@@ -101,8 +101,11 @@ class OFD(SoftTargets):
         for i, (ours, theirs) in enumerate(self.pairs):
             self.connectors.append(connector(student.preacts[ours].shape[1], teacher.preacts[theirs].shape[1]))
             layer = layers[theirs]
-            margin = None if layer is None else mean_of_negatives(layer.bias.detach(), layer.weight.detach().abs())
-            self.register_buffer(f"margin{i}", None if margin is None else margin.float())
+            margin = None
+            if layer is not None:
+                found = mean_of_negatives(layer.bias.detach(), layer.weight.detach().abs())
+                margin = found.float().to(layer.weight.device)
+            self.register_buffer(f"margin{i}", margin)
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         loss = student.logits.new_zeros((), dtype=torch.float32)

@@ -248,7 +248,7 @@ def custom(
     Args:
         target: full name of the class or function that makes it, such as "my_pkg.Net".
         settings: its arguments, if it needs any. Of `num_classes`, `image_size` and `in_channels` it is given
-            those that it takes.
+            those that it takes; `num_classes` also where it takes any, as in `def net(**kwargs)`.
         num_classes, image_size, stages, head, preacts, pretrained, size, mean, std, classes, in_channels: see
             `External`.
     """
@@ -257,7 +257,14 @@ def custom(
     def make(outputs: int, pixels: Size) -> nn.Module:
         given = {"num_classes": outputs, "image_size": pixels, "in_channels": in_channels}
         takes = inspect.signature(make_net).parameters
-        net = make_net(**{name: value for name, value in given.items() if name in takes}, **more)
+        own = {name: value for name, value in given.items() if name in takes}
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+            try:  # def resnet(**kwargs), which hands them to a class
+                net = make_net(**{**own, "num_classes": outputs}, **more)
+            except TypeError:
+                net = make_net(**own, **more)
+        else:
+            net = make_net(**own, **more)
         if not isinstance(net, nn.Module):
             raise ValueError(f"target={target} makes a {type(net).__name__} and not an nn.Module")
         return net

@@ -32,7 +32,7 @@ from kd.runs.weights import not_finite, save_weights
 from kd.training.also_test import measure
 from kd.training.callbacks import ADVICE, EpochSeed, History, KeepPredictions
 from kd.training.checkpoints import PREVIOUS, AtomicCheckpoints
-from kd.training.loggers import Samples, TensorBoard, abandon, conclude, log_confusion, name_run
+from kd.training.loggers import Samples, TensorBoard, abandon, conclude, log_confusion, log_settings, name_run
 from kd.training.memory import lacks_memory, of_the_device, out_of_memory
 from kd.training.modules import Classifier
 from kd.training.performance import device_name
@@ -133,6 +133,7 @@ def train(
         # On Slurm SIGTERM announces the end of a job that Submitit queues again; with Lightning's own answer to it the
         # job would end by itself, and stay ended.
         cast(Any, trainer)._signal_connector.register_signal_handlers = lambda: None
+    log_settings(trainer.loggers, metadata if settings is None else settings)
     last = directory / CHECKPOINT if (directory / CHECKPOINT).exists() else None
     with warnings.catch_warnings():
         # From Lightning 2.6 with torch 2.14; a user cannot avoid it.

@@ -167,6 +167,14 @@ def name_run(logger: Logger | None, title: str) -> None:
         logger.title = re.sub(r"[^\w.,=+-]+", " ", title)[:100].strip()
 
 
+def log_settings(loggers: Sequence[Logger], settings: Mapping[str, Any]) -> None:
+    """Log the settings of a training before it begins, so that one that fails has them, too; TensorBoard has a tab."""
+    for logger in loggers:
+        if not isinstance(logger, TensorBoard):
+            with optional("the settings"):
+                logger.log_hyperparams(dict(settings))
+
+
 class Samples(L.Callback):
     """Log 64 augmented images of the first batch, in their colours, as the picture `samples`.
 

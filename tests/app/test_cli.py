@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.common import ROOT
 CONF = ROOT / "conf"
 TINY = ("data=digits", "epochs=1", "teacher.scale=1", "student.scale=1", "logger=none", "trainer=cpu")
 QUIET = "trainer.enable_progress_bar=false"
+QUIET_SWEEP = (*TINY, QUIET, "data.source.image_size=16", "method=standard", "seed=0,1")
 
 
 def run_program(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess:
@@ -308,3 +310,29 @@ def test_run_on_a_full_disk_leaves_no_partial_files(run, tmp_path):
     assert not list((tmp_path / "run").rglob("*.safetensors"))
     assert run("resume=run")[0] == 0
     assert read(tmp_path / "run" / "result.json").status == "done"
+
+
+def test_help_shows_methods_of_a_folder_of_ones_own(run, tmp_path):
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "my_own.yaml").write_text("# @package _global_\n# my own way\nmethod: null\n")
+    code, printed = run("--config-dir=mine", "--help")
+    assert code == 0
+    assert re.search(r"^  my_own +my own way$", printed, re.MULTILINE)
+    assert re.search(r"^  logits ", printed, re.MULTILINE)
+
+
+def test_resume_of_a_sweep_names_its_command(run, tmp_path):
+    code, _ = run("-m", *QUIET_SWEEP, "hydra.sweep.dir=a sweep")
+    assert code == 0
+    code, printed = run("resume=a sweep")
+    assert code == 1
+    command = printed.partition("which its own command continues: python train.py ")[2].strip()
+    arguments = shlex.split(command)
+    assert arguments[0] == "-m"
+    assert set(QUIET_SWEEP) <= {*arguments}
+    code, printed = run(*arguments)
+    assert code == 0, printed
+    assert "all 2 jobs were done before" in printed
+    (tmp_path / "a sweep" / "multirun.yaml").write_text("{")
+    code, printed = run("resume=a sweep")
+    assert (code, printed.strip()) == (1, "error: resume=a sweep: this is a sweep, which its own command continues")

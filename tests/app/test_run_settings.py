@@ -216,3 +216,18 @@ def test_cohort_gives_the_students_of_single_runs_with_every_setting_of_the_imag
     assert run(*same, "T=2", "hydra.run.dir=alone")[0] == 0
     assert run("-m", *same, "T=4,2", "hydra/launcher=cohort", "hydra.sweep.dir=both")[0] == 0
     assert same_weights(tmp_path / "alone" / "student.safetensors", tmp_path / "both" / "1" / "student.safetensors")
+
+
+def test_new_run_begins_with_the_weights_of_another(run, tmp_path):
+    """As the cookbook has it for longer trainings: the network by its class, the weights by the run's directory."""
+    small = [part for part in QUICK if not part.startswith("student.")]
+    assert run(*QUICK, "method=standard", "lr=0.3", "epochs=3", "hydra.run.dir=first")[0] == 0
+    own = ("student=custom", "student.target=kd.models.cnn.CNN", "student.pretrained=first", "recipe.optimizer.lr=1e-9")
+    settings = "student.settings={scale: 2, activation: relu, conv_dropout: 0, head_dropout: 0}"
+    code, printed = run(*small, "method=standard", *own, settings, "hydra.run.dir=second")
+    assert code == 0, printed
+    first, second = (load_file(tmp_path / name / "student.safetensors") for name in ("first", "second"))
+    weights = {name: tensor for name, tensor in second.items() if "running" not in name and "num_batches" not in name}
+    assert {name.removeprefix("net.") for name in second} == first.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, first[name.removeprefix("net.")], rtol=1e-3, atol=1e-5)

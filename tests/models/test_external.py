@@ -46,6 +46,11 @@ class Fixed(Net):
         super().__init__(7)
 
 
+class Five(Net):
+    def __init__(self):
+        super().__init__(5)
+
+
 class Volume(Net):
     def __init__(self, num_classes):
         super().__init__(num_classes)
@@ -62,6 +67,7 @@ def my_pkg(monkeypatch):
     for made in (Net, Masked, Fixed, Volume):
         setattr(package, made.__name__, made)
     package.CNN, package.number = CNN, lambda num_classes: num_classes
+    package.handed_on, package.kept = (lambda **given: Net(**given)), (lambda **given: Five(**given))
     monkeypatch.setitem(sys.modules, "my_pkg", package)
 
 
@@ -80,6 +86,12 @@ def test_custom_makes_the_network_with_its_settings_and_the_datas_classes():
     assert (output.logits.shape, output.features[0].shape, output.embedding.shape) == ((3, 5), (3, 7, 8, 8), (3, 6))
     assert torch.equal(output.logits, net.net.module(noise()))
     assert net.head == "net.module.fc."
+
+
+@pytest.mark.parametrize("target", ["my_pkg.handed_on", "my_pkg.kept"])
+def test_function_of_any_keywords_gets_the_number_of_classes_if_its_network_takes_it(target):
+    """As other projects have it: `def resnet32x4(**kwargs)`, whose class has ten classes by default, or its own."""
+    assert own(target).eval()(noise()).logits.shape == (3, 5)
 
 
 def test_stages_are_found_by_themselves():

@@ -3,6 +3,8 @@
 import gc
 import os
 import shlex
+import subprocess
+import sys
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -213,15 +215,11 @@ def test_sweep_goes_on_though_nobody_reads_its_lines(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        with os.fdopen(writing, "w", encoding="utf-8") as output:
-            process = processes.start(ROOT / "train.py", "-m", *grid, cwd=tmp_path, output=output)
-        process.wait()
+        command = [sys.executable, str(ROOT / "train.py"), "-m", *grid]
+        done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True)
     finally:
-        assert process.errors is not None
-        process.errors.seek(0)
-        errors = process.errors.read()
-        process.errors.close()
-    assert [record.status for record in records(tmp_path / "sweep").values()] == ["done", "done"], errors
+        os.close(writing)
+    assert [record.status for record in records(tmp_path / "sweep").values()] == ["done", "done"], done.stderr
 
 
 def test_sweeper_reports_a_launcher_that_fails_once_a_job_has_begun(sweep, launcher, monkeypatch, tmp_path):

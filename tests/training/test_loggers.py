@@ -37,6 +37,7 @@ from kd.training.loggers import (
     conclude,
     confusion_figure,
     log_confusion,
+    log_settings,
     name_run,
     printable,
     render,
@@ -337,6 +338,27 @@ def test_log_confusion_counts_the_labels_as_rows(monkeypatch):
     assert confusion(made.labels, made.logits).tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
     log_confusion([CSVLogger("nowhere")], made, "abc", 7)
     assert shown == ["test/confusion"]
+
+
+def test_settings_are_logged_before_training_but_to_tensorboard(tmp_path, noise, tiny_net):
+    """A run that fails has them, too; TensorBoard shows them as text."""
+
+    class Broken(L.Callback):
+        def on_train_start(self, *_):
+            raise UserError("broken")
+
+    logger = CSVLogger(tmp_path)
+    module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0), 0.0)
+    data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=10, seed=0)
+    record = Result(method="standard", seed=0, dataset="noise", epochs=3, status="running")
+    make_trainer = partial(L.Trainer, max_epochs=3, accelerator="cpu", enable_progress_bar=False)
+    own = {"recipe": {"optimizer": {"lr": 0.1}}, "seed": 0}
+    with pytest.raises(UserError, match="broken"):
+        train(module, data, record, tmp_path, "w.safetensors", {}, make_trainer, logger, [Broken()], settings=own)
+    assert logger.experiment.hparams == own
+    board = TensorBoard(str(tmp_path / "board"))
+    log_settings([board], own)
+    assert not (tmp_path / "board").exists()
 
 
 def test_abandon_ends_the_wandb_run_of_a_failed_training(tmp_path, noise, tiny_net, monkeypatch):

@@ -1,0 +1,69 @@
+"""Runs from Python, as in a notebook: what `python train.py` does, without the command line."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from kd.app.cli import job, prepared
+from kd.app.compose import run_composed
+from kd.errors import UserError
+from kd.runs.results import Result, collect
+
+
+def train(*settings: str) -> Result:
+    """Train and test as `python train.py SETTINGS` does, in this process, and return the record of the run.
+
+    >>> kd.train("data=digits", "method=logits", "T=4", "hydra.run.dir=runs/first").test_acc  # doctest: +SKIP
+
+    Args:
+        settings: as on the command line: "T=4", "student=wrn22_2", "resume=RUN_DIR".
+
+    Raises:
+        UserError: for a mistake in them, several values of a setting, or a run that fails by the user's own doing.
+        HydraException, OmegaConfBaseException: for an unknown setting or choice.
+    """
+    found: list[Result] = []
+
+    def run(cfg: DictConfig) -> None:
+        found.append(job(cfg))
+
+    with _as_it_was():
+        arguments, node = prepared(list(settings))
+        if node is None:
+            raise UserError("kd.train is one run; a sweep is a program of its own: python train.py -m ...")
+        failure = run_composed(node, run, arguments.config_dir)
+    if failure is not None:
+        raise failure
+    return found[0]
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Have Hydra raise what goes wrong, and put back environment, program and working directory at the end.
+
+    A run that is continued goes to where it was started, and has processes of its own take no modules from there.
+    """
+    here, environment, program = Path.cwd(), dict(os.environ), sys.argv[0]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        os.chdir(here)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv[0] = program
+
+
+def results(*folders: str | os.PathLike[str]) -> list[Result]:
+    """Return the records of all runs below some folders, in any state; `status` of those that count is "done".
+
+    >>> [(run.method, run.seed, run.test_acc) for run in kd.results("multirun")]  # doctest: +SKIP
+
+    Raises:
+        UserError: if a folder does not exist or holds no record, or none of the records can be read.
+    """
+    return collect([Path(folder) for folder in folders]).results
