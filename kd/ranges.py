@@ -63,7 +63,7 @@ SIDES = ("image_size", "size")
 """Settings that are one such number for squares, or two of them, height and width."""
 
 Size: TypeAlias = int | Sequence[int]
-"""Of images in pixels: the height and width of squares, or [height, width]."""
+"""Size of images in pixels: the height and width of squares, or [height, width]."""
 
 SWITCH = "true or false"
 TEXT = "text"

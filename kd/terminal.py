@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -26,6 +26,47 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise a `UserError` instead of printing the usage and leaving with exit code 2."""
         raise UserError(f"{message}; see --help")
+
+
+def visible(text: str) -> str:
+    r"""Write characters that have no shape as escapes, a line's end as "\n" and ESC as "\x1b".
+
+    A name can then neither break a table nor control a terminal, and can be encoded: surrogates, which stand for bytes
+    that are not UTF-8, are among them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def outcome(
+    name: str,
+    work: Callable[[], int | None],
+    errors: tuple[type[Exception], ...] = (UserError, OSError),
+    explained: Callable[[Exception], str] | None = None,
+) -> int:
+    """Do what a program does, and return its exit code: the work's own, or 0; 1 for a mistake; 130 for Ctrl-C.
+
+    Args:
+        name: of the program, before what is wrong with it: "report.py".
+        work: reads the command line, and does it all.
+        errors: what is told in one line; other errors are raised.
+        explained: makes that line; by default what the error says, of a file its name and the reason.
+    """
+    tolerant_stdout()
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        return 130
+    except errors as error:
+        print(f"{name}: {visible((explained or _reason)(error))}", file=sys.stderr)
+        return 1
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def positive(text: str) -> int:

@@ -17,10 +17,9 @@ from kd.app.compose import plain
 from kd.app.programs import run_program
 from kd.errors import UserError
 from kd.report.numbers import decimals, percent
-from kd.report.text import visible
 from kd.runs.results import FILE, Result, read
 from kd.sweeps.progress import console
-from kd.terminal import Parser
+from kd.terminal import Parser, visible
 
 CIRCUMSTANCES = (
     *("status", "trial", "diverged", "git", "versions", "device", "precision"),
@@ -40,9 +39,7 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", metavar="RUN_DIR", nargs=2, type=Path, help="directory of a run")
-    args = parser.parse_args()
-    args.settings = []
-    return args
+    return parser.parse_args()
 
 
 def compare(args: argparse.Namespace) -> None:

@@ -25,11 +25,10 @@ from kd.app.recorded import recorded_data
 from kd.deploy.runtime import required
 from kd.deploy.timing import FORMS, Form, Passes
 from kd.errors import UserError
-from kd.report.text import visible
 from kd.runs.given import weights_file
 from kd.runs.results import FILE, Result, read
 from kd.runs.status import measured_by
-from kd.terminal import Parser, positive
+from kd.terminal import Parser, positive, visible
 from kd.training.threads import SPINNING
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class Trained(NamedTuple):
     facts: dict[str, Any]
     """Metadata of the weights."""
     record: Result | None
-    """Of its run, if it lies beside the weights."""
+    """Record of its run, if it lies beside the weights."""
 
     @property
     def teacher(self) -> bool:
@@ -81,7 +80,6 @@ def table(args: argparse.Namespace) -> None:
             for module in ("onnx", "onnxscript", "onnxruntime"):
                 required(module)
     runs, settings = _apart(args.runs)
-    args.settings = settings
     trained = _trained(runs, args.trust)
     images = _images(trained, settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -332,7 +330,6 @@ def _arguments() -> argparse.Namespace:
     add("--quick", action="store_true", help="few and short turns, to try it out")
     add("--trust", action="store_true", help="weights of your own, whose network any code may build")
     options = parser.parse_intermixed_args()
-    options.settings = []
     options.threads = sorted(set(options.threads or (1, _cores())))
     options.rounds = options.rounds or (2 if options.quick else 15)
     options.forms = [form for form in FORMS if form in options.forms]

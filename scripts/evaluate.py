@@ -10,9 +10,8 @@ from kd.app.programs import add_network, run_program
 from kd.app.recorded import recorded_data, split
 from kd.files import replaced
 from kd.ranges import sides
-from kd.report.text import visible
 from kd.runs.given import weights_file
-from kd.terminal import Parser, file
+from kd.terminal import Parser, file, visible
 
 if TYPE_CHECKING:
     from kd.app.build import Builder
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from kd.inference import Predictor
 
 FEW_CLASSES = 20
-"""Of which a table shows all; of more, those with the lowest accuracy."""
+"""Classes of which a table shows all; of more, those with the lowest accuracy."""
 
 
 def run(args: argparse.Namespace) -> None:

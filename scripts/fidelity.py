@@ -4,29 +4,26 @@ import argparse
 import sys
 from pathlib import Path
 
-from kd.errors import UserError
 from kd.report.arguments import out_dir, parser
-from kd.report.text import visible
-from kd.terminal import end_with_the_pipe, tolerant_stdout
+from kd.terminal import end_with_the_pipe, outcome, visible
 
 
 def main() -> int:
-    tolerant_stdout()
-    try:
-        args = _arguments()
-        # matplotlib and scipy take a second, too long for help
-        from kd.report.fidelity.page import named, write_page
-        from kd.report.fidelity.pixels import read
-        from kd.report.fidelity.study import collect, study
+    return outcome("fidelity.py", work)
 
-        found = study(collect(args.dirs), args.baseline)
-        pixels = read(args.images, found) if args.images else named(found)
-        written = write_page(found, pixels, out_dir(args))
-    except UserError as error:
-        print(f"fidelity.py: {visible(str(error))}", file=sys.stderr)
-        return 1
+
+def work() -> None:
+    """Do what the command line selects."""
+    args = _arguments()
+    # matplotlib and scipy take a second, too long for help
+    from kd.report.fidelity.page import named, write_page
+    from kd.report.fidelity.pixels import read
+    from kd.report.fidelity.study import collect, study
+
+    found = study(collect(args.dirs), args.baseline)
+    pixels = read(args.images, found) if args.images else named(found)
+    written = write_page(found, pixels, out_dir(args))
     print(*(visible(str(path)) for path in written), sep="\n")
-    return 0
 
 
 def _arguments() -> argparse.Namespace:

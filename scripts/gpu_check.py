@@ -29,7 +29,7 @@ from kd.errors import UserError
 from kd.report.speed import IMAGES
 from kd.report.tables import markdown
 from kd.runs.status import measured_by
-from kd.terminal import Parser, file, positive, save
+from kd.terminal import Parser, file, outcome, positive, save
 
 TEACHER = "teacher.safetensors"
 """Where `benchmark.py` looks for its teacher."""
@@ -63,18 +63,17 @@ COLUMNS = ("part", "what", "images/s", "s / epoch", "ratio", "GB", "share of pea
 
 def main() -> int:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else to look for a GPU spoils the forks of a process
-    try:
-        options = arguments()
-        with tempfile.TemporaryDirectory() as temporary:
-            figures = checked(options, Path(temporary))
-        print(to_markdown(figures), end="", flush=True)
-        write(figures, options)
-    except KeyboardInterrupt:
-        return 130
-    except (UserError, OSError) as error:
-        print(f"gpu_check.py: {error}", file=sys.stderr)
-        return 1
-    return 1 if failures(figures) else 0
+    return outcome("gpu_check.py", work)
+
+
+def work() -> int:
+    """Do what the command line selects; return 1 where something has failed."""
+    options = arguments()
+    with tempfile.TemporaryDirectory() as temporary:
+        figures = checked(options, Path(temporary))
+    print(to_markdown(figures), end="", flush=True)
+    write(figures, options)
+    return int(bool(failures(figures)))
 
 
 def arguments() -> argparse.Namespace:

@@ -42,7 +42,7 @@ class Size(NamedTuple):
     steps: int
     """Timed steps of a turn."""
     students: tuple[int, ...]
-    """Of the cohorts."""
+    """Numbers of students side by side."""
     shrink: int
     """See `Limits`."""
 

@@ -22,7 +22,7 @@ AUGMENT = Augment(crop=4, flip=True, cutout=0)
 WARMUP = 5
 """Steps before a capture: cuDNN tries its algorithms, the optimiser makes its momentum."""
 STEPS = 30 * 195
-"""Of the learning rate's schedule; the rate is 0 after them."""
+"""Steps of the learning rate's schedule; the rate is 0 after them."""
 
 
 class Pixels(NamedTuple):

@@ -35,7 +35,7 @@ class Work(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.flops: Counter[str] = Counter()
-        """Of convolutions and products of matrices, by what they multiply: "fp32", "tf32", "bf16"."""
+        """Operations of convolutions and products of matrices, by what they multiply: "fp32", "tf32", "bf16"."""
         self.product_bytes = 0
         """Moved by these."""
         self.other_bytes = 0

@@ -122,7 +122,7 @@ class Cost(NamedTuple):
     """What one method cost."""
 
     seconds: list[float]
-    """Of a step, the mean of each round."""
+    """Seconds of a step, the mean of each round."""
     memory: int
     """Bytes."""
     parameters: int

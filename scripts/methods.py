@@ -1,6 +1,5 @@
 """Write docs/methods.md anew from the docstrings and files of the methods: `python scripts/methods.py`."""
 
-import argparse
 import inspect
 import re
 import sys
@@ -15,6 +14,7 @@ from kd.app.check import knobs
 from kd.app.compose import compose, plain, run_wide
 from kd.errors import UserError
 from kd.methods.base import Method
+from kd.terminal import Parser, outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = "docs/methods.md"
@@ -39,28 +39,29 @@ class Entry(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    return outcome("methods.py", work)
+
+
+def work() -> int:
+    """Write page and pictures, or check them; return 1 where a check finds that something differs."""
+    parser = Parser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
     check = parser.parse_args().check
-    try:
-        before, mark, rest = (ROOT / PAGE).read_text(encoding="utf-8").partition(MARK)
-        _, end, after = rest.partition(END)
-        if not (mark and end):
-            raise UserError(f"{PAGE} has no place for the methods: {MARK.strip()} to {END.strip()}")
-        entries = methods()
-        wanted = {PAGE: f"{before}{mark}{text(entries)}{end}{after}"}
-        wanted |= {picture(entry.cls)[0]: picture(entry.cls)[1] for entry in entries}
-        stale = [name for name, content in wanted.items() if not _is(ROOT / name, content)]
-        for name in stale:
-            if check:
-                print(f"{name} differs from the docstrings: python scripts/methods.py")
-            else:
-                (ROOT / name).parent.mkdir(exist_ok=True)
-                (ROOT / name).write_text(wanted[name], encoding="utf-8")
-    except (UserError, OSError) as error:
-        print(f"methods.py: {error}", file=sys.stderr)
-        return 1
-    return 1 if check and stale else 0
+    before, mark, rest = (ROOT / PAGE).read_text(encoding="utf-8").partition(MARK)
+    _, end, after = rest.partition(END)
+    if not (mark and end):
+        raise UserError(f"{PAGE} has no place for the methods: {MARK.strip()} to {END.strip()}")
+    entries = methods()
+    wanted = {PAGE: f"{before}{mark}{text(entries)}{end}{after}"}
+    wanted |= {picture(entry.cls)[0]: picture(entry.cls)[1] for entry in entries}
+    stale = [name for name, content in wanted.items() if not _is(ROOT / name, content)]
+    for name in stale:
+        if check:
+            print(f"{name} differs from the docstrings: python scripts/methods.py")
+        else:
+            (ROOT / name).parent.mkdir(exist_ok=True)
+            (ROOT / name).write_text(wanted[name], encoding="utf-8")
+    return int(check and bool(stale))
 
 
 def _is(path: Path, content: str) -> bool:

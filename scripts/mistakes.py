@@ -135,7 +135,7 @@ class _OtherPixels(Right):
 
     @cached_property
     def loader(self) -> Loader:
-        """Of the training images, as the student's own."""
+        """A loader of the training images like the student's own."""
         images: Images = instantiate(self.source)
         device, everything = torch.device("cpu"), Sequential(torch.arange(len(images.train_y)), self.views)
         pixels = InMemory(images.train_x[:], images.train_y, device)

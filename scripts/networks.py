@@ -24,7 +24,7 @@ from torch import nn
 from kd.errors import UserError
 from kd.models.output import Output
 from kd.runs.status import measured_by
-from kd.terminal import Parser, file, positive
+from kd.terminal import Parser, file, outcome, positive
 from kd.training.performance import choose_device, choose_precision, device_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +85,7 @@ class Network(NamedTuple):
     parameters: tuple[int, int]
     """At 10 and at 100 classes."""
     multiply_adds: int
-    """Of one image in convolutions and linear layers, at 10 classes."""
+    """Multiply-adds of one image in convolutions and linear layers, at 10 classes."""
     activations: int
     """Numbers that convolutions make of one image."""
     maps: list[tuple[int, ...]]
@@ -93,21 +93,21 @@ class Network(NamedTuple):
 
 
 def main() -> int:
-    try:
-        options = arguments()
-        check = options.check
-        if options.time is not None:
-            options.time.write_text(json.dumps(times(options), indent=2) + "\n", encoding="utf-8")
-        page = (ROOT / PAGE).read_text(encoding="utf-8")
-        wanted = filled(page, "the networks", MARK, END, table(networks()))
-        wanted = filled(wanted, "their step time", TIME_MARK, TIME_END, time_table())
-        if not check:
-            (ROOT / PAGE).write_text(wanted, encoding="utf-8")
-        elif wanted != page:
-            print(f"{PAGE} differs from the networks: python scripts/networks.py")
-            return 1
-    except (UserError, OSError) as error:
-        print(f"networks.py: {error}", file=sys.stderr)
+    return outcome("networks.py", work)
+
+
+def work() -> int:
+    """Do what the command line selects; return 1 where a check finds that something differs."""
+    options = arguments()
+    if options.time is not None:
+        options.time.write_text(json.dumps(times(options), indent=2) + "\n", encoding="utf-8")
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    wanted = filled(page, "the networks", MARK, END, table(networks()))
+    wanted = filled(wanted, "their step time", TIME_MARK, TIME_END, time_table())
+    if not options.check:
+        (ROOT / PAGE).write_text(wanted, encoding="utf-8")
+    elif wanted != page:
+        print(f"{PAGE} differs from the networks: python scripts/networks.py")
         return 1
     return 0
 

@@ -1,6 +1,5 @@
 """Write the experiments on CIFAR-100 and the tables of docs/cifar100.md from one table: `python scripts/pairs.py`."""
 
-import argparse
 import csv
 import re
 import sys
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import yaml
 
 from kd.errors import UserError
+from kd.terminal import Parser, outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "docs/results/cifar100_published.csv"
@@ -41,26 +41,27 @@ class Pair(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    return outcome("pairs.py", work)
+
+
+def work() -> int:
+    """Write the files, or check them; return 1 where a check finds that something differs."""
+    parser = Parser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
     check = parser.parse_args().check
-    try:
-        pairs, sources = read()
-        wanted = experiments(pairs) | {PAGE: page(pairs, sources)}
-        stale = [name for name, content in wanted.items() if not _is(ROOT / name, content)]
-        for name in stale:
-            if check:
-                print(f"{name} differs from {TABLE}: python scripts/pairs.py")
-            else:
-                (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
-                (ROOT / name).write_text(wanted[name], encoding="utf-8")
-        found = {path.relative_to(ROOT).as_posix() for path in (ROOT / FOLDER).rglob("*.yaml")}
-        for name in sorted(found - wanted.keys()):
-            raise UserError(f"{name} is of no pair in {TABLE}; remove it")
-    except (UserError, OSError) as error:
-        print(f"pairs.py: {error}", file=sys.stderr)
-        return 1
-    return 1 if check and stale else 0
+    pairs, sources = read()
+    wanted = experiments(pairs) | {PAGE: page(pairs, sources)}
+    stale = [name for name, content in wanted.items() if not _is(ROOT / name, content)]
+    for name in stale:
+        if check:
+            print(f"{name} differs from {TABLE}: python scripts/pairs.py")
+        else:
+            (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
+            (ROOT / name).write_text(wanted[name], encoding="utf-8")
+    found = {path.relative_to(ROOT).as_posix() for path in (ROOT / FOLDER).rglob("*.yaml")}
+    for name in sorted(found - wanted.keys()):
+        raise UserError(f"{name} is of no pair in {TABLE}; remove it")
+    return int(check and bool(stale))
 
 
 def _is(path: Path, content: str) -> bool:

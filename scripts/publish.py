@@ -15,31 +15,24 @@ from kd.deploy.card import card
 from kd.deploy.runtime import SUFFIXES
 from kd.errors import UserError
 from kd.files import replaced
-from kd.report.text import visible
 from kd.runs.given import weights_file
 from kd.runs.results import CARD, FILE, Result, read, write
-from kd.terminal import Parser, tolerant_stdout
+from kd.terminal import Parser, outcome, visible
 
 START = r"(?<![\w./~)\]}-])(?:file://|(?<!:)/+|(?<=:)/(?!/)|~/)"
 """The beginning of an absolute path or of one in the home folder, and of no address such as https://example.com."""
 
 
 def main() -> int:
-    tolerant_stdout()
-    try:
-        args = _arguments()
-        folder = publish(args.run, args.to, args.license)
-    except KeyboardInterrupt:
-        return 130
-    except UserError as error:
-        print(f"publish.py: {visible(str(error))}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"publish.py: {visible(str(error.filename))}: {error.strerror}", file=sys.stderr)
-        return 1
+    return outcome("publish.py", work)
+
+
+def work() -> None:
+    """Do what the command line selects."""
+    args = _arguments()
+    folder = publish(args.run, args.to, args.license)
     print(f"{visible(str(folder))}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     print(f"to upload it: {command_line(['hf', 'upload', 'USER/NAME', str(folder), '.'])}")
-    return 0
 
 
 def publish(run: Path, to: Path, license_name: str | None) -> Path:

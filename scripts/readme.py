@@ -1,6 +1,5 @@
 """Write the tables of README, docs and reports anew from the records in docs/results: `python scripts/readme.py`."""
 
-import argparse
 import csv
 import json
 import sys
@@ -30,6 +29,7 @@ from studies import (
     by_width,
     choices,
     of_sizes,
+    recipes,
     survey,
     tuned,
 )
@@ -65,6 +65,7 @@ from kd.report.sweeps import pictures as swept
 from kd.report.tables import across_to_markdown, markdown, to_brief, to_csv
 from kd.runs import predictions
 from kd.runs.results import collect
+from kd.terminal import Parser, outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -78,6 +79,7 @@ PAGES = {
     "docs/results/where_it_pays.md": ("by-width", "apart", "by-teacher", "below"),
     "docs/results/which_method.md": ("survey", "choices", "tuned"),
     "docs/results/in_use.md": ("deploy",),
+    "docs/protocol.md": ("recipes",),
     "docs/speed.md": ("speed", "limits", "speed-avx2", "limits-avx2"),
 }
 """Tables by page, which has them between marks such as <!-- speed --> and <!-- /speed -->."""
@@ -90,6 +92,7 @@ BASELINES = {
     "widths": None,
     "tuning": None,
     "tuned": None,
+    "recipes": None,
 }
 """Folders of result records in docs/results that have a report, with its baseline."""
 INDEX = "docs/results/seed_table/index.html"
@@ -101,33 +104,34 @@ MARGIN = 0.005
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    return outcome("readme.py", work, (UserError, OSError, ValueError))
+
+
+def work() -> int:
+    """Write everything, or check it; return 1 where a check finds that something differs."""
+    parser = Parser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
     check = parser.parse_args().check
-    try:
-        results = ROOT / "docs" / "results"
-        reports = {results / folder: report(*_records(folder)) for folder in BASELINES}
-        wanted = {ROOT / page: filled(page) for page in PAGES}
-        summary, comparisons = _records("seed_table")
-        wanted[results / "seed_table.csv"] = to_csv(summary.rows, comparisons)
-        wanted |= {folder / name: text for folder, made in reports.items() for name, text in made.texts.items()}
-        page = (ROOT / INDEX).read_text(encoding="utf-8")
-        shown = page_view(page)
-        if check:
-            stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
-            stale += [] if unpacked(page) == json.loads(json.dumps(shown)) else [ROOT / INDEX]
-            for path in stale:
-                print(f"{path.relative_to(ROOT)} differs from the records: python scripts/readme.py")
-            return 1 if stale else 0
-        for path, text in wanted.items():
-            path.write_text(text, encoding="utf-8")
-        for folder, made in reports.items():
-            made.write(folder)
-        write({}, pictures(), results)
-        (ROOT / INDEX).write_text(to_html(shown), encoding="utf-8")
-    except (UserError, OSError, ValueError) as error:
-        print(f"readme.py: {error}", file=sys.stderr)
-        return 1
+    results = ROOT / "docs" / "results"
+    reports = {results / folder: report(*_records(folder)) for folder in BASELINES}
+    wanted = {ROOT / page: filled(page) for page in PAGES}
+    summary, comparisons = _records("seed_table")
+    wanted[results / "seed_table.csv"] = to_csv(summary.rows, comparisons)
+    wanted |= {folder / name: text for folder, made in reports.items() for name, text in made.texts.items()}
+    page = (ROOT / INDEX).read_text(encoding="utf-8")
+    shown = page_view(page)
+    if check:
+        stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
+        stale += [] if unpacked(page) == json.loads(json.dumps(shown)) else [ROOT / INDEX]
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} differs from the records: python scripts/readme.py")
+        return int(bool(stale))
+    for path, text in wanted.items():
+        path.write_text(text, encoding="utf-8")
+    for folder, made in reports.items():
+        made.write(folder)
+    write({}, pictures(), results)
+    (ROOT / INDEX).write_text(to_html(shown), encoding="utf-8")
     return 0
 
 
@@ -197,6 +201,7 @@ def _table(name: str) -> str:
             _records("method_survey")[0].rows, _measured("method_cost/two_cores")["tables"][-1]["methods"]
         ),
         "choices": lambda: choices(_records("tuning")[0].rows),
+        "recipes": lambda: recipes(_rows("recipes")),
         "tuned": lambda: tuned(_records("tuning")[0].rows, _records("tuned")[0].rows),
         "deploy": _deployed,
         "mistakes": lambda: to_markdown(_rows("seed_anomaly"), mistakes(MISTAKES, "LabelsOnly"), accuracy=True),

@@ -17,9 +17,9 @@ from kd.report.ranking import best, leaders
 from kd.report.rows import Row, titled
 from kd.report.summary import Summary, summarize
 from kd.report.tables import differences_to_rich, to_rich
-from kd.report.text import encodable, visible
+from kd.report.text import encodable
 from kd.runs.results import collect
-from kd.terminal import end_with_the_pipe, tolerant_stdout
+from kd.terminal import end_with_the_pipe, outcome, visible
 
 MANY = 40
 """With more rows than MANY, the terminal shows FEW of them; the files have all."""
@@ -27,32 +27,31 @@ FEW = 20
 
 
 def main() -> int:
-    tolerant_stdout()
-    try:
-        args = _arguments()
-        results, skipped = collect(args.dirs)
-        summary = summarize(results, skipped)
-        comparisons = compare(summary.rows, args.baseline, args.margin)
-        from kd.report.page import report  # matplotlib takes a second, too long for help and mistakes
+    return outcome("report.py", work)
 
-        made = report(summary, comparisons)
-        if bundle.installed():
-            from kd.report.html.page import page
 
-            made.texts[bundle.PAGE] = page(summary, comparisons, args.dirs, args.images)
-        elif args.open or args.images:
-            raise UserError(bundle.MISSING)
-        written = made.write(out_dir(args))
-    except UserError as error:
-        print(f"report.py: {visible(str(error))}", file=sys.stderr)
-        return 1
+def work() -> None:
+    """Do what the command line selects."""
+    args = _arguments()
+    results, skipped = collect(args.dirs)
+    summary = summarize(results, skipped)
+    comparisons = compare(summary.rows, args.baseline, args.margin)
+    from kd.report.page import report  # matplotlib takes a second, too long for help and mistakes
+
+    made = report(summary, comparisons)
+    if bundle.installed():
+        from kd.report.html.page import page
+
+        made.texts[bundle.PAGE] = page(summary, comparisons, args.dirs, args.images)
+    elif args.open or args.images:
+        raise UserError(bundle.MISSING)
+    written = made.write(out_dir(args))
     show(summary, comparisons)
     print("", *(visible(str(path)) for path in written), sep="\n")
     if bundle.PAGE not in made.texts:
         print(bundle.MISSING)
     elif args.open and not webbrowser.open((out_dir(args) / bundle.PAGE).resolve().as_uri()):
         print(f"no browser was found to open {bundle.PAGE} with")
-    return 0
 
 
 def show(summary: Summary, comparisons: Sequence[Comparison]) -> None:

@@ -210,6 +210,27 @@ def choices(tried: Sequence[Row]) -> str:
     return markdown(["method", "values", *(f"{place}." for place in range(1, 6))], lines, left=["values"])
 
 
+RECIPES = {
+    "standard": "crop and flip",
+    "standard recipe.label_smoothing=0.1": "and label smoothing of 0.1",
+    "standard data.augment.policy=trivialaugment": "and TrivialAugment",
+    "standard data.augment.cutmix=1": "and cutmix",
+}
+"""What the rows of recipes are called."""
+
+
+def recipes(rows: Mapping[str, Row]) -> str:
+    """Return what each recipe of the student alone reaches on the validation images, the best first."""
+    lines = []
+    for label in sorted(RECIPES, key=lambda label: -(rows[label].val_acc or Spread(0.0, None)).mean):
+        row = rows[label]
+        run = row.first
+        figures = [plus_minus(row.val_acc), decimals(run.epoch_val_loss[-1]), percent(run.epoch_train_acc[-1], 1)]
+        lines.append([RECIPES[label], str(row.n), *figures])
+    headers = ["labels alone", "n", "validation accuracy, %", "validation NLL", "on training images as shown, %"]
+    return markdown(headers, lines)
+
+
 def tuned(tried: Sequence[Row], final: Sequence[Row]) -> str:
     """Return what the chosen values give on the test images, minus the published ones and minus logits'."""
     best = {method: of_value(final, method, choice(tried, method)) for method in PUBLISHED}

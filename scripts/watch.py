@@ -16,11 +16,10 @@ from kd.report.arguments import out_dir
 from kd.report.comparison import compare
 from kd.report.html import bundle
 from kd.report.summary import summarize
-from kd.report.text import visible
 from kd.runs.results import collect
 from kd.sweeps.dashboard import Dashboard, headline
 from kd.sweeps.look import Reader, State
-from kd.terminal import Parser, end_with_the_pipe, positive, tolerant_stdout
+from kd.terminal import Parser, end_with_the_pipe, outcome, positive
 
 PAGE_SECONDS = 60.0
 """The least time between two writings of the report; a long one is written less often still."""
@@ -67,24 +66,21 @@ class Page:
 
 
 def main() -> int:
-    tolerant_stdout()
-    try:
-        args = arguments()
-        reader = Reader(args.directory)
-        state = reader.look()
-        page = Page(args.directory, out_dir(args)) if args.page or args.out else None
-        if args.once:
-            _print(state, page)
-        elif sys.stdout.isatty():
-            _live(reader, state, page, args.refresh)
-        else:
-            _lines(reader, state, page, args.refresh)
-    except UserError as error:
-        print(f"watch.py: {visible(str(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return outcome("watch.py", work)
+
+
+def work() -> None:
+    """Do what the command line selects."""
+    args = arguments()
+    reader = Reader(args.directory)
+    state = reader.look()
+    page = Page(args.directory, out_dir(args)) if args.page or args.out else None
+    if args.once:
+        _print(state, page)
+    elif sys.stdout.isatty():
+        _live(reader, state, page, args.refresh)
+    else:
+        _lines(reader, state, page, args.refresh)
 
 
 def _console() -> Console:

@@ -195,7 +195,9 @@ RUN_ELSEWHERE = {line for page in ELSEWHERE for line in lines(page.read_text(enc
 """In blocks of other pages, and so run in test_readme.py."""
 COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in lines(text) + inline(text)))
 TRAINING = [command for command in COMMANDS if "python train.py" in command]
-COMPOSED = [command for command in TRAINING if command not in RUN_ELSEWHERE and not re.search("RUN_DIR|SWEEP_DIR", command)]
+COMPOSED = [
+    command for command in TRAINING if command not in RUN_ELSEWHERE and not re.search("RUN_DIR|SWEEP_DIR", command)
+]
 SCRIPTS = sorted(
     {
         command

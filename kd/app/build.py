@@ -54,7 +54,7 @@ class Plan:
     network: Mapping[str, Any]
     recipe: DictConfig
     seed: int
-    """Of the initial weights and of dropout, see `initial_seed`."""
+    """Seed of the initial weights and of dropout, see `initial_seed`."""
     data_seed: int
     """Seed of the order of the images, and of their views."""
     method: DictConfig | None = None
@@ -93,7 +93,7 @@ class Builder:
 
     # What a builder of several runs in one process overrides
 
-    alone = True
+    timed = True
     """Whether no other run shares this process, so that its time can be measured."""
 
     def shared(self, name: str, make: Callable[[], T]) -> T:

@@ -22,7 +22,7 @@ class MemberBuilder(Builder):
         member: the member.
     """
 
-    alone = False
+    timed = False
 
     def __init__(self, command: Command, member: Member) -> None:
         self.member = member

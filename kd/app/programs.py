@@ -16,8 +16,7 @@ from kd.app.arguments import NAME, in_shell, read_arguments, refuse_wrong_choice
 from kd.app.compose import VERSION_BASE, compose, conf_dir
 from kd.app.explain import LAUNCHERS, explain
 from kd.errors import UserError
-from kd.report.text import visible
-from kd.terminal import tolerant_stdout
+from kd.terminal import outcome
 
 
 def run_program(name: str, parse: Callable[[], argparse.Namespace], work: Callable[[argparse.Namespace], None]) -> int:
@@ -27,20 +26,11 @@ def run_program(name: str, parse: Callable[[], argparse.Namespace], work: Callab
 
     Args:
         name: of the program, as in "export.py".
-        parse: returns its command line, with the settings in `settings`.
+        parse: returns its command line.
         work: what it does.
     """
-    tolerant_stdout()
-    args = argparse.Namespace(settings=[])
-    try:
-        args = parse()
-        work(args)
-    except KeyboardInterrupt:
-        return 130
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"{name}: {visible(explain(error, args.settings))}", file=sys.stderr)
-        return 1
-    return 0
+    errors = (UserError, OSError, HydraException, OmegaConfBaseException)
+    return outcome(name, lambda: work(parse()), errors, lambda error: explain(error, sys.argv[1:]))
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:

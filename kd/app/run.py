@@ -115,7 +115,7 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
     teacher = None if prepared is None else prepared.teacher
     log.info("training the student, method %s, seed %s", record.method, build.student.seed)
     all_callbacks = [*callbacks, *build.callbacks()]
-    result = train_network(build, build.student, teacher, record, directory, all_callbacks, timed=build.alone)
+    result = train_network(build, build.student, teacher, record, directory, all_callbacks, timed=build.timed)
     if build.stored is not None:
         log.info(build.stored.summary())
     return result

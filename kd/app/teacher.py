@@ -35,7 +35,7 @@ class Prepared(NamedTuple):
     accuracy: float
     """On the test split, in [0, 1]; of several, together."""
     name: str
-    """Of its network, for the record."""
+    """Name of its network, for the record."""
     warnings: list[str]
     """What a reader of the figures of its students should know."""
 

@@ -47,7 +47,7 @@ def train_network(
         logger=build.logger(directory),
         callbacks=[*averaged, *callbacks],
         timed=timed,
-        alone=build.single_process(plan),
+        single_process=build.single_process(plan),
         settings=None if plan.kept_as_teacher else _shown(build.settings),
         seed=plan.initial_seed,
     )

@@ -22,7 +22,7 @@ from kd.errors import UserError
 SEVERITIES = 5
 """Equal parts of each file of CIFAR-10-C, one after the other, from mild to severe."""
 CORRUPTIONS = 15
-"""Of CIFAR-10-C's files, those that a mean is made of."""
+"""The files of CIFAR-10-C that a mean is made of."""
 BESIDE = frozenset({"gaussian_blur", "saturate", "spatter", "speckle_noise"})
 """Files of CIFAR-10-C that are for validation, and in no published mean."""
 

@@ -25,7 +25,7 @@ from kd.ranges import Size
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 MOST_BYTES = 4 << 30
-"""Of one array: several times as many as the largest has."""
+"""Bytes of one array, at most: several times as many as the largest has."""
 
 
 def svhn(root: str | os.PathLike[str], image_size: Size = 32) -> Images:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
 
 DEFAULT_ROOT = "data"
-"""Of conf/data/cifar10.yaml: the one folder that is created if it is missing. Another one is probably misspelt."""
+"""Root in conf/data/cifar10.yaml: the one folder that is created if it is missing. Another one is probably misspelt."""
 
 COUNTS = (50_000, 10_000)
 """Training and test images, of CIFAR-10 and CIFAR-100 alike."""

@@ -35,7 +35,7 @@ CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
 PIXELS = (0.95, 0.9, 0.85, 0.75, 0.65)
 """Share of the side that is left before it is enlarged again."""
 QUALITY = (80, 65, 58, 50, 40)
-"""Of JPEG."""
+"""Qualities of JPEG."""
 SEVERITIES = 5
 
 

@@ -30,12 +30,12 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is read, recognised by content. Nothing else is: other formats of PIL start programs (EPS) or have no use."""
 
 MAX_PIXELS = 64_000_000
-"""Of one image, as its header has it: what decoding takes memory for."""
+"""Pixels of one image, at most, as its header has it: what decoding takes memory for."""
 
 BACKGROUND = "white"
 
 FORMAT = 2
-"""Of decoded pixels on disk; another one when `decode` makes other pixels of the same files."""
+"""Version of decoded pixels on disk; another one when `decode` makes other pixels of the same files."""
 
 MAX_FACTS = 2**24
 """Bytes that are read of what is known of decoded images."""

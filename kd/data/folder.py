@@ -17,7 +17,7 @@ from kd.ranges import Size
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 MAX_BYTES = 2**30
-"""Of one image file: more than any image of the allowed size needs."""
+"""Bytes of one image file, at most: more than any image of the allowed size needs."""
 
 Classes = dict[str, list[Path]]
 """The image files of each class."""

@@ -19,7 +19,7 @@ from kd.ranges import Size
 
 CLASSES = "classes.txt"
 MOST_BYTES = 1 << 20
-"""Of the names of classes."""
+"""Bytes of the file with the names of classes, at most."""
 
 
 def npy(

@@ -28,7 +28,7 @@ IMAGE = ("img", "image", "bytes")
 LABEL = ("label", "labels", "fine_label", "fine_labels")
 
 ROWS = 1000
-"""Of images to be in memory, encoded, at a time."""
+"""Images in memory at a time, encoded."""
 
 AT_A_TIME = 2**29
 """Bytes of values to be in memory at a time, at most, but for a single one."""

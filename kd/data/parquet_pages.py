@@ -18,7 +18,7 @@ MAX_FOOTER = 2**25
 MAX_PAGE_HEADER = 2**20
 
 MAX_DEPTH = 32
-"""Of structures in one another; the format has six."""
+"""Depth of structures in one another, at most; the format has six."""
 
 VALUE = 8
 """Bytes that a value takes in memory, at least, however few bits it is stored in: a number, or the levels of a list."""
@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
     column: int
     """Its place in the schema, which alone says what it is: readers do not use the name that it has here, too."""
     rows: int
-    """Of the row group, as the footer has it."""
+    """Rows of its row group, as the footer has it."""
     values: int
     """In the pages; of a column that is no list, one a row."""
     packed: int

@@ -20,7 +20,7 @@ OPERATIONS = ("identity", *SIGNED, "posterize", "solarize", "autocontrast", "equ
 STRENGTHS = 31
 """Equal steps from nothing to the largest strength."""
 PUBLISHED_STRENGTH = 9 / 30
-"""Of RandAugment, where none is given."""
+"""Strength of RandAugment where none is given."""
 
 _LARGEST = {
     # shear (a slope), translation (pixels; of RandAugment a share of the side), rotation (degrees), colours, bits

@@ -14,7 +14,7 @@ from kd.ranges import Size
 
 SOURCE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MOST_BYTES = 64 << 20
-"""Of a text file or an image: more than any needs."""
+"""Bytes of a text file or an image, at most: more than any needs."""
 
 
 def tiny_imagenet(

@@ -11,9 +11,10 @@ import yaml
 from kd.errors import UserError
 from kd.files import replaced
 from kd.report.statistics import binomial_interval
-from kd.report.text import escaped, visible
+from kd.report.text import escaped
 from kd.runs.given import weights_file
 from kd.runs.results import CARD, Result
+from kd.terminal import visible
 
 log = logging.getLogger(__name__)
 

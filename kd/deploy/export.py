@@ -27,7 +27,7 @@ from kd.terminal import with_progress
 from kd.training.performance import folded
 
 OPSET = 20
-"""Of ONNX: the newest that ONNX Runtime 1.20 runs in full."""
+"""Operator set of ONNX: the newest that ONNX Runtime 1.20 runs in full."""
 INPUT = "images"
 BATCH = 256
 """Images that are run together."""

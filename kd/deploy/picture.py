@@ -14,7 +14,7 @@ from kd.report.style import HUES, INK, TEACHER, framed, literal, wrapped
 
 MARKERS = dict(zip(FORMS, "osD^", strict=True))
 SIZES = dict(zip(FORMS, (10, 7, 5, 8), strict=True))
-"""Of the markers: two forms may have the same accuracy and size, and both are to be seen."""
+"""Sizes of the markers: two forms may have the same accuracy and size, and both are to be seen."""
 
 
 def accuracy_against(

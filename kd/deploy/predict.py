@@ -21,8 +21,8 @@ from kd.data.folder import SUFFIXES
 from kd.data.tree import Tree, printable
 from kd.errors import UserError
 from kd.inference import LARGEST_FILE, Prediction, Predictor, decoded_image, load, read_image
-from kd.report.text import cell, encodable, visible
-from kd.terminal import Parser, end_with_the_pipe, file, positive, tolerant_stdout
+from kd.report.text import cell, encodable
+from kd.terminal import Parser, end_with_the_pipe, file, positive, tolerant_stdout, visible
 from kd.training.performance import choose_device
 
 STDIN = "-"
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
     """What the networks make of one image."""
 
     name: str
-    """Of its file, as it was given or found."""
+    """Name of its file, as it was given or found."""
     top: list[Prediction]
     """The most probable classes, the best first."""
     teacher: list[Prediction] | None

@@ -7,7 +7,7 @@ from typing import Any
 from kd.errors import UserError
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors", "executorch": ".pte"}
-"""Of files by the formats that a network is exported to."""
+"""Suffixes of files by the formats that a network is exported to."""
 EXTRA = "pip install -e '.[export]'"
 EXECUTORCH = (
     "pip install executorch; or write --format torch_export, which ExecuTorch's own tools read where it is installed"

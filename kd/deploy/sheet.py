@@ -13,7 +13,7 @@ from PIL import Image, ImageFont
 from kd.errors import UserError
 from kd.inference import Prediction
 from kd.report.style import HUES, INK, TEACHER, literal
-from kd.report.text import visible
+from kd.terminal import visible
 
 COLUMNS = 8
 """At most."""

@@ -34,7 +34,7 @@ class Timing:
     threads: int
     batch: int
     seconds: list[float]
-    """Of a pass, for each round."""
+    """Seconds of a pass, for each round."""
     memory_mb: float | None
 
     @property
@@ -60,7 +60,7 @@ class Row:
     images: int
     """Test images."""
     accuracy: float
-    """Of this very form on these images."""
+    """Accuracy of this very form on these images."""
     interval: Interval
     """Wilson's, of the accuracy."""
     change: float
@@ -71,7 +71,7 @@ class Row:
     """Share of the images with the same prediction as there."""
     parameters: int
     multiply_adds: int
-    """Of one image, in convolutions and products of matrices."""
+    """Multiply-adds of one image, in convolutions and products of matrices."""
     file_mb: float
     """Size of its file, in 10^6 bytes."""
     timings: list[Timing] = field(default_factory=list)

@@ -26,7 +26,7 @@ class Form(NamedTuple):
     name: str
     """As it is shown."""
     suffix: str
-    """Of its file: .onnx for ONNX Runtime, .safetensors for PyTorch."""
+    """Suffix of its file: .onnx for ONNX Runtime, .safetensors for PyTorch."""
     half: bool = False
     """Whether PyTorch computes in bf16, from weights in bf16."""
     int8: bool = False

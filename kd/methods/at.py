@@ -11,7 +11,7 @@ from kd.models.output import Output
 from kd.ranges import require
 
 PLACES = 64
-"""Of the last maps that the published weight is for, 8x8."""
+"""Places of the last maps that the published weight is for, 8x8."""
 
 
 def at_loss(student: Tensor, teacher: Tensor, p: float = 2.0) -> Tensor:

@@ -16,7 +16,7 @@ from kd.models.wrap import Wrapped, wrap
 from kd.ranges import Size, short_size, sides
 
 SMALLEST_STD = 1 / 255
-"""Of a channel without contrast, which a batch is divided by in place of 0."""
+"""Deviation of a channel without contrast, which a batch is divided by in place of 0."""
 
 _SIZE = "give size= to have them resized"
 _CHANNELS = "it is for RGB images; choose a network of this program, or one of your own that takes in_channels"

@@ -277,9 +277,9 @@ class _Map(NamedTuple):
 
     path: str
     area: int
-    """Of its output, height times width."""
+    """Places of its output, height times width."""
     area_before: int
-    """Of its input."""
+    """Places of its input."""
     is_block: bool
     learned: bool
     """Whether the module has parameters."""

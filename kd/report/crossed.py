@@ -37,13 +37,13 @@ class Components(NamedTuple):
 
     mean: float
     interval: Interval
-    """Of the mean over all teachers and seeds of their kind."""
+    """Interval of the mean over all teachers and seeds of their kind."""
     teacher: float
     """Between teachers. An estimate below 0 counts as 0, here and in the next one."""
     seed: float
     """Between the student's seeds."""
     rest: float
-    """Of one teacher with one seed, beside both."""
+    """Between pairs of a teacher and a seed, beside both."""
     error: float
     """Standard error of the mean."""
     freedom: float
@@ -119,11 +119,11 @@ class Sources(NamedTuple):
     """What a mean over teachers, seeds and test images varies by; all in the figure's unit."""
 
     trained: Components
-    """Of teachers and seeds, on these test images."""
+    """Components by teachers and seeds, on these test images."""
     images: float
     """Standard error that comes from the images: that of these networks' mean over other test splits of the size."""
     interval: Interval
-    """Of the mean over all teachers, seeds and images of their kind."""
+    """Interval of the mean over all teachers, seeds and images of their kind."""
 
 
 def sources(right: NDArray[np.float64], level: float = LEVEL) -> Sources:
@@ -216,7 +216,7 @@ class Across(NamedTuple):
     difference: Components | None
     """From the baseline's same seeds; None without one that has them all."""
     p: float | None
-    """Of the difference, corrected by Holm's method for the number of lines."""
+    """p of the difference, corrected by Holm's method for the number of lines."""
     margin: float | None
     """The greatest difference that does not matter, a fraction of 1, if one was stated."""
     equivalence: float | None

@@ -138,7 +138,7 @@ class Spreads(NamedTuple):
     seeds: float
     """Over seeds, on all images of their kind: what training varies (Jordan 2023, arXiv 2304.01910)."""
     images: float
-    """Of the mean accuracy of these networks, over other test images of their number."""
+    """Spread of the mean accuracy of these networks, over other test images of their number."""
 
 
 def spreads(correct: NDArray[np.bool_] | NDArray[np.float64]) -> Spreads | None:

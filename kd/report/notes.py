@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 
 from kd.report.rows import Row, knobs_and_overrides
 from kd.report.statistics import FEWEST, LEVEL, binomial_interval
-from kd.report.text import fewer, shortened, visible
+from kd.report.text import fewer, shortened
 from kd.runs.results import Result
+from kd.terminal import visible
 
 MOST_NOTES = 5
 """Notes of one kind, such as on records that cannot be read."""

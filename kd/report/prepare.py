@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from kd.report.text import shortened, visible
+from kd.report.text import shortened
 from kd.runs.results import Knob, Result
+from kd.terminal import visible
 
 MOST_OVERRIDES = 100
 _NAMES = ("method", "student", "teacher", "dataset", "trial")

@@ -25,8 +25,9 @@ from kd.report.numbers import (
     probability,
 )
 from kd.report.rows import TELLING, Role, Row, also_tested, role, show_balanced
-from kd.report.text import comma_separated, encodable, escaped, visible
+from kd.report.text import comma_separated, encodable, escaped
 from kd.runs.results import Result
+from kd.terminal import visible
 
 
 def to_csv(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> str:

@@ -1,8 +1,8 @@
 """Names and sentences as plain text, wherever a report puts them: terminal, Markdown, CSV, file names.
 
-Records may be a stranger's. For every medium there is one function, called where the text is written: `visible` for a
-terminal, and for all others first; `escaped` for Markdown, `comma_separated` for CSV, `slug` for file names, and
-for matplotlib `kd.report.style.literal`.
+Records may be a stranger's. For every medium there is one function, called where the text is written:
+`kd.terminal.visible` for a terminal, and for all others first; `escaped` for Markdown, `comma_separated` for CSV,
+`slug` for file names, and for matplotlib `kd.report.style.literal`.
 """
 
 import csv
@@ -20,17 +20,6 @@ _SHOWN = 120
 _FORMULA = re.compile(r"[=+\-@]")
 """What a cell begins with that spreadsheets compute."""
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
-
-
-def visible(text: str) -> str:
-    r"""Write characters that have no shape as escapes, a line's end as "\n" and ESC as "\x1b".
-
-    A name can then neither break a table nor control a terminal, and can be encoded: surrogates, which stand for bytes
-    that are not UTF-8, are among them.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def encodable(text: str, encoding: str) -> str:

@@ -16,7 +16,7 @@ from kd.files import open_regular, replaced
 
 FILE = "predictions.npz"
 LARGEST = float(np.finfo(np.float16).max)
-"""Of a logit's absolute value: larger ones are clipped on writing and refused on reading."""
+"""Largest absolute value of a logit: larger ones are clipped on writing and refused on reading."""
 MOST_BYTES = 1 << 30
 """Size of the largest file that is read, and of its arrays together."""
 UNQUESTIONED = 64 << 20

@@ -25,7 +25,7 @@ REPORT = "report"
 MOST_BYTES = 16 << 20
 """Size of the largest file that is read as a record; curves of 100,000 epochs fit."""
 MOST_CHARACTERS = 1000
-"""Of a name. Where a name is shown, it may be shortened."""
+"""Characters of a name, at most. Where a name is shown, it may be shortened."""
 MOST_IN_TEXT = 1 << 20
 """Characters of a text that is no name, such as the command."""
 MOST_KNOBS = 100
@@ -60,7 +60,7 @@ class Result:
     teacher_params: int | None = None
     """Number of parameters; None where no teacher takes part."""
     multiply_adds: int | None = None
-    """Of one image, in convolutions and products of matrices, of the network that was trained, as it is used."""
+    """Those of one image, in convolutions and products of matrices, in the network that was trained, as it is used."""
     taught: bool | None = None
     """Whether a method beside the labels taught the network, with a teacher or without one, as in mutual learning.
 

@@ -14,10 +14,11 @@ from kd.errors import UserError
 from kd.report.ranking import by_validation
 from kd.report.rows import Row
 from kd.report.summary import summarize
-from kd.report.text import encodable, visible
+from kd.report.text import encodable
 from kd.runs.results import Result
 from kd.sweeps.look import LEFT, ORDER, Run, State, Sweep
 from kd.sweeps.progress import COLOURS, duration
+from kd.terminal import visible
 
 LEVELS = "▁▂▃▄▅▆▇█"
 PLAIN_LEVELS = "_.-~=+*#"

@@ -58,7 +58,7 @@ class Run:
     status: str
     """One of `ORDER`."""
     why: str = ""
-    """Of a failure; of a run before its first epoch, what it logged last, as that the teacher is trained."""
+    """Reason of a failure; before the first epoch, what the run logged last, such as that the teacher is trained."""
     record: Result | None = None
     curves: Curves = NONE
     changed: float = -math.inf

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kd.report.text import visible
 from kd.sweeps import plan
 from kd.sweeps.jobs import Job, by_reason, together
+from kd.terminal import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +42,7 @@ COLOURS = {
     "interrupted": "yellow",
     "pruned": "yellow",
 }
-"""Of the terminal's own sixteen, which its theme makes readable, light or dark. No status is told by colour alone."""
+"""Colours: of the terminal's own sixteen, which its theme makes readable. No status is told by colour alone."""
 
 
 class Progress:

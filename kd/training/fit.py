@@ -29,7 +29,7 @@ from kd.runs.predictions import write as write_predictions
 from kd.runs.results import CURVES, FILE, Result, write
 from kd.runs.status import CHECKPOINTS
 from kd.runs.weights import not_finite, save_weights
-from kd.training.also_test import measure
+from kd.training.also_test import Measured, measure
 from kd.training.callbacks import ADVICE, EpochSeed, History, KeepPredictions
 from kd.training.checkpoints import PREVIOUS, AtomicCheckpoints
 from kd.training.loggers import Samples, TensorBoard, abandon, conclude, log_confusion, log_settings, name_run
@@ -60,7 +60,7 @@ def train(
     logger: Logger | None,
     callbacks: Sequence[Callback] = (),
     timed: bool = True,
-    alone: bool = True,
+    single_process: bool = True,
     settings: Mapping[str, Any] | None = None,
     seed: int | None = None,
 ) -> Result:
@@ -79,8 +79,8 @@ def train(
         logger: receives scalars and pictures; None for no logger.
         callbacks: further callbacks, which may end the training early by raising an exception.
         timed: whether to record the training time; false where several trainings share the process.
-        alone: whether the training is in this process only, so that the ranks and tasks that a launcher has put into
-            the environment are none of its own.
+        single_process: whether the training is in this process only, so that the ranks and tasks that a launcher has
+            put into the environment are none of its own.
         settings: the resolved configuration, shown by TensorBoard; by default the metadata.
         seed: of the random numbers of each epoch, such as dropout's; by default the record's.
 
@@ -91,36 +91,26 @@ def train(
         DivergedError: if a loss is not finite, or training ends with weights that are not.
         UserError: if the checkpoint is damaged or another's, or memory does not suffice.
     """
-    history = History(directory / CURVES, timed)
+    history, keep_predictions = History(directory / CURVES, timed), KeepPredictions()
+    shown = metadata if settings is None else settings
+    role = "student" if record.student or record.taught else "teacher"  # in a chain it may be either
+    tabs = Tabs(role, data.images, record.command, shown)
     checkpoint = ModelCheckpoint(
         directory / CHECKPOINT.parent,
         filename=CHECKPOINT.stem,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    keep_predictions = KeepPredictions()
-    all_callbacks: list[Callback] = [
-        EpochSeed(record.seed if seed is None else seed),
-        history,
-        checkpoint,
-        keep_predictions,
-        *callbacks,
-    ]
-    if logger is not None:
-        all_callbacks.append(Samples())
-        name_run(logger, _title(record))
-    role = "student" if record.student or record.taught else "teacher"  # in a chain it may be either
-    tabs = Tabs(role, data.images, record.command, metadata if settings is None else settings)
-    if isinstance(logger, TensorBoard):
-        all_callbacks += [tabs, *([GradientNorms(logger.gradient_norms)] if logger.gradient_norms else [])]
-    if alone:
+    own = [EpochSeed(record.seed if seed is None else seed), history, checkpoint, keep_predictions]
+    name_run(logger, _title(record))
+    if single_process:
         # As Lightning's data-parallel strategies set it; until then it is what the environment says.
         cast(Any, rank_zero_only).rank = 0
     trainer = make_trainer(
-        callbacks=all_callbacks,
+        callbacks=[*own, *callbacks, *_drawing(logger, tabs)],
         plugins=[
             AtomicCheckpoints(_identity(record, metadata), record.epochs),
-            *([LightningEnvironment()] if alone else []),
+            *([LightningEnvironment()] if single_process else []),
         ],
         logger=logger or False,
         default_root_dir=directory,
@@ -133,17 +123,9 @@ def train(
         # On Slurm SIGTERM announces the end of a job that Submitit queues again; with Lightning's own answer to it the
         # job would end by itself, and stay ended.
         cast(Any, trainer)._signal_connector.register_signal_handlers = lambda: None
-    log_settings(trainer.loggers, metadata if settings is None else settings)
+    log_settings(trainer.loggers, shown)
     last = directory / CHECKPOINT if (directory / CHECKPOINT).exists() else None
-    with warnings.catch_warnings():
-        # From Lightning 2.6 with torch 2.14; a user cannot avoid it.
-        warnings.filterwarnings("ignore", message=".*LeafSpec")
-        # A debug run may have fewer batches than that; the last one of an epoch is logged in any case.
-        warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging")
-        # It is not empty when a run is resumed, as intended.
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-        # No validation images: only with limit_val_batches, as debug=fast_dev_run has it, does Lightning look.
-        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+    with _expected_warnings():
         try:
             with _restoring(last, history):
                 trainer.fit(module, data, ckpt_path=last, weights_only=True)
@@ -160,6 +142,55 @@ def train(
             raise
 
     predictions = keep_predictions.predictions(trainer)
+    record = _completed(record, trainer, data, history, predictions, further)
+    if trainer.is_global_zero:
+        # What cannot be made again comes first.
+        write_predictions(predictions, directory / PREDICTIONS)
+        facts = {"test_acc": record.test_acc, "test_images": record.test_images, "trial": record.trial}
+        save_weights(module.inference_net, directory / weights, {**metadata, **facts})
+        (directory / CHECKPOINT).with_name(PREVIOUS).unlink(missing_ok=True)
+        write(record, directory / FILE)
+        if record.trial:
+            log.warning("this is a trial: %s", record.trial)
+        log_confusion(trainer.loggers, predictions, data.images.classes, trainer.global_step)
+        tabs.conclude(trainer, predictions)
+        conclude(trainer.loggers, *_summary(record))
+    return record
+
+
+def _drawing(logger: Logger | None, tabs: Tabs) -> list[Callback]:
+    """The callbacks that show a training in its logger."""
+    if logger is None:
+        return []
+    if not isinstance(logger, TensorBoard):
+        return [Samples()]
+    return [Samples(), tabs, *([GradientNorms(logger.gradient_norms)] if logger.gradient_norms else [])]
+
+
+@contextmanager
+def _expected_warnings() -> Iterator[None]:
+    """Leave out warnings about what is as it should be."""
+    with warnings.catch_warnings():
+        # From Lightning 2.6 with torch 2.14; a user cannot avoid it.
+        warnings.filterwarnings("ignore", message=".*LeafSpec")
+        # A debug run may have fewer batches than that; the last one of an epoch is logged in any case.
+        warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging")
+        # It is not empty when a run is resumed, as intended.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+        # No validation images: only with limit_val_batches, as debug=fast_dev_run has it, does Lightning look.
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+        yield
+
+
+def _completed(
+    record: Result,
+    trainer: L.Trainer,
+    data: DataModule,
+    history: History,
+    predictions: Predictions,
+    further: Measured,
+) -> Result:
+    """Return the record with all that training and test have found."""
     class_acc = predictions.class_accuracy
     test = {name: value.item() for name, value in trainer.callback_metrics.items()}
     record = replace(
@@ -191,20 +222,7 @@ def train(
     )
     if record.teacher_test_acc and record.test_images == record.test_total:  # else of other images than the teacher's
         record = replace(record, retention=test["test/acc"] / record.teacher_test_acc)
-    record = replace(record, warnings=[*record.warnings, *_doubts(record, predictions, data.images.classes)])
-    if trainer.is_global_zero:
-        # What cannot be made again comes first.
-        write_predictions(predictions, directory / PREDICTIONS)
-        facts = {"test_acc": record.test_acc, "test_images": record.test_images, "trial": record.trial}
-        save_weights(module.inference_net, directory / weights, {**metadata, **facts})
-        (directory / CHECKPOINT).with_name(PREVIOUS).unlink(missing_ok=True)
-        write(record, directory / FILE)
-        if record.trial:
-            log.warning("this is a trial: %s", record.trial)
-        log_confusion(trainer.loggers, predictions, data.images.classes, trainer.global_step)
-        tabs.conclude(trainer, predictions)
-        conclude(trainer.loggers, *_summary(record))
-    return record
+    return replace(record, warnings=[*record.warnings, *_doubts(record, predictions, data.images.classes)])
 
 
 def _identity(record: Result, metadata: dict[str, Any]) -> str:

@@ -32,13 +32,14 @@ from torch.utils.tensorboard.writer import FileWriter
 from kd.data.module import Loader
 from kd.ranges import require
 from kd.runs.predictions import Predictions, confusion
+from kd.terminal import visible
 
 GRID = 8
 ZOOM = 3
 NAME_LENGTH = 24
 """Letters of a class name in a picture."""
 MOST_CLASSES = 2000
-"""Of a confusion matrix."""
+"""Classes of a confusion matrix, at most."""
 FINAL = "z_final/"
 """Group of the figures of the finished run: dots, whose name puts them behind the curves."""
 
@@ -257,7 +258,7 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str]) -> Figur
 
 def printable(name: str, length: int | None = NAME_LENGTH) -> str:
     """Return a class name as a picture can hold it: in one line, shortened, with escapes for what is no text."""
-    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
+    shown = visible(name)
     return shown if length is None or len(shown) <= length else shown[: length - 3] + "..."
 
 

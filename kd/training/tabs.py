@@ -28,7 +28,7 @@ from kd.training.loggers import TensorBoard, optional, printable
 from kd.training.modules import Classifier
 
 THRESHOLDS = 101
-"""Of a curve of precision and recall, evenly from 0 to 1."""
+"""Thresholds of a curve of precision and recall, evenly from 0 to 1."""
 FEW = 20
 """Classes that have a curve each."""
 ROWS = 4096
@@ -36,7 +36,7 @@ ROWS = 4096
 POINTS = 500
 """Test images whose embeddings are shown, at most."""
 AXES = 50
-"""Of an embedding that are shown, at most: its principal components, of which all distances keep most."""
+"""Principal components of an embedding that are shown, at most; distances keep most of themselves in these."""
 WIDTH = 100
 """Letters of a line of text."""
 THUMBNAIL = 32

@@ -8,7 +8,8 @@ from markdown_it import MarkdownIt
 from kd.report.page import bullets, linked
 from kd.report.sweeps import Picture
 from kd.report.tables import markdown
-from kd.report.text import comma_separated, encodable, escaped, fewer, shortened, slug, visible
+from kd.report.text import comma_separated, encodable, escaped, fewer, shortened, slug
+from kd.terminal import visible
 
 
 @pytest.mark.parametrize(

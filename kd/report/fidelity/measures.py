@@ -19,7 +19,7 @@ from kd.report.rows import Spread
 from kd.runs.predictions import correct
 
 BINS = 15
-"""Of equal width, for the expected calibration error."""
+"""Bins of equal width, for the expected calibration error."""
 TEMPERATURES = (0.01, 100.0)
 """Bounds of the search for a temperature."""
 FEWEST_ERRORS = 10

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from kd.files import open_regular
-from kd.report.text import shortened, visible
+from kd.report.text import shortened
+from kd.terminal import visible
 
 MOST_HEADER = 16 << 20
 """Bytes of the largest header that is read, which describes all tensors."""

@@ -8,7 +8,7 @@ from kd.report.text import shortened
 
 MOST_COMMANDS = 6
 MOST_CHARACTERS = 600
-"""Of a command."""
+"""Characters of a command that are shown, at most."""
 
 
 def details(row: Row) -> dict[str, Any]:
