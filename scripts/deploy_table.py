@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from turns import Turns, TurnsOver, processes, take_turns
 
 from kd.app.programs import run_program
-from kd.app.recorded import recorded_data
+from kd.app.recorded import record_beside, recorded_data
 from kd.deploy.runtime import required
 from kd.deploy.timing import FORMS, Form, Passes
 from kd.errors import UserError
 from kd.runs.given import weights_file
-from kd.runs.results import FILE, Result, read
+from kd.runs.results import Result
 from kd.runs.status import measured_by
 from kd.terminal import Parser, positive, visible
 from kd.training.threads import SPINNING
@@ -115,20 +115,13 @@ def _trained(runs: list[str], trust: bool) -> list[Trained]:
         predictor, facts = load(weights, trust), load_weights(weights)[1]
         if found and facts.get("data_id") != found[0].facts.get("data_id"):
             raise UserError(f"{run} was trained on other images than {runs[0]}; give networks of the same data set")
-        record = _record(weights)
+        record = record_beside(weights)
         name = base = weights.stem if record is None else f"{record.method}, {record.student or record.teacher}"
         number = 2
         while name in [other.name for other in found]:
             name, number = f"{base} ({number})", number + 1
         found.append(Trained(name, weights, predictor, facts, record))
     return found
-
-
-def _record(weights: Path) -> Result | None:
-    try:
-        return read(weights.parent / FILE)
-    except (UserError, OSError):
-        return None
 
 
 def _images(trained: list[Trained], settings: list[str]) -> "Images":

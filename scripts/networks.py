@@ -12,7 +12,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ import yaml
 from torch import nn
 
 from kd.errors import UserError
+from kd.inference import build_network
 from kd.models.output import Output
 from kd.runs.status import measured_by
 from kd.terminal import Parser, file, outcome, positive
@@ -243,12 +243,8 @@ def measured(name: str) -> Network:
 def build(name: str, num_classes: int, device: str = "cpu", image_size: int = 32, **changes: object) -> nn.Module:
     """Return a network of conf/student, with some of its settings changed."""
     settings = yaml.safe_load((ROOT / "conf" / "student" / f"{name}.yaml").read_text(encoding="utf-8"))
-    module, _, cls = settings.pop("_target_").rpartition(".")
     with torch.device(device):
-        net: nn.Module = getattr(import_module(module), cls)(
-            **{**settings, **changes}, num_classes=num_classes, image_size=image_size
-        )
-    return net
+        return build_network({**settings, **changes, "num_classes": num_classes, "image_size": image_size})
 
 
 def table(found: list[Network]) -> str:

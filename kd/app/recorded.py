@@ -41,7 +41,7 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
         if key.partition(".")[0].partition("/")[0] != "data":
             raise UserError(f"{override}: only settings of the data are taken here, such as data.root=DIR")
     own: list[str] = []
-    record = _record(weights)
+    record = record_beside(weights)
     if record is not None and record.command is not None and "data" not in keys:
         own = shlex.split(record.command)
         untold = to_be_typed(own) + ([] if record.config_dir is None else [f"--config-dir={record.config_dir}"])
@@ -88,7 +88,7 @@ def split(build: "Builder", name: str, weights: Path) -> "tuple[Pixels, Tensor]"
             "the run held out no images for validation (data.val_fraction=0), and was trained on all of them"
         )
     place = stratified_split(images.train_y, data["val_fraction"], data["split_seed"])[name == "val"]
-    record = _record(weights)
+    record = record_beside(weights)
     if name == "val" and record is not None and record.data_id == images.id:
         fraction, seed = _held_out(weights, record)
         unseen = set(stratified_split(images.train_y, fraction, seed)[1].tolist()) if fraction else set()
@@ -116,7 +116,8 @@ def _held_out(weights: Path, record: Result) -> tuple[float, int]:
     return float(data.val_fraction), int(data.split_seed)
 
 
-def _record(weights: Path) -> Result | None:
+def record_beside(weights: Path) -> Result | None:
+    """Return the record of the run that weights lie beside; None without one that can be read."""
     try:
         return read(weights.parent / FILE)
     except (UserError, OSError):

@@ -23,7 +23,7 @@ from kd.report.ranking import leaders
 from kd.report.rows import Row
 from kd.report.summary import summarize
 from kd.runs import predictions, results
-from kd.runs.predictions import class_accuracy
+from kd.runs.predictions import class_accuracy, confusion
 from kd.runs.results import Result
 
 MOST_RUNS = 48
@@ -182,10 +182,7 @@ def _network(labels: Labels, outputs: Sequence[Outputs], shown: Sequence[int]) -
 
 def _confusion(labels: Labels, logits: Sequence[Logits], shown: Sequence[int]) -> list[list[float]]:
     """Return the share of each true class by prediction, in percent, mean over the networks; 0 without images."""
-    count = logits[0].shape[1]
-    matrix = np.zeros((count, count))
-    for seed in logits:
-        np.add.at(matrix, (labels, seed.argmax(axis=1)), 1 / len(logits))
+    matrix = np.mean([confusion(labels, seed) for seed in logits], axis=0)
     shares = 100 * matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     return [[round(float(shares[true, predicted]), 2) for predicted in shown] for true in shown]
 
