@@ -129,8 +129,8 @@ def _images(trained: list[Trained], settings: list[str]) -> "Images":
     from kd.deploy.check import places
 
     first = next((network for network in trained if network.record and network.record.command), trained[0])
-    told = first.record is None or first.record.command  # the teacher store's records have no command
-    if not told and not any(text.startswith("data=") for text in settings):
+    has_images = first.record is None or first.record.command  # the teacher store's records have no command
+    if not has_images and not any(text.startswith("data=") for text in settings):
         raise UserError("no record tells the images; give a student's run, too, or data=NAME data.root=DIR")
     predictor = first.predictor
     images = recorded_data(first.weights, settings, predictor.image_size, len(predictor.mean)).images

@@ -96,7 +96,7 @@ def arguments() -> argparse.Namespace:
 def checked(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run the parts, one after the other, and return all figures; files have them after every part."""
     began = time.monotonic()
-    machine = told(Process(_machine, options, folder), 60)
+    machine = results_of(Process(_machine, options, folder), 60)
     if machine["error"] is not None:
         raise UserError(machine["error"])
     for name in ("gpu_paths", "gpu_measures", "benchmark", "paced"):
@@ -113,7 +113,7 @@ def checked(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         left = options.minutes * 60 - (time.monotonic() - began)
         limit = max(0.0, left) * part.weight / sum(later.weight for later in chosen[place:])
         print(f"{part.name}: at most {limit:.0f} s", file=sys.stderr, flush=True)
-        figures["parts"][part.name] = told(Process(_rows, part, options, folder), limit)
+        figures["parts"][part.name] = results_of(Process(_rows, part, options, folder), limit)
         with suppress(UserError):  # `main` tells it, after the table
             write(figures, options)
     return figures
@@ -191,7 +191,7 @@ class Process:
             pipe.send(None)
 
 
-def told(process: Process, seconds: float) -> dict[str, Any]:
+def results_of(process: Process, seconds: float) -> dict[str, Any]:
     """Return what a process has to tell: its rows, its error if it failed as a whole; its output if anything failed."""
     began, rows, error = time.monotonic(), [], None
     try:

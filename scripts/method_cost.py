@@ -240,8 +240,8 @@ def peak_memory(step: Callable[[], None], options: argparse.Namespace) -> int:
 def markdown(figures: dict[str, Any]) -> str:
     """Return the tables as Markdown, one a pair of networks: a row a method, the cheapest first."""
     parts = []
-    for pair in dict.fromkeys(one["pair"] for one in figures["tables"]):
-        tables = [one for one in figures["tables"] if one["pair"] == pair]
+    for pair in dict.fromkeys(table["pair"] for table in figures["tables"]):
+        tables = [table for table in figures["tables"] if table["pair"] == pair]
         parts.append("\n".join(_lines(pair, tables)))
     machine = figures["machine"]
     note = f"{machine['device']}; medians over {machine['rounds']} rounds of {machine['steps']} steps."
@@ -250,12 +250,12 @@ def markdown(figures: dict[str, Any]) -> str:
 
 def _lines(pair: str, tables: list[dict[str, Any]]) -> Iterator[str]:
     student, teacher = pair.split(":")
-    heads = [f"B={one['batch_size']}: ms | × {BASELINE} | MB" for one in tables]
+    heads = [f"B={table['batch_size']}: ms | × {BASELINE} | MB" for table in tables]
     yield f"| {student} from {teacher} | {' | '.join(heads)} | parameters |"
     yield f"| :--- | {' | '.join(['---: | ---: | ---:'] * len(tables))} | ---: |"
     first = tables[0]["methods"]
     for name in sorted(first, key=lambda name: first[name]["factor"]):
-        cells = (one["methods"].get(name) for one in tables)
+        cells = (table["methods"].get(name) for table in tables)
         shown = [f"{c['ms']:.1f} | {c['factor']:.2f} | {c['mb']:.1f}" if c else " | | " for c in cells]
         yield f"| {name} | {' | '.join(shown)} | {first[name]['parameters']:,} |"
     for name, reason in tables[0]["refused"].items():

@@ -58,7 +58,7 @@ def show(summary: Summary, comparisons: Sequence[Comparison]) -> None:
     """Print tables, one of each data set, and what a reader of them must know."""
     console = Console()
 
-    def tell(*lines: str) -> None:
+    def print_lines(*lines: str) -> None:
         # In a file, a sentence is a line. Text: names are no markup.
         for line in lines:
             console.print(Text(encodable(line, console.encoding)), soft_wrap=not console.is_terminal)
@@ -69,16 +69,16 @@ def show(summary: Summary, comparisons: Sequence[Comparison]) -> None:
         places, remark = leaders(part.rows, FEW if len(part.rows) > MANY else MANY)
         rows = [part.rows[i] for i in places]
         if len(parts) > 1 or rows[0].trial:
-            tell(f"{titled(rows)}:")
+            print_lines(f"{titled(rows)}:")
         console.print(to_rich(rows, console.width, console.encoding))
         if remark:
-            tell(f"{remark}. All of them are in results.md and results.csv.", "")
+            print_lines(f"{remark}. All of them are in results.md and results.csv.", "")
         shown += rows
     for baseline, compared in by_baseline(comparisons):
         compared = [comparison for comparison in compared if any(comparison.row is row for row in shown)]
-        tell(f"Compared with {baseline}:")
+        print_lines(f"Compared with {baseline}:")
         console.print(differences_to_rich(compared, console.width, console.encoding))
-    tell(*best(summary.rows), "", *summary.notes, *comparison_notes(summary.rows, comparisons))
+    print_lines(*best(summary.rows), "", *summary.notes, *comparison_notes(summary.rows, comparisons))
 
 
 def _arguments() -> argparse.Namespace:

@@ -212,9 +212,9 @@ def choices(tried: Sequence[Row]) -> str:
 
 RECIPES = {
     "standard": "crop and flip",
-    "standard recipe.label_smoothing=0.1": "and label smoothing of 0.1",
-    "standard data.augment.policy=trivialaugment": "and TrivialAugment",
-    "standard data.augment.cutmix=1": "and cutmix",
+    "standard recipe.label_smoothing=0.1": "crop and flip, label smoothing of 0.1",
+    "standard data.augment.policy=trivialaugment": "crop, flip and TrivialAugment",
+    "standard data.augment.cutmix=1": "crop, flip and cutmix",
 }
 """What the rows of recipes are called."""
 

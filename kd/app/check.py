@@ -152,7 +152,9 @@ def trainer_arguments() -> frozenset[str]:
         for part in node.body
         if isinstance(part, ast.FunctionDef) and part.name == "__init__"
     ]
-    return frozenset(argument.arg for one in functions for argument in one.args.kwonlyargs + one.args.args[1:])
+    return frozenset(
+        argument.arg for function in functions for argument in function.args.kwonlyargs + function.args.args[1:]
+    )
 
 
 def _check_nodes(settings: dict[str, Any]) -> None:
@@ -218,9 +220,9 @@ def _check_trainer(trainer: dict[str, Any], launcher: str | None) -> None:
 def several_processes(trainer: Mapping[str, Any]) -> bool:
     """Whether a run with these settings of the Trainer is data-parallel, over processes that each start the program."""
     devices = trainer["devices"]
-    one = len(devices) == 1 if isinstance(devices, list) else str(devices) == "1"
+    single = len(devices) == 1 if isinstance(devices, list) else str(devices) == "1"
     several_nodes = str(trainer.get("num_nodes", 1)) != "1"
-    return not one or several_nodes or str(trainer["strategy"]).startswith(("ddp", "fsdp", "deepspeed"))
+    return not single or several_nodes or str(trainer["strategy"]).startswith(("ddp", "fsdp", "deepspeed"))
 
 
 def _check_knobs(settings: dict[str, Any], run_wide: Iterable[str], read: str, given: Iterable[str]) -> None:

@@ -132,7 +132,7 @@ def _knobs(path: Path) -> str:
         f"{name}={_typed(value)}" + (f" in {spans[name]}" if name in spans else "") for name, value in knobs.items()
     ]
     sums = [f"{name} in {span}" for name, span in spans.items() if " + " in name]
-    return ", ".join([*(one for one in shown if "${" not in one), *sums])
+    return ", ".join([*(text for text in shown if "${" not in text), *sums])
 
 
 def _typed(value: object) -> str:

@@ -145,7 +145,7 @@ def _unknown_setting(name: str, arguments: Sequence[str]) -> str:
         known = plain(compose([])[0].cfg)
     more = [f"trainer.{argument}" for argument in trainer_arguments() - SET_ELSEWHERE.keys()]
     similar = nearest(name, known, [*more, *(other for other in OTHER_NAMES if len(other) > 5)])
-    similar = [OTHER_NAMES.get(one, one) for one in similar if one != name]
+    similar = [OTHER_NAMES.get(found, found) for found in similar if found != name]
     meant = f"; did you mean {' or '.join(dict.fromkeys(similar))}?" if similar else ";"
     return f"there is no setting '{name}' with {chosen[-1]}{meant} --cfg job shows all, --help the most useful"
 

@@ -44,10 +44,10 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
     record = record_beside(weights)
     if record is not None and record.command is not None and "data" not in keys:
         own = shlex.split(record.command)
-        untold = to_be_typed(own) + ([] if record.config_dir is None else [f"--config-dir={record.config_dir}"])
-        if untold:
+        to_type = to_be_typed(own) + ([] if record.config_dir is None else [f"--config-dir={record.config_dir}"])
+        if to_type:
             raise UserError(
-                f"{weights.parent / FILE} has {' '.join(untold)}, which may run code; name the images by "
+                f"{weights.parent / FILE} has {' '.join(to_type)}, which may run code; name the images by "
                 "data=NAME data.root=DIR"
             )
     elif "data" not in keys:

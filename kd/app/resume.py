@@ -72,14 +72,14 @@ def expand_resume(arguments: Arguments, program: str = "python train.py") -> tup
     replaced = {_key(override) for override in rest}
     try:
         own = [override for override in shlex.split(record.command or "") if _key(override) not in replaced]
-        untold = to_be_typed(own)
+        to_type = to_be_typed(own)
     except (UserError, ValueError) as error:
         raise UserError(f"resume={given[-1]}: the command in {FILE} is damaged: {error}") from error
-    if untold:
+    if to_type:
         raise UserError(
-            f"resume={given[-1]}: by its {FILE} this run has {' '.join(untold)}, which may run code, contact a server "
+            f"resume={given[-1]}: by its {FILE} this run has {' '.join(to_type)}, which may run code, contact a server "
             "or read the environment; if that is yours, type it as well: "
-            f"{program} {shlex.join([*arguments.argv, *untold])}"
+            f"{program} {shlex.join([*arguments.argv, *to_type])}"
         )
     _go_to(directory, record, given[-1])
     # An experiment may want a multirun; the one job of it that is resumed is a run. What it was started with stays on

@@ -74,7 +74,7 @@ def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
         load(build.net(plan.network), path, build.inference_copy, name) for plan, path in zip(plans, paths, strict=True)
     ]
     measured = [
-        verify(one, test, claim, path, advice) for one, claim, path in zip(teachers, claims, paths, strict=True)
+        verify(teacher, test, claim, path, advice) for teacher, claim, path in zip(teachers, claims, paths, strict=True)
     ]
     teacher, accuracy = joined(teachers, build.inference_copy, name), measured[0] if claims[0] is None else claims[0]
     if len(teachers) > 1:
@@ -121,7 +121,7 @@ def _key(build: Builder, plan: Plan, level: int) -> dict[str, Any]:
     if level == 1 and build.cfg.teacher_weights is not None:
         return build.key(plan, build.given_id())
     below = build.first_teachers if level == 1 else [build.chain[level - 2]]
-    return build.key(plan, [_key(build, one, level - 1) for one in below])
+    return build.key(plan, [_key(build, link, level - 1) for link in below])
 
 
 def _claim(build: Builder, entry: Path) -> float | None:

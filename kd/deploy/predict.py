@@ -81,10 +81,10 @@ class Classification:
         while batch := list(islice(inputs, self.batch_size)):
             columns = [
                 ranked(network, torch.cat(x), self.top)
-                for network, x in zip(self.networks, zip(*(one.x for one in batch), strict=True), strict=True)
+                for network, x in zip(self.networks, zip(*(image.x for image in batch), strict=True), strict=True)
             ]
-            for one, *tops in zip(batch, *columns, strict=True):
-                yield Answer(one.name, tops[0], tops[1] if len(tops) > 1 else None)
+            for image, *tops in zip(batch, *columns, strict=True):
+                yield Answer(image.name, tops[0], tops[1] if len(tops) > 1 else None)
 
     def _inputs(self, names: Iterable[str]) -> Iterator[_Input]:
         for name in names:
@@ -266,8 +266,8 @@ def _classify(program: str) -> int:
         from kd.deploy.sheet import Shown, draw  # matplotlib takes a second
 
         drawn = [
-            Shown(picture, one.name, one.top[0], one.teacher[0] if one.teacher else None)
-            for picture, one in zip(pictures, shown, strict=True)
+            Shown(picture, answer.name, answer.top[0], answer.teacher[0] if answer.teacher else None)
+            for picture, answer in zip(pictures, shown, strict=True)
         ]
         try:
             draw(args.sheet, drawn, len(names) - classification.failures)

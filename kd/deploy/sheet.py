@@ -55,7 +55,7 @@ def draw(path: Path, shown: Sequence[Shown], total: int) -> None:
 def _figure(shown: Sequence[Shown], total: int) -> Figure:
     rows = -(-len(shown) // COLUMNS)
     columns = -(-len(shown) // rows)  # rows of equal length, but for the last
-    differing = [one.teacher is not None and one.teacher.label != one.best.label for one in shown]
+    differing = [image.teacher is not None and image.teacher.label != image.best.label for image in shown]
     width = max(CELL * columns, NARROWEST)
     side = width / columns - GAP
     cell = LABEL + side + LINE * (2 if any(differing) else 1) + GAP
@@ -64,15 +64,15 @@ def _figure(shown: Sequence[Shown], total: int) -> Figure:
     part = "" if len(shown) == total else f", the first {len(shown)} of {total:,} images"
     title = f"Most probable class and its probability{part}"
     figure.text(GAP / 2 / width, 1 - 0.1 / height, title, fontsize=10, va="top", color=INK)
-    for place, (one, differs) in enumerate(zip(shown, differing, strict=True)):
+    for place, (image, differs) in enumerate(zip(shown, differing, strict=True)):
         left = (place % columns) * width / columns + GAP / 2
         bottom = height - TITLE - place // columns * cell - LABEL - side
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
-        _show(axes, one.picture)
-        _write(axes, side, side + 0.06, one.best.label, _percent(one.best), 8, INK)
-        _write(axes, side, -0.11, Path(one.name).name, "", 6, TEACHER)
-        if one.teacher is not None and differs:
-            _write(axes, side, -0.11 - LINE, f"teacher: {one.teacher.label}", _percent(one.teacher), 6.5, HUES[1])
+        _show(axes, image.picture)
+        _write(axes, side, side + 0.06, image.best.label, _percent(image.best), 8, INK)
+        _write(axes, side, -0.11, Path(image.name).name, "", 6, TEACHER)
+        if image.teacher is not None and differs:
+            _write(axes, side, -0.11 - LINE, f"teacher: {image.teacher.label}", _percent(image.teacher), 6.5, HUES[1])
     return figure
 
 

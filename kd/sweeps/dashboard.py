@@ -62,13 +62,13 @@ class Dashboard:
         room = 3 * ROWS
         if self.height is not None:
             room = self.height - 1 - len(above) - len(below) - 3 - (2 + SWEEPS if len(state.sweeps) > 1 else 0)
-        told = [self._line(line, "dim") for line in _reasons(state.runs, "running")[: room // 8]]
-        told += [self._line(line, "red") for line in _reasons(state.runs, "failed", "refused")[: room // 6]]
-        room -= len(told)
+        reasons = [self._line(line, "dim") for line in _reasons(state.runs, "running")[: room // 8]]
+        reasons += [self._line(line, "red") for line in _reasons(state.runs, "failed", "refused")[: room // 6]]
+        room -= len(reasons)
         methods = self._best(state) if room >= 7 else []
         shares = min(len(methods), ROWS, (room - 3) // 2)
         room -= 3 + shares if methods else 0
-        parts = [*above, self._jobs(state, max(1, min(ROWS, room))), *told]
+        parts = [*above, self._jobs(state, max(1, min(ROWS, room))), *reasons]
         if methods:
             parts.append(self._methods(methods, shares))
         return Group(*parts, *below)
@@ -87,8 +87,8 @@ class Dashboard:
         listed = Text(f"{total:,} {'run' if total == 1 else 'runs'}: ")
         for i, status in enumerate(status for status in ORDER if counts[status]):
             listed.append(", " if i else "").append(f"{counts[status]:,} {status}", COLOURS.get(status, ""))
-        others = sum(sweep.others for sweep in state.sweeps)
-        listed.append(f"; {others:,} earlier" if others else "", "dim")
+        earlier = sum(sweep.earlier for sweep in state.sweeps)
+        listed.append(f"; {earlier:,} earlier" if earlier else "", "dim")
         left = sum(counts[status] for status in LEFT)
         begun = (*LEFT, "interrupted")
         wanted = [run for run in state.runs if run.status in ("done", "skipped", *begun)]

@@ -75,7 +75,7 @@ class Sweep:
 
     directory: Path
     runs: list[Run]
-    others: int = 0
+    earlier: int = 0
     """Runs in the directory that its latest command did not want."""
     began: float | None = None
     """When that command, or the first of the runs, began, in seconds since 1970."""
@@ -179,7 +179,7 @@ class Reader:
             labelled = [replace(_labelled(run, common), before=before.get(place, 0.0)) for place, run in runs.items()]
             return Sweep(directory=directory, runs=labelled, began=began, held=held)
         jobs = [_planned(job, runs.pop(directory / (job.directory or ""), None)) for job in wanted.jobs]
-        return Sweep(directory=directory, runs=jobs, others=len(runs), began=wanted.began, held=held)
+        return Sweep(directory=directory, runs=jobs, earlier=len(runs), began=wanted.began, held=held)
 
     def _seen(self, directory: Path, runs: Sequence[Run]) -> tuple[float | None, dict[Path | None, float]]:
         """Return a moment, and the share that each run had trained by then, where no plan tells.

@@ -53,9 +53,11 @@ def planned(job: Job, trained: float) -> Planned:
         trained: see `Planned`.
     """
     status = job.status
-    told = status in ("skipped", "refused") or (status == "failed" and job.reason is not None)
+    has_reason = status in ("skipped", "refused") or (status == "failed" and job.reason is not None)
     directory = None if job.directory is None else job.directory.name
-    return Planned(job.label, directory, status if told else None, job.why if told else "", trained, job.stale)
+    return Planned(
+        job.label, directory, status if has_reason else None, job.why if has_reason else "", trained, job.stale
+    )
 
 
 def write(jobs: Sequence[Job], trained: Sequence[float], began: float | None = None) -> None:

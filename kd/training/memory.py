@@ -40,15 +40,15 @@ def lacks_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # A context or a library's workspace that finds none is a RuntimeError.
-    said = r"DefaultCPUAllocator|out of memory|_ALLOC_FAILED"
-    return isinstance(error, RuntimeError) and re.search(said, str(error)) is not None
+    pattern = r"DefaultCPUAllocator|out of memory|_ALLOC_FAILED"
+    return isinstance(error, RuntimeError) and re.search(pattern, str(error)) is not None
 
 
 def of_the_device(error: BaseException) -> bool:
     """Return whether an error is that of a device, or of the connection between devices, whatever is computed."""
-    said = r"\b(CUDA|cuDNN|CUBLAS|HIP|NCCL|MPS)\b"
+    pattern = r"\b(CUDA|cuDNN|CUBLAS|HIP|NCCL|MPS)\b"
     return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and re.search(said, str(error)) is not None
+        isinstance(error, RuntimeError) and re.search(pattern, str(error)) is not None
     )
 
 

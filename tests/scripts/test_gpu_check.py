@@ -93,7 +93,7 @@ def test_gpu_check_ends_a_part_with_its_processes_when_its_time_is_up():
     began = time.monotonic()
     process = gpu_check.Process(work)
     os.close(theirs)
-    told = gpu_check.told(process, 1)
+    told = gpu_check.results_of(process, 1)
     assert told["rows"] == [{"what": "first", "note": ""}]
     assert told["error"] == "not done after 1 s"
     assert os.read(ours, 1) == b""  # which waits for all that have the other end
@@ -106,7 +106,7 @@ def test_gpu_check_tells_of_a_part_that_was_killed():
         os.kill(os.getpid(), signal.SIGKILL)
         yield
 
-    told = gpu_check.told(gpu_check.Process(work), 30)
+    told = gpu_check.results_of(gpu_check.Process(work), 30)
     assert (told["rows"], told["error"]) == ([], "ended with exit code -9")
 
 

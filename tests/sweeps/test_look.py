@@ -42,7 +42,7 @@ def test_look_at_a_sweep_finds_jobs_by_its_plan(tmp_path):
     assert [(run.settings, run.status) for run in sweep.runs] == [
         ("T=0", "skipped"), ("T=1", "waiting"), ("T=2", "waiting"), ("T=3", "waiting"), ("T=x", "refused")
     ]  # fmt: skip
-    assert sweep.others == 1
+    assert sweep.earlier == 1
     write_record(tmp_path / "1", "f1", status="failed", error="training diverged")
     write_record(tmp_path / "2", "f2", status="running", epochs=10)
     write_curves(tmp_path / "2", 4)

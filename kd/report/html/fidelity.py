@@ -224,7 +224,7 @@ def _images(found: Study, student: Student, label: str, base: str) -> list[Json]
         return {
             "place": image,
             "true": int(found.labels[image]),
-            "answers": [[who, int(p[image].argmax()), round(100 * float(p[image].max()))] for who, p in answers],
+            "answers": [[name, int(p[image].argmax()), round(100 * float(p[image].max()))] for name, p in answers],
         }
 
     return [

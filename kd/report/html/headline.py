@@ -31,22 +31,22 @@ def headline(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str
         row = ranked[0]
         named = f"{row.label} reaches {accuracy(row.test_acc)} on the test images (n = {row.n})"
         sentences = [f"{named}: it has the highest validation accuracy, {accuracy(row.val_acc)}, of {len(ranked)}."]
-        told = [comparison for comparison in comparisons if comparison.row is row]
+        chosen = [comparison for comparison in comparisons if comparison.row is row]
         baseline = any(comparison.baseline is row for comparison in comparisons)
         sentences += ["It is the baseline that the others are compared with."] if baseline else []
     elif len(candidates) == 1:
         (row,) = candidates
         sentences = [f"{row.label} reaches {accuracy(row.test_acc)} on the test images (n = {row.n})."]
-        told = []
+        chosen = []
     else:
         sentences = []
-        told = list(comparisons)
-    if len(told) <= FEW:
-        sentences += [sentence(comparison) for comparison in told]
+        chosen = list(comparisons)
+    if len(chosen) <= FEW:
+        sentences += [sentence(comparison) for comparison in chosen]
     else:
-        verdicts = Counter(comparison.verdict for comparison in told)
+        verdicts = Counter(comparison.verdict for comparison in chosen)
         listed = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.most_common())
-        sentences.append(f"{len(told)} rows are compared with {told[0].baseline.label}: {listed}.")
+        sentences.append(f"{len(chosen)} rows are compared with {chosen[0].baseline.label}: {listed}.")
     if not ranked and len(candidates) > 1:
         sentences.append("No run has a validation accuracy, so none is chosen as the best.")
     return sentences
