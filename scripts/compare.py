@@ -82,7 +82,7 @@ def _settings(run: Path) -> dict[str, Any]:
 
 def _apart(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return both values of each name that has two."""
-    both = {name: (ours.get(name, ""), theirs.get(name, "")) for name in {**ours, **theirs}}
+    both = {name: (ours.get(name), theirs.get(name)) for name in {**ours, **theirs}}
     return {name: (str(a), str(b)) for name, (a, b) in both.items() if a != b}
 
 

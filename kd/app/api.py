@@ -1,11 +1,15 @@
 """Runs from Python, as in a notebook: what `python train.py` does, without the command line."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from kd.app.cli import job, prepared
@@ -43,15 +47,26 @@ def train(*settings: str) -> Result:
 
 @contextmanager
 def _as_it_was() -> Iterator[None]:
-    """Have Hydra raise what goes wrong, and put back environment, program and working directory at the end.
+    """Have Hydra raise what goes wrong, and put back at the end what a program may change, and a library may not.
 
-    A run that is continued goes to where it was started, and has processes of its own take no modules from there.
+    A run sets up logging, and Hydra holds one configuration a process. A run that is continued goes to where it was
+    started, and has processes of its own take no modules from there.
     """
     here, environment, program = Path.cwd(), dict(os.environ), sys.argv[0]
+    root, hydra, config = logging.getLogger(), GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    handlers, level = root.handlers[:], root.level
+    known: list[Any] = cast(Any, logging)._handlerList  # all of which a new configuration closes
+    open_ones, known[:], root.handlers[:] = known[:], [], []
+    GlobalHydra.instance().clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
     finally:
+        for handler in root.handlers:
+            handler.close()
+        known[:], root.handlers[:] = open_ones, handlers
+        root.setLevel(level)
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = hydra, config
         os.chdir(here)
         os.environ.clear()
         os.environ.update(environment)

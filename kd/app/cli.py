@@ -6,6 +6,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
@@ -164,9 +165,10 @@ def main() -> None:
     try:
         Path.cwd()  # an error where the folder is gone
         if {"-h", "--help"} & set(arguments):
-            folder = read_arguments(arguments).config_dir
-            folders = [conf_dir(), *([folder] if folder else [])]
-            print(help_text(*folders).replace("python train.py", program()))
+            folders: list[Path | None] = [conf_dir()]
+            with suppress(UserError):  # of whatever else is typed beside --help
+                folders.append(read_arguments(arguments).config_dir)
+            print(help_text(*filter(None, folders)).replace("python train.py", program()))
             return
         known, node = prepared(arguments)
         sys.argv[1:] = arguments = known.argv

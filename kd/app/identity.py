@@ -71,6 +71,9 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     kept = {**without(settings, IRRELEVANT | SHORTHANDS.keys() | absent), "networks": networks}
     kept["trainer"] = without(kept["trainer"], PLACEMENT | OBSERVING)
     kept["data"] = _of_own_channels(without(kept["data"], STORAGE | MEASURED))
+    # Runs from before there was such a setting are found.
+    augment = kept["data"]["augment"]
+    kept["data"]["augment"] = {name: value for name, value in augment.items() if (name, value) != ("transform", None)}
     kept["data"]["source"] = _of_own_channels(without(kept["data"]["source"], STORAGE))
     if "student" not in networks:
         del kept["data"]["order_seed"]  # a teacher's order is that of its own seed

@@ -21,7 +21,7 @@ from kd.runs.results import FILE, Result, read
 from kd.runs.status import refuse_links
 
 SWEEP = "multirun.yaml"
-"""What Hydra writes into the folder of a sweep."""
+"""The settings of a sweep, in its folder."""
 
 
 def expand_resume(arguments: Arguments, program: str = "python train.py") -> tuple[Arguments, Result | None]:
@@ -93,10 +93,15 @@ def _typed(sweep: Path, program: str) -> str:
     try:
         hydra = yaml.safe_load((sweep / SWEEP).read_text(encoding="utf-8"))["hydra"]
         own = [*hydra["overrides"]["hydra"], *hydra["overrides"]["task"]]
+        runtime = hydra["runtime"]
+        folders = [source["path"] for source in runtime["config_sources"] if source["provider"] == "command-line"]
+        cwd = str(runtime["cwd"])
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
         return ""
     kept = [part for part in map(str, own) if not re.match(r"[+]*hydra\.(mode|sweep\.dir)=", part)]
-    return f": {program} -m {shlex.join([*kept, quoted('hydra.sweep.dir', str(sweep))])}"
+    flags = [f"--config-dir={str(folder).removeprefix('file://')}" for folder in folders]
+    place = "" if cwd == os.getcwd() else f"cd {shlex.quote(cwd)} && "
+    return f": {place}{program} -m {shlex.join([*flags, *kept, quoted('hydra.sweep.dir', str(sweep))])}"
 
 
 def refuse_other_settings(record: Result, command: Command, argv: Sequence[str], program: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.losses import hard_loss
-from kd.methods.base import Method, Pair
+from kd.methods.base import Method, Pair, SoftTargets
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -73,6 +73,9 @@ class Combine(Method):
             self.weights[name], self.parts[name] = float(weight), _method(name, arguments)
         self.reads = frozenset({"logits"}).union(*(part.reads for part in self._methods().values()))
         self.needs_labels = any(part.needs_labels for part in self._methods().values())
+        # Labels of the common form are left out of the parts; other forms may have them in further terms.
+        common = all(isinstance(part, SoftTargets) for part in self._methods().values())
+        self.reads_labels = alpha > 0 or self.needs_labels or not common
 
     def _methods(self) -> dict[str, Method]:
         return {name: part for name, part in self.parts.items() if isinstance(part, Method)}

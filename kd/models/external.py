@@ -261,7 +261,9 @@ def custom(
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
             try:  # def resnet(**kwargs), which hands them to a class
                 net = make_net(**{**own, "num_classes": outputs}, **more)
-            except TypeError:
+            except TypeError as error:
+                if "num_classes" not in str(error):  # something else is wrong with it
+                    raise
                 net = make_net(**own, **more)
         else:
             net = make_net(**own, **more)

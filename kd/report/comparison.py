@@ -33,6 +33,8 @@ from kd.runs.results import Result
 
 OF_TEACHING = r"[+~]*(teacher|ensemble|chain|method|speed|[\w/]+@teacher)"
 """Beginnings of settings that only a method with a teacher has, and of those that change no result."""
+SHORTHANDS = {"batch_size": "recipe.batch_size", "lr": "recipe.optimizer.lr"}
+"""Settings of both recipes, and what they are for the student."""
 
 
 class Comparison(NamedTuple):
@@ -238,24 +240,38 @@ def other_settings(comparison: Comparison) -> list[str]:
     """Return in what else than method and teacher the row differs from its baseline, where neither's name tells.
 
     Returns:
-        Each setting with the row's value first, as in "recipe.epochs 40 against none".
+        Each setting with the row's value first, as in "epochs 40 against 30".
     """
     pair = (comparison.row, comparison.baseline)
-    told = {piece.partition("=")[0] for row in pair for piece in row.pieces}
+    named = {piece.partition("=")[0] for row in pair for piece in row.pieces}
     # What no override has changed may still be an experiment's, or a default of another day.
-    by_override, on_record = (_apart(*(of(row.first) for row in pair)) for of in (_overrides, _conditions))
-    found = by_override or on_record
-    return [f"{name} {ours} against {theirs}" for name, (ours, theirs) in found.items() if name not in told]
+    conditions, overrides = ([of(row.first) for row in pair] for of in (_conditions, _overrides))
+    common = conditions[0].keys() & conditions[1].keys()  # of what both have on record
+    found = _apart(*({name: of[name] for name in of if name in common} for of in conditions)) | _apart(*overrides)
+    for condition, setting in (("student", "student"), ("epochs", r"(recipe\.)?epochs$"), ("training images", "data")):
+        named |= {condition} if any(re.match(setting, name) for name in named) else set()
+    return [f"{name} {ours} against {theirs}" for name, (ours, theirs) in found.items() if name not in named]
 
 
 def _overrides(run: Result) -> dict[str, str]:
-    """Return the settings of a run, by name, that are not those of its method or teacher."""
-    words = [word.partition("=") for word in run.variant.split()]
-    return {name: value for name, _, value in words if not re.match(OF_TEACHING, name)}
+    """Return the settings of a run, by name, that are not those of its method or teacher, nor `_conditions`."""
+    words: list[str] = []
+    for word in run.variant.split():
+        if words and words[-1].count("[") + words[-1].count("{") > words[-1].count("]") + words[-1].count("}"):
+            words[-1] += f" {word}"  # a value in brackets
+        else:
+            words.append(word)
+    settings = dict(word.partition("=")[::2] for word in words)
+    return {
+        SHORTHANDS.get(name, name): value
+        for name, value in settings.items()
+        if not re.match(OF_TEACHING, name) and name not in ("epochs", "recipe.epochs")
+    }
 
 
 def _conditions(run: Result) -> dict[str, str]:
-    return {"student": str(run.student), "epochs": str(run.epochs), "training images": str(run.train_images)}
+    known = {"student": run.student, "epochs": run.epochs, "training images": run.train_images}
+    return {name: str(value) for name, value in known.items() if value is not None}
 
 
 def _apart(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:

@@ -1,6 +1,7 @@
 """What a method reaches with so many configurations tried, so that none wins by being tuned more."""
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -72,25 +73,29 @@ def budgets(rows: Sequence[Row], cut_short: Sequence[Result] = ()) -> list[Budge
             that they had, or 0 without one; where such a method's choice may be one of them, its test accuracy is not
             known.
     """
-    kinds: dict[tuple[str, str], tuple[list[Row], list[Result]]] = {}
+    kinds: dict[tuple[str, str], tuple[list[Row], dict[str, list[float]]]] = {}
     for row in rows:
         if row.role is not Role.TEACHER and row.val_acc:
-            kinds.setdefault(_kind(row.first), ([], []))[0].append(row)
+            kinds.setdefault(_kind(row.first), ([], {}))[0].append(row)
     rated = {run.group for row in rows for run in row.runs if run.group}
     for run in cut_short:
         if run.dataset == rows[0].first.dataset and _kind(run) in kinds and run.group not in rated:
-            kinds[_kind(run)][1].append(run)
+            kinds[_kind(run)][1].setdefault(run.group or run.fingerprint, []).append(_end(run))
     enough = {kind: tried for kind, tried in kinds.items() if len(tried[0]) + len(tried[1]) >= FEWEST_TRIED}
     methods = [method for method, _ in enough]
     found = []
     for (method, networks), (tried, cut) in enough.items():
         label = method if methods.count(method) == 1 else f"{method}, {networks}"
-        ends = [0.0 if run.diverged or not run.epoch_val_acc else run.epoch_val_acc[-1] for run in cut]
-        val = [*(row.val_acc.mean for row in tried if row.val_acc), *ends]
+        val = [*(row.val_acc.mean for row in tried if row.val_acc), *map(fmean, cut.values())]
         test = [row.test_acc.mean for row in tried if row.test_acc]
         of_choice = expected_of_best(val, test) if len(test) == len(val) else []
         found.append(Budget(method, label, expected_of_best(val, val), of_choice))
     return found
+
+
+def _end(run: Result) -> float:
+    """Return what a run had reached when it was ended."""
+    return 0.0 if run.diverged or not run.epoch_val_acc else run.epoch_val_acc[-1]
 
 
 def _kind(run: Result) -> tuple[str, str]:

@@ -173,7 +173,8 @@ def log_settings(loggers: Sequence[Logger], settings: Mapping[str, Any]) -> None
     for logger in loggers:
         if not isinstance(logger, TensorBoard):
             with optional("the settings"):
-                logger.log_hyperparams(dict(settings))
+                # Under a name of their own: MLflow takes no second value of what `conclude` logs.
+                logger.log_hyperparams({"settings": dict(settings)})
 
 
 class Samples(L.Callback):
@@ -293,6 +294,8 @@ def conclude(loggers: Sequence[Logger], params: dict[str, Any], metrics: dict[st
                 logger.log_hyperparams(params, final)
             else:
                 logger.log_hyperparams(params)
+        with optional("the final figures"):
+            if not isinstance(logger, TensorBoardLogger):
                 logger.log_metrics(final)
         with optional("the end of the run"):
             if isinstance(logger, TensorBoardLogger):

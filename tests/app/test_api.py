@@ -1,10 +1,14 @@
 """Runs from Python: `kd.train` and `kd.results`."""
 
+import logging
 import os
 
+import hydra
 import pytest
+from hydra.errors import HydraException
 
 import kd
+from kd.errors import UserError
 from kd.runs.results import read
 from tests.common import QUICK
 
@@ -26,7 +30,7 @@ def test_train_is_the_run_of_the_command_line(run, tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("method=standard", "T=4"), "this method has no such knob|there is no setting|not in struct|T"),
+        (("method=standard", "T=4"), "Could not override 'T'"),
         (("T=1,2",), "several values are several runs"),
         (("-m", "T=1,2"), "kd.train is one run"),
         (("method=standard", "lr=-1"), r"lr must be in \[0, inf\), got -1"),
@@ -34,7 +38,7 @@ def test_train_is_the_run_of_the_command_line(run, tmp_path, monkeypatch, capsys
 )
 def test_train_raises_what_is_wrong_with_settings(tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Exception, match=message):
+    with pytest.raises((UserError, HydraException), match=message):
         kd.train(*QUICK, *settings)
     assert not list(tmp_path.iterdir())
 
@@ -47,3 +51,25 @@ def test_train_leaves_the_working_directory_where_it_was(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert kd.train("resume=there/mine").status == "done"
     assert os.getcwd() == str(tmp_path)
+
+
+def test_train_leaves_logging_and_hydra_to_the_program_that_calls_it(tmp_path, monkeypatch):
+    """As in a notebook that has Hydra compose settings of its own, and logs into a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "mine.yaml").write_text("T: mine\n")
+    root = logging.getLogger()
+    handler = logging.FileHandler(tmp_path / "mine.log")
+    root.addHandler(handler)
+    try:
+        with hydra.initialize_config_dir(str(tmp_path / "conf"), version_base=None):
+            assert kd.train(*QUICK, "method=standard", "hydra.run.dir=run").status == "done"
+            assert hydra.compose("mine").T == "mine"
+        logging.getLogger("kd").warning("after it")
+        assert handler in root.handlers
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+    assert "after it" in (tmp_path / "mine.log").read_text()
+    assert "after it" not in (tmp_path / "run" / "train.log").read_text()
+    assert "training the student" in (tmp_path / "run" / "train.log").read_text()

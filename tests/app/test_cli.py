@@ -321,6 +321,13 @@ def test_help_shows_methods_of_a_folder_of_ones_own(run, tmp_path):
     assert re.search(r"^  logits ", printed, re.MULTILINE)
 
 
+@pytest.mark.parametrize("arguments", [("-m", "--help"), ("T", "4", "--help"), ("--config-dir=nowhere", "--help")])
+def test_help_is_shown_whatever_else_is_typed(run, arguments):
+    code, printed = run(*arguments)
+    assert code == 0
+    assert re.search(r"^  logits ", printed, re.MULTILINE)
+
+
 def test_resume_of_a_sweep_names_its_command(run, tmp_path):
     code, _ = run("-m", *QUIET_SWEEP, "hydra.sweep.dir=a sweep")
     assert code == 0
@@ -336,3 +343,18 @@ def test_resume_of_a_sweep_names_its_command(run, tmp_path):
     (tmp_path / "a sweep" / "multirun.yaml").write_text("{")
     code, printed = run("resume=a sweep")
     assert (code, printed.strip()) == (1, "error: resume=a sweep: this is a sweep, which its own command continues")
+
+
+def test_resume_of_a_sweep_names_folder_and_place_of_its_command(run, tmp_path, monkeypatch):
+    """Without them, methods of one's own and relative paths would not be found."""
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "my_own.yaml").write_text("# @package _global_\n# my own\nmethod: null\n")
+    code, printed = run(
+        "-m", "--config-dir=mine", *TINY, QUIET, "data.source.image_size=16", "method=my_own", "hydra.sweep.dir=sweep"
+    )
+    sweep = tmp_path / "sweep"
+    assert (sweep / "multirun.yaml").exists(), printed
+    monkeypatch.chdir(tmp_path / "mine")
+    code, printed = run(f"resume={sweep}")
+    assert code == 1
+    assert f"continues: cd {tmp_path} && python train.py -m --config-dir={tmp_path}/mine " in printed

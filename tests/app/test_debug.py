@@ -114,4 +114,8 @@ def test_debug_shortens_a_preset_that_has_its_own_epochs(preset):
     cfg = compose([preset, "debug=overfit", "epochs=7"])[0].cfg
     assert (cfg.recipe.epochs, cfg.teacher_recipe.epochs, cfg.recipe.batch_size) == (7, 7, 20)
     augment = cfg.data.augment
+    assert augment.keys() - {"_target_", "strength"} == set(
+        ["crop", "flip", "cutout", "mixup", "cutmix", "policy", "transform"]
+    )  # all of which are switched off
+    assert augment.transform is None
     assert (augment.crop, augment.flip, augment.mixup, augment.cutmix, augment.policy) == (0, False, None, None, None)

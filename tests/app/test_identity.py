@@ -79,6 +79,19 @@ def test_keys_of_teacher_and_run_change_with_what_decides_them(changed, teacher,
     assert (fingerprint(settings()) != fingerprint(settings(changed))) == result
 
 
+@pytest.mark.parametrize("absent", ["data.augment.transform", "data.channels", "data.source.channels"])
+def test_runs_from_before_a_setting_are_found(absent):
+    """Or each version with a further setting would train all that is done again."""
+    now, before = (plain(composed("data=folder").cfg) for _ in range(2))
+    *nodes, name = absent.split(".")
+    node = before
+    for part in nodes:
+        node = node[part]
+    assert node.pop(name) is None
+    assert fingerprint(before) == fingerprint(now)
+    assert group(before) == group(now)
+
+
 def test_fingerprint_tells_roots_apart():
     """Two folders of images are two data sets, of which a sweep is to run both."""
     mine, yours = (fingerprint(settings("data=folder", f"data.root={root}")) for root in ("mine", "yours"))

@@ -342,14 +342,20 @@ def test_comparison_notes_tell_of_settings_that_no_name_shows():
     """A student of a longer recipe, where the table has "standard" and "logits": the gain is not the method's."""
     longer = seeds(TAUGHT, 0.82, 0.83, 0.84, variant="recipe.epochs=40 ensemble=3", epochs=40)
     (note,) = other_settings_notes(*STANDARD, *longer)
-    assert "logits (recipe.epochs 40 against none)" in note
-    unnamed = seeds(TAUGHT, 0.82, 0.83, 0.84, epochs=40, train_images=45_000)
-    (note,) = other_settings_notes(*STANDARD, *unnamed)
-    assert "logits (epochs 40 against 30, training images 45000 against None)" in note
+    assert "logits (epochs 40 against 30)" in note
+    part = seeds(TAUGHT, 0.82, 0.83, 0.84, variant="data.fraction=0.5 lr=0.1", epochs=240, train_images=25_000)
+    whole = [replace(run, train_images=50_000, variant="recipe.batch_size=64") for run in STANDARD]
+    (note,) = other_settings_notes(*whole, *part)
+    assert "epochs 240 against 30, training images 25000 against 50000, data.fraction 0.5 against none" in note
 
 
 def test_comparison_notes_do_not_repeat_what_names_show_or_teachers_have():
     equal = seeds(TAUGHT, 0.82, 0.83, 0.84, variant="teacher.scale=8 method.layers=2")
+    chained = seeds(TAUGHT, 0.82, 0.83, 0.84, variant="chain=[{scale: 24}, {scale: 20}] recipe.epochs=30")
+    assert other_settings_notes(*STANDARD, *chained) == []
+    assert other_settings_notes(*STANDARD, *seeds(TAUGHT, 0.82, 0.83, train_images=45_000)) == []  # or not on record
+    same = [replace(run, variant="lr=0.2") for run in STANDARD]
+    assert other_settings_notes(*same, *seeds(TAUGHT, 0.82, 0.83, variant="recipe.optimizer.lr=0.2")) == []
     wide, narrow = (
         seeds(TAUGHT, 0.82, 0.83, 0.84, variant=f"student.scale={scale}", student=f"cnn{scale}") for scale in (8, 16)
     )

@@ -103,6 +103,9 @@ def test_budgets_count_configurations_that_a_search_has_ended():
     finished = [run.val_acc for run in runs]
     assert found.val == pytest.approx(expected_of_best([*finished, *[0.5] * 5, 0.0], [*finished, *[0.5] * 5, 0.0]))
     assert (len(found.val), found.test) == (11, [])
+    seeds = [replace(lost, seed=seed, fingerprint=f"lost{seed}") for seed in range(3)]  # of one configuration
+    (found,) = budgets(summary.rows, [*pruned, *seeds])
+    assert len(found.val) == 11
     again = [replace(run, group=runs[0].group) for run in pruned]  # ended once, and run to its end later
     (found,) = budgets(summary.rows, again)
     assert len(found.val) == 5

@@ -38,6 +38,9 @@ def test_compare_finds_no_setting_where_there_is_none(tmp_path, finished):
         shutil.copytree(finished / "run", tmp_path / name)
     text = (tmp_path / "b" / "result.json").read_text().replace('"device": "', '"device": "another ')
     (tmp_path / "b" / "result.json").write_text(text)
+    config = tmp_path / "b" / ".hydra" / "config.yaml"
+    assert "    transform: null\n" in config.read_text()
+    config.write_text(config.read_text().replace("    transform: null\n", ""))  # as of a version without it
     done = compare("a", "b", cwd=tmp_path)
     assert "settings that differ: none" in done.stdout
     assert [*lines(done.stdout, "what else differs")] == ["device"]

@@ -355,10 +355,22 @@ def test_settings_are_logged_before_training_but_to_tensorboard(tmp_path, noise,
     own = {"recipe": {"optimizer": {"lr": 0.1}}, "seed": 0}
     with pytest.raises(UserError, match="broken"):
         train(module, data, record, tmp_path, "w.safetensors", {}, make_trainer, logger, [Broken()], settings=own)
-    assert logger.experiment.hparams == own
+    assert logger.experiment.hparams == {"settings": own}
     board = TensorBoard(str(tmp_path / "board"))
     log_settings([board], own)
     assert not (tmp_path / "board").exists()
+
+
+def test_final_figures_are_logged_though_settings_are_refused(tmp_path):
+    """As MLflow refuses another value of a parameter that it has."""
+
+    class Strict(CSVLogger):
+        def log_hyperparams(self, params):
+            raise ValueError("Changing param values is not allowed")
+
+    logger = Strict(tmp_path)
+    conclude([logger], {"method": "logits"}, {"test_acc": 0.8})
+    assert logger.experiment.metrics[-1]["z_final/test_acc"] == 0.8
 
 
 def test_abandon_ends_the_wandb_run_of_a_failed_training(tmp_path, noise, tiny_net, monkeypatch):
