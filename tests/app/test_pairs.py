@@ -44,7 +44,7 @@ def test_pair_has_the_published_settings(name):
         assert settings[recipe] == {"optimizer": plain_sgd, **steps}
     data = settings["data"]
     assert data["source"]["_target_"] == "kd.data.cifar.cifar100"
-    assert data["augment"] == {"_target_": "kd.data.augment.Augment", **CROP_AND_FLIP}
+    assert data["augment"] == {"_target_": "kd.data.augment.Augment", **CROP_AND_FLIP, "transform": None}
     unchanged = {"val_fraction": 0, "fraction": 1, "noise": 0, "balance": "none", "image_size": None}
     assert {key: data[key] for key in unchanged} == unchanged
     assert settings["trainer"]["precision"] == "32-true"
