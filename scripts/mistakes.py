@@ -15,8 +15,9 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
+from kd.data.fetch import BatchIndices, InMemory
 from kd.data.images import Images
-from kd.data.module import BatchIndices, InMemory, Loader, Sequential
+from kd.data.module import Loader, Sequential
 from kd.losses import hard_loss
 from kd.methods.base import Pair, Step, Teacher
 from kd.methods.logits import Logits

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
 from omegaconf import DictConfig
 
 from kd.app.cli import job, prepared
@@ -53,7 +53,7 @@ def _as_it_was() -> Iterator[None]:
     started, and has processes of its own take no modules from there.
     """
     here, environment, program = Path.cwd(), dict(os.environ), sys.argv[0]
-    root, hydra, config = logging.getLogger(), GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    root, hydra = logging.getLogger(), Singleton.get_state()
     handlers, level = root.handlers[:], root.level
     known: list[Any] = cast(Any, logging)._handlerList  # all of which a new configuration closes
     open_ones, known[:], root.handlers[:] = known[:], [], []
@@ -64,9 +64,9 @@ def _as_it_was() -> Iterator[None]:
     finally:
         for handler in root.handlers:
             handler.close()
-        known[:], root.handlers[:] = open_ones, handlers
+        known[:0], root.handlers[:] = open_ones, handlers
         root.setLevel(level)
-        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = hydra, config
+        Singleton.set_state(hydra)
         os.chdir(here)
         os.environ.clear()
         os.environ.update(environment)

@@ -48,7 +48,7 @@ Methods (method=...)
 Knobs of the methods, with their defaults; those that a method lacks are refused
 {knobs}
   T is the temperature of the soft loss: higher shows more of the teacher's probabilities of the wrong classes.
-  alpha is the weight of the labels (of dkd and ctkd see their pages), beta that of the method's own further term.
+  alpha is the weight of the labels (of dkd that of its first term), beta that of the method's own further term.
 
 Groups
 {groups}
@@ -165,10 +165,10 @@ def main() -> None:
     try:
         Path.cwd()  # an error where the folder is gone
         if {"-h", "--help"} & set(arguments):
-            folders: list[Path | None] = [conf_dir()]
+            folder = None
             with suppress(UserError):  # of whatever else is typed beside --help
-                folders.append(read_arguments(arguments).config_dir)
-            print(help_text(*filter(None, folders)).replace("python train.py", program()))
+                folder = read_arguments(arguments).config_dir
+            print(help_text(conf_dir(), *([folder] if folder else [])).replace("python train.py", program()))
             return
         known, node = prepared(arguments)
         sys.argv[1:] = arguments = known.argv

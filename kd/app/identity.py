@@ -45,10 +45,13 @@ UNCHANGED = {"fraction": 1.0, "noise": 0.0, "balance": "none"}
 A key leaves them out then, so that teachers from before there was such a setting are found.
 """
 
+LATER = frozenset({"channels", "transform"})
+"""Settings of the data, its source and its augmentation that earlier versions had not; null leaves all as it was."""
+
 AFTER_TRAINING = frozenset({"keep_memory", "fold_teacher", "stored_logits", "stored_logits_gb"})
 """Speed-ups that change nothing about how a teacher is trained on labels."""
 
-OF_TEACHING = {"fold_teacher": True, "stored_logits": "auto"}
+ROUNDING = {"fold_teacher": True, "stored_logits": "auto"}
 """Those that round what a network of a chain is taught, with the values of `speed=fast`, which a key leaves out."""
 
 OF_ROLE = {
@@ -70,19 +73,17 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     absent = _absent(networks, settings["chain"])
     kept = {**without(settings, IRRELEVANT | SHORTHANDS.keys() | absent), "networks": networks}
     kept["trainer"] = without(kept["trainer"], PLACEMENT | OBSERVING)
-    kept["data"] = _of_own_channels(without(kept["data"], STORAGE | MEASURED))
-    # Runs from before there was such a setting are found.
-    augment = kept["data"]["augment"]
-    kept["data"]["augment"] = {name: value for name, value in augment.items() if (name, value) != ("transform", None)}
-    kept["data"]["source"] = _of_own_channels(without(kept["data"]["source"], STORAGE))
+    kept["data"] = _without_unset(without(kept["data"], STORAGE | MEASURED))
+    kept["data"]["source"] = _without_unset(without(kept["data"]["source"], STORAGE))
+    kept["data"]["augment"] = _without_unset(kept["data"]["augment"])
     if "student" not in networks:
         del kept["data"]["order_seed"]  # a teacher's order is that of its own seed
     return kept
 
 
-def _of_own_channels(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without a `channels` of null, so that runs from before there was such a setting are found."""
-    return {name: value for name, value in settings.items() if (name, value) != ("channels", None)}
+def _without_unset(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that came later and have no value, so that runs from before there were such are found."""
+    return {name: value for name, value in settings.items() if value is not None or name not in LATER}
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
@@ -166,8 +167,8 @@ def teacher_key(
     if method is None and taught_by is None:
         return key
     speed = settings["speed"]
-    usual = {name for name, value in OF_TEACHING.items() if speed[name] == value}
-    of_teaching = without(speed, AFTER_TRAINING - OF_TEACHING.keys() | usual)
+    usual = {name for name, value in ROUNDING.items() if speed[name] == value}
+    of_teaching = without(speed, AFTER_TRAINING - ROUNDING.keys() | usual)
     return {**key, "speed": of_teaching, "method": method, "taught_by": taught_by}
 
 

@@ -20,7 +20,7 @@ class Mix:
     """(B, 4), int64: rows [top, bottom) and columns [left, right) where the second image is shown alone; empty for
     mixup."""
 
-    def part(self, part: slice) -> "Mix":
+    def part(self, part: Tensor) -> "Mix":
         """Return the same for some of the images."""
         return Mix(self.share[part], self.box[part])
 

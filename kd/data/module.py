@@ -1,22 +1,19 @@
 """From a data set to batches: the split, the order, the views, the LightningDataModule."""
 
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from kd.data import mix, policy
 from kd.data.also_test import AlsoTest
 from kd.data.augment import Augment
 from kd.data.batch import Batch, on_device
+from kd.data.fetch import BatchIndices, InMemory, OnDisk
 from kd.data.images import Images, require_classes
-from kd.data.mix import Mix
-from kd.data.policy import Policy
 from kd.data.stored import Pixels
 from kd.data.subset import noisy_labels, smallest_share, stratified_part
 from kd.errors import UserError
@@ -64,49 +61,6 @@ def _val_too_small(fraction: float, y: Tensor) -> UserError:
     if least is not None:
         ways_out += f", or at least {least:g} for one image of each class"
     return UserError(f"data.val_fraction={fraction:g} holds out none of the {len(y):,} training images; {ways_out}")
-
-
-@dataclass(frozen=True)
-class BatchIndices:
-    """The images and views of one step, before the pixels are fetched."""
-
-    index: Tensor
-    """(B,), int64."""
-    view: Tensor
-    """(B,), int64, see `kd.data.augment`."""
-    cut: Tensor | None
-    """(B, 2), int64, centres of the cut squares; None without cutout."""
-    mix: Mix | None = None
-    """How each image is mixed with another one of the step; None if it is not."""
-    places: Tensor | None = None
-    """(B,), int64: which of this step's images that is."""
-    partners: "BatchIndices | None" = None
-    """These other images, where the step is shared by several ranks; it stands in the place of `places`."""
-    policy: Policy | None = None
-    """What else is done to each image; None for nothing."""
-    seeds: Tensor | None = None
-    """(B,), int64: of the random numbers of the user's own function; None without one."""
-
-    @property
-    def fetched(self) -> Tensor:
-        """(B,) or (2B,), int64: the images to fetch, with the partners after the others."""
-        return self.index if self.partners is None else torch.cat([self.index, self.partners.index])
-
-    def part(self, part: slice | Tensor) -> "BatchIndices":
-        """Return some of the images, without what they are mixed with."""
-        cut = None if self.cut is None else self.cut[part]
-        policy = None if self.policy is None else self.policy.part(part)
-        seeds = None if self.seeds is None else self.seeds[part]
-        return BatchIndices(self.index[part], self.view[part], cut, policy=policy, seeds=seeds)
-
-    def share(self, rank: int, ranks: int) -> "BatchIndices":
-        """Return one rank's part of the step."""
-        if ranks == 1:
-            return self
-        ours = slice(rank, None, ranks)
-        if self.mix is None or self.places is None:
-            return self.part(ours)
-        return replace(self.part(ours), mix=self.mix.part(ours), partners=self.part(self.places[ours]))
 
 
 class Shuffled:
@@ -159,9 +113,10 @@ class Shuffled:
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             images = epoch.part(slice(start, start + self.batch_size))
             if self.augment.mixes:
-                places = torch.randperm(self.batch_size, generator=mixes)
+                partners = torch.randperm(self.batch_size, generator=mixes)
                 alphas = self.augment.mixup, self.augment.cutmix
-                images = replace(images, mix=mix.draw(self.batch_size, self.image_size, *alphas, mixes), places=places)
+                how = mix.draw(self.batch_size, self.image_size, *alphas, mixes)
+                images = replace(images, mix=how, partners=partners)
             yield images
 
 
@@ -190,52 +145,6 @@ class Sequential:
     def __iter__(self) -> Iterator[BatchIndices]:
         for index in self.index.tensor_split(len(self)):
             yield BatchIndices(index, torch.full_like(index, self.augment.plain_view), None)
-
-
-Fetched = tuple[BatchIndices, Tensor, Tensor]
-"""The indices of a step, the pixels (B, C, H, W) of the images to fetch, uint8, and their labels (B,)."""
-
-
-class InMemory:
-    """Pixels on the device where they are used: no worker processes, no copies."""
-
-    def __init__(self, x: Tensor, y: Tensor, device: torch.device) -> None:
-        self.x, self.y = x.to(device), y.to(device)
-
-    def fetch(self, indices: Iterable[BatchIndices]) -> Iterator[Fetched]:
-        for step in indices:
-            index = on_device(step.fetched, self.x.device)
-            yield step, self.x[index], self.y[index]
-
-
-class OnDisk(Dataset[Fetched]):
-    """Pixels that worker processes fetch ahead of their use: for data that does not fit into memory."""
-
-    def __init__(self, x: Pixels, y: Tensor, device: torch.device, workers: int) -> None:
-        self.x, self.y, self.device, self.workers = x, y, device, workers
-
-    def __getitem__(self, step: BatchIndices) -> Fetched:
-        return step, self.x[step.fetched], self.y[step.fetched]
-
-    def fetch(self, indices: Iterable[BatchIndices]) -> Iterator[Fetched]:
-        # Forked workers share the file; spawned ones would receive a copy of all pixels that are a tensor.
-        forks = "fork" in multiprocessing.get_all_start_methods()
-        workers, pinned = self.workers if forks else 0, self.device.type == "cuda"
-        fetched = DataLoader(
-            self,
-            sampler=indices,
-            batch_size=None,  # each item is a whole batch
-            num_workers=workers,
-            multiprocessing_context="fork" if workers else None,
-            pin_memory=pinned,
-            generator=torch.Generator(),  # the global one would change the random numbers of dropout
-        )
-        try:
-            for step, x, y in fetched:
-                # Without waiting for the copy the source could be freed too early, but for pinned memory.
-                yield step, x.to(self.device, non_blocking=pinned), y.to(self.device, non_blocking=pinned)
-        except UserError as error:  # of a worker process it has the traceback, too
-            raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
 
 
 class Loader:
@@ -276,20 +185,13 @@ class Loader:
     def batches(self, indices: Iterable[BatchIndices]) -> Iterator[Batch]:
         """Yield the batches of these images."""
         for step, x, y in self.pixels.fetch(indices):
-            n = len(step.index)
             index, view = on_device(step.index, self.device) + self.first, on_device(step.view, self.device)
-            images, labels = self._shown(step, view, x[:n]), y[:n]
-            if step.mix is not None:
-                if step.partners is not None:
-                    theirs = on_device(step.partners.view, self.device)
-                    second, second_labels = self._shown(step.partners, theirs, x[n:]), y[n:]
-                else:
-                    assert step.places is not None
-                    places = on_device(step.places, self.device)
-                    second, second_labels = images[places], labels[places]
-                images, share = step.mix.blend(images, second)
-                labels = mix.mixed_labels(labels, second_labels, share, self.num_classes)
-                index = torch.full_like(index, -1)
+            images, labels = self._shown(step, view, x), y
+            if step.mix is not None and step.partners is not None:
+                n, partners = len(step.partners), on_device(step.partners, self.device)
+                images, share = step.mix.blend(images[:n], images[partners])
+                labels = mix.mixed_labels(labels[:n], labels[partners], share, self.num_classes)
+                index, view = torch.full_like(index[:n], -1), view[:n]
             if self.class_weights is not None:
                 shares = labels if labels.is_floating_point() else F.one_hot(labels, self.num_classes)
                 labels = shares * self.class_weights

@@ -248,7 +248,7 @@ def custom(
     Args:
         target: full name of the class or function that makes it, such as "my_pkg.Net".
         settings: its arguments, if it needs any. Of `num_classes`, `image_size` and `in_channels` it is given
-            those that it takes; `num_classes` also where it takes any, as in `def net(**kwargs)`.
+            those that it takes; `num_classes` also where it takes any keyword.
         num_classes, image_size, stages, head, preacts, pretrained, size, mean, std, classes, in_channels: see
             `External`.
     """
@@ -259,7 +259,7 @@ def custom(
         takes = inspect.signature(make_net).parameters
         own = {name: value for name, value in given.items() if name in takes}
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
-            try:  # def resnet(**kwargs), which hands them to a class
+            try:  # a function of any keywords usually hands them on to a class
                 net = make_net(**{**own, "num_classes": outputs}, **more)
             except TypeError as error:
                 if "num_classes" not in str(error):  # something else is wrong with it

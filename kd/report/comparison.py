@@ -16,7 +16,7 @@ from kd.report.effects import (
     sign_flip_p,
     smallest_detectable,
 )
-from kd.report.rows import Role, Row
+from kd.report.rows import Role, Row, overrides
 from kd.report.statistics import (
     FEWEST,
     LEVEL,
@@ -245,9 +245,9 @@ def other_settings(comparison: Comparison) -> list[str]:
     pair = (comparison.row, comparison.baseline)
     named = {piece.partition("=")[0] for row in pair for piece in row.pieces}
     # What no override has changed may still be an experiment's, or a default of another day.
-    conditions, overrides = ([of(row.first) for row in pair] for of in (_conditions, _overrides))
+    conditions, settings = ([of(row.first) for row in pair] for of in (_conditions, _overrides))
     common = conditions[0].keys() & conditions[1].keys()  # of what both have on record
-    found = _apart(*({name: of[name] for name in of if name in common} for of in conditions)) | _apart(*overrides)
+    found = _apart(*({name: of[name] for name in of if name in common} for of in conditions)) | _apart(*settings)
     for condition, setting in (("student", "student"), ("epochs", r"(recipe\.)?epochs$"), ("training images", "data")):
         named |= {condition} if any(re.match(setting, name) for name in named) else set()
     return [f"{name} {ours} against {theirs}" for name, (ours, theirs) in found.items() if name not in named]
@@ -255,13 +255,7 @@ def other_settings(comparison: Comparison) -> list[str]:
 
 def _overrides(run: Result) -> dict[str, str]:
     """Return the settings of a run, by name, that are not those of its method or teacher, nor `_conditions`."""
-    words: list[str] = []
-    for word in run.variant.split():
-        if words and words[-1].count("[") + words[-1].count("{") > words[-1].count("]") + words[-1].count("}"):
-            words[-1] += f" {word}"  # a value in brackets
-        else:
-            words.append(word)
-    settings = dict(word.partition("=")[::2] for word in words)
+    settings = dict(override.partition("=")[::2] for override in overrides(run))
     return {
         SHORTHANDS.get(name, name): value
         for name, value in settings.items()

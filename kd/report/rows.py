@@ -249,7 +249,18 @@ def _pieces(firsts: Sequence[Result]) -> list[tuple[str, ...]]:
 
 def knobs_and_overrides(run: Result) -> list[str]:
     """Return the knobs and overrides of a run, each as on a command line: "T=4"."""
-    return [f"{name}={knob_text(run.knobs[name])}" for name in knob_names([run])] + run.variant.split()
+    return [f"{name}={knob_text(run.knobs[name])}" for name in knob_names([run])] + overrides(run)
+
+
+def overrides(run: Result) -> list[str]:
+    """Return the overrides of a run that are no knobs; a value in brackets may have blanks: "chain=[{scale: 8}]"."""
+    found: list[str] = []
+    for word in run.variant.split():
+        if found and sum(map(found[-1].count, "[{")) > sum(map(found[-1].count, "]}")):
+            found[-1] += f" {word}"
+        else:
+            found.append(word)
+    return found
 
 
 def _context(run: Result) -> list[str]:

@@ -20,7 +20,8 @@ import torch
 from lightning import Callback
 
 from kd.data.batch import Batch
-from kd.data.module import CPU, DataModule, InMemory, Loader
+from kd.data.fetch import InMemory
+from kd.data.module import CPU, DataModule, Loader
 from kd.models.output import Output
 from kd.training.callbacks import StopOnInterrupt
 from kd.training.memory import free_memory

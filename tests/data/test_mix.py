@@ -97,7 +97,7 @@ def test_batches_with_mixing_depend_on_seed_and_epoch_alone(noise):
 def test_ranks_share_a_mixed_step(noise):
     data = module(noise(), 1.0, 1.0)
     whole = next(iter(data.train_dataloader()))
-    assert len(next(data.train_dataloader().indices()).fetched) == 10  # each image once: partners are of the same step
+    assert len(next(data.train_dataloader().indices()).index) == 10  # each image once: partners are of the same step
     parts = []
     for rank in range(2):
         loader = data.train_dataloader()

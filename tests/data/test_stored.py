@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from kd.data.fetch import BatchIndices, OnDisk
 from kd.data.images import Images
-from kd.data.module import BatchIndices, OnDisk
 from kd.data.stored import StoredPixels
 from kd.errors import UserError
 
@@ -51,7 +51,7 @@ def test_pixels_on_disk_are_copied_without_waiting_from_pinned_memory_alone(pixe
     """A copy to MPS that nobody waits for reads memory that may be another batch's by then."""
     asked = []
     monkeypatch.setattr(torch.Tensor, "to", lambda x, device, non_blocking=False: asked.append(non_blocking) or x)
-    monkeypatch.setattr("kd.data.module.DataLoader", lambda data, sampler, **_: (data[step] for step in sampler))
+    monkeypatch.setattr("kd.data.fetch.DataLoader", lambda data, sampler, **_: (data[step] for step in sampler))
     on_disk = OnDisk(pixels, torch.zeros(12), torch.device(device), workers=0)
     list(on_disk.fetch([BatchIndices(torch.arange(12), torch.zeros(12), None)]))
     assert asked == [not waits] * 2
