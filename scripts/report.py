@@ -6,7 +6,6 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from kd.errors import UserError
@@ -19,6 +18,7 @@ from kd.report.summary import Summary, summarize
 from kd.report.tables import differences_to_rich, to_rich
 from kd.report.text import encodable
 from kd.runs.results import collect
+from kd.sweeps import progress
 from kd.terminal import end_with_the_pipe, outcome, visible
 
 MANY = 40
@@ -56,7 +56,7 @@ def work() -> None:
 
 def show(summary: Summary, comparisons: Sequence[Comparison]) -> None:
     """Print tables, one of each data set, and what a reader of them must know."""
-    console = Console()
+    console = progress.console()
 
     def print_lines(*lines: str) -> None:
         # In a file, a sentence is a line. Text: names are no markup.
@@ -85,7 +85,7 @@ def _arguments() -> argparse.Namespace:
     made = parser(
         "Compare training runs: one row per configuration, over its seeds, compared with a baseline over\n"
         "the seeds that both have. Reads every result.json below the directories; writes results.md, results.csv,\n"
-        "pictures of accuracies, learning curves and whatever knobs or sizes were swept, and index.html: all of it as\n"
+        "pictures of accuracies, learning curves and whatever knobs or sizes were swept, and index.html: the runs on\n"
         "one page, with the students' predictions beside the teacher's.",
         "  python train.py -m method=standard,logits,feature seed=0,1,2 hydra.sweep.dir=multirun/first\n"
         "  python scripts/report.py multirun/first --open\n"

@@ -31,12 +31,22 @@ class Sweep(NamedTuple):
 
 
 SIZE = "parameters"
+MOST_CELLS = 16
+"""Cells on a side of a heat map. A larger grid, or one less than a quarter full, is drawn as dots."""
+
+
+def grid(lines: Sequence[Line]) -> tuple[list[float], list[float], bool]:
+    """Return the values on both axes of two, over all lines, and whether they are too many or too thin for cells."""
+    first, second = (sorted({place[axis] for line in lines for place in line.points}) for axis in (0, 1))
+    fullest = max(len(line.points) for line in lines)
+    return first, second, max(len(first), len(second)) > MOST_CELLS or 4 * fullest < len(first) * len(second)
 
 
 def sweeps(rows: Sequence[Row]) -> list[Sweep]:
     """Find the sweeps by data set and axes. Methods that swept the same knobs share one; some methods are in none.
 
-    With more than two swept knobs, the two with the most values are the axes and the rest distinguish lines.
+    With more than two swept knobs, the two with the most values are the axes. The rest distinguish lines, numbers only
+    where most lines have several rows.
     Knobs that set the student's size are left to `sizes`, and seeds are no axes, as their numbers mean nothing.
     Teachers count where there are no students.
     """
@@ -54,6 +64,9 @@ def sweeps(rows: Sequence[Row]) -> list[Sweep]:
             axes = tuple(sorted(swept[:2], key=str.casefold))
             places = [tuple(row.get(name) for name in axes) for row in settings]
             rest = [name for name in varying if name not in axes]
+            if 2 * len({tuple(row.get(name) for name in rest) for row in settings}) > len(group):
+                # As in a random search: numbers distinguish nearly every row, and lines of one point show nothing.
+                rest = [name for name in rest if name not in swept]
             by_axes.setdefault((dataset, axes), []).append(_sweep(axes, dataset, group, places, settings, rest))
     return [_joined(parts) for parts in by_axes.values()]
 

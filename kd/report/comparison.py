@@ -52,6 +52,12 @@ class Comparison(NamedTuple):
     """How many differences p is corrected for."""
 
     @property
+    def common(self) -> tuple[Row, Row]:
+        """The row and the baseline with the runs of their common seeds."""
+        seeds = accuracies(self.row).keys() & accuracies(self.baseline).keys()
+        return self.row.of(seeds), self.baseline.of(seeds)
+
+    @property
     def by_seed(self) -> list[float]:
         """The difference of each common seed, by seed."""
         return paired_differences(accuracies(self.row), accuracies(self.baseline))

@@ -1,7 +1,6 @@
 """Chosen pairs of rows, compared and named: the tables of a study that asks more than one question."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -46,12 +45,8 @@ def compared(rows: Mapping[str, Row], family: Sequence[Contrast]) -> list[Compar
 
 def _pair(rows: Mapping[str, Row], contrast: Contrast) -> tuple[Row, Row]:
     """Return the two rows of a contrast, with the seeds that count."""
-
-    def chosen(row: Row) -> Row:
-        seeds = contrast.seeds
-        return row if seeds is None else replace(row, runs=tuple(run for run in row.runs if run.seed in seeds))
-
-    return chosen(rows[contrast.ours]), chosen(rows[contrast.theirs])
+    ours, theirs = rows[contrast.ours], rows[contrast.theirs]
+    return (ours, theirs) if contrast.seeds is None else (ours.of(contrast.seeds), theirs.of(contrast.seeds))
 
 
 def to_markdown(rows: Mapping[str, Row], *families: Sequence[Contrast], accuracy: bool = False) -> str:

@@ -115,7 +115,7 @@ def _bars(rows: Sequence[Row]) -> list[_Bar]:
 def _limits(bars: Sequence[_Bar]) -> tuple[int, float]:
     """Return limits from a multiple of 5, about half of the values' range below the lowest, to above the labels."""
     teachers = [bar.teacher[1] for bar in bars if bar.teacher]
-    low = min([bar.mean - bar.reach[0] for bar in bars] + teachers)
+    low = min([min(bar.mean - bar.reach[0], *bar.seeds) for bar in bars] + teachers)
     high = max([bar.top for bar in bars] + teachers)
     lowest = max(0, 5 * math.floor((low - (high - low) / 2 - 1) / 5))
     return lowest, lowest + 1.12 * (high - lowest)
@@ -198,6 +198,11 @@ class _Curve(NamedTuple):
     mean: NDArray[np.float64]
     std: NDArray[np.float64] | None
 
+    @property
+    def band(self) -> list[NDArray[np.float64]]:
+        """The ends of the band around the mean; the mean itself without one."""
+        return [self.mean] if self.std is None else [self.mean - self.std, self.mean + self.std]
+
 
 def curves(summary: Summary) -> Figure:
     """Draw accuracy and loss on the validation split over the epochs, a line per row.
@@ -219,9 +224,10 @@ def curves(summary: Summary) -> Figure:
     if not rows:
         return message(figure, "No run has learning curves.")
     drawn = sorted({*drawn, *names})
-    for axes, lines in zip(both, (accuracies, losses), strict=True):
+    possible = (0.0, 100.0), (-math.inf, math.inf)  # some methods' objectives are negative
+    for axes, lines, ends in zip(both, (accuracies, losses), possible, strict=True):
         for i in drawn:
-            _draw_curve(axes, lines[i], kept[i][1], names.get(i), 100.0 if lines is accuracies else math.inf)
+            _draw_curve(axes, lines[i], kept[i][1], names.get(i), ends)
         _fit(axes, [lines[i] for i in drawn])
     handles, labels = both[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
@@ -263,8 +269,8 @@ def _title(summary: Summary, split: _Split, rows: Sequence[Row], named: int, rem
     return "\n".join([title, *legend])
 
 
-def _draw_curve(axes: Axes, line: _Curve, look: Look, name: str | None, highest: float) -> None:
-    """Draw a line with its band, within 0 to `highest`; a thin one without a band where it has no name."""
+def _draw_curve(axes: Axes, line: _Curve, look: Look, name: str | None, ends: tuple[float, float]) -> None:
+    """Draw a line with its band, within `ends`; a thin one without a band where it has no name."""
     epochs = np.arange(1, len(line.mean) + 1)
     width, alpha, zorder = (0.7, 0.5, 2.0) if name is None else (1.8, 1.0, 3.0)
     axes.plot(
@@ -279,14 +285,14 @@ def _draw_curve(axes: Axes, line: _Curve, look: Look, name: str | None, highest:
         label=None if name is None else literal(name),
     )
     if name is not None and line.std is not None:
-        low, high = (np.clip(end, 0.0, highest) for end in (line.mean - line.std, line.mean + line.std))
+        low, high = (np.clip(end, *ends) for end in line.band)
         axes.fill_between(epochs, low, high, color=look.colour, alpha=0.18, linewidth=0)
 
 
 def _fit(axes: Axes, lines: Sequence[_Curve]) -> None:
-    """Set limits by the epochs after the first tenth: the steep beginning would flatten the rest."""
+    """Set limits by the epochs of each line after its first tenth: the steep beginning would flatten the rest."""
     longest = max(len(line.mean) for line in lines)
-    late = np.concatenate([line.mean[longest // 10 :] for line in lines])
+    late = np.concatenate([end[len(end) // 10 :] for line in lines for end in line.band])
     late = late[np.isfinite(late)]
     if late.size:
         margin = 0.05 * (late.max() - late.min()) or 1.0

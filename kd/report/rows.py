@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from statistics import fmean, median, stdev
@@ -63,6 +63,11 @@ class Row:
     """Test accuracy of the teacher that the row's retention refers to."""
     diverged: int = 0
     """Further runs of these settings, which diverged and are in no figure."""
+
+    def of(self, seeds: Iterable[int]) -> "Row":
+        """Return the row with the runs of these seeds alone."""
+        chosen = set(seeds)
+        return replace(self, runs=tuple(run for run in self.runs if run.seed in chosen))
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from kd.report.axes import SIZE, Line, Sweep, sizes, sweeps
+from kd.report.axes import SIZE, Line, Sweep, grid, sizes, sweeps
 from kd.report.numbers import parameters
 from kd.report.rows import Role, Row, Spread, titled
 from kd.report.style import INK, Colour, Look, framed, literal, method_styles, shades
@@ -21,8 +21,6 @@ from kd.report.text import slug
 
 MOST_LINES = 12
 MOST_MAPS = 12
-MOST_CELLS = 16
-"""Cells on a side of a heat map. A larger grid, or one less than a quarter full, is drawn as dots."""
 MOST_REFERENCES = 3
 MOST_SWEEPS = 20
 MARK = "#D55E00"
@@ -66,14 +64,14 @@ def pictures(summary: Summary) -> list[Picture]:
     """
     drawn = []
     for sweep in [*sweeps(summary.rows)[:MOST_SWEEPS], *sizes(summary.rows)]:
-        metric, complete = _measured(sweep)
+        metric, complete = measured(sweep)
         if complete.lines:
             draw = _curves if len(sweep.axes) == 1 else _maps
             drawn.append(Picture(_file(sweep), draw(complete, metric, summary), _description(sweep, metric)))
     return drawn
 
 
-def _measured(sweep: Sweep) -> tuple[Metric, Sweep]:
+def measured(sweep: Sweep) -> tuple[Metric, Sweep]:
     """Return the metric to show, and the sweep without the rows that lack it."""
     rows = [row for line in sweep.lines for row in line.points.values()]
     metric = VALIDATION if any(row.val_acc for row in rows) else TEST
@@ -94,7 +92,7 @@ def _description(sweep: Sweep, metric: Metric) -> str:
     return f"{metric.name.split(',')[0].capitalize()} over {over}, {titled(rows)}"
 
 
-def _top_lines(lines: Sequence[Line], metric: Metric, most: int) -> tuple[list[Line], str]:
+def top_lines(lines: Sequence[Line], metric: Metric, most: int) -> tuple[list[Line], str]:
     """Return at most `most` lines, those with the highest validation accuracy, else the first, and a remark."""
     if len(lines) <= most:
         return list(lines), ""
@@ -125,7 +123,7 @@ def _n(rows: Sequence[Row]) -> str:
 def _curves(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
     """Draw a line with a band for each method and combination of further settings; sizes on a logarithmic axis."""
     size = sweep.axes == (SIZE,)
-    lines, remark = _top_lines(sweep.lines, metric, MOST_LINES)
+    lines, remark = top_lines(sweep.lines, metric, MOST_LINES)
     references = _references(sweep, metric, summary, Role.TEACHER if size else Role.ALONE)
     names = [_name(line.name, list(line.points.values())) for line in lines]
     names += [_name(row.label, [row]) for row in references]
@@ -217,19 +215,19 @@ def geometric(values: Sequence[float]) -> bool:
 
 def _maps(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
     """Draw a map for each method and combination of further settings, all on one scale of colours."""
-    lines, remark = _top_lines(sweep.lines, metric, MOST_MAPS)
-    grid = _grid(lines)
-    width, height = (3.6, 3.0) if grid.loose else (0.8 + 0.5 * len(grid.xs), max(1.8, 0.9 + 0.34 * len(grid.ys)))
+    lines, remark = top_lines(sweep.lines, metric, MOST_MAPS)
+    ys, xs, loose = grid(lines)
+    width, height = (3.6, 3.0) if loose else (0.8 + 0.5 * len(xs), max(1.8, 0.9 + 0.34 * len(ys)))
     columns = _columns(len(lines), width / height)
     rows = math.ceil(len(lines) / columns)
     size = (1.3 + max(columns * width, 5.8), 1.1 + rows * height)
     figure = Figure(figsize=size, layout="constrained")
     points = [row for line in lines for row in line.points.values()]
     colours = _colours([metric.mean(row) for row in points])
-    draw = _draw_dots if grid.loose else _draw_cells
+    draw = _draw_dots if loose else _draw_cells
     panels = [figure.add_subplot(rows, columns, i + 1) for i in range(len(lines))]
     for axes, line in zip(panels, lines, strict=True):
-        draw(axes, line, grid, metric, colours)
+        draw(axes, line, xs, ys, metric, colours)
         axes.set_title(literal(line.name), loc="left", fontsize=10)
         axes.set_ylabel(literal(sweep.axes[0]))
         axes.set_xlabel(literal(sweep.axes[1]))
@@ -252,21 +250,6 @@ def _columns(maps: int, aspect: float) -> int:
     return min(range(1, 5), key=oddness)
 
 
-class _Grid(NamedTuple):
-    """Values on both axes, over all lines."""
-
-    xs: list[float]
-    ys: list[float]
-    loose: bool
-    """Too large or too empty for cells."""
-
-
-def _grid(lines: Sequence[Line]) -> _Grid:
-    ys, xs = (sorted({place[axis] for line in lines for place in line.points}) for axis in (0, 1))
-    fullest = max(len(line.points) for line in lines)
-    return _Grid(xs, ys, max(len(xs), len(ys)) > MOST_CELLS or 4 * fullest < len(xs) * len(ys))
-
-
 def _colours(means: Sequence[float]) -> ScalarMappable:
     """Return a scale from the lowest to the highest, at least a tenth of a point wide: less would be noise."""
     middle, reach = (max(means) + min(means)) / 2, max((max(means) - min(means)) / 2, 0.05)
@@ -278,11 +261,13 @@ def _colour(colours: ScalarMappable, value: float) -> Colour:
     return float(red), float(green), float(blue)
 
 
-def _draw_cells(axes: Axes, line: Line, grid: _Grid, metric: Metric, colours: ScalarMappable) -> None:
+def _draw_cells(
+    axes: Axes, line: Line, xs: list[float], ys: list[float], metric: Metric, colours: ScalarMappable
+) -> None:
     """Draw a cell for each row with its value in it."""
     highest = max(line.points, key=lambda place: metric.mean(line.points[place]))
     for place, row in line.points.items():
-        x, y, mean = grid.xs.index(place[1]), grid.ys.index(place[0]), metric.mean(row)
+        x, y, mean = xs.index(place[1]), ys.index(place[0]), metric.mean(row)
         red, green, blue = colour = _colour(colours, mean)
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.8))
         dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.45
@@ -291,15 +276,17 @@ def _draw_cells(axes: Axes, line: Line, grid: _Grid, metric: Metric, colours: Sc
             frame = Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=MARK, linewidth=2.2, zorder=3)
             frame.set_clip_on(False)
             axes.add_patch(frame)
-    axes.set_xlim(-0.5, len(grid.xs) - 0.5)
-    axes.set_ylim(-0.5, len(grid.ys) - 0.5)
-    axes.set_xticks(range(len(grid.xs)), [f"{x:g}" for x in grid.xs])
-    axes.set_yticks(range(len(grid.ys)), [f"{y:g}" for y in grid.ys])
+    axes.set_xlim(-0.5, len(xs) - 0.5)
+    axes.set_ylim(-0.5, len(ys) - 0.5)
+    axes.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
+    axes.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
-def _draw_dots(axes: Axes, line: Line, grid: _Grid, metric: Metric, colours: ScalarMappable) -> None:
+def _draw_dots(
+    axes: Axes, line: Line, xs: list[float], ys: list[float], metric: Metric, colours: ScalarMappable
+) -> None:
     """Draw a dot for each row, the highest on top, as for a random search."""
     ranked = sorted(line.points.items(), key=lambda item: metric.mean(item[1]))
     x, y = [place[1] for place, _ in ranked], [place[0] for place, _ in ranked]
@@ -313,8 +300,8 @@ def _draw_dots(axes: Axes, line: Line, grid: _Grid, metric: Metric, colours: Sca
     )
     if metric is VALIDATION:
         axes.scatter(x[-1:], y[-1:], s=80, facecolors="none", edgecolors=MARK, linewidths=1.8)
-    axes.set_xscale("log" if _wide(grid.xs) else "linear")
-    axes.set_yscale("log" if _wide(grid.ys) else "linear")
+    axes.set_xscale("log" if _wide(xs) else "linear")
+    axes.set_yscale("log" if _wide(ys) else "linear")
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -251,7 +251,8 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str]) -> Figur
                     colour = "white" if share[row, column] > 0.5 else "black"
                     matrix.text(column, row, f"{100 * share[row, column]:.0f}", ha="center", va="center", color=colour)
             colour = "white" if share[row, row] > 0.15 else "black"
-            bars.text(1, row, f"{100 * share[row, row]:.1f}", va="center", color=colour, fontweight="bold")
+            accuracy = f"{100 * share[row, row]:.1f}" if counts[row].any() else "no images"
+            bars.text(1, row, accuracy, va="center", color=colour, fontweight="bold")
     for side in ("top", "right"):
         bars.spines[side].set_visible(False)
     return figure

@@ -110,6 +110,14 @@ def test_accuracy_labels_the_beginning_of_the_axis(final, lowest):
     assert axes.get_ylim()[1] > 92
 
 
+def test_accuracy_shows_every_seed():
+    """Six alike and one at chance: the bar's deviation does not reach down to it."""
+    accs = [0.85, 0.85, 0.85, 0.85, 0.85, 0.85, 0.1]
+    seeds = [replace(run, test_acc=acc) for run, acc in zip(runs("a", 0.8, seeds=7), accs, strict=True)]
+    (axes,) = accuracy(summarize(seeds)).axes
+    assert axes.get_ylim()[0] < 10
+
+
 def test_accuracy_has_no_bar_without_a_test_accuracy():
     figure = drawn(accuracy(summarize([*runs("a", 0.8), *runs("b", 0.8, test_acc=None)])))
     assert len(figure.axes[0].patches) == 1
@@ -166,6 +174,28 @@ def test_curves_of_unequal_length_and_with_nan():
     left, right = drawn(curves(summarize([long, short, diverged]))).axes
     assert len(left.lines[0].get_xdata()) == 7
     assert np.isnan(right.lines[0].get_ydata()).all()
+
+
+def test_curves_of_a_short_training_and_whole_bands_are_within_the_axes():
+    short = [replace(run, epoch_val_acc=[0.1], epoch_val_loss=[9.0]) for run in runs("logits", 0.1)]
+    flat = [
+        replace(run, epoch_val_acc=[acc] * EPOCHS) for run, acc in zip(runs("a", 0.8), (0.7, 0.8, 0.9), strict=True)
+    ]
+    left, right = drawn(curves(summarize([*flat, *short]))).axes
+    assert left.get_ylim()[0] < 10
+    assert left.get_ylim()[1] > 90  # 80 and a deviation of 10
+    assert right.get_ylim()[1] > 9
+
+
+def test_curves_of_a_negative_objective_have_their_band():
+    bare = {"epoch_val_acc": [], "epoch_val_loss": []}
+    falling = [
+        replace(run, epoch_train_acc=[0.5] * 3, epoch_train_loss=[loss] * 3, **bare)
+        for run, loss in zip(runs("vid", 0.8), (-1.0, -2.0, -3.0), strict=True)
+    ]
+    _, right = drawn(curves(summarize(falling))).axes
+    band = right.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((-3, -1))
 
 
 def test_curves_of_one_epoch_are_points():

@@ -259,6 +259,17 @@ def test_pictures_draws_a_random_search_as_dots():
     assert not figure.axes[0].texts
 
 
+def test_sweeps_puts_a_random_search_of_three_numbers_on_one_line():
+    """Each trial would be a line of its own otherwise; a setting in words still distinguishes lines."""
+    results = [
+        run(T=1 + i / 7, alpha=(i * 37 % 41) / 41, variant=f"lr={0.01 * (1 + i):.2f} a=x{i % 2}", seeds=1)
+        for i in range(40)
+    ]
+    (sweep,) = found(*results)
+    assert sweep.axes == ("alpha", "T")
+    assert [(line.name, len(line.points)) for line in sweep.lines] == [("logits a=x0", 20), ("logits a=x1", 20)]
+
+
 def test_pictures_draws_sizes_over_parameters_with_the_teacher():
     figure = drawn(sized(), sized(TAUGHT), run(TEACHER, 0.9))["sizes.png"]
     (axes,) = figure.axes

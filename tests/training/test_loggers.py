@@ -313,6 +313,11 @@ def test_confusion_figure_draws_every_name_as_text():
     assert shown[3:6] == ["two\\nlines", "\\udcff\\udcfe.png", "x" * 21 + "..."]
 
 
+def test_confusion_figure_of_a_class_without_images_shows_no_accuracy_of_it():
+    figure = confusion_figure(np.array([[3, 1], [0, 0]]), ("cat", "dog"))
+    assert [text.get_text() for text in figure.axes[1].texts] == ["75.0", "no images"]
+
+
 def test_printable_keeps_letters_of_all_scripts():
     assert [printable(name) for name in ("Hündin", "犬", "a b")] == ["Hündin", "犬", "a b"]
 

@@ -1,5 +1,6 @@
 """Pictures of a fidelity study: agreement with the teacher, calibration, classes, images."""
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -349,7 +350,8 @@ def _draw_bars(
             if std:
                 reach = [[min(std, mean)], [std if quantity.end is None else min(std, quantity.end - mean)]]
                 axes.errorbar(mean, y, xerr=reach, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
-            text, end = f"{mean:.{quantity.digits}f}" + (" scaled" if i else ""), mean + std
+            text = f"{mean:.{quantity.digits}f}" + (" scaled" if i else "")
+            end = min(mean + std, quantity.end or math.inf)
             axes.annotate(
                 text, (end, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK
             )

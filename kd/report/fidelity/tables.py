@@ -154,7 +154,8 @@ def class_table(study: Study, names: Sequence[str]) -> str:
         headers += [f"{escaped(compared.student.label)}, points", "95 % interval", "in words"]
     lines = []
     for i, name in enumerate(names):
-        line = [name, f"{(study.labels == i).sum():,}", f"{100 * base.class_accuracy[:, i].mean():.2f}"]
+        images, accuracy = (study.labels == i).sum(), base.class_accuracy[:, i].mean()
+        line = [name, f"{images:,}", f"{100 * accuracy:.2f}" if images else ""]
         for compared in study.compared:
             mean, interval, _, _ = _difference_cells(compared.classes[i], QUANTITIES["accuracy"])
             line += [mean, interval, compared.classes[i].verdict]
@@ -214,8 +215,9 @@ def _records(study: Study, classes: Sequence[str], knobs: dict[str, str]) -> Ite
         for i, name in enumerate(classes):
             by_seed = student.class_accuracy[:, i]
             std = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
+            figures = {"mean": float(by_seed.mean()), "std": std} if (study.labels == i).any() else {}
             minus = _difference_record(compared.classes[i]) if compared else {}
-            yield {**about, "figure": f"accuracy of {name}", "mean": float(by_seed.mean()), "std": std, **minus}
+            yield {**about, "figure": f"accuracy of {name}", **figures, **minus}
         if compared:
             yield {**about, "figure": "fixed", "mean": len(compared.changes.fixed)}
             yield {**about, "figure": "broken", "mean": len(compared.changes.broken)}

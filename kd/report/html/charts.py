@@ -18,6 +18,7 @@ def charts() -> dict[str, Spec]:
         "curves": row_charts.curves(),
         "sweep": row_charts.sweep_lines(),
         "map": row_charts.sweep_map(),
+        "dots": row_charts.sweep_dots(),
         "costs": row_charts.costs(),
         "variance": row_charts.variance(),
         "classes": network_charts.classes(),

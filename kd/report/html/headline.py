@@ -57,7 +57,8 @@ def sentence(comparison: Comparison) -> str:
     row, base, difference = comparison.row.label, comparison.baseline.label, comparison.difference
     if difference.mean is None:
         return f"{row} cannot be compared with {base}: {comparison.verdict}."
-    both = f"{accuracy(comparison.row.test_acc)} against {accuracy(comparison.baseline.test_acc)}"
+    ours, theirs = comparison.common
+    both = f"{accuracy(ours.test_acc)} against {accuracy(theirs.test_acc)}"
     figures = f"n = {difference.n}"
     if difference.interval is not None and difference.p is not None:
         low, high = (f"{100 * bound:+.2f}" for bound in difference.interval)

@@ -78,6 +78,7 @@ def reliability() -> Spec:
             "encoding": {
                 "size": {"field": "share", "type": "quantitative", "scale": {"range": [20, 260]}, "legend": None},
                 "color": COLOUR,
+                "shape": {"field": "shape", "type": "nominal", "scale": None},
                 "opacity": faded(0.9),
                 "tooltip": tooltip,
             },

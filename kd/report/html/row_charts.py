@@ -227,6 +227,25 @@ def sweep_map() -> Spec:
     }
 
 
+def sweep_dots() -> Spec:
+    """Accuracy over two swept knobs, as of a random search."""
+    tooltip = [{"field": "name", "title": "run"}, {"field": "acc", "title": "accuracy, %", "format": ".2f"}]
+    place = {"type": "quantitative", "title": "x", "scale": {"zero": False, "nice": False, "padding": 16}}
+    colour = {"field": "acc", "type": "quantitative", "scale": {"scheme": "cividis"}}
+    return {
+        "data": {"name": "points"},
+        "mark": {"type": "point", "filled": True, "size": 90, "strokeWidth": 2.5},
+        "encoding": {
+            "x": {**place, "field": "x"},
+            "y": {**place, "field": "y"},
+            "color": {**colour, "legend": {"title": None, "gradientLength": {"expr": "height"}}},
+            "stroke": {"condition": {"test": "picked === datum.id", "value": "#d55e00"}, "value": None},
+            "tooltip": tooltip,
+        },
+        "height": 280,
+    }
+
+
 def costs() -> Spec:
     """Accuracy against what a network or its training takes."""
     tooltip = [{"field": "name", "title": "run"}, {"field": "x", "title": "cost", "format": ",.4~r"}]

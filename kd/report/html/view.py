@@ -5,15 +5,17 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kd.report.axes import Sweep, sizes, sweeps
+from kd.report.axes import Sweep, grid, sizes, sweeps
 from kd.report.comparison import Comparison, comparison_notes
 from kd.report.html.headline import headline
 from kd.report.html.runs import details
 from kd.report.numbers import interval_text, p_value, points, probability
+from kd.report.numbers import percent as in_percent
 from kd.report.ranking import leaders
-from kd.report.rows import Role, Row, Spread
+from kd.report.rows import Role, Row
 from kd.report.style import Colour, looks
 from kd.report.summary import Summary
+from kd.report.sweeps import MOST_LINES, measured, top_lines
 from kd.report.tables import columns
 from kd.runs.results import Result
 
@@ -24,6 +26,8 @@ MOST_DRAWN = 30
 MOST_EPOCHS = 120
 """Points of a curve; of a longer one, evenly spaced epochs and the last."""
 MOST_SWEEPS = 12
+SHAPES = {"-": "circle", "--": "square", ":": "triangle-up"}
+"""Points by the dash of a row's lines: where the hues are used up, rows of one colour differ in both."""
 CURVES = (
     ("validation accuracy, %", "epoch_val_acc", 100.0),
     ("validation loss, NLL", "epoch_val_loss", 1.0),
@@ -43,7 +47,8 @@ def view(summary: Summary, comparisons: Sequence[Comparison]) -> Json:
     for part in parts:
         places, remark = leaders(part.rows, MOST_DRAWN)
         drawn |= {ids[id(part.rows[place])] for place in places}
-        here = [comparisons[i] for i in range(len(comparisons)) if id(comparisons[i].row) in set(map(id, part.rows))]
+        own = set(map(id, part.rows))
+        here = [comparison for comparison in comparisons if id(comparison.row) in own]
         datasets.append(
             {
                 "name": part.rows[0].first.dataset,
@@ -77,6 +82,7 @@ def _row(row: Row, name: str, compared: Comparison | None, colour: Colour, dash:
         "role": row.role.name.lower(),
         "colour": [_hex(colour), _hex(_lighter(colour))],
         "dash": {"-": [1, 0], "--": [6, 3], ":": [2, 3]}[dash],
+        "shape": "diamond" if row.role is Role.TEACHER else SHAPES[dash],
         "drawn": drawn,
         "n": row.n,
         "acc": row.test_acc and percent(row.test_acc.mean),
@@ -135,23 +141,25 @@ def _table(rows: Sequence[Row], compared: dict[int, Comparison]) -> Json:
         # Right of the accuracy: the verdicts are what a reader looks for.
         place = 1 + max(headers.index([column, True]) for column in _ACCURACY if [column, True] in headers)
         headers[place:place] = [[minus, True], ["interval of it", True], ["in words", False]]
-        headers[place + 3 : place + 3] = [["p (Holm)", True], ["P(better), %", True]]
+        headers[place + 3 : place + 3] = [[header, True] for header in _CERTAINTY]
         for row, line in zip(rows, cells, strict=True):
             comparison = compared.get(id(row))
-            both = _difference_cells(comparison) if comparison else [""] * 5
-            line[place:place] = both
+            line[place:place] = _difference_cells(comparison) if comparison else [""] * (3 + len(_CERTAINTY))
     numbers = [numeric for _, numeric in headers]
     order = [[sort_value(cell) if x else None for cell, x in zip(line, numbers, strict=True)] for line in cells]
     return {"headers": headers, "cells": cells, "order": order}
 
 
 _ACCURACY = ("n", "test accuracy, %", "95 % interval")
+_CERTAINTY = ("p (Holm)", "P(better), %", "detectable, points", "seeds needed")
 
 
 def _difference_cells(comparison: Comparison) -> list[str]:
     difference = comparison.difference
     gain = [points(difference.mean), interval_text(difference.interval, "+")]
-    return [*gain, comparison.verdict, p_value(difference.p), probability(comparison.probability)]
+    needed = comparison.seeds_needed
+    certainty = [p_value(difference.p), probability(comparison.probability), in_percent(comparison.detectable)]
+    return [*gain, comparison.verdict, *certainty, "" if needed is None else str(needed)]
 
 
 def sort_value(cell: str) -> float | None:
@@ -201,22 +209,22 @@ def _spread(values: Sequence[float], scale: float) -> tuple[float | None, float 
 
 
 def _sweep(sweep: Sweep, ids: dict[int, str]) -> Json:
-    """Return a sweep's points: validation accuracy if any row has one, else test accuracy."""
-    rows = [row for line in sweep.lines for row in line.points.values()]
-    validated = any(row.val_acc for row in rows)
+    """Return a sweep's points, as the picture of it has them."""
+    metric, complete = measured(sweep)
+    lines, remark = top_lines(complete.lines, metric, MOST_LINES)
     points: list[Json] = []
-    for line in sweep.lines:
+    for line in lines:
         for place, row in line.points.items():
-            spread: Spread | None = row.val_acc if validated else row.test_acc
-            if spread:
-                at = {"x": place[0], **({"y": place[1]} if len(place) > 1 else {})}
-                std = spread.std and percent(spread.std)
-                points.append({"id": ids[id(row)], "line": line.name, **at, "acc": percent(spread.mean), "std": std})
+            at = {"x": place[0], **({"y": place[1]} if len(place) > 1 else {})}
+            figures = {"acc": rounded(metric.mean(row)), "std": rounded(metric.std(row)) or None}
+            points.append({"id": ids[id(row)], "line": line.name, **at, **figures})
     return {
         "data": sweep.dataset,
         "axes": sweep.axes,
         "logarithmic": [_logarithmic(point[axis] for point in points) for axis in ("x", "y")[: len(sweep.axes)]],
-        "metric": "validation accuracy, %" if validated else "test accuracy, %",
+        "metric": metric.name,
+        "remark": remark,
+        "loose": bool(lines) and len(sweep.axes) > 1 and grid(lines)[2],
         "points": points,
     }
 

@@ -43,6 +43,21 @@ def test_bars_have_the_lengths_of_the_means(found):
     assert all(axes.get_xlim()[0] == 0 for axes in figure.axes)
 
 
+def test_bars_have_their_value_where_the_deviation_goes_beyond_the_axis(tmp_path):
+    """Ten images are wrong, of which the seeds share 10, 10 and 8 with the teacher."""
+    labels = np.zeros(1000, dtype=np.int64)
+    teacher = np.eye(2)[(np.arange(1000) < 10).astype(int)] * 9.0
+    for seed, shared in enumerate((10, 10, 8)):
+        logits = np.eye(2)[(np.arange(1000) < shared).astype(int)] * 9.0
+        put(tmp_path / f"l{seed}", "logits", seed, logits, teacher, labels)
+        put(tmp_path / f"s{seed}", "standard", seed, logits, labels=labels)
+    figure = figures.bars(study(collect([tmp_path])))
+    figure.savefig(io.BytesIO())
+    values = [text for text in figure.axes[1].texts if text.get_text() == "93.3"]
+    assert values
+    assert all(value.xy[0] <= figure.axes[1].get_xlim()[1] for value in values)
+
+
 def test_calibration_draws_teacher_and_students(found):
     figure = figures.calibration(found)
     labels = texts(figure)

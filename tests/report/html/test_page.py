@@ -81,6 +81,25 @@ def test_lines_of_a_sweep_are_lines():
     assert line.count("L") == 3
 
 
+def test_label_of_a_row_keeps_its_end():
+    """What distinguishes rows and their number of seeds stand there."""
+    script = (ROOT / "kd" / "report" / "html" / "static" / "charts.js").read_text(encoding="utf-8")
+    (expression,) = re.findall(r"labelExpr = `(.*)`", script)
+    spec = charts()["variance"] | {"width": 400}
+    spec["encoding"]["y"]["axis"]["labelExpr"] = expression.replace("${characters}", "20")
+    data = [{"id": "r0", "name": "standard recipe.optimizer.weight_decay=0.0005 (n = 3)", "source": "x", "std": 1}]
+    svg = vl_convert.vegalite_to_svg(spec | {"datasets": {"parts": data}})
+    assert re.search(r">standard \S*…\S*5 \(n = 3\)<", svg)
+
+
+@pytest.mark.parametrize("name", ["map", "dots"])
+def test_each_run_of_two_swept_settings_has_a_mark(name):
+    data = [{"id": f"r{i}", "name": "n", "x": i, "y": i % 2, "acc": 80 + i} for i in range(5)]
+    spec = charts()[name] | {"width": 400, "height": 200}
+    svg = vl_convert.vegalite_to_svg(spec | {"datasets": {"points": data}})
+    assert len(re.findall(r'aria-roledescription="(?:point|rect mark)"', svg)) == 5
+
+
 CLICKS = """
 const at = (id) => document.getElementById(id);
 const wait = () => new Promise((done) => setTimeout(done, 300));

@@ -24,3 +24,56 @@ def test_figures_of_the_page_by_hand(tmp_path):
     line = curve["lines"][first["id"]]
     assert line["epochs"] == [1, 2]
     assert (line["mean"], line["std"]) == (pytest.approx([10, 30]), pytest.approx([0, 10], abs=1e-6))
+
+
+def test_page_draws_a_random_search_as_dots_in_one_chart(tmp_path):
+    for i in range(20):
+        knobs = {"T": 1 + i / 7, "alpha": (i * 7 % 20) / 20}
+        changes = {"test_acc": 0.5 + i / 100, "variant": f"lr={0.1 + i / 100:.2f}"}
+        put_result(tmp_path / f"t{i}", method="logits", knobs=knobs, val_acc=0.6 + i / 100, **changes)
+    (sweep,) = unpacked(made([tmp_path]))["sweeps"]
+    assert sweep["axes"] == ["alpha", "T"]
+    assert sweep["loose"]
+    assert {point["line"] for point in sweep["points"]} == {"logits"}
+    assert len(sweep["points"]) == 20
+    assert max(point["acc"] for point in sweep["points"]) == 79.0
+
+
+def test_page_draws_some_of_many_lines(tmp_path):
+    for i in range(40):
+        about = {"method": "logits", "knobs": {"T": 1.0 + i % 2}, "variant": f"policy=p{i // 2}"}
+        put_result(tmp_path / f"t{i}", val_acc=0.5 + i / 100, **about)
+    (sweep,) = unpacked(made([tmp_path]))["sweeps"]
+    assert len({point["line"] for point in sweep["points"]}) == 12
+    assert sweep["remark"] == "the highest 12 of 20 combinations"
+    assert min(point["acc"] for point in sweep["points"]) == 66.0
+
+
+def test_headline_tells_accuracies_of_the_seeds_it_compares(tmp_path):
+    for seed, acc in enumerate([0.80, 0.81, 0.82, 0.99, 0.99]):
+        put_result(tmp_path / f"s{seed}", seed=seed, test_acc=acc, val_acc=0.5)
+    for seed, acc in enumerate([0.83, 0.84, 0.851]):
+        put_result(tmp_path / f"l{seed}", method="logits", taught=True, seed=seed, test_acc=acc, val_acc=0.9)
+    said = " ".join(unpacked(made([tmp_path]))["datasets"][0]["headline"]).replace("\N{NO-BREAK SPACE}", " ")
+    assert "84.03 ± 1.05 % against 81.00 ± 1.00 %" in said
+
+
+def test_methods_beyond_the_hues_have_another_point(tmp_path):
+    for i in range(12):
+        put_result(tmp_path / f"m{i}", method=f"m{i:02}", test_acc=0.5)
+    rows = unpacked(made([tmp_path]))["rows"]
+    looks = [(row["colour"][0], row["shape"]) for row in rows]
+    assert looks[10][0] == looks[0][0]
+    assert len(set(looks)) == 12
+
+
+def test_table_has_every_column_that_the_notes_explain(tmp_path):
+    for seed, (alone, taught) in enumerate([(0.80, 0.83), (0.81, 0.83), (0.82, 0.85)]):
+        put_result(tmp_path / f"s{seed}", seed=seed, test_acc=alone)
+        put_result(tmp_path / f"l{seed}", method="logits", taught=True, seed=seed, test_acc=taught)
+    shown = unpacked(made([tmp_path]))
+    headers = [header for header, _ in shown["table"]["headers"]]
+    assert {"P(better), %", "detectable, points", "seeds needed"} <= set(headers)
+    assert {len(line) for line in shown["table"]["cells"]} == {len(headers)}
+    cells = dict(zip(headers, shown["table"]["cells"][1], strict=True))
+    assert float(cells["detectable, points"]) > 1

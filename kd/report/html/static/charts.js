@@ -64,6 +64,9 @@ async function drawn(place, drawing, anew) {
     spec.datasets = filled.data;
     spec.params = spec.params.map((param) => (param.name in (filled.signals || {}) ? { ...param, value: filled.signals[param.name] } : param));
     const limit = Math.round(element.clientWidth * (small.matches ? 0.36 : 0.34));
+    // What distinguishes rows stands at the end of their names, and n behind it.
+    const characters = Math.floor(Math.max(90, limit) / 6.6);
+    if (spec.encoding?.y?.field === "name") spec.encoding.y.axis.labelExpr = `truncate(datum.label, ${characters}, "center")`;
     const config = { ...look, axisY: { labelLimit: Math.max(90, limit) }, axisX: { labelLimit: 110 } };
     const made = await vegaEmbed(element, spec, {
       // Expressions are interpreted: the page's policy allows no code from text. Errors only: that no row has a teacher
@@ -115,8 +118,9 @@ function limits(values, room = 0.06) {
   return { low: low - more, high: high + more };
 }
 
-function to(ends, sign = false) {
-  return ends ? ends.map((end) => (sign && end > 0 ? "+" : "") + end.toFixed(2)).join(" to ") : "too few seeds";
+function to(ends, n, sign = false) {
+  if (!ends) return n < 3 ? "too few seeds" : "no spread";
+  return ends.map((end) => (sign && end > 0 ? "+" : "") + end.toFixed(2)).join(" to ");
 }
 
 /** Write a name with its number of seeds. */
@@ -126,5 +130,5 @@ function withN(row) {
 
 /** Return what every datum of a row has. */
 function basics(row) {
-  return { id: row.id, name: withN(row), colour: colour(row) };
+  return { id: row.id, name: withN(row), colour: colour(row), shape: row.shape };
 }

@@ -37,8 +37,9 @@ function colour(row) {
   return `light-dark(${row.colour[0]}, ${row.colour[1]})`;
 }
 
-function dot(row) {
-  return make("span", { class: "dot", colour: colour(row), "aria-hidden": "true" });
+/** Mark what has a colour and a shape in the charts. */
+function dot({ colour, shape }) {
+  return make("span", { class: `dot ${shape}`, colour, "aria-hidden": "true" });
 }
 
 function text(row) {

@@ -29,7 +29,7 @@ const orange = "light-dark(#c05a00, #ff9f4a)";
 function ofNetwork(network) {
   const row = byId.get(network.id);
   const many = network.n > 1 ? ` (n = ${network.n})` : "";
-  return { id: network.id, name: network.label + many, colour: row ? colour(row) : grey, shape: row ? "circle" : "diamond" };
+  return { id: network.id, name: network.label + many, colour: row ? colour(row) : grey, shape: row ? row.shape : "diamond" };
 }
 
 function seenNetworks() {
@@ -121,8 +121,7 @@ function startReliability() {
   const head = ["network", "ECE, %", "scaled, %"].map((name, i) => make("th", { scope: "col", class: i ? null : "text" }, name));
   at("eces").tHead.replaceChildren(make("tr", {}, ...head));
   at("eces").tBodies[0].replaceChildren(...study.networks.map((network) => {
-    const mark = make("span", { class: "dot", colour: ofNetwork(network).colour, "aria-hidden": "true" });
-    return make("tr", {}, make("th", { scope: "row" }, mark, ` ${network.label}`), ...network.ece.map(cell));
+    return make("tr", {}, make("th", { scope: "row" }, dot(ofNetwork(network)), ` ${network.label}`), ...network.ece.map(cell));
   }));
 }
 

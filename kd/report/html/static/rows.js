@@ -17,7 +17,7 @@ function startAccuracy() {
       data: {
         rows: rows.map((row) => ({
           ...basics(row), acc: row.acc, teacher: row.teacher, from: row.interval?.[0], to: row.interval?.[1],
-          between: to(row.interval), verdict: row.difference?.verdict || "",
+          between: to(row.interval, row.n), verdict: row.difference?.verdict || "",
         })),
         seeds: rows.flatMap((row) => row.seeds.map(([seed, acc], i) => ({
           ...basics(row), seed, acc, place: row.seeds.length > 1 ? (2 * i) / (row.seeds.length - 1) - 1 : 0,
@@ -37,12 +37,12 @@ function startAccuracy() {
       data: {
         rows: rows.map((row) => ({
           ...basics(row), mean: row.difference.mean, from: row.difference.interval?.[0], to: row.difference.interval?.[1],
-          between: to(row.difference.interval, true), verdict: row.difference.verdict,
+          between: to(row.difference.interval, row.difference.seeds.length, true), verdict: row.difference.verdict,
         })),
         seeds: rows.flatMap((row) => row.difference.seeds.map((mean) => ({ ...basics(row), mean }))),
         zero: [{ mean: 0 }],
       },
-      about: `Differences to ${base} in points: ${rows.map((row) => `${row.label} ${to([row.difference.mean], true)}, ${row.difference.verdict}`).join("; ")}.`,
+      about: `Differences to ${base} in points: ${rows.map((row) => `${row.label} ${to([row.difference.mean], row.difference.seeds.length, true)}, ${row.difference.verdict}`).join("; ")}.`,
     };
   });
 }
@@ -60,7 +60,7 @@ function startCurves() {
     });
     values.sort(([, a], [, b]) => b - a);
     at("readout").replaceChildren(`epoch ${datum.epoch}: `, ...values.map(([row, value]) => {
-      const about = [dot(row), ` ${row.label} `, make("b", {}, value.toPrecision(4))];
+      const about = [dot(basics(row)), ` ${row.label} `, make("b", {}, value.toPrecision(4))];
       return make("span", { class: row.id === datum.id ? "near" : null }, ...about);
     }));
   };
@@ -73,8 +73,8 @@ function startCurves() {
       const { epochs, mean, std } = curve.lines[row.id];
       return epochs.map((epoch, i) => {
         // The steep beginning would flatten the rest.
-        if (whole.checked || epoch > last / 10) late.push(mean[i]);
         const band = std && mean[i] != null ? { std: std[i], below: mean[i] - std[i], above: mean[i] + std[i] } : {};
+        if (whole.checked || epoch > epochs.at(-1) / 10) late.push(mean[i], band.below, band.above);
         return { ...basics(row), epoch, mean: mean[i], dash: row.dash, ...band };
       });
     });
@@ -96,11 +96,12 @@ function startSweeps() {
   if (!view.sweeps.length) return remove("sweeps");
   view.sweeps.forEach((sweep, i) => {
     const axes = sweep.axes.join(" and ");
-    const caption = make("figcaption", {}, `${sweep.metric} by ${axes}` + (many ? `, ${sweep.data}` : ""));
-    if (sweep.axes.length === 1) return addSweep(i, sweep, caption, "sweep", sweep.points);
+    const about = `${sweep.metric} by ${axes}` + (many ? `, ${sweep.data}` : "") + (sweep.remark ? `; ${sweep.remark}` : "");
+    if (sweep.axes.length === 1) return addSweep(i, sweep, make("figcaption", {}, about), "sweep", sweep.points);
     for (const line of new Set(sweep.points.map((point) => point.line))) {
-      const title = make("figcaption", {}, `${line}: ${sweep.metric} by ${axes}` + (many ? `, ${sweep.data}` : ""));
-      addSweep(`${i}-${at("sweep-list").children.length}`, sweep, title, "map", sweep.points.filter((point) => point.line === line));
+      const title = make("figcaption", {}, `${line}: ${about}`);
+      const points = sweep.points.filter((point) => point.line === line);
+      addSweep(`${i}-${at("sweep-list").children.length}`, sweep, title, sweep.loose ? "dots" : "map", points);
     }
   });
 }
@@ -115,8 +116,11 @@ function addSweep(key, sweep, caption, spec, points) {
       data: { points: seen.map(drawn) },
       change: (made) => {
         made.encoding.x.title = sweep.axes[0];
-        if (spec === "map") made.encoding.y.title = sweep.axes[1];
-        else if (sweep.logarithmic[0]) made.encoding.x.scale.type = "log";
+        if (sweep.axes.length > 1) made.encoding.y.title = sweep.axes[1];
+        if (spec === "map") return;
+        for (const [axis, logarithmic] of [["x", sweep.logarithmic[0]], ["y", sweep.logarithmic[1]]]) {
+          if (logarithmic) made.encoding[axis].scale.type = "log";
+        }
       },
       about: `${sweep.metric} by ${sweep.axes.join(" and ")}: ${seen.length} points.`,
     };
@@ -134,11 +138,12 @@ function startCosts() {
       data: {
         points: rows.map((row) => ({
           ...basics(row), x: row.costs[select.value], acc: row.acc, ...spreadOf(row.acc, row.std),
-          shape: row.role === "teacher" ? "diamond" : "circle",
         })),
       },
       change: (spec) => {
         spec.encoding.x.title = `${select.value}, logarithmic`;
+        // Minutes have no such prefixes: 0.5 would be 500m.
+        if (select.value.startsWith("training time")) spec.encoding.x.axis.format = ",.3~r";
       },
       about: `Test accuracy by ${select.value}: ${rows.map((row) => row.label).join(", ")}.`,
     };
@@ -160,7 +165,7 @@ function startVariance() {
 
 function startRuns() {
   at("run-list").replaceChildren(...[...byId.values()].map((row) => {
-    const entry = make("details", { "data-id": row.id }, make("summary", {}, dot(row), row.label, make("span", { class: "soft" }, ` n = ${row.n}` + (many ? `, ${row.data}` : ""))));
+    const entry = make("details", { "data-id": row.id }, make("summary", {}, dot(basics(row)), row.label, make("span", { class: "soft" }, ` n = ${row.n}` + (many ? `, ${row.data}` : ""))));
     entry.addEventListener("toggle", () => entry.open && entry.children.length === 1 && entry.append(...described(row)));
     return entry;
   }));
@@ -200,7 +205,7 @@ function startLegends() {
   for (const legend of legends) {
     const known = legend.closest("#by-class") && new Set((view.fidelity.networks || []).map((network) => network.id));
     const rows = [...byId.values()].filter((row) => (known ? known.has(row.id) : row.drawn));
-    legend.replaceChildren(...rows.map((row) => make("button", { type: "button", "data-id": row.id, onclick: () => toggle(row.id) }, dot(row), make("span", {}, row.label))));
+    legend.replaceChildren(...rows.map((row) => make("button", { type: "button", "data-id": row.id, onclick: () => toggle(row.id) }, dot(basics(row)), make("span", {}, row.label))));
   }
   followers.push(follow);
 }

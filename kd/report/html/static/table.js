@@ -15,7 +15,7 @@ function drawTable() {
 
 function tableRow(row) {
   const cells = view.table.cells[row.place];
-  const name = make("button", { type: "button", class: "pick", "aria-pressed": "false" }, dot(row), make("span", {}, cells[0]));
+  const name = make("button", { type: "button", class: "pick", "aria-pressed": "false" }, dot(basics(row)), make("span", {}, cells[0]));
   const line = make("tr", { "data-id": row.id, onclick: () => pick(row.id) }, make("th", { scope: "row" }, name));
   cells.slice(1).forEach((cell, i) => line.append(make("td", { class: view.table.headers[i + 1][1] ? null : "text" }, cell)));
   return line;
