@@ -5,6 +5,7 @@ it can neither prune a run nor continue one. So this script takes values from a 
 """
 
 import argparse
+import gc
 import io
 import logging
 import os
@@ -147,9 +148,6 @@ def search_on(search: Search) -> None:
 
 def make_trials(search: Search, study: Any, new: bool) -> None:
     """Make the trials that the study lacks; a new one was prepared for."""
-    import optuna
-    from optuna.trial import TrialState
-
     done = len(finished(study))
     if done >= search.trials:
         print(f"{done} trials were finished before; give a larger --trials for more")
@@ -157,30 +155,49 @@ def make_trials(search: Search, study: Any, new: bool) -> None:
         print(f"{done} of {search.trials} trials are finished, the search goes on", flush=True)
         prepare(search)
     while (done := len(finished(study))) < search.trials:
-        left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        number = number_of(left[0]) if left else len(counted(study))
-        # Anew for every trial: a search that was interrupted in between draws what it would have drawn.
-        study.sampler = optuna.samplers.TPESampler(seed=derive("trial", search.seed, number))
-        if left:
-            take_up(study, left[0])
-        trial = study.ask()
-        trial.set_user_attr("number", number)
-        for epoch, accuracy in (left[0].intermediate_values if left else {}).items():
-            trial.report(accuracy, epoch)
+        trial = next_trial(study, search.seed)
         values = search.values(trial)
         outcome = attempt(search, trial, values)
         place = f"{done + 1:{len(str(search.trials))}}/{search.trials}"
-        print(f"[{place}] trial {number} {as_text(values)}: {outcome}{best(study)}", flush=True)
+        print(f"[{place}] trial {number_of(trial)} {as_text(values)}: {outcome}{best(study)}", flush=True)
+
+
+def next_trial(study: Any, seed: int) -> Any:
+    """Take up the trial that a killed process left, or begin another one. It may be killed anywhere in this, too."""
+    import optuna
+    from optuna.trial import TrialState
+
+    begun = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+    number = number_of(begun[0]) if begun else len(counted(study))
+    # Anew for every trial: a search that was interrupted in between draws what it would have drawn.
+    study.sampler = optuna.samplers.TPESampler(seed=derive("trial", seed, number))
+    if begun:
+        take_up(study, begun[0])
+    else:
+        study.enqueue_trial({}, user_attrs={"number": number})
+    trial = study.ask()
+    for epoch, accuracy in seen(trial).items():
+        trial.report(accuracy, epoch)
+    return trial
 
 
 def take_up(study: Any, left: Any) -> None:
     """Put a trial that a killed process left running into the queue again, as nobody else can be at work on it."""
     from optuna.trial import TrialState
 
+    if left.state is TrialState.WAITING:
+        return
     study.set_user_attr("taken_up", [*study.user_attrs.get("taken_up", []), left.number])
     if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):  # there is, if it was killed right here
-        study.enqueue_trial(left.params)
+        study.enqueue_trial(left.params, user_attrs={"number": number_of(left), "seen": seen(left)})
     study.tell(left.number, state=TrialState.FAIL)
+
+
+def seen(trial: Any) -> dict[int, float]:
+    """The validation accuracies by epoch that a trial has reported, or the one whose place it has taken."""
+    before = trial.user_attrs.get("seen", {})
+    own = getattr(trial, "intermediate_values", {})
+    return {int(epoch): accuracy for epoch, accuracy in before.items()} | own
 
 
 def counted(study: Any) -> list[Any]:
@@ -211,6 +228,8 @@ def attempt(search: Search, trial: Any, values: dict[str, float]) -> str:
     except Exception as error:
         if isinstance(error, StorageInternalError | OSError) or isinstance(error.__cause__, OSError):
             raise  # a full disk is none of the trial's doing
+        if not isinstance(error, UserError) and not ranked(trial.study):
+            raise  # every trial would fail so; this one is taken up again once that is mended
         reason = explain(error, search.overrides)
         trial.set_user_attr("error", reason)
         trial.study.tell(trial, state=TrialState.FAIL)
@@ -247,7 +266,10 @@ def do(search: Search, trial: Any, values: dict[str, float]) -> Result:
             write_once(record, directory / FILE)
             return record
 
-    record = tracked(describe(command), directory, work)
+    try:
+        record = tracked(describe(command), directory, work)
+    finally:
+        gc.collect()  # a Trainer refers to itself, and would hold its images for some ten more trials
     write_card(record, directory)
     return record
 
@@ -295,8 +317,9 @@ def conclude(search: Search, study: Any) -> None:
 
     trials = ranked(study)
     if not trials:
-        reason = study.trials[0].user_attrs.get("error", "pruned")
-        raise UserError(f"of {len(study.trials)} trials none came to its end; the first: {reason}")
+        every = counted(study)
+        reason = every[0].user_attrs.get("error", "pruned")
+        raise UserError(f"of {len(every)} trials none came to its end; the first: {reason}")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("trial", no_wrap=True)
     last = [part.name.rpartition(".")[2] for part in search.ranges]  # full names do not fit into 80 columns

@@ -1,5 +1,6 @@
 """Jobs of a multirun side by side in one process: `hydra/launcher=cohort`, see `kd.sweeps.cohort`."""
 
+import gc
 import logging
 import os
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, open_dict
 
 from kd.app.compose import plain, without_hydra
 from kd.app.identity import cohort_key
+from kd.sweeps.jobs import forget_frames
 
 if TYPE_CHECKING:
     from kd.sweeps.cohort import Member
@@ -72,7 +74,8 @@ def train_together(configs: Sequence[DictConfig], callbacks: Callbacks) -> list[
     from kd.training.performance import choose_device
 
     hydra_config = State(lambda: HydraConfig.instance().cfg, lambda cfg: setattr(HydraConfig.instance(), "cfg", cfg))
-    handlers = State(lambda: logging.root.handlers, lambda saved: setattr(logging.root, "handlers", saved))
+    # A copy: logging is set up anew for each job, and changes the list in place.
+    handlers = State(lambda: logging.root.handlers[:], lambda saved: setattr(logging.root, "handlers", saved))
     working_directory = State(os.getcwd, os.chdir)  # hydra.job.chdir=true
     trainer = configs[0].trainer  # all of a group have the same
     memory = Memory(choose_device(str(trainer.accelerator), plain(trainer)["devices"]))
@@ -92,10 +95,15 @@ def run_alone(cfg: DictConfig, callbacks: Callbacks, member: "Member | None" = N
     def task(cfg: DictConfig) -> float | None:
         return job(cfg, None if member is None else partial(MemberBuilder, member=member)).val_acc
 
-    return run_job(
+    returned = run_job(
         hydra_context=HydraContext(config_loader=None, callbacks=callbacks),
         task_function=task,
         config=cfg,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
+    for handler in logging.root.handlers:
+        handler.close()  # its log file, which was opened again where another job set up logging in between
+    if forget_frames(returned._return_value):
+        gc.collect()
+    return returned

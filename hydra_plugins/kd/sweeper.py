@@ -34,13 +34,13 @@ from kd.app.resume import SWEEP
 from kd.app.run import check_command
 from kd.errors import RefusedError, UserError
 from kd.sweeps import plan
-from kd.sweeps.jobs import Job, alone_in, place, settle
+from kd.sweeps.jobs import Job, alone_in, forget_frames, place, settle
 from kd.sweeps.progress import LONG, Progress, console, count, reasons, table
 
 ATTEMPTS = 3
 """How many times a job is launched, at most, whose launcher fails."""
-QUIET = ("trainer.enable_progress_bar=false", "hydra.job_logging.root.handlers=[file]")
-"""For jobs side by side: they write to their log files only."""
+QUIET = "trainer.enable_progress_bar=false"
+"""For jobs side by side."""
 NO_TEXT = ("null", "true", "false", "nan", "inf")
 """What Hydra takes for another value than text."""
 LONGEST_NAME = 250
@@ -124,8 +124,12 @@ class ResumableSweeper(BasicSweeper):
             cfg.hydra.job.num = cfg.hydra.job.id = number
             name = str(cfg.hydra.sweep.subdir)
             launcher = self.config.hydra.launcher._target_
+            own_grid = cfg.hydra.sweeper.params != self.config.hydra.sweeper.params
             command = Command.of(cfg, cfg.hydra, launcher)
             del cfg["hydra"]
+        if own_grid:
+            chosen = command.choices.get("experiment")
+            return Job(tuple(overrides), "", name, f"experiment={chosen} is a sweep of its own; run it by itself")
         if Path(name).name != name or name in ("", ".."):
             raise UserError(f"hydra.sweep.subdir={name}: jobs lie side by side in hydra.sweep.dir; give a single name")
         if len(os.fsencode(name)) > LONGEST_NAME:
@@ -137,12 +141,22 @@ class ResumableSweeper(BasicSweeper):
             return Job(tuple(overrides), "", name, str(error))
         return Job(tuple(overrides), fingerprint(plain(cfg)), name)
 
+    def _quiet(self) -> tuple[str, ...]:
+        """Return overrides for jobs side by side, which write to their log files only."""
+        logging = self.config.hydra.job_logging  # unresolved, as it names the directory of a job
+        if "handlers" not in (logging.get("root") or {}):
+            return (QUIET,)
+        files = "file" if "file" in (logging.get("handlers") or {}) else ""
+        return QUIET, f"hydra.job_logging.root.handlers=[{files}]"
+
     def _launch(self, jobs: list[Job], progress: Progress) -> list[Sequence[JobReturn]]:
         sequential = self.config.hydra.launcher._target_.endswith(".BasicLauncher")
         returns = []
         for batch in self.split_overrides_to_chunks(jobs, 1 if sequential else self.max_batch_size) if jobs else ():
             with nullcontext() if sequential else progress.polling():
-                returns.append(self._launch_with_retries(batch, () if sequential else QUIET, progress.print_line))
+                returns.append(
+                    self._launch_with_retries(batch, () if sequential else self._quiet(), progress.print_line)
+                )
             progress.update()
         return returns
 
@@ -158,7 +172,7 @@ class ResumableSweeper(BasicSweeper):
         for _ in range(ATTEMPTS):
             left = [job for job in jobs if job.status not in ("done", "failed")]
             left.sort(key=lambda job: job.record is not None)  # last what may have brought the launcher down
-            commands = [[*job.overrides, quoted("hydra.sweep.subdir", job.directory.name), *extra] for job in left]
+            commands = [[*job.overrides, *_place(job), *extra] for job in left]
             try:
                 returns = self.launcher.launch(commands, initial_job_idx=0)
             except Exception as error:
@@ -170,11 +184,13 @@ class ResumableSweeper(BasicSweeper):
                 print_line(f"the launcher failed: {failure}; what was not finished was launched again")
             for job, returned in zip(left, returns, strict=True):
                 if returned.status is not JobStatus.COMPLETED:
-                    job.reason = explain(returned._return_value, job.overrides)
+                    bug = not isinstance(returned._return_value, cli.EXPECTED)
+                    kind = f"{type(returned._return_value).__name__}: " if bug else ""  # its log has the traceback
+                    job.reason = kind + explain(returned._return_value, job.overrides)
                     if isinstance(returned._return_value, RefusedError):
                         job.directory = None
                 returned.cfg = returned.hydra_cfg = None  # of many jobs, and none is read again
-                _forget_frames(returned._return_value)
+                forget_frames(returned._return_value)
             return returns
         if all(job.status == "waiting" for job in jobs):
             launcher = self.config.hydra.runtime.choices["hydra/launcher"]
@@ -186,17 +202,16 @@ class ResumableSweeper(BasicSweeper):
         return []
 
 
+def _place(job: Job) -> tuple[str, str]:
+    """Return overrides for the directory of a job, whatever the job's own settings would make of it."""
+    folder = quoted("hydra.sweep.dir", str(job.directory.parent))
+    return folder, quoted("hydra.sweep.subdir", job.directory.name)
+
+
 def _print(line: str) -> None:
     """Print a line at once; jobs go on if nobody reads it any more, as after `| head`."""
     with suppress(OSError):
         print(line, flush=True)
-
-
-def _forget_frames(error: object) -> None:
-    """Drop an error's tracebacks, whose frames hold the images and networks of its run."""
-    while isinstance(error, BaseException):
-        error = error.with_traceback(None)
-        error = error.__cause__ or error.__context__
 
 
 def _size(override: Override) -> int:

@@ -1,5 +1,6 @@
 """Runs from Python, as in a notebook: what `python train.py` does, without the command line."""
 
+import gc
 import logging
 import os
 import sys
@@ -39,7 +40,10 @@ def train(*settings: str) -> Result:
         arguments, node = prepared(list(settings))
         if node is None:
             raise UserError("kd.train is one run; a sweep is a program of its own: python train.py -m ...")
-        failure = run_composed(node, run, arguments.config_dir)
+        try:
+            failure = run_composed(node, run, arguments.config_dir)
+        finally:
+            gc.collect()  # a Trainer refers to itself, and would hold its images for some ten more runs of a loop
     if failure is not None:
         raise failure
     return found[0]

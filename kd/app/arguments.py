@@ -196,6 +196,7 @@ def refuse_wrong_choices(overrides: Iterable[str], config_dir: Path | None = Non
             continue
         if files:
             _check_choice(override, name, files)
+            _refuse_name_of_ours(override, name, folders)
             continue
         _refuse_no_setting(override, name, parsed)
         if "." in name:
@@ -250,6 +251,15 @@ def _check_choice(override: Override, name: str, files: list[str]) -> None:
         meant = f"; did you mean {name}={similar[0]}?" if similar else "."
         shown = "null" if choice is None else choice
         raise UserError(f"there is no {name}={shown}{meant} There are {listed}")
+
+
+def _refuse_name_of_ours(override: Override, group: str, folders: Sequence[Path]) -> None:
+    """Refuse a file that Hydra would pass over, as the first folder with such a file is ours."""
+    ours, *others = folders
+    for choice in map(str, _values(override)):
+        for file in (folder / group / f"{choice}.yaml" for folder in others):
+            if file.is_file() and (ours / group / f"{choice}.yaml").is_file():
+                raise UserError(f"{file} has the name of one of ours, which would be taken in its place; rename it")
 
 
 def _values(override: Override) -> list[Any]:

@@ -45,6 +45,9 @@ NODES = {
 """Settings that hold others, and whether they name the class that takes these, as `_target_`."""
 
 
+HOLDERS = frozenset({name.partition(".")[0] for name in NODES} | {"logger", "method", "spec"})
+"""Top-level settings that hold others."""
+
 NUMBER = r"-?(?:inf|[\d.]+(?:e-?\d+)?)"
 MISSING = "???"
 """What OmegaConf has for a setting without a value: a shorthand that was not given."""
@@ -231,6 +234,9 @@ def _check_knobs(settings: dict[str, Any], run_wide: Iterable[str], read: str, g
         if name.partition(".")[0] == "spec":
             raise UserError(f"{name} is not a setting: a method's file declares it for the programs that read it")
     method = settings["method"] or {}
+    for name in settings.keys() - HOLDERS - set(run_wide):
+        if isinstance(settings[name], dict | None) and not re.search(rf"\$\{{{re.escape(name)}[.}}]", read):
+            raise UserError(_unread(name, settings))
     for name, value in knobs(settings, run_wide).items():
         if name in method and str(_flat(method[name])) != str(value):
             raise UserError(f"method.{name} takes the value of {name}; give {name}={method[name]} instead")
@@ -249,6 +255,15 @@ def _check_knobs(settings: dict[str, Any], run_wide: Iterable[str], read: str, g
                 raise UserError(f"{role}.{name} comes from the data; leave it out")
     if "save_dir" in (settings["logger"] or {}):
         raise UserError("logger.save_dir is the run's own directory; give hydra.run.dir instead")
+
+
+def _unread(name: str, settings: dict[str, Any]) -> str:
+    """The message that no code takes these settings, and what was probably meant."""
+    if name in ("experiment", "debug"):
+        return f"the file of {name}= has to begin with the line '# @package _global_'; without it nothing reads it"
+    first, value = next(leaves({name: settings[name]}), (name, settings[name]))
+    meant = [found for found in nearest(first, settings) if found.partition(".")[0] != name]
+    return f"{first}={value}: nothing reads this setting" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
 
 
 def _check_read(settings: dict[str, Any], parts: Mapping[str, Iterable[str]], read: str) -> None:
@@ -312,10 +327,9 @@ def _check_teacher(settings: dict[str, Any], given: Iterable[str]) -> None:
     if settings["ensemble"] != 1:
         raise UserError("teacher_weights is one teacher; ensemble is for those of the store")
     # The seeds of a chain's networks come from that of the teacher.
-    seed = () if settings["chain"] else ("teacher_seed",)
-    of_training = ("teacher_recipe", "recipe@teacher_recipe", *seed)
+    of_training = ("teacher_recipe",) if settings["chain"] else ("teacher_recipe", "teacher_seed")
     for override in given:
-        if override.lstrip("+").startswith(of_training):
+        if override.lstrip("+").partition("=")[0].rpartition("@")[2].startswith(of_training):
             raise UserError(
                 f"{override} is for a teacher to be trained, and teacher_weights are trained; leave one out"
             )

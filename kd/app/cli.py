@@ -1,12 +1,14 @@
 """The command line: help, resuming, error lines and exit codes; `main` is the program."""
 
 import os
+import re
 import signal
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
@@ -14,11 +16,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.app.arguments import Arguments, in_shell, read_arguments, refuse_wrong_choices, sweeps
-from kd.app.check import several_processes
+from kd.app.arguments import Arguments, choices, in_shell, read_arguments, refuse_wrong_choices, sweeps
+from kd.app.check import leaves, several_processes
 from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain, run_composed
 from kd.app.explain import explain, settings_of
 from kd.app.identity import fingerprint
@@ -142,8 +144,8 @@ def _typed(value: object) -> str:
 
 
 def _files(group: str, folders: Sequence[Path]) -> list[Path]:
-    """The files of a group by name; those of a later folder take the place of others."""
-    found = {path.stem: path for folder in folders for path in (folder / group).glob("*.yaml")}
+    """The files of a group by name; of those with one name that of the first folder, which Hydra takes."""
+    found = {path.stem: path for folder in reversed(folders) for path in (folder / group).glob("*.yaml")}
     return [found[name] for name in sorted(found)]
 
 
@@ -207,12 +209,13 @@ def prepared(argv: list[str]) -> tuple[Arguments, DictConfig | None]:
     """
     arguments, record = expand_resume(read_arguments(argv), program())
     refuse_wrong_choices(arguments.overrides, arguments.config_dir)
-    if not arguments.runs or arguments.multirun:
-        return arguments, None  # a multirun's jobs are checked one by one
     several = sweeps(arguments.overrides)
     single = [override for override in arguments.overrides if override not in several]
+    if not arguments.runs or arguments.multirun:
+        return (for_all_choices(arguments, several, single) if arguments.multirun else arguments), None
     command, node = compose(single, config_dir=arguments.config_dir)
     if node.mode is RunMode.MULTIRUN:
+        _refuse_run_dir(single)
         return arguments, None
     if several:
         name, _, values = several[0].partition("=")
@@ -229,6 +232,37 @@ def prepared(argv: list[str]) -> tuple[Arguments, DictConfig | None]:
         refuse_other_settings(record, command, argv, program())
     refuse_another(previous, fingerprint(plain(command.cfg)), Path(node.run.dir))
     return arguments, node
+
+
+def for_all_choices(arguments: Arguments, several: Sequence[str], single: Sequence[str]) -> Arguments:
+    """Prepare the command line of a multirun, whose jobs are checked one by one.
+
+    A setting that the default choice of a swept group lacks becomes a sweep of one value: Hydra composes the others for
+    itself first, without the sweeps.
+    """
+    _refuse_run_dir(single)
+
+    def is_group(override: str) -> bool:
+        return bool(choices(override.lstrip("+~").partition("=")[0], [conf_dir()]))
+
+    values = [override for override in single if not is_group(override) and re.match(r"(?!hydra\.)[\w.]+=", override)]
+    if not values or not any(map(is_group, several)):
+        return arguments
+    by_default = compose([override for override in single if is_group(override)], config_dir=arguments.config_dir)[0]
+    known = [f"{name}." for name, _ in leaves(OmegaConf.to_container(by_default.cfg))]
+
+    def prepared_for_all(override: str) -> str:
+        name, _, value = override.partition("=")
+        lacking = override in values and not any(setting.startswith(f"{name}.") for setting in known)
+        return f"{name}=choice({value})" if lacking else override
+
+    return replace(arguments, overrides=tuple(map(prepared_for_all, arguments.overrides)))
+
+
+def _refuse_run_dir(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if override.startswith("hydra.run.dir="):
+            raise UserError(f"{override} is for one run, and these are several; give hydra.sweep.dir in its place")
 
 
 def job(cfg: DictConfig, make_builder: "Callable[[Command], Builder] | None" = None) -> Result:

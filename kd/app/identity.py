@@ -88,15 +88,20 @@ def _without_unset(settings: dict[str, Any]) -> dict[str, Any]:
 
 def fingerprint(settings: dict[str, Any]) -> str:
     """Name a run by all that decides its result, a teacher's weights by what is in their file."""
+    known = _known(settings)
+    measured = {name: settings["data"][name] for name in MEASURED}
+    return digest({**known, **measured, "root": settings["data"].get("root")})
+
+
+def _known(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide what comes of a run, with the contents of weights in place of their files' names."""
     known = decisive(settings)
-    weights = known["teacher_weights"]
-    if weights is not None:
-        known["teacher_weights"] = _content(weights)
+    if known["teacher_weights"] is not None:
+        known["teacher_weights"] = _content(known["teacher_weights"])
     for role in ("teacher", "student"):
         if isinstance(known.get(role), dict):
             known[role] = by_content(known[role])
-    measured = {name: settings["data"][name] for name in MEASURED}
-    return digest({**known, **measured, "root": settings["data"].get("root")})
+    return known
 
 
 def by_content(network: dict[str, Any]) -> dict[str, Any]:
@@ -125,10 +130,7 @@ def teacher_id(content: str, network: dict[str, Any]) -> str:
 
 def group(settings: dict[str, Any]) -> str:
     """Name the runs that differ by their seed only. Takes the settings as resolved with seed 0."""
-    known = decisive(settings)
-    if known["teacher_weights"] is not None:
-        known["teacher_weights"] = _content(known["teacher_weights"])
-    return digest(known)
+    return digest(_known(settings))
 
 
 def teacher_key(

@@ -128,7 +128,8 @@ def _tracked(
     try:
         return execute(record)
     except (KeyboardInterrupt, SystemExit) as error:
-        write_once(replace(_latest(path, record), status="interrupted"), path, data_parallel)
+        with suppress(OSError):
+            _write_end(_latest(path, record), path, data_parallel, status="interrupted")
         if single:
             print(f"interrupted; continue with: {hint}", file=sys.stderr)
         raise SystemExit(130) from error
@@ -138,14 +139,22 @@ def _tracked(
             raise
         # On a full disk this may fail too; the first error is the one to report.
         with suppress(OSError):
+            why = str(error) if isinstance(error, UserError | OSError) else f"{type(error).__name__}: {error}"
             lost = isinstance(error, DivergedError)
-            latest = _latest(path, record)
-            write_once(replace(latest, status="failed", error=str(error), diverged=lost), path, data_parallel)
+            _write_end(_latest(path, record), path, data_parallel, status="failed", error=why, diverged=lost)
+        if not single and not isinstance(error, UserError | OSError):
+            log.error("the run failed", exc_info=error)  # a sweep goes on, and prints a line
         if isinstance(error, OSError) and error.errno in FULL:
             raise UserError(
                 f"cannot save the run: {error.strerror}; once there is space, continue with: {hint}"
             ) from error
         raise
+
+
+def _write_end(latest: Result, path: Path, data_parallel: bool, **changes: Any) -> None:
+    """Write how a run ended, unless it was done: what comes after that, such as pictures, takes nothing from it."""
+    if latest.status != "done":
+        write_once(replace(latest, **changes), path, data_parallel)
 
 
 def _latest(path: Path, record: Result) -> Result:

@@ -59,7 +59,10 @@ def save_weights(net: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
         with replaced(path) as temporary:
             save_file(tensors, temporary, {key: json.dumps(value) for key, value in metadata.items()})
     except SafetensorError as error:
-        raise UserError(f"cannot write {path}: {error}; is the disk full?") from error
+        code = re.search(r"os error (\d+)", str(error))
+        if code:
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+        raise UserError(f"cannot write {path}: {error}") from error
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -73,9 +73,13 @@ class Member:
     def step(self) -> None:
         """Run it until it needs its next batch or ends."""
         self.cohort.put(self._state)
+        self.resume()
+        self._state = self.cohort.state()
+
+    def resume(self) -> None:
+        """Run it on, in whatever global state there is."""
         self._resumed.release()
         self._paused.acquire()
-        self._state = self.cohort.state()
 
     def shared(self, name: str, create: Callable[[], T]) -> T:
         """Return an object that all trainings of the cohort use and none changes; the first to need it creates it."""
@@ -227,7 +231,8 @@ class Cohort:
         """Run all trainings, as many at a time as fit into memory; return what each returned or raised.
 
         Raises:
-            KeyboardInterrupt: if interrupted, after each has ended by a SystemExit.
+            KeyboardInterrupt: if interrupted, after each has ended by a SystemExit; any other error, such
+                as that no thread can be started, likewise.
         """
         outside = self.state()
         waiting = list(works)
@@ -244,11 +249,11 @@ class Cohort:
                         member.step()
                 else:
                     return [member.outcome for member in members]
-        except KeyboardInterrupt:
+        except BaseException as error:
             self.interrupted = True
             for member in members:
-                while not member.ended:
-                    member.step()
+                while not member.ended:  # else it would hold the lock of its directory for good
+                    member.step() if isinstance(error, KeyboardInterrupt) else member.resume()
             raise
         finally:
             self.put(outside)

@@ -14,6 +14,15 @@ from kd.runs.results import CURVES, FILE, Result, read, write
 from kd.runs.status import refuse_links, vacant
 
 
+def forget_frames(error: object) -> bool:
+    """Drop an error's tracebacks, whose frames hold the images and networks of its run; return whether it is one."""
+    failed = isinstance(error, BaseException)
+    while isinstance(error, BaseException):
+        error = error.with_traceback(None)
+        error = error.__cause__ or error.__context__
+    return failed
+
+
 @dataclass(eq=False)
 class Job:
     """One run of a sweep."""

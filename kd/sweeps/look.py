@@ -7,6 +7,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -172,7 +173,7 @@ class Reader:
             unread.append(str(error))
         runs = {place: self._run(place, unread) for place in places}
         records = [run.record for run in runs.values() if run.record is not None]
-        held = _held(directory / ".lock")
+        held = _held(place / ".lock" for place in (directory, *places))
         if wanted is None:
             common = set.intersection(*(set(_overrides(record)) for record in records)) if len(records) > 1 else set()
             began, before = self._seen(directory, list(runs.values()))
@@ -351,11 +352,15 @@ def _time(date: str) -> float | None:
         return None
 
 
-def _held(lock: Path) -> bool:
-    """Return whether a process of this machine holds a lock, by the kernel's list: trying would mean to take it."""
+def _held(locks: Iterable[Path]) -> bool:
+    """Return whether a process of this machine holds any lock, by the kernel's list: trying would mean to take it."""
     try:
-        inode = lock.stat().st_ino
         lines = Path("/proc/locks").read_text("ascii").splitlines()
-    except (OSError, ValueError):  # no lock, or no Linux
+    except (OSError, ValueError):  # no Linux
         return False
-    return any(line.split()[-3].rpartition(":")[2] == str(inode) for line in lines if line.count(" ") > 4)
+    held = {line.split()[-3].rpartition(":")[2] for line in lines if line.count(" ") > 4}
+    for lock in locks if held else ():
+        with suppress(OSError):  # there is none
+            if str(lock.stat().st_ino) in held:
+                return True
+    return False

@@ -100,7 +100,12 @@ def copy_from_store(entry: Path, record: Result, directory: Path, data_parallel:
         data_parallel: whether the run has several processes, each of which calls this.
     """
     if first_process(data_parallel):
-        shutil.copytree(entry, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENTRY, FILE, CARD))
+        for path in entry.rglob("*"):
+            place = directory / path.relative_to(entry)
+            if path.is_dir():
+                place.mkdir(parents=True, exist_ok=True)  # not with its mode: a store may be read-only
+            elif path.name not in (ENTRY, FILE, CARD):
+                shutil.copyfile(path, place)
     trained = read(entry / FILE)
     result = replace(
         trained,

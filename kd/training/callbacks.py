@@ -63,7 +63,7 @@ class History(L.Callback):
         """Training time without validation; None if other trainings shared it."""
         self.images = 0
         self.trains = False
-        """Whether a batch has been trained since the start, or since the checkpoint that was restored."""
+        """Whether training has begun, so that a checkpoint was restored."""
         self._started = self._paused = 0.0
         self._validated = False
 
@@ -80,6 +80,9 @@ class History(L.Callback):
         self.seconds = None if self.seconds is None else state_dict["seconds"]
         self.images = state_dict["images"]
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.trains = True
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started, self._paused, self._validated = time.perf_counter(), 0.0, False
 
@@ -94,7 +97,6 @@ class History(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.images += len(batch.y) * trainer.world_size
-        self.trains = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.seconds is not None:

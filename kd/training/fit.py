@@ -241,7 +241,7 @@ def _end_others(trainer: L.Trainer) -> None:
 
 @contextmanager
 def _restoring(checkpoint: Path | None, history: History) -> Iterator[None]:
-    """Answer an error between reading a checkpoint and the first batch in one line: the checkpoint does not fit."""
+    """Answer an error while a checkpoint is restored in one line: it does not fit."""
     try:
         yield
     except (UserError, OSError):
@@ -251,8 +251,8 @@ def _restoring(checkpoint: Path | None, history: History) -> Iterator[None]:
             raise
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"this training cannot be continued from {checkpoint} ({type(error).__name__}: {reason}); remove it to "
-            "begin anew"
+            f"this training cannot be continued from {checkpoint} ({type(error).__name__}: {reason}); move it away "
+            "to begin anew"
         ) from error
 
 

@@ -130,6 +130,15 @@ def test_choices_that_are_there_are_taken(tmp_path):
         refuse_wrong_choices(["method=mine"])
 
 
+@pytest.mark.parametrize("typed", ["method=logits", "method=feature,logits"])
+def test_choice_of_a_file_that_has_the_name_of_ours_is_refused(tmp_path, typed):
+    """Hydra would take ours without a word."""
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "logits.yaml").touch()
+    with pytest.raises(UserError, match=r"method/logits.yaml has the name of one of ours, .* rename it"):
+        refuse_wrong_choices([typed], tmp_path)
+
+
 def test_sweeps_are_the_overrides_of_several_values():
     typed = ["T=1,2", "seed=range(3)", "chain=[{scale:24},{scale:20}]", "alpha=0.1", "data.root='a,b'", "lr=glob(*)"]
     assert sweeps(typed) == ["T=1,2", "seed=range(3)", "lr=glob(*)"]

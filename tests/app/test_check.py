@@ -128,6 +128,10 @@ def test_nearest_finds_what_was_probably_meant(name, expected):
         (["+recipe.lable_smoothing=0.1"], r"nothing reads this setting; did you mean recipe\.label_smoothing\?"),
         (["+data.foo=4"], "data.foo=4: nothing reads this setting"),
         (["+foo=4"], "foo=4: this method has no such knob"),
+        (["+foo=null"], "foo=None: nothing reads this setting"),
+        (["+foo.bar=4"], "foo.bar=4: nothing reads this setting"),
+        (["+optimizer.lr=0.01"], r"optimizer.lr=0.01: nothing reads this setting; did you mean .*recipe.optimizer.lr"),
+        (["+experiment.T=4"], "the file of experiment= has to begin with the line '# @package _global_'"),
         (["method.T=4"], "method.T takes the value of T; give T=4 instead"),
         (["+trainer.foo=1"], "trainer.foo: the Trainer has no such argument"),
         (["+trainer.limit_train_batchs=1"], r"did you mean \+trainer\.limit_train_batches\?"),
@@ -214,7 +218,8 @@ def test_check_of_given_weights_takes_a_run_directory_and_names_settings_without
         check_command(compose(["data=digits", f"teacher_weights={tmp_path}"])[0])
     (tmp_path / "student.safetensors").touch()
     check_command(compose(["data=digits", f"teacher_weights={tmp_path}"])[0])
-    for more in ("teacher_seed=5", "teacher_recipe.epochs=5", "recipe@teacher_recipe=adamw"):
+    optimizer = "recipe/optimizer@teacher_recipe.optimizer=adamw"
+    for more in ("teacher_seed=5", "teacher_recipe.epochs=5", "recipe@teacher_recipe=adamw", optimizer):
         given = ["data=digits", f"teacher_weights={tmp_path}/student.safetensors", more]
         with pytest.raises(UserError, match=f"{more} is for a teacher to be trained"):
             check_command(compose(given)[0])
@@ -224,4 +229,5 @@ def test_check_of_given_weights_takes_a_run_directory_and_names_settings_without
 
 def test_check_takes_settings_that_are_referred_to():
     check_command(compose(["data=digits", "+data.mine=3", "student.scale=${data.mine}"])[0])
+    check_command(compose(["data=digits", "+mine.scale=3", "student.scale=${mine.scale}"])[0])
     check_command(compose(["data=digits", "speed.stored_logits=true", "trainer.devices=[0]", "logger=none"])[0])

@@ -232,6 +232,15 @@ def test_key_of_a_chain_holds_what_rounds_its_teachers_targets():
     assert usual[1]["speed"] == usual[0]["speed"]  # so that chains from before are found
 
 
+def test_group_of_a_student_that_begins_with_weights_is_that_of_what_is_in_them(tmp_path):
+    file = tmp_path / "student.safetensors"
+    groups = []
+    for content in (b"one", b"two", b"one"):
+        file.write_bytes(content)
+        groups.append(group(settings("student=custom", "student.target=my.Net", f"student.pretrained={file}")))
+    assert groups[0] == groups[2] != groups[1]
+
+
 def test_group_of_given_weights_is_that_of_what_is_in_them(tmp_path):
     """A file that is written anew is another teacher, and no further seed of the first."""
     file = tmp_path / "teacher.safetensors"

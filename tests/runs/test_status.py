@@ -1,5 +1,6 @@
 """A run's directory, and which checkpoints in it a run continues from."""
 
+import errno
 import os
 import shlex
 import subprocess
@@ -70,6 +71,34 @@ def test_tracked_prints_how_to_continue_a_single_run(tmp_path, capsys, single):
     with pytest.raises(SystemExit):
         tracked(RUN, tmp_path, interrupt, single)
     assert capsys.readouterr().err == (f"interrupted; continue with: python train.py resume={tmp_path}\n" * single)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError])
+def test_tracked_leaves_a_run_done_that_ends_otherwise_after_that(tmp_path, end):
+    """As by Ctrl-C while its pictures are drawn."""
+
+    def draw(record):
+        write(replace(record, status="done", test_acc=0.5), tmp_path / FILE)
+        raise end
+
+    with pytest.raises((SystemExit, RuntimeError)):
+        tracked(RUN, tmp_path, draw)
+    assert (read(tmp_path / FILE).status, read(tmp_path / FILE).test_acc) == ("done", 0.5)
+
+
+def test_tracked_that_is_interrupted_on_a_full_disk_is_interrupted(tmp_path, monkeypatch):
+    """A sweep would go on after any other error."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def interrupt(record):
+        monkeypatch.setattr("kd.runs.status.write_once", full)
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        tracked(RUN, tmp_path, interrupt)
+    assert ended.value.code == 130
 
 
 @pytest.mark.parametrize("damage", ["cut short", "removed"])

@@ -129,6 +129,29 @@ def test_cohort_interruption_reaches_all_members(noise, monkeypatch):
     assert len(steps) == 20
 
 
+def test_error_of_the_process_ends_all_members(noise, monkeypatch):
+    """Else each would hold the lock of its directory, for which the launcher that tries again would wait for good."""
+    images, ended, start = noise(160), [], threading.Thread.start
+
+    def work(member):
+        try:
+            for _ in loaded(images, member).train_dataloader():
+                pass
+        finally:
+            ended.append(member)
+
+    def start_two(thread):
+        if threading.active_count() > before + 1:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    before = threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        Cohort().run([work] * 3)
+    assert len(ended) == 2
+
+
 def test_cohort_interruption_passes_through_lightning(noise, tiny_net, trainer, monkeypatch):
     """As an interruption: a run that says that it failed would be taken for one with a mistake in it."""
     ended, put = [], Cohort.put

@@ -183,6 +183,15 @@ def test_sweep_whose_lock_is_held_is_not_over_and_its_lock_is_not_taken(tmp_path
         pass
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="needs the kernel's list of locks")
+def test_single_run_whose_lock_is_held_is_not_over(tmp_path):
+    """Its teacher may be trained for longer than nothing of its own changes."""
+    put(tmp_path / "day" / "time", replace(ALONE, status="running"))
+    assert look(tmp_path / "day").sweeps[0].over(time.time() + 10 * QUIET_SECONDS)
+    with FileLock(tmp_path / "day" / "time" / ".lock"):
+        assert not look(tmp_path / "day").sweeps[0].over(time.time() + 10 * QUIET_SECONDS)
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "file"])
 def test_look_at_what_holds_no_runs_is_one_line(tmp_path, kind):
     (tmp_path / "empty").mkdir()

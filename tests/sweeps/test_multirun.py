@@ -123,6 +123,41 @@ def test_sweep_subdir_names_the_directories(sweep):
     assert {name: record.seed for name, record in records(directory).items()} == {"seed0": 0, "seed1": 1}
 
 
+def test_sweep_dir_that_names_a_swept_setting_is_one_folder(run, tmp_path):
+    arguments = ("-m", *QUICK, "method=standard", "seed=0,1", "hydra.sweep.dir=seed${seed}")
+    code, printed = run(*arguments)
+    assert code == 0, printed
+    assert {name: record.seed for name, record in records(tmp_path / "seed0").items()} == {"0": 0, "1": 1}
+    assert "all 2 jobs were done before" in run(*arguments)[1]
+
+
+def test_setting_that_the_default_choice_lacks_may_have_one_value(sweep):
+    """Of methods that have it, and of one that does not, which alone is refused."""
+    code, printed, directory = sweep("method=feature,dkd,standard", "beta=0.3", "+trainer.fast_dev_run=true")
+    assert code == 1
+    assert "refused method=standard: there is no setting 'beta' with method=standard" in printed
+    assert [record.knobs["beta"] for record in records(directory).values()] == [0.3, 0.3]
+
+
+def test_bug_in_own_code_is_named_with_its_type_and_its_place_is_in_the_log(sweep, monkeypatch):
+    monkeypatch.setattr("kd.methods.logits.soft_loss", lambda *_: {}["missing"])
+    code, printed, directory = sweep("method=logits", "seed=0", "hydra/launcher=cohort")
+    assert code == 1
+    assert "failed  the run: KeyError: 'missing'" in printed
+    assert read(directory / "0" / "result.json").error == "KeyError: 'missing'"
+    log = (directory / "0" / "train.log").read_text()
+    assert "Traceback" in log
+    assert "test_multirun.py" in log
+
+
+@pytest.mark.parametrize("logging", ["none", "disabled", "stdout"])
+def test_jobs_side_by_side_take_any_logging_of_hydra(sweep, logging):
+    grid = ("method=standard", "seed=0,1", "+trainer.fast_dev_run=true", f"hydra/job_logging={logging}")
+    code, printed, directory = sweep(*grid, "hydra/launcher=cohort")
+    assert code == 0, printed
+    assert len(records(directory)) == 2
+
+
 def test_sweep_subdir_refuses_nesting(sweep):
     code, printed, directory = sweep("method=standard", "seed=0,1", "hydra.sweep.subdir=a/${seed}")
     assert (code, records(directory)) == (1, {})
@@ -261,6 +296,9 @@ def test_multirun_names_jobs_whose_settings_cannot_be_composed(sweep):
         (("hydra.sweep.subdir=..",), "hydra.sweep.subdir=..: jobs lie side by side in hydra.sweep.dir"),
         (("hydra.sweep.subdir=''",), "hydra.sweep.subdir=: jobs lie side by side"),
         (("hydra.sweep.dir=''",), "hydra.sweep.dir= names no folder"),
+        (("seed=0,1", "hydra.run.dir=here"), "hydra.run.dir=here is for one run, and these are several; give hydra.sw"),
+        (("experiment=seeds,beta_curve",), "experiment=seeds is a sweep of its own; run it by itself"),
+        (("seed=0,1", "student.activation=${hydra:runtime.cwd}"), "${hydra:...} has no value before a run begins"),
         (("experiment=sed_table",), "there is no experiment=sed_table; did you mean experiment=seed_table?"),
         (("experiment=seeds,sed_table",), "there is no experiment=sed_table; did you mean experiment=seed_table?"),
     ],
@@ -331,6 +369,13 @@ class TestCohort:
             log = (tmp_path / "together" / name / "train.log").read_text()
             assert log.count("training the student") == 1
             assert f"method {mine.method}, seed {mine.seed}" in log
+
+    def test_cohort_writes_what_a_job_says_at_its_end_into_its_own_log(self, run, tmp_path):
+        grid = ("method=standard", "epochs=1", "seed=0,1,2", "data.order_seed=0", "+trainer.limit_train_batches=1")
+        code, printed = run("-m", *QUICK, *grid, "hydra/launcher=cohort", "hydra.sweep.dir=sweep")
+        assert code == 0, printed
+        logs = [(tmp_path / "sweep" / name / "train.log").read_text() for name in "012"]
+        assert [log.count("this is a trial") for log in logs] == [1, 1, 1]
 
     def test_cohort_prints_refused_jobs(self, run, tmp_path):
         grid = ("logger=tensorboard", "method=feature", "method.stages=[-1],[7]", "hydra.sweep.dir=sweep")

@@ -9,7 +9,8 @@ import pytest
 from kd.errors import UserError
 from kd.files import checksum
 from kd.hashing import digest
-from kd.teachers.store import find_or_train
+from kd.runs.results import Result, write
+from kd.teachers.store import copy_from_store, find_or_train
 
 RECIPE = {
     "model": {"_target_": "kd.models.cnn.CNN", "scale": 32, "activation": "relu"},
@@ -75,6 +76,25 @@ def test_store_for_reading_only_gives_the_teachers_it_has(public_path, as_nobody
         ):
             find_or_train(public_path / "store", {**RECIPE, "seed": 1}, Training())
     (public_path / "store").chmod(0o755)
+
+
+def test_copy_of_a_teacher_may_be_written_to_whatever_its_store_allows(public_path, as_nobody):
+    entry = public_path / "store" / "key"
+    (entry / "tensorboard").mkdir(parents=True)
+    (entry / "tensorboard" / "events").write_text("curve")
+    record = Result(method="teacher", seed=0, dataset="d", epochs=1, status="done", teacher="cnn32")
+    write(record, entry / "result.json")
+    for path in (entry / "tensorboard" / "events", entry / "tensorboard", entry):
+        path.chmod(0o555)
+    (public_path / "run").mkdir(mode=0o777)
+    (public_path / "run").chmod(0o777)
+    with as_nobody():
+        for _ in range(2):  # also after a kill in the middle of it
+            copy_from_store(entry, record, public_path / "run")
+    assert (public_path / "run" / "tensorboard" / "events").read_text() == "curve"
+    assert (public_path / "run" / "result.json").exists()
+    for path in (entry, entry / "tensorboard"):
+        path.chmod(0o755)
 
 
 def test_training_that_another_user_left_is_named(public_path, as_nobody):
