@@ -5,7 +5,7 @@ import inspect
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -27,7 +27,11 @@ class Combine(Method):
     A method in two stages (fitnet, ab, fsp) has its term in the first one only, beside the labels and the other terms.
     It reads of the teacher what they read: stored logits serve where that is logits alone.
     A term is logged as METHOD_TERM, such as `logits_soft`. Each method has its published defaults, or what is given
-    beside its weight: `method.terms={at: 1.0, logits: {weight: 0.5, T: 4.0}}`.
+    beside its weight: `method.terms={at: 1.0, logits: {weight: 0.5, T: 4.0}}`. A method may take part more than once,
+    under names of one's own: `{low: {method: feature, stages: [0]}, high: {method: feature, stages: [1]}}`.
+
+    A weight may change with the progress of training: with `rise` it grows from 0 over that share of it, with `end` it
+    is 0 from that share on, as in early-stopped distillation: `{logits: {weight: 0.9, end: 0.5}}`.
 
     Scaling:
         As its terms, see each method.
@@ -41,8 +45,9 @@ class Combine(Method):
           dml, which trains another network, funmatch and mlkd, which show other images, and simkd, which keeps another.
 
     Args:
-        terms: weights by the name of the method, at least 0; or `weight`, by default 1, along with arguments of the
-            method's constructor. None for {logits: 1.0}.
+        terms: weights by the name of the method, at least 0; or `weight`, by default 1, `rise`, in [0, 1], `end`, in
+            (0, 1], and `method`, by default the name, along with arguments of the method's constructor. None for
+            {logits: 1.0}.
         alpha: weight of the labels, in [0, 1].
         label_smoothing: of the hard loss, in [0, 1].
 
@@ -64,13 +69,13 @@ class Combine(Method):
         if not isinstance(terms, Mapping) or not terms:
             raise ValueError(f"method.terms must be weights of methods, as in {{at: 1.0, rkd: 0.5}}, got {terms}")
         self.alpha, self.label_smoothing = alpha, label_smoothing
-        self.weights: dict[str, float] = {}
+        self.weights: dict[str, Weight] = {}
         self.parts = nn.ModuleDict()
         for name, given in terms.items():
             arguments = dict(given) if isinstance(given, Mapping) else {"weight": given}
-            weight = arguments.pop("weight", 1.0)
-            require(f"method.terms.{name}", weight, "[0, inf)")
-            self.weights[name], self.parts[name] = float(weight), _method(name, arguments)
+            self.weights[name] = Weight(*(arguments.pop(part, usual) for part, usual in Weight._field_defaults.items()))
+            self.weights[name].check(f"method.terms.{name}")
+            self.parts[name] = _method(name, arguments.pop("method", name), arguments)
         self.reads = frozenset({"logits"}).union(*(part.reads for part in self._methods().values()))
         self.needs_labels = any(part.needs_labels for part in self._methods().values())
         # Labels of the common form are left out of the parts; other forms may have them in further terms.
@@ -93,7 +98,7 @@ class Combine(Method):
             part.progress = self.progress
             for term, value in part(student, teacher, batch).items():
                 if term != "hard":
-                    terms[f"{name}_{term}"] = self.weights[name] * value
+                    terms[f"{name}_{term}"] = self.weights[name].at(self.progress) * value
         return terms
 
     def monitors(self) -> dict[str, Tensor]:
@@ -101,8 +106,33 @@ class Combine(Method):
         return {f"{name}_{what}": value for name, values in own.items() for what, value in values.items()}
 
 
-def _method(name: str, arguments: Mapping[str, Any]) -> Method:
-    """Make a method by its name, that of its module.
+class Weight(NamedTuple):
+    """The weight of a method over the progress of training, which goes from 0 to 1."""
+
+    weight: float = 1.0
+    rise: float = 0.0
+    """Share over which it grows from 0."""
+    end: float = 1.0
+    """Share from which on it is 0."""
+
+    def check(self, name: str) -> None:
+        """Refuse values outside their ranges.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+        require(name, self.weight, "[0, inf)")
+        require(f"{name}.rise", self.rise, "[0, 1]")
+        require(f"{name}.end", self.end, "(0, 1]")
+
+    def at(self, progress: float) -> float:
+        if progress >= self.end:
+            return 0.0
+        return float(self.weight) * (min(1.0, progress / self.rise) if self.rise else 1.0)
+
+
+def _method(part: str, name: str, arguments: Mapping[str, Any]) -> Method:
+    """Make a method by its name, that of its module, for the part that the settings call so.
 
     Raises:
         ValueError: if there is none, it cannot be combined, or an argument is wrong.
@@ -116,11 +146,12 @@ def _method(name: str, arguments: Mapping[str, Any]) -> Method:
         raise ValueError(f"method.terms: {name} {obstacle}, so that it cannot be combined; write method={name}")
     known = list(inspect.signature(cls).parameters)
     for argument in arguments.keys() - set(known):
-        raise ValueError(f"method.terms.{name}: {name} has no setting '{argument}'; it has {', '.join(known)}")
+        own = [*known, *Weight._fields]
+        raise ValueError(f"method.terms.{part}: {name} has no setting '{argument}'; it has {', '.join(own)}")
     try:
         return cls(**arguments)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"method.terms.{name}: {error}") from error
+        raise ValueError(f"method.terms.{part}: {error}") from error
 
 
 def _modules() -> list[str]:

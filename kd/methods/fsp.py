@@ -66,6 +66,7 @@ class FSP(TwoStages):
         * Paper: sums of squares, and maximum pooling where sizes differ. Here and in RepDistiller: means and average
           pooling; the pooling changes values several times over. torchdistill has norms of columns, not squared.
         * RepDistiller's weight of 50 has no effect in its first stage, which takes the sum as it is. Here it has.
+        * RepDistiller begins with the map of the stem, one matrix more. Here: with the first stage.
         * Peers take the maps of a WRN before BatchNorm and ReLU. Here: after them.
 
     Args:

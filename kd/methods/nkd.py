@@ -34,8 +34,8 @@ class NKD(Method):
     $$
 
     Scaling:
-        Means over the batch, independent of B. $T^2$ keeps the gradient of nontarget at one scale for any T. With two
-        classes nontarget is 0.
+        Means over the batch, independent of B. With $T^2$ the gradient of nontarget depends little on T where that is
+        high. With two classes nontarget is 0.
 
     Use:
         Where the order among wrong classes is worth teaching: many classes, a teacher that is sure of its label. Of

@@ -90,7 +90,8 @@ class ReviewKD(SoftTargets):
     Deviations:
         * Published: 20 of 240 epochs of warm-up. Here: the share `warmup` of training.
         * Authors: channels and sizes of every pair in a table. Here: from the probe, stages paired from the deepest up;
-          the inner channels are those of the student's deepest map, at most 512.
+          the inner channels are those of the student's deepest map, at most 512: fewer than theirs, which go by the
+          embedding, for mobilenetv2 (160) and shufflenetv2 (464).
         * Authors: the teacher's maps before the activation, the student's after it. Here likewise; a teacher without
           preacts (`kd.wrap(net, preacts=True)` shows them) is matched after it.
         * Where an embedding is not the mean of the last map, as in the plain CNN, it is the deepest level all the same.

@@ -131,6 +131,12 @@ def test_combine_refuses_methods_that_go_their_own_way(name):
         ({"crd": {"weight": "much"}}, r"method\.terms\.crd must be a number in \[0, inf\), got much"),
         ({"crd": {"beta": -1.0}}, r"method\.terms\.crd: beta must be in \[0, inf\), got -1"),
         ({"crd": {"bta": 1.0}}, r"method\.terms\.crd: crd has no setting 'bta'; it has T, alpha, beta, K"),
+        (
+            {"low": {"method": "crd", "bta": 1.0}},
+            r"method\.terms\.low: crd has no setting 'bta'; it has .* weight, rise",
+        ),
+        ({"crd": {"rise": 2.0}}, r"method\.terms\.crd\.rise must be in \[0, 1\], got 2"),
+        ({"crd": {"end": 0.0}}, r"method\.terms\.crd\.end must be in \(0, 1\], got 0"),
         ({"crd": {"K": "many"}}, r"method\.terms\.crd: K must be a whole number in \[1, inf\), got many"),
         ({}, r"must be weights of methods, as in \{at: 1.0, rkd: 0.5\}, got \{\}"),
         ("crd", "must be weights of methods.*got crd"),
@@ -140,6 +146,28 @@ def test_combine_refuses_methods_that_go_their_own_way(name):
 def test_combine_refuses_in_words(terms, message):
     with pytest.raises(ValueError, match=message):
         Combine(terms)
+
+
+def test_combine_takes_a_method_more_than_once():
+    """Each stage by itself, as half of each is half of both: feature is a mean over stages."""
+    own = {"alpha": 0.1, "beta": 0.8}
+    low, high = ({"method": "feature", "weight": 0.5, "stages": [stage], **own} for stage in (0, 1))
+    found = terms_of(Combine({"low": low, "high": high}, 0.1))
+    both = terms_of(Combine({"feature": {"stages": [0, 1], **own}}, 0.1))
+    assert list(found) == ["hard", "low_feature", "low_soft", "high_feature", "high_soft"]
+    for term in ("soft", "feature"):
+        together = found[f"low_{term}"] + found[f"high_{term}"]
+        assert together.item() == pytest.approx(both[f"feature_{term}"].item())
+
+
+@pytest.mark.parametrize(
+    ("progress", "factor"), [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.59, 1.0), (0.6, 0.0), (0.9, 0.0)]
+)
+def test_combine_changes_a_weight_with_the_progress_of_training(progress, factor):
+    found = terms_of(Combine({"logits": {"weight": 2.0, "rise": 0.1, "end": 0.6}}), progress)
+    whole = terms_of(Combine({"logits": 2.0}), progress)
+    assert found["logits_soft"].item() == pytest.approx(factor * whole["logits_soft"].item())
+    assert found["hard"].item() == whole["hard"].item()
 
 
 def test_combine_says_which_method_does_not_fit_the_networks():
