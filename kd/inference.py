@@ -34,6 +34,12 @@ OURS = "kd.models."
 FOREIGN = f"{OURS}external.custom"
 """The one of them that itself names code, in its argument `target`."""
 
+FOREIGN_NETWORKS = (FOREIGN, f"{OURS}external.timm", f"{OURS}external.torchvision")
+"""Those that other libraries make."""
+
+MOST_MISSING = 2**20
+"""Parameters that a file may lack before its network is made, and what is missing is listed."""
+
 TRUST = "pass trust=True if the file is from someone you trust (a program: --trust)"
 
 MAX_TEMPERATURE = 2**16
@@ -151,7 +157,10 @@ def load(path: str | Path, trust: bool = False) -> Predictor:
         shape = {"num_classes": len(facts.classes), "image_size": facts.image_size}
         if len(facts.mean) != 3:
             shape["in_channels"] = len(facts.mean)
-        net = _build({**facts.model, **shape}, trust)
+        model = {**facts.model, **shape}
+        if not trust and facts.model["_target_"].startswith(OURS) and facts.model["_target_"] not in FOREIGN_NETWORKS:
+            _refuse_giants(model, sum(tensor.numel() for tensor in tensors.values()), path)
+        net = _build(model, trust)
         if isinstance(net, nn.Module):
             net = bind(net, facts.classes, facts.mean, facts.std)
             net = restored_net(net, tensors, metadata.get("method"))
@@ -162,7 +171,7 @@ def load(path: str | Path, trust: bool = False) -> Predictor:
     if not isinstance(net, nn.Module):
         raise UserError(f"{path}: {facts.model['_target_']} makes no network")
     fill(net, tensors, path)
-    return Predictor(net, facts.classes, facts.image_size, facts.mean, facts.std, _temperature(path))
+    return Predictor(net, facts.classes, facts.image_size, facts.mean, facts.std, temperature_of(path))
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -203,7 +212,12 @@ def temperature_file(weights: Path) -> Path:
     return weights.with_name(f"{weights.stem}.temperature.json")
 
 
-def _temperature(weights: Path) -> float:
+def temperature_of(weights: Path) -> float:
+    """Return the temperature that is stored beside these weights; 1 without one.
+
+    Raises:
+        UserError: if its file is damaged.
+    """
     file = temperature_file(weights)
     try:
         with open_regular(file) as opened:
@@ -239,7 +253,9 @@ class _Facts(NamedTuple):
 
     def _fits(self) -> dict[str, bool]:
         def numbers(values: object) -> bool:
-            return isinstance(values, list) and values != [] and all(isinstance(v, int | float) for v in values)
+            # Not beyond a million, which NaN and infinity are, too.
+            some = isinstance(values, list) and values != []
+            return some and all(type(v) in (int, float) and abs(v) < 1e6 for v in values)
 
         size: Any = self.image_size
         parts = size if isinstance(size, list) and len(size) == 2 else [size]
@@ -248,8 +264,17 @@ class _Facts(NamedTuple):
             "classes": isinstance(self.classes, list) and all(isinstance(name, str) for name in self.classes),
             "image_size": all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in parts),
             "mean": numbers(self.mean),
-            "std": numbers(self.std) and all(self.std) and len(self.std) == len(self.mean),
+            "std": numbers(self.std) and min(self.std) > 0 and len(self.std) == len(self.mean),
         }
+
+
+def _refuse_giants(model: dict[str, Any], numbers: int, path: Path) -> None:
+    """Refuse a network far larger than what the file holds: a stranger's settings would take all memory."""
+    with torch.device("meta"):
+        net = _build(model, trust=False)
+    wanted = sum(parameter.numel() for parameter in net.parameters()) if isinstance(net, nn.Module) else 0
+    if wanted > 2 * numbers + MOST_MISSING:
+        raise UserError(f"{path}: its metadata describe a network of {wanted:,} parameters, and it holds {numbers:,}")
 
 
 class _UntrustedError(Exception):
@@ -259,6 +284,8 @@ class _UntrustedError(Exception):
 def _why_not(model: dict[str, Any], error: Exception) -> str:
     """Return which network could not be built, and why, in one line."""
     target = model["_target_"]
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "kd":
+        return f"which needs {error.name}: pip install {error.name.partition('.')[0]}"
     of = f" of {model['target']}" if target == FOREIGN and "target" in model else ""
     changed = isinstance(error, AttributeError | ImportError | TypeError) and target.startswith(OURS) and not of
     hint = "; was it written by another version of kd?" if changed else ""
@@ -320,9 +347,10 @@ def _separate(images: Any, channels: int) -> Iterator[Image.Image | Tensor]:
 
 
 def _separate_pixels(images: Tensor | NDArray[Any], channels: int) -> list[Image.Image | Tensor]:
+    dtype = str(images.dtype).removeprefix("torch.")
+    if dtype != "uint8":
+        raise UserError(f"pixels must be uint8, from 0 to 255, got {dtype}")
     pixels = images.cpu().numpy() if isinstance(images, Tensor) else images
-    if pixels.dtype != np.uint8:
-        raise UserError(f"pixels must be uint8, from 0 to 255, got {pixels.dtype}")
     if channels == 1 and pixels.ndim == 2:
         pixels = pixels[..., None]
     batch = pixels[None] if pixels.ndim == 3 else pixels

@@ -28,8 +28,8 @@ def soft_loss(student: Tensor, teacher: Tensor, T: float) -> Tensor:
 
     T^2 makes up for its gradient, which falls as 1/T^2 at high T. There it tends to that of |student - teacher|^2 /
     (2 C) of centred logits, at whatever T; from T = 1 to about 10 it still changes. In log space and fp32, above
-    `FP32_LIMIT` fp64, so that a confident teacher gives neither log(0) nor a half-precision underflow. The result is fp32. With logits of
-    ordinary size its error is below 0.001 up to T = 1e6, where it has come to the mean of
+    `FP32_LIMIT` fp64, so that a confident teacher gives neither log(0) nor a half-precision underflow. The result is
+    fp32. With logits of ordinary size its error is below 0.001 up to T = 1e6, where it has come to the mean of
     |student - teacher|^2 / (2 C), of centred logits.
 
     Source: Hinton et al. 2015, arXiv 1503.02531.

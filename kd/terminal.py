@@ -71,12 +71,17 @@ def _reason(error: Exception) -> str:
 
 def positive(text: str) -> int:
     """Return a number of things, at least 1, as a type for `Parser.add_argument`."""
+    return whole(text, 1)
+
+
+def whole(text: str, least: int = 0) -> int:
+    """Return a whole number that is at least `least`, such as a seed, as a type for `Parser.add_argument`."""
     try:
         number = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a whole number, got {text}") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
     return number
 
 

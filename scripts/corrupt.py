@@ -7,7 +7,7 @@ from pathlib import Path
 from kd.app.compose import compose
 from kd.app.programs import check_settings, command_line, refuse_setting, run_program
 from kd.errors import UserError
-from kd.terminal import Parser, positive
+from kd.terminal import Parser, positive, whole
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,7 +52,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("directory", type=Path, metavar="DIR", help="a new folder, for 40 times the test images")
     parser.add_argument("settings", nargs="*", metavar="data.NAME=VALUE", help="the images, as for train.py")
     parser.add_argument("--every", type=positive, default=1, metavar="K", help="take every K-th image (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--seed", type=whole, default=0, help="of the noise (default: 0)")
     args = parser.parse_intermixed_args()
     refuse_setting(str(args.directory), "scripts/corrupt.py DIR")
     return args

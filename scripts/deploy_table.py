@@ -5,6 +5,7 @@ slows the machine slows them all.
 """
 
 import argparse
+import errno
 import json
 import os
 import platform
@@ -75,6 +76,9 @@ def table(args: argparse.Namespace) -> None:
     """
     if os.path.lexists(args.out) and not args.out.is_dir():
         raise UserError(f"--out {args.out} is no folder")
+    there = next(place for place in (args.out, *args.out.absolute().parents) if place.is_dir())
+    if not os.access(there, os.W_OK):  # before minutes of measuring
+        raise UserError(f"--out {args.out} cannot be written: {os.strerror(errno.EACCES)}; choose another")
     for form in args.forms:
         if FORMS[form].suffix == ".onnx":
             for module in ("onnx", "onnxscript", "onnxruntime"):

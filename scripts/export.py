@@ -36,7 +36,11 @@ def export(args: argparse.Namespace) -> None:
     weights = weights_file(args.network)
     kind = ".int8" if args.int8 else ".bf16" if args.bf16 else ""
     target = args.out or weights.with_name(weights.stem + kind + SUFFIXES[args.format])
+    if not os.path.lexists(weights):
+        raise UserError(f"no weights at {weights}")
     _refuse_target(target, args)
+    if target.exists() and target.samefile(weights):
+        raise UserError(f"{target} is what is to be exported; give another --out")
     from kd.deploy import export as forms
     from kd.deploy.check import check, own_labels
     from kd.deploy.quantise import to_int8

@@ -44,21 +44,26 @@ def publish(run: Path, to: Path, license_name: str | None) -> Path:
     weights = weights_file(run)
     if not run.is_dir():
         raise UserError(f"{run}: give the directory of a run, which has its {FILE}")
-    from kd.runs.weights import load_weights  # loads torch
+    from kd.inference import temperature_of  # loads torch
+    from kd.runs.weights import load_weights
 
     load_weights(weights)  # damaged ones are refused
-    record = without_folders(read(run / FILE))
-    text = card(record, weights.name, license_name)
+    suffixes = {*SUFFIXES.values(), ".json"}
+    exported = sorted(path for path in run.glob(f"{weights.stem}*") if path.suffix in suffixes and path != weights)
+    record, beside = without_folders(read(run / FILE)), [path.name for path in exported]
+    text = card(record, weights.name, license_name, temperature_of(weights), beside)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to} is there and not empty; name a new folder")
     to.mkdir(parents=True, exist_ok=True)
-    suffixes = {*SUFFIXES.values(), ".json"}
-    exported = [path for path in run.glob(f"{weights.stem}*") if path.suffix in suffixes and path != weights]
-    for path in [weights, *exported]:
-        shutil.copyfile(path, to / path.name)
-    write(record, to / FILE)
-    with replaced(to / CARD) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    try:
+        for path in [weights, *exported]:
+            shutil.copyfile(path, to / path.name)
+        write(record, to / FILE)
+        with replaced(to / CARD) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(to)  # a part of it would be refused the next time
+        raise
     return to
 
 

@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 import weakref
 
 import numpy as np
@@ -196,6 +197,8 @@ def test_preprocess_follows_the_network(tmp_path):
         ([], "no images were given"),
         (3, "images must be files, PIL images or uint8 pixels, got int"),
         (torch.zeros(3, 8, 8), "pixels must be uint8, from 0 to 255, got float32"),
+        (torch.zeros(3, 8, 8, dtype=torch.bfloat16), "pixels must be uint8, from 0 to 255, got bfloat16"),
+        (torch.zeros(3, 8, 8, requires_grad=True), "pixels must be uint8, from 0 to 255, got float32"),
         (np.zeros((8, 8), np.uint8), r"pixels must be \(H, W, 3\), .*, got \(8, 8\)"),
         (np.zeros((8, 8, 4), np.uint8), r"pixels must be \(H, W, 3\), .*, got \(8, 8, 4\)"),
         ("missing.png", "no image at missing.png"),
@@ -217,6 +220,14 @@ def test_preprocess_names_what_is_no_image(images, message):
         ({"model": "CNN"}, "the metadata's model cannot be used"),
         ({"classes": "abc", "std": [1, 1, 0]}, "the metadata's classes and std cannot be used"),
         ({"image_size": "8"}, "the metadata's image_size cannot be used"),
+        ({"mean": [float("nan"), 0.0, 0.0]}, "the metadata's mean cannot be used"),
+        ({"mean": [True, 0.0, 0.0]}, "the metadata's mean cannot be used"),
+        ({"std": [1.0, float("inf"), 1.0]}, "the metadata's std cannot be used"),
+        ({"std": [1.0, -1.0, 1.0]}, "the metadata's std cannot be used"),
+        (
+            {"model": {**FACTS["model"], "scale": 512}, "image_size": 512},
+            r"a network of [\d,]{15,} parameters, and it holds",
+        ),
         ({"classes": ["a", "b"]}, "holds another architecture .* classifier.bias is .3,. there and .2,. here"),
         ({"model": {**FACTS["model"], "scale": 3}}, "holds another architecture"),
         ({"model": {**FACTS["model"], "scale": 0}}, "cannot build its network, kd.models.cnn.CNN: scale must be"),
@@ -326,6 +337,13 @@ def test_load_names_what_is_missing_or_damaged(tmp_path):
     path = saved(tmp_path / "student.safetensors")
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="is not a whole safetensors file"):
+        load(path)
+
+
+def test_load_names_the_library_that_a_network_needs(tmp_path, monkeypatch):
+    path = saved(tmp_path / "student.safetensors", model={"_target_": "kd.models.external.timm", "name": "resnet18"})
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"cannot build its network, which needs timm: pip install timm$"):
         load(path)
 
 

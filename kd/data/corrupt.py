@@ -146,10 +146,12 @@ def write(images: Array, labels: NDArray[np.int64], directory: Path, seed: int =
             for severity, found in enumerate(corrupted(images, kind, seed)):
                 file[severity * len(images) : (severity + 1) * len(images)] = found
         np.save(directory / "labels.npy", np.tile(labels, SEVERITIES))  # last: without it the folder is none
-    except OSError as error:
+    except BaseException as error:
         for path in made:
             path.unlink(missing_ok=True)
-        raise UserError(f"{directory} cannot be written: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise UserError(f"{directory} cannot be written: {error.strerror or error}") from error
+        raise
 
 
 def _each(images: Floats, change: Callable[[Image.Image], Image.Image]) -> Floats:

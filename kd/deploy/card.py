@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ ON_THE_HUB = {
     "SVHN": "ufldl-stanford/svhn",
     "Tiny ImageNet": "zh-plus/tiny-imagenet",
 }
-"""Names of data sets there, by how ours begin."""
+"""Names of data sets there, by ours."""
 
 
 def write_card(record: Result, directory: Path) -> None:
@@ -45,13 +45,21 @@ def write_card(record: Result, directory: Path) -> None:
         log.warning("no model card: %s", visible(str(error)))
 
 
-def card(record: Result, weights: str, license_name: str | None = None) -> str:
+def card(
+    record: Result,
+    weights: str,
+    license_name: str | None = None,
+    temperature: float = 1.0,
+    beside: Sequence[str] = (),
+) -> str:
     """Return the card of a run.
 
     Args:
         record: the run's.
         weights: name of the file of weights beside the card.
         license_name: of the weights, as the hub names licences; None where nobody has said it.
+        temperature: what `kd.load` divides the logits by, as was fitted after the run.
+        beside: names of further files beside the card, such as of the network as ONNX.
 
     Raises:
         UserError: for a run that is not done, or a trial, whose figures are not those of a whole run.
@@ -62,9 +70,9 @@ def card(record: Result, weights: str, license_name: str | None = None) -> str:
         raise UserError(f"the run is a trial ({record.trial}); its figures are not those of a whole run")
     own, data, images = _text(record.student or record.teacher), _text(record.dataset), record.test_images
     taught_by = f", taught by {_text(record.teacher)}" if record.student and record.taught and record.teacher else ""
-    figures = "\n".join(
-        f"| {name} | {value} |" for name, value in _figures(record, record.test_acc, record.test_images)
-    )
+    found = _figures(record, record.test_acc, record.test_images, temperature)
+    figures = "\n".join(f"| {name} | {value} |" for name, value in found)
+    exported = [name for name in beside if not name.endswith(".json")]
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(record, license_name), sort_keys=False, allow_unicode=True)}---",
         f"# {own} on {data}{taught_by}",
@@ -73,8 +81,8 @@ def card(record: Result, weights: str, license_name: str | None = None) -> str:
         "These are the figures of one run with one seed (n = 1), which have no spread over seeds. The interval is that "
         "of other test images of the same kind.",
         "## Use",
-        f'```python\nimport kd\n\nnetwork = kd.load("{weights}")\nprint(network.predict("image.png"))\n```',
-        "Architecture, class names, image size and normalisation are in the metadata of the file.",
+        _use(record, weights),
+        *([f"The same network in other forms: {_text(', '.join(exported))}."] if exported else []),
         "## Training",
         "It was trained as a teacher; its recipe is in the metadata of the file."
         if record.command is None
@@ -93,9 +101,24 @@ def card(record: Result, weights: str, license_name: str | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _use(record: Result, weights: str) -> str:
+    """How to load the network, and what that takes."""
+    network = record.student or record.teacher
+    trust = ", trust=True" if network == "custom" else ""
+    described = "Architecture, class names, image size and normalisation are in the metadata of the file"
+    needed = {
+        "custom": "The metadata of the file name the code of the network, which has to be on the import path; class "
+        "names, image size and normalisation are there, too.",
+        "timm": f"{described}; it needs timm.",
+    }
+    code = f'import kd\n\nnetwork = kd.load("{weights}"{trust})\nprint(network.predict("image.png"))'
+    return f"```python\n{code}\n```\n\n{needed.get(network or '', f'{described}.')}"
+
+
 def _front_matter(record: Result, license_name: str | None) -> dict[str, Any]:
     own, method = visible(str(record.student or record.teacher)), visible(record.method)
-    hub = next((name for ours, name in ON_THE_HUB.items() if record.dataset.startswith(ours)), None)
+    whole = record.dataset.removesuffix(" (JPEG)")  # a part of it has another name
+    hub = ON_THE_HUB.get(whole)
     name = visible(record.dataset)
     tags = ["image-classification", "pytorch", "safetensors"] + (["knowledge-distillation"] if record.taught else [])
     result = {
@@ -114,13 +137,14 @@ def _front_matter(record: Result, license_name: str | None) -> dict[str, Any]:
     }
 
 
-def _figures(record: Result, accuracy: float, images: int) -> Iterator[tuple[str, str]]:
+def _figures(record: Result, accuracy: float, images: int, temperature: float) -> Iterator[tuple[str, str]]:
+    before = "" if temperature == 1 else f", before its logits are divided by {temperature:.3g}"
     low, high = binomial_interval(round(accuracy * images), images)
     yield "accuracy", f"{accuracy:.2%} [{low:.2%}, {high:.2%}]"
     if record.test_nll is not None:
-        yield "negative log-likelihood", f"{record.test_nll:.3f} nats"
+        yield f"negative log-likelihood{before}", f"{record.test_nll:.3f} nats"
     if record.test_ece is not None:
-        yield "expected calibration error", f"{record.test_ece:.2%}"
+        yield f"expected calibration error{before}", f"{record.test_ece:.2%}"
     count = record.student_params if record.student else record.teacher_params
     if count is not None:
         yield "parameters", f"{count:,}"

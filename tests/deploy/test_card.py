@@ -47,6 +47,35 @@ def test_card_has_the_front_matter_of_the_hub_and_the_figures_with_n():
     assert "license" not in front_matter(card(DONE, "student.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("dataset", "hub"),
+    [
+        ("CIFAR-10", "uoft-cs/cifar10"),
+        ("CIFAR-100", "uoft-cs/cifar100"),
+        ("CIFAR-10 (4,000 of 60,000 images)", None),
+        ("SVHN-crops", None),
+    ],
+)
+def test_card_names_the_hubs_data_set_for_the_whole_of_it_alone(dataset, hub):
+    facts = front_matter(card(replace(DONE, dataset=dataset), "student.safetensors"))
+    assert facts.get("datasets") == (None if hub is None else [hub])
+    assert facts["model-index"][0]["results"][0]["dataset"]["type"] == hub or dataset
+
+
+@pytest.mark.parametrize(
+    ("student", "call", "needs"),
+    [
+        ("cnn16", 'kd.load("w")', "Architecture, class names"),
+        ("custom", 'kd.load("w", trust=True)', "has to be on the import path"),
+        ("timm", 'kd.load("w")', "it needs timm"),
+    ],
+)
+def test_card_says_what_loading_takes(student, call, needs):
+    text = card(replace(DONE, student=student), "w")
+    assert call in text
+    assert needs in text
+
+
 def test_card_of_a_teacher_names_no_teacher():
     teacher = replace(DONE, method="teacher", student=None, taught=False, teacher_params=4_271_530, agreement=None)
     text = card(teacher, "teacher.safetensors")

@@ -60,7 +60,8 @@ def test_every_third_image_has_the_same_labels(call, tmp_path):
         (("a", "T=4"), "T=4: only settings of the data are taken here"),
         (("a", "data=digit"), "digit"),
         (("a", "data=digits", "--every", "0"), "argument --every: must be at least 1, got 0"),
-        (("a", "data=digits", "--seed", "x"), "argument --seed: invalid int value"),
+        (("a", "data=digits", "--seed", "x"), "argument --seed: must be a whole number, got x"),
+        (("a", "data=digits", "--seed", "-1"), "argument --seed: must be at least 0, got -1"),
         (("/dev/null/a", "data=digits"), "/dev/null/a cannot be written: Not a directory"),
     ],
 )

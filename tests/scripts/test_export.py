@@ -124,6 +124,8 @@ def test_export_refuses_a_file_that_computes_something_else(program, tmp_path, m
         (("run", "--format", "tflite"), "invalid choice"),
         (("run", "--bf16"), "--bf16 goes with --format safetensors, not onnx"),
         (("run", "--format", "safetensors"), "student.safetensors is there; give another --out, or --overwrite"),
+        (("run", "--format", "safetensors", "--overwrite"), "student.safetensors is what is to be exported; give"),
+        (("run/no/such",), "no weights at run/no/such"),
         (("run", "--format", "safetensors", "--preprocessing"), "--preprocessing does not go with"),
         (("run", "--format", "executorch"), "this needs executorch, which is not installed: pip install"),
         (("run", "--out", "/proc/a.onnx"), "/proc"),

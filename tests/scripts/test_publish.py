@@ -34,9 +34,23 @@ def test_publish_takes_every_form_that_was_exported(tmp_path, finished):
     forms = {"student.onnx", "student.int8.onnx", "student.pt2", "student.pte", "student.bf16.safetensors"}
     beside = {"student.temperature.json", "student.bf16.temperature.json"}
     for name in forms | beside:
-        (tmp_path / "run" / name).write_text(name)
+        (tmp_path / "run" / name).write_text('{"temperature": 2.0}' if name.endswith(".json") else name)
     published = {path.name for path in publish(tmp_path / "run", tmp_path / "out", None).iterdir()}
     assert published == forms | beside | {"README.md", "result.json", "student.safetensors"}
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "student.bf16.safetensors, student.int8.onnx, student.onnx, student.pt2, student.pte" in text
+    assert "| negative log-likelihood, before its logits are divided by 2 |" in text
+
+
+def test_publish_that_fails_leaves_nothing_that_the_next_one_would_refuse(tmp_path, finished, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            publish(finished / "run", tmp_path / "out", None)
+    publish(finished / "run", tmp_path / "out", None)
 
 
 def test_publish_refuses_what_is_no_whole_run(tmp_path, finished):
