@@ -1,5 +1,23 @@
 """Errors that a user can fix, as opposed to bugs."""
 
+import sysconfig
+import traceback
+from pathlib import Path
+
+BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, SyntaxError)
+"""What code raises that is wrong itself, and not what it was given."""
+LIBRARIES = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def described(error: BaseException) -> str:
+    """Return type and message of an error with the innermost line that is in no library, in one line."""
+    text, place = str(error).partition("\n")[0], ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if not file.startswith((*LIBRARIES, "<")):
+            place = f" ({Path(file).name}:{line})"
+    return f"{type(error).__name__}: {text}{place}"
+
 
 class UserError(Exception):
     """A mistake or a missing thing on the user's side.

@@ -32,7 +32,7 @@ from kd.app.identity import fingerprint
 from kd.app.programs import command_line
 from kd.app.resume import SWEEP
 from kd.app.run import check_command
-from kd.errors import RefusedError, UserError
+from kd.errors import RefusedError, UserError, described
 from kd.sweeps import plan
 from kd.sweeps.jobs import Job, alone_in, forget_frames, place, settle
 from kd.sweeps.progress import LONG, Progress, console, count, reasons, table
@@ -184,9 +184,9 @@ class ResumableSweeper(BasicSweeper):
                 print_line(f"the launcher failed: {failure}; what was not finished was launched again")
             for job, returned in zip(left, returns, strict=True):
                 if returned.status is not JobStatus.COMPLETED:
-                    bug = not isinstance(returned._return_value, cli.EXPECTED)
-                    kind = f"{type(returned._return_value).__name__}: " if bug else ""  # its log has the traceback
-                    job.reason = kind + explain(returned._return_value, job.overrides)
+                    error = returned._return_value
+                    expected = isinstance(error, cli.EXPECTED)  # of others the job's log has the traceback
+                    job.reason = explain(error, job.overrides) if expected else described(error)
                     if isinstance(returned._return_value, RefusedError):
                         job.directory = None
                 returned.cfg = returned.hydra_cfg = None  # of many jobs, and none is read again

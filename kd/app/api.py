@@ -83,6 +83,8 @@ def results(*folders: str | os.PathLike[str]) -> list[Result]:
     >>> [(run.method, run.seed, run.test_acc) for run in kd.results("multirun")]  # doctest: +SKIP
 
     Raises:
-        UserError: if a folder does not exist or holds no record, or none of the records can be read.
+        UserError: if no folder is given, one does not exist or holds no record, or none of the records can be read.
     """
+    if not folders:
+        raise UserError('give a folder with runs, as in kd.results("multirun")')
     return collect([Path(folder) for folder in folders]).results

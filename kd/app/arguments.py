@@ -21,6 +21,9 @@ from kd.errors import UserError
 OPTIONAL = ("experiment", "debug")
 """Groups of which no file may be chosen."""
 
+TOP_LEVEL = (*OPTIONAL, "method")
+"""Groups whose files hold top-level settings."""
+
 NAME = r"[A-Za-z_][\w./@-]*"
 
 
@@ -196,7 +199,7 @@ def refuse_wrong_choices(overrides: Iterable[str], config_dir: Path | None = Non
             continue
         if files:
             _check_choice(override, name, files)
-            _refuse_name_of_ours(override, name, folders)
+            _refuse_files(override, name, folders)
             continue
         _refuse_no_setting(override, name, parsed)
         if "." in name:
@@ -253,13 +256,27 @@ def _check_choice(override: Override, name: str, files: list[str]) -> None:
         raise UserError(f"there is no {name}={shown}{meant} There are {listed}")
 
 
-def _refuse_name_of_ours(override: Override, group: str, folders: Sequence[Path]) -> None:
-    """Refuse a file that Hydra would pass over, as the first folder with such a file is ours."""
+def _refuse_files(override: Override, group: str, folders: Sequence[Path]) -> None:
+    """Refuse a file that Hydra would pass over, as the first folder with such a file is ours, or put elsewhere."""
     ours, *others = folders
     for choice in map(str, _values(override)):
         for file in (folder / group / f"{choice}.yaml" for folder in others):
-            if file.is_file() and (ours / group / f"{choice}.yaml").is_file():
+            if not file.is_file():
+                continue
+            if (ours / group / f"{choice}.yaml").is_file():
                 raise UserError(f"{file} has the name of one of ours, which would be taken in its place; rename it")
+            if group in TOP_LEVEL and not re.search(r"^# *@package +_global_", _head(file), re.MULTILINE):
+                raise UserError(
+                    f"{file} has to begin with the line '# @package _global_', or its settings are elsewhere"
+                )
+
+
+def _head(file: Path) -> str:
+    try:
+        with file.open(encoding="utf-8") as opened:
+            return opened.read(2000)
+    except (OSError, UnicodeDecodeError):
+        return "# @package _global_"  # told by whatever reads it whole
 
 
 def _values(override: Override) -> list[Any]:

@@ -20,7 +20,7 @@ from kd.app.compose import Command, plain
 from kd.app.explain import user_errors
 from kd.app.machine import check_devices, check_limits, check_memory, check_threads
 from kd.data.also_test import AlsoTest, also_test
-from kd.data.images import Images, require_classes
+from kd.data.images import Images, require_classes, require_labelled
 from kd.data.module import DataModule, Loader
 from kd.data.resize import images_of_channels, images_of_size
 from kd.errors import UserError
@@ -193,6 +193,7 @@ class Builder:
         # A source that takes a size, or a number of channels, decodes to it.
         taken = {name: value for name, value in wanted.items() if name in data["source"]}
         images: Images = self._new(self.cfg.data.source, **taken, _convert_="all")
+        require_labelled(images)
         with user_errors():
             if "image_size" in wanted.keys() - taken.keys():
                 images = images_of_size(images, wanted["image_size"])

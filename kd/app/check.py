@@ -269,6 +269,11 @@ def _unread(name: str, settings: dict[str, Any]) -> str:
 def _check_read(settings: dict[str, Any], parts: Mapping[str, Iterable[str]], read: str) -> None:
     """Refuse a setting that no code takes and no other setting refers to."""
     for node, names in parts.items():
+        for name in sorted(set(names) - settings[node].keys()):
+            group = "recipe" if node == "teacher_recipe" else node
+            raise UserError(
+                f"{node}.{name} is missing; have the file of {group}= inherit from ours, see docs/extending.md"
+            )
         for name in settings[node].keys() - set(names):
             if f"${{{node}.{name}}}" not in read:
                 similar = difflib.get_close_matches(name, names, 1)

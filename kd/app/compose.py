@@ -46,8 +46,8 @@ def run_wide() -> frozenset[str]:
 @cache
 def parts() -> dict[str, frozenset[str]]:
     """Names of the settings that data and recipes have, whatever the data set and whatever the recipe."""
-    recipe = frozenset(_file("recipe/default.yaml")) | {"optimizer", "schedule"}
-    data = frozenset(_file("data/shared/default.yaml")) | {"source"}
+    recipe = frozenset(_file("recipe/default.yaml")) - {"defaults"} | {"optimizer", "schedule"}
+    data = frozenset(_file("data/shared/default.yaml")) - {"defaults"} | {"source"}
     return {"data": data, "recipe": recipe, "teacher_recipe": recipe}
 
 

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kd.app.check import SET_ELSEWHERE, nearest, trainer_arguments
 from kd.app.compose import compose, conf_dir, plain
-from kd.errors import UserError
+from kd.errors import BUGS, UserError, described
 
 LAUNCHERS = {"joblib": "parallel", "submitit": "slurm"}
 """Which of the extras in pyproject.toml brings a launcher, by the first word of its name."""
@@ -165,12 +165,21 @@ def user_errors() -> Iterator[None]:
         yield
     except InstantiationException as error:
         located = re.match(r"Error locating target '([\w.]+)'", str(error))
-        missing = f"_target_={located[1]}: there is no such class or function" if located else ""
-        raise UserError(missing or _refused(error.__cause__ or error)) from error
+        raise UserError(_not_located(located[1], error) if located else _refused(error.__cause__ or error)) from error
     except UserError:
         raise
     except Exception as error:  # constructors raise anything about their arguments
         raise UserError(_refused(error)) from error
+
+
+def _not_located(target: str, error: BaseException) -> str:
+    """Why a class or function that settings name was not found: there is none, or its module has a fault."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    missing = isinstance(error, ModuleNotFoundError) and target.startswith(error.name or "")
+    if missing or (isinstance(error, AttributeError) and f"'{target.rpartition('.')[2]}'" in str(error)):
+        return f"_target_={target}: there is no such class or function"
+    return f"_target_={target}: its module cannot be imported, {described(error)}"
 
 
 def _refused(error: BaseException) -> str:
@@ -189,6 +198,8 @@ def _refused(error: BaseException) -> str:
     wanted = re.search(r"tried to allocate (\d+) bytes", text)
     if wanted:
         return f"there is no memory for {int(wanted[1]) / 1e9:.0f} GB at once; choose smaller networks or batches"
-    if isinstance(error, ImportError):
+    if isinstance(error, ModuleNotFoundError):
         return missing_package(error)
+    if isinstance(error, BUGS):
+        return f"{described(error)}; HYDRA_FULL_ERROR=1 shows the traceback"
     return f"a setting has a value of the wrong type: {text}" if isinstance(error, TypeError) else text

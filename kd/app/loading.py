@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from kd.errors import UserError
 from kd.terminal import waiting
 
 SIGNAL = "scipy.signal"
@@ -19,12 +20,18 @@ def loading() -> Iterator[None]:
     torchmetrics loads it, for more than a second, to give it the name `hamming` back, which SciPy has renamed.
     """
     with waiting("loading PyTorch and Lightning"):
-        if SIGNAL in sys.modules:
-            yield
-            return
-        later = sys.modules[SIGNAL] = _Later(SIGNAL)
+        before, later = sys.modules.get(SIGNAL), _Later(SIGNAL)
+        if before is None:
+            sys.modules[SIGNAL] = later
         try:
             yield
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error.name} is not installed; install what is missing: pip install -e .") from error
+        except (ImportError, RuntimeError, OSError) as error:  # such as torchvision for another torch
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"PyTorch and Lightning cannot be loaded ({reason}); pip install -e . brings fitting ones"
+            ) from error
         finally:
             if sys.modules.get(SIGNAL) is later:
                 del sys.modules[SIGNAL]

@@ -11,6 +11,19 @@ def on_device(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
+def require_batch(batch: object) -> None:
+    """Refuse what a loader of one's own makes otherwise.
+
+    Raises:
+        TypeError: for anything but a `Batch`.
+    """
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            f"a batch is a {type(batch).__name__}, and has to be a kd.Batch; of a loader of pairs of image and label: "
+            "collate_fn=lambda pairs: kd.Batch.of(*default_collate(pairs))"
+        )
+
+
 class Batch(NamedTuple):
     """B images on the device that trains, augmented and normalised."""
 

@@ -1,6 +1,7 @@
 """From the images that a step has to their pixels: in memory, or on disk by worker processes."""
 
 import multiprocessing
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -97,3 +98,10 @@ class OnDisk(Dataset[Fetched]):
                 yield step, x.to(self.device, non_blocking=pinned), y.to(self.device, non_blocking=pinned)
         except UserError as error:  # of a worker process it has the traceback, too
             raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
+        except RuntimeError as error:
+            if not re.search("DataLoader worker|shared memory", str(error)):
+                raise
+            raise UserError(
+                f"a process that reads images has died ({str(error).partition(chr(10))[0]}); give data.workers=0, or "
+                "more shared memory, as by docker run --shm-size=2g"
+            ) from error

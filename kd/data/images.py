@@ -104,6 +104,26 @@ def require_classes(images: Images) -> None:
         raise UserError(f"{images.name} has one class only, {images.classes[0]}: there is nothing to tell apart")
 
 
+def require_labelled(images: object) -> None:
+    """Check what a function of one's own returns as a data set.
+
+    Raises:
+        UserError: for anything but `Images` of uint8 pixels and of labels that number the classes from 0.
+    """
+    if not isinstance(images, Images):
+        raise UserError(f"the source of the data has to return kd.data.images.Images, not {type(images).__name__}")
+    for split, x, y in (("training", images.train_x, images.train_y), ("test", images.test_x, images.test_y)):
+        if x.dtype != torch.uint8 or len(x.shape) != 4:
+            raise UserError(f"{split} images must be uint8 of shape (N, C, H, W), got {x.dtype} of {tuple(x.shape)}")
+        if y.dtype != torch.int64 or tuple(y.shape) != (len(x),):
+            raise UserError(f"{split} labels must be int64 of shape ({len(x)},), got {y.dtype} of {tuple(y.shape)}")
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < len(images.classes):
+            raise UserError(
+                f"{split} labels go from {y.min()} to {y.max()}, and there are {len(images.classes)} classes; number "
+                "them from 0"
+            )
+
+
 def draw_test_split(y: Tensor) -> Tensor:
     """Choose test images for data that has no test split: (N,) bool, the same in every run.
 

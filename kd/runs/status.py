@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kd.errors import DivergedError, RefusedError, UserError
+from kd.errors import DivergedError, RefusedError, UserError, described
 from kd.files import TEMPORARY
 from kd.runs.results import FILE, Result, read, write
 
@@ -139,7 +139,7 @@ def _tracked(
             raise
         # On a full disk this may fail too; the first error is the one to report.
         with suppress(OSError):
-            why = str(error) if isinstance(error, UserError | OSError) else f"{type(error).__name__}: {error}"
+            why = str(error) if isinstance(error, UserError | OSError) else described(error)
             lost = isinstance(error, DivergedError)
             _write_end(_latest(path, record), path, data_parallel, status="failed", error=why, diverged=lost)
         if not single and not isinstance(error, UserError | OSError):

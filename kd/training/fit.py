@@ -139,6 +139,11 @@ def train(
             _end_others(trainer)
             if lacks_memory(error):
                 raise out_of_memory(error, module, data, trainer) from error
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = str(error).strip().partition("\n")[0]
+                raise UserError(
+                    f"speed.compile=true: torch cannot compile ({reason}); write speed.compile=false"
+                ) from error
             raise
 
     predictions = keep_predictions.predictions(trainer)

@@ -30,6 +30,7 @@ from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import FileWriter
 
 from kd.data.module import Loader
+from kd.errors import UserError
 from kd.ranges import require
 from kd.runs.predictions import Predictions, confusion
 from kd.terminal import visible
@@ -172,6 +173,13 @@ def log_settings(loggers: Sequence[Logger], settings: Mapping[str, Any]) -> None
     """Log the settings of a training before it begins, so that one that fails has them, too; TensorBoard has a tab."""
     for logger in loggers:
         if not isinstance(logger, TensorBoard):
+            try:
+                _ = logger.experiment
+            except Exception as error:
+                raise UserError(
+                    f"{type(logger).__name__} cannot begin: {str(error).partition(chr(10))[0]}; mend that, or choose "
+                    "logger=tensorboard"
+                ) from error
             with optional("the settings"):
                 # Under a name of their own: MLflow takes no second value of what `conclude` logs.
                 logger.log_hyperparams({"settings": dict(settings)})

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from kd.data.batch import Batch
+from kd.data.batch import Batch, require_batch
 from kd.errors import UserError
 from kd.losses import hard_loss, soft_loss
 from kd.methods.base import Method, Step
@@ -172,6 +172,7 @@ class Classifier(L.LightningModule):
         self._sums, self._summed = {}, 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        require_batch(batch)
         output, terms, monitors = self.step(batch)
         loss = torch.stack(list(terms.values())).sum()
         self.terms = {name: term.detach() for name, term in terms.items()}
@@ -215,9 +216,11 @@ class Classifier(L.LightningModule):
         return shares
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        require_batch(batch)
         self.score("val", self.val_scores, checked(self.inference_net(batch.x), self.inference_net), batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        require_batch(batch)
         """Score a test batch; returns, by the names of `kd.runs.predictions.Predictions`, what each image got."""
         output = checked(self.inference_net(batch.x), self.inference_net)
         more = self.score("test", self.test_scores, output, batch)

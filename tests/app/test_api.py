@@ -13,6 +13,11 @@ from kd.runs.results import read
 from tests.common import QUICK
 
 
+def test_results_of_no_folder_are_refused():
+    with pytest.raises(UserError, match="give a folder with runs"):
+        kd.results()
+
+
 def test_train_is_the_run_of_the_command_line(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     environment = dict(os.environ)

@@ -121,7 +121,7 @@ def test_choices_that_are_not_there_are_refused(override, answer):
 
 def test_choices_that_are_there_are_taken(tmp_path):
     (tmp_path / "method").mkdir()
-    (tmp_path / "method" / "mine.yaml").touch()
+    (tmp_path / "method" / "mine.yaml").write_text("# @package _global_\n")
     refuse_wrong_choices(["method=mine", "student=cnn16", "experiment=seeds", "recipe.optimizer.lr=1"], tmp_path)
     refuse_wrong_choices(["method=logits,mine", f"hydra.searchpath=[file://{tmp_path}]", "student={scale:4}"])
     refuse_wrong_choices(["student._target_=my.Net", "~student.scale"])

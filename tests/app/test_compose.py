@@ -4,9 +4,11 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.experimental.callback import Callback
 
+from kd.app.arguments import refuse_wrong_choices
 from kd.app.compose import compose
+from kd.app.run import check_command
 from kd.errors import UserError
-from tests.common import QUICK
+from tests.common import CONF, QUICK
 
 BOMB = "b0: &b0 [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"b{i}: &b{i} [{','.join([f'*b{i - 1}'] * 10)}]\n" for i in range(1, 9)
@@ -52,6 +54,26 @@ def test_compose_finds_files_of_both_folders_that_a_command_adds(tmp_path):
         command, _ = compose([f"student={choice}", added], config_dir=tmp_path / "first")
         assert command.cfg.student.scale == scale
         assert command.config_dir == str(tmp_path / "first")
+
+
+@pytest.mark.parametrize("group", ["method", "experiment"])
+def test_file_of_ones_own_without_its_first_line_is_named(tmp_path, group):
+    file = tmp_path / group / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("T: 4.0\n")
+    with pytest.raises(UserError, match=f"{file} has to begin with the line '# @package _global_'"):
+        refuse_wrong_choices([f"{group}=mine"], tmp_path)
+    file.write_text("# what it is\n# @package _global_\nT: 4.0\n")
+    refuse_wrong_choices([f"{group}=mine"], tmp_path)
+
+
+def test_data_of_ones_own_that_lack_a_setting_are_told_what_to_inherit(tmp_path):
+    (tmp_path / "data").mkdir()
+    text = (CONF / "data" / "shared" / "default.yaml").read_text().replace("also_test:", "other:")
+    source = "source:\n  _target_: kd.data.digits.digits\n  image_size: 16\n"
+    (tmp_path / "data" / "mine.yaml").write_text(f"{text}\n{source}")
+    with pytest.raises(UserError, match=r"data.also_test is missing; have the file of data= inherit from ours"):
+        check_command(compose(["data=mine"], config_dir=tmp_path)[0])
 
 
 def test_single_run_composes_its_configuration_once(run, monkeypatch):

@@ -1,13 +1,16 @@
 """From exceptions to lines."""
 
 import errno
+import sys
+from contextlib import nullcontext
 
 import pytest
 from hydra.errors import HydraException
+from hydra.utils import instantiate
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.app.compose import compose
-from kd.app.explain import explain, printable
+from kd.app.explain import explain, printable, user_errors
 from kd.app.run import check_command
 from kd.errors import UserError
 
@@ -89,6 +92,29 @@ def test_explain_names_the_methods_of_a_sweep_that_lack_a_knob():
     assert explain(Exception("Could not override 'T'."), arguments).startswith(
         "not all of method=standard,logits have T, a knob of ab, abkd, at, ban"
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "answer"),
+    [
+        ("class Mine:\n    pass", ""),
+        ("class Other:\n    pass", "there is no such class or function"),
+        ("import nothing_of_that_name", "its module cannot be imported, ModuleNotFoundError: .*nothing_of.*own.py:1"),
+        ("class Mine(Method):\n    pass", r"cannot be imported, NameError: name 'Method' is not defined \(own.py:1\)"),
+        ("class Mine\n    pass", "its module cannot be imported, SyntaxError: "),
+        (
+            "class Mine:\n    def __init__(self):\n        self.T = {}['T']",
+            r"KeyError: 'T' \(own.py:3\); HYDRA_FULL_ERROR=1 shows the traceback",
+        ),
+    ],
+)
+def test_mistake_in_code_of_ones_own_is_told_with_its_place(tmp_path, monkeypatch, code, answer):
+    (tmp_path / "own.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    with nullcontext() if not answer else pytest.raises(UserError, match=answer), user_errors():
+        instantiate({"_target_": "own.Mine"})
+    monkeypatch.delitem(sys.modules, "own", raising=False)
 
 
 def test_printable_shortens_what_nobody_reads():

@@ -1,9 +1,11 @@
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 
-from kd.data.images import Images
+from kd.data.images import Images, require_labelled
+from kd.errors import UserError
 
 
 def sample(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -67,6 +69,41 @@ def test_images_mean_std_is_exact_beyond_float32_counts():
     x[..., :42, :] = 255
     (mean,), _ = images({**sample(), "train_x": x}).mean_std
     assert abs(mean - 0.01) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, ""),
+        (
+            {"train_y": torch.tensor([1, 2])},
+            "training labels go from 1 to 2, and there are 2 classes; number them from 0",
+        ),
+        ({"test_y": torch.tensor([-1, 0])}, "test labels go from -1 to 0"),
+        (
+            {"train_y": torch.tensor([0, 1], dtype=torch.int32)},
+            r"training labels must be int64 of shape \(2,\), got torch",
+        ),
+        ({"train_y": torch.tensor([0])}, r"training labels must be int64 of shape \(2,\), got torch.int64 of \(1,\)"),
+        (
+            {"train_x": torch.zeros(2, 3, 4, 4)},
+            r"training images must be uint8 of shape \(N, C, H, W\), got torch.float32",
+        ),
+        (
+            {"test_x": torch.zeros(2, 4, 4, dtype=torch.uint8)},
+            r"test images must be .*, got torch.uint8 of \(2, 4, 4\)",
+        ),
+    ],
+)
+def test_data_of_ones_own_are_checked(changes, message):
+    x, y = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
+    images = Images(
+        **{"name": "mine", "classes": ("a", "b"), "train_x": x, "train_y": y, "test_x": x, "test_y": y, **changes}
+    )
+    with pytest.raises(UserError, match=f"^{message}") if message else nullcontext():
+        require_labelled(images)
+    with pytest.raises(UserError, match=r"has to return kd.data.images.Images, not tuple"):
+        require_labelled((x, y))
 
 
 def test_images_summary_counts_images_and_classes():

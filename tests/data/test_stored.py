@@ -1,4 +1,5 @@
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -55,6 +56,22 @@ def test_pixels_on_disk_are_copied_without_waiting_from_pinned_memory_alone(pixe
     on_disk = OnDisk(pixels, torch.zeros(12), torch.device(device), workers=0)
     list(on_disk.fetch([BatchIndices(torch.arange(12), torch.zeros(12), None)]))
     assert asked == [not waits] * 2
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_worker_process_that_dies_is_told_in_a_line(pixels):
+    """As by the bus error of too little shared memory."""
+
+    class Deadly:
+        shape = pixels.shape
+
+        def __getitem__(self, index):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    steps = [BatchIndices(torch.arange(2), torch.zeros(2, dtype=torch.int64), None)]
+    disk = OnDisk(Deadly(), torch.arange(len(pixels)), torch.device("cpu"), workers=1)
+    with pytest.raises(UserError, match=r"a process that reads images has died \(DataLoader worker.*data.workers=0"):
+        list(disk.fetch(steps))
 
 
 def test_stored_pixels_are_read_in_parts(file, pixels, monkeypatch):

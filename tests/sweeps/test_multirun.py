@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -144,7 +145,7 @@ def test_bug_in_own_code_is_named_with_its_type_and_its_place_is_in_the_log(swee
     code, printed, directory = sweep("method=logits", "seed=0", "hydra/launcher=cohort")
     assert code == 1
     assert "failed  the run: KeyError: 'missing'" in printed
-    assert read(directory / "0" / "result.json").error == "KeyError: 'missing'"
+    assert re.fullmatch(r"KeyError: 'missing' \(test_multirun.py:\d+\)", read(directory / "0" / "result.json").error)
     log = (directory / "0" / "train.log").read_text()
     assert "Traceback" in log
     assert "test_multirun.py" in log

@@ -366,6 +366,20 @@ def test_settings_are_logged_before_training_but_to_tensorboard(tmp_path, noise,
     assert not (tmp_path / "board").exists()
 
 
+def test_logger_that_cannot_begin_ends_the_run_in_a_line(tmp_path):
+    """As W&B without a login: Lightning would open it again, unprotected."""
+
+    class Locked(CSVLogger):
+        @property
+        def experiment(self):
+            raise RuntimeError("api_key not configured (no-tty)\nmore")
+
+    with pytest.raises(
+        UserError, match=r"^Locked cannot begin: api_key not configured \(no-tty\); mend that, or choose"
+    ):
+        log_settings([Locked(tmp_path)], {"seed": 0})
+
+
 def test_final_figures_are_logged_though_settings_are_refused(tmp_path):
     """As MLflow refuses another value of a parameter that it has."""
 

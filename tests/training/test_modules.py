@@ -6,12 +6,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
+from torch.utils.data import DataLoader
 
 from kd.errors import UserError
 from kd.methods.base import Method
 from kd.methods.feature import Feature
 from kd.training.callbacks import DivergenceCheck, EpochSeed, History
 from kd.training.modules import Classifier
+from kd.training.optim import one_cycle
 from tests.training.parts import OnTrainBatch, classifier_arguments, data_module, distiller, equal_state, snapshot
 
 
@@ -139,6 +141,13 @@ def test_distiller_optimises_and_saves_student_and_adapters_only(tiny_net, noise
         (0.1, {2, 4}),
         (0.0, {1}),
     ]
+
+
+def test_batches_of_an_ordinary_loader_are_refused_with_what_makes_them_ours(tiny_net, trainer):
+    pairs = [(torch.zeros(3, 8, 8), 0)] * 4
+    module = Classifier(tiny_net(), 2, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.1))
+    with pytest.raises(TypeError, match=r"a batch is a list, and has to be a kd.Batch; of a loader of pairs"):
+        trainer(max_epochs=1).fit(module, *[DataLoader(pairs, batch_size=2)] * 2)
 
 
 def test_classifier_schedule_ends_with_the_last_step(tiny_net, noise, trainer):
