@@ -254,8 +254,9 @@ class _Facts(NamedTuple):
     def _fits(self) -> dict[str, bool]:
         def numbers(values: object) -> bool:
             # Not beyond a million, which NaN and infinity are, too.
-            some = isinstance(values, list) and values != []
-            return some and all(type(v) in (int, float) and abs(v) < 1e6 for v in values)
+            if not isinstance(values, list) or not values:
+                return False
+            return all(type(v) in (int, float) and abs(v) < 1e6 for v in values)
 
         size: Any = self.image_size
         parts = size if isinstance(size, list) and len(size) == 2 else [size]

@@ -23,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 
-from kd.app.compose import Command, compose, conf_dir
-from kd.app.explain import explain, settings_of
+from kd.app.compose import Command, compose, conf_dir, settings_of
+from kd.app.explain import explain
 from kd.app.programs import check_settings
 from kd.app.run import check_command
 from kd.data.batch import Batch

@@ -1,4 +1,4 @@
-"""Let trainings in several processes take turns of a few steps, and time them. `benchmark.py` uses it.
+"""Let trainings in several processes take turns of a few steps, and time them.
 
 The parent sends a task, and each process replies None when it has prepared its training. For every True that it is
 sent then, it trains for one turn and replies with the seconds; at False it ends the training and replies with what is

@@ -120,13 +120,9 @@ def nearest(name: str, settings: Mapping[str, Any], extra: Iterable[str] = ()) -
     return list(dict.fromkeys([*sorted(same, key=len), *similar]))[:3]
 
 
-def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every value that is not a dictionary, by its full name."""
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return ((name, value) for name, value in _nodes(settings) if not isinstance(value, dict))
 
 
 def _nodes(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

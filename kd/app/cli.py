@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,8 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kd.app.arguments import Arguments, choices, in_shell, read_arguments, refuse_wrong_choices, sweeps
 from kd.app.check import leaves, several_processes
-from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain, run_composed
-from kd.app.explain import explain, settings_of
+from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain, run_composed, settings_of
+from kd.app.explain import explain
 from kd.app.identity import fingerprint
 from kd.app.resume import expand_resume, refuse_other_settings
 from kd.app.run import check_command, execute
@@ -249,7 +249,7 @@ def for_all_choices(arguments: Arguments, several: Sequence[str], single: Sequen
     if not values or not any(map(is_group, several)):
         return arguments
     by_default = compose([override for override in single if is_group(override)], config_dir=arguments.config_dir)[0]
-    known = [f"{name}." for name, _ in leaves(OmegaConf.to_container(by_default.cfg))]
+    known = [f"{name}." for name, _ in leaves(cast(dict[str, Any], OmegaConf.to_container(by_default.cfg)))]
 
     def prepared_for_all(override: str) -> str:
         name, _, value = override.partition("=")

@@ -40,19 +40,20 @@ def conf_dir() -> Path:
 @cache
 def run_wide() -> frozenset[str]:
     """Names of the top-level settings that every run has, whatever its method."""
-    return frozenset(_file("config.yaml"))
+    return frozenset(settings_of(conf_dir() / "config.yaml"))
 
 
 @cache
 def parts() -> dict[str, frozenset[str]]:
     """Names of the settings that data and recipes have, whatever the data set and whatever the recipe."""
-    recipe = frozenset(_file("recipe/default.yaml")) - {"defaults"} | {"optimizer", "schedule"}
-    data = frozenset(_file("data/shared/default.yaml")) - {"defaults"} | {"source"}
+    recipe = frozenset(settings_of(conf_dir() / "recipe/default.yaml")) - {"defaults"} | {"optimizer", "schedule"}
+    data = frozenset(settings_of(conf_dir() / "data/shared/default.yaml")) - {"defaults"} | {"source"}
     return {"data": data, "recipe": recipe, "teacher_recipe": recipe}
 
 
-def _file(name: str) -> dict[str, Any]:
-    settings: dict[str, Any] = yaml.safe_load((conf_dir() / name).read_text(encoding="utf-8"))
+def settings_of(path: Path) -> dict[str, Any]:
+    """What a file of conf/ sets."""
+    settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return settings
 
 

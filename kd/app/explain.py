@@ -4,16 +4,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-import yaml
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.app.check import SET_ELSEWHERE, nearest, trainer_arguments
-from kd.app.compose import compose, conf_dir, plain
+from kd.app.compose import compose, conf_dir, plain, settings_of
 from kd.errors import BUGS, UserError, described
+from kd.terminal import visible
 
 LAUNCHERS = {"joblib": "parallel", "submitit": "slurm"}
 """Which of the extras in pyproject.toml brings a launcher, by the first word of its name."""
@@ -71,7 +69,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
 
 def printable(text: str) -> str:
     """Return a text fit for a terminal: no control characters, and nothing of thousands of characters in it."""
-    clean = "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+    clean = "\n".join(map(visible, text.split("\n")))
     words = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda found: f"{found[0][:60]}...{found[0][-20:]}", clean)
     return words if len(words) <= LONGEST_LINE else f"{words[:LONGEST_LINE]}..."
 
@@ -150,12 +148,6 @@ def _unknown_setting(name: str, arguments: Sequence[str]) -> str:
     similar = [OTHER_NAMES.get(found, found) for found in similar if found != name]
     meant = f"; did you mean {' or '.join(dict.fromkeys(similar))}?" if similar else ";"
     return f"there is no setting '{name}' with {chosen[-1]}{meant} --cfg job shows all, --help the most useful"
-
-
-def settings_of(path: Path) -> dict[str, Any]:
-    """What a file of conf/ sets."""
-    settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return settings
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kd.data.stored import Pixels, chunks
+from kd.data.subset import drawn_of_each
 from kd.errors import UserError
 from kd.terminal import with_progress
 
@@ -133,9 +134,4 @@ def draw_test_split(y: Tensor) -> Tensor:
         y: (N,), labels.
     """
     generator = torch.Generator().manual_seed(SPLIT_SEED)
-    test = torch.zeros(len(y), dtype=torch.bool)
-    for label in range(int(y.max()) + 1):
-        members = (y == label).nonzero()[:, 0]
-        order = torch.randperm(len(members), generator=generator)
-        test[members[order[: max(1, round(TEST_FRACTION * len(members)))]]] = True
-    return test
+    return drawn_of_each(y, lambda size: max(1, round(TEST_FRACTION * size)), generator)

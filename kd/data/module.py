@@ -15,7 +15,7 @@ from kd.data.batch import Batch, on_device
 from kd.data.fetch import BatchIndices, InMemory, OnDisk
 from kd.data.images import Images, require_classes
 from kd.data.stored import Pixels
-from kd.data.subset import noisy_labels, smallest_share, stratified_part
+from kd.data.subset import drawn_of_each, noisy_labels, smallest_share, stratified_part
 from kd.errors import UserError
 from kd.hashing import derive
 from kd.ranges import Size, require, sides
@@ -33,34 +33,15 @@ def stratified_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Ten
     At least one image of each class stays in the first part.
     """
     generator = torch.Generator().manual_seed(derive("split", seed))
-    held_out = torch.zeros(len(y), dtype=torch.bool)
-    for label in range(int(y.max()) + 1):
-        members = (y == label).nonzero()[:, 0]
-        chosen = torch.randperm(len(members), generator=generator)[: held_out_of(len(members), fraction)]
-        held_out[members[chosen]] = True
+    held_out = drawn_of_each(y, lambda size: max(0, min(round(fraction * size), size - 1)), generator)
     return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
 
 
-def held_out_of(members: int, fraction: float) -> int:
-    """Return how many of a class's images are for validation."""
-    return max(0, min(round(fraction * members), members - 1))
-
-
-def smallest_fraction(y: Tensor) -> float | None:
-    """Return the smallest fraction, to two digits, that holds out an image of each class with more than one.
-
-    None if no class has more than one.
-    """
-    sizes: list[int] = [size for size in y.bincount().tolist() if size > 1]
-    return smallest_share(min(sizes)) if sizes else None
-
-
 def _val_too_small(fraction: float, y: Tensor) -> UserError:
-    least = smallest_fraction(y)
-    ways_out = "give data.val_fraction=0"
-    if least is not None:
-        ways_out += f", or at least {least:g} for one image of each class"
-    return UserError(f"data.val_fraction={fraction:g} holds out none of the {len(y):,} training images; {ways_out}")
+    sizes = [size for size in y.bincount().tolist() if size > 1]
+    least = f", or at least {smallest_share(min(sizes)):g} for one image of each class" if sizes else ""
+    found = f"data.val_fraction={fraction:g} holds out none of the {len(y):,} training images"
+    return UserError(f"{found}; give data.val_fraction=0{least}")
 
 
 class Shuffled:

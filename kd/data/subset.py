@@ -1,7 +1,7 @@
 """A part of the training images, and wrong labels: for studies of few or badly labelled images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def stratified_part(y: Tensor, index: Tensor, fraction: float, seed: int, classe
     if fraction == 1:
         return index
     generator = torch.Generator().manual_seed(derive("fraction", seed))
-    labels, kept = y[index], []
+    labels = y[index]
     sizes: list[int] = labels.bincount(minlength=len(classes)).tolist()
     lost = [label for label, size in enumerate(sizes) if size and not round(fraction * size)]
     if lost:
@@ -35,10 +35,23 @@ def stratified_part(y: Tensor, index: Tensor, fraction: float, seed: int, classe
         raise UserError(
             f"data.fraction={fraction:g} leaves no training image of {classes[lost[0]]}{more}; give at least {least:g}"
         )
-    for label, size in enumerate(sizes):
-        members = index[labels == label]
-        kept.append(members[torch.randperm(size, generator=generator)[: round(fraction * size)]])
-    return torch.cat(kept).sort().values
+    return index[drawn_of_each(labels, lambda size: round(fraction * size), generator)]
+
+
+def drawn_of_each(y: Tensor, count: Callable[[int], int], generator: torch.Generator) -> Tensor:
+    """Choose images of each class at random: (N,) bool.
+
+    Args:
+        y: (N,), labels.
+        count: how many of a class, by its size.
+        generator: of the choice.
+    """
+    chosen = torch.zeros(len(y), dtype=torch.bool)
+    for label in range(int(y.max()) + 1):
+        members = (y == label).nonzero()[:, 0]
+        order = torch.randperm(len(members), generator=generator)
+        chosen[members[order[: count(len(members))]]] = True
+    return chosen
 
 
 def noisy_labels(y: Tensor, index: Tensor, noise: float, seed: int, num_classes: int) -> Tensor:

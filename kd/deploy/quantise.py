@@ -1,7 +1,7 @@
 """int8 forms of an ONNX file: static quantisation by ONNX Runtime, with ranges calibrated on training images."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,3 @@ class _Reader:
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self.images, None)
         return None if batch is None else {self.name: batch.numpy()}
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        while (batch := self.get_next()) is not None:
-            yield batch

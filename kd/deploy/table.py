@@ -10,7 +10,7 @@ import torch
 
 from kd.data.stored import Pixels
 from kd.deploy.check import check
-from kd.deploy.export import Deployed, Runner, onnx_runner, safetensors_runner, to_onnx, to_safetensors
+from kd.deploy.export import Deployed, onnx_runner, safetensors_runner, to_onnx, to_safetensors
 from kd.deploy.quantise import to_int8
 from kd.deploy.timing import FORMS, Form
 from kd.inference import Predictor
@@ -104,13 +104,6 @@ def write_form(form: Form, predictor: Predictor, path: Path, facts: dict[str, An
         to_onnx(Deployed(predictor, preprocessing=False), path, facts)
 
 
-def runner(form: Form, path: Path, trust: bool = False) -> Runner:
-    """Return what runs the file of a form."""
-    if form.suffix == ".onnx":
-        return onnx_runner(path)
-    return safetensors_runner(path, trust, form.half)
-
-
 def measured_row(
     name: str, run: Path, form: str, path: Path, predictor: Predictor, images: Pixels, labels: torch.Tensor, trust: bool
 ) -> Row:
@@ -124,7 +117,9 @@ def measured_row(
         trust: whether the file may name any code, as the network's own.
     """
     deployed = Deployed(predictor, preprocessing=False)
-    found = check(runner(FORMS[form], path, trust), deployed, predictor, images, labels)
+    of = FORMS[form]
+    run_file = onnx_runner(path) if of.suffix == ".onnx" else safetensors_runner(path, trust, of.half)
+    found = check(run_file, deployed, predictor, images, labels)
     return Row(
         name,
         str(run),

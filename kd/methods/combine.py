@@ -72,7 +72,7 @@ class Combine(Method):
         self.weights: dict[str, Weight] = {}
         self.parts = nn.ModuleDict()
         for name, given in terms.items():
-            arguments = dict(given) if isinstance(given, Mapping) else {"weight": given}
+            arguments: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"weight": given}
             self.weights[name] = Weight(*(arguments.pop(part, usual) for part, usual in Weight._field_defaults.items()))
             self.weights[name].check(f"method.terms.{name}")
             self.parts[name] = _method(name, arguments.pop("method", name), arguments)

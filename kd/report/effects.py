@@ -9,7 +9,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from kd.report.statistics import FEWEST, LEVEL, RESOLUTION, Interval, margin_p
+from kd.report.statistics import FEWEST, LEVEL, Interval, margin_p, standard_error
 
 POWER = 0.8
 """Share of sweeps in which a difference is to be found."""
@@ -39,7 +39,7 @@ def better_probability(differences: Sequence[float], level: float = LEVEL) -> Pr
     Args:
         differences: ours minus theirs, by seed. None of fewer than `FEWEST`, or of equal ones.
     """
-    if not _spread(differences):
+    if standard_error(differences) is None:
         return None
     n, effect = len(differences), float(np.mean(differences) / np.std(differences, ddof=1))
     t = effect * math.sqrt(n)
@@ -62,11 +62,10 @@ def equivalence_p(differences: Sequence[float], margin: float) -> float | None:
     """
     if not margin > 0:
         raise ValueError(f"margin must be > 0, not {margin}")
-    if not _spread(differences):
+    error = standard_error(differences)
+    if error is None:
         return None
-    n = len(differences)
-    error = np.std(differences, ddof=1) / math.sqrt(n)
-    return margin_p(float(np.mean(differences)), float(error), n - 1, margin)
+    return margin_p(float(np.mean(differences)), error, len(differences) - 1, margin)
 
 
 def sign_flip_p(differences: Sequence[float]) -> float | None:
@@ -78,7 +77,7 @@ def sign_flip_p(differences: Sequence[float]) -> float | None:
     Args:
         differences: ours minus theirs, by seed. None of fewer than `FEWEST`, or of equal ones.
     """
-    if not _spread(differences):
+    if standard_error(differences) is None:
         return None
     values = np.asarray(differences)
     if len(values) <= ENUMERATED:
@@ -96,7 +95,7 @@ def bca_interval(values: Sequence[float], level: float = LEVEL) -> Interval | No
 
     None of fewer than `FEWEST_BCA` values, which it does not cover at its level, or of equal ones.
     """
-    if len(values) < FEWEST_BCA or not _spread(values):
+    if len(values) < FEWEST_BCA or standard_error(values) is None:
         return None
     rng = np.random.default_rng(0)
     found = scipy.stats.bootstrap((values,), np.mean, confidence_level=level, method="BCa", rng=rng)
@@ -162,11 +161,6 @@ def spreads(correct: NDArray[np.bool_] | NDArray[np.float64]) -> Spreads | None:
     return Spreads(
         math.sqrt(seen), math.sqrt(max(true, 0.0)), float(right.mean(axis=0).std(ddof=1)) / math.sqrt(images)
     )
-
-
-def _spread(values: Sequence[float]) -> bool:
-    """Return whether there are values enough, and not all of them equal: see `statistics.t_interval`."""
-    return len(values) >= FEWEST and bool(np.ptp(values) >= RESOLUTION)
 
 
 def equal_size(accuracy: float, sizes: Mapping[int, float]) -> float | None:

@@ -45,7 +45,7 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None
 
     None of fewer than `FEWEST` values, or where all are the same.
     """
-    error = _standard_error(values)
+    error = standard_error(values)
     if error is None:
         return None
     return t_around(float(np.mean(values)), error, len(values) - 1, level)
@@ -60,7 +60,7 @@ def t_around(mean: float, error: float, freedom: float, level: float = LEVEL) ->
 
 def t_test(differences: Sequence[float]) -> float | None:
     """Return the two-sided p value of the mean being 0, by the paired t test; None where `t_interval` is None."""
-    error = _standard_error(differences)
+    error = standard_error(differences)
     if error is None:
         return None
     return t_p(float(np.mean(differences)), error, len(differences) - 1)
@@ -76,7 +76,7 @@ def margin_p(mean: float, error: float, freedom: float, margin: float) -> float:
     return float(scipy.special.stdtr(freedom, (abs(mean) - margin) / error))
 
 
-def _standard_error(values: Sequence[float]) -> float | None:
+def standard_error(values: Sequence[float]) -> float | None:
     """Return the standard error of the mean; None of few values, or of equal ones, whose true spread need not be 0."""
     if len(values) < FEWEST or np.ptp(values) < RESOLUTION:
         return None

@@ -174,7 +174,7 @@ def log_settings(loggers: Sequence[Logger], settings: Mapping[str, Any]) -> None
     for logger in loggers:
         if not isinstance(logger, TensorBoard):
             try:
-                _ = logger.experiment
+                _ = cast(Any, logger).experiment
             except Exception as error:
                 raise UserError(
                     f"{type(logger).__name__} cannot begin: {str(error).partition(chr(10))[0]}; mend that, or choose "
@@ -266,10 +266,10 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str]) -> Figur
     return figure
 
 
-def printable(name: str, length: int | None = NAME_LENGTH) -> str:
+def printable(name: str) -> str:
     """Return a class name as a picture can hold it: in one line, shortened, with escapes for what is no text."""
     shown = visible(name)
-    return shown if length is None or len(shown) <= length else shown[: length - 3] + "..."
+    return shown if len(shown) <= NAME_LENGTH else f"{shown[: NAME_LENGTH - 3]}..."
 
 
 def render(figure: Figure) -> NDArray[np.uint8]:

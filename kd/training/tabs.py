@@ -24,6 +24,7 @@ from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.files import replaced
 from kd.runs.predictions import Predictions
+from kd.terminal import visible
 from kd.training.loggers import TensorBoard, optional, printable
 from kd.training.modules import Classifier
 
@@ -187,7 +188,7 @@ def wrapped(command: str) -> str:
 
 
 def _code(text: str) -> list[str]:
-    return [f"    {printable(line, None)}" for line in text.rstrip("\n").split("\n")]
+    return [f"    {visible(line)}" for line in text.rstrip("\n").split("\n")]
 
 
 def charts(monitors: Iterable[str] = ()) -> dict[str, dict[str, list[Any]]]:

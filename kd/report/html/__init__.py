@@ -1,1 +1,1 @@
-"""The report as one self-contained page: `view` and `images` say what it shows, `page` puts it together."""
+"""The report as one self-contained page: `view` and `fidelity` say what it shows, `page` puts it together."""
