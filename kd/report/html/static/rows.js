@@ -119,7 +119,7 @@ function addSweep(key, sweep, caption, spec, points) {
         if (sweep.axes.length > 1) made.encoding.y.title = sweep.axes[1];
         if (spec === "map") return;
         for (const [axis, logarithmic] of [["x", sweep.logarithmic[0]], ["y", sweep.logarithmic[1]]]) {
-          if (logarithmic) made.encoding[axis].scale.type = "log";
+          if (logarithmic) made.encoding[axis].scale = { type: "log", nice: false, padding: 16 };
         }
       },
       about: `${sweep.metric} by ${sweep.axes.join(" and ")}: ${seen.length} points.`,
