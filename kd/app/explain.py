@@ -100,7 +100,7 @@ def _message(error: Exception, arguments: Sequence[str]) -> str:
     missing = re.match(r"Interpolation key '(.+?)' not found(?:\s+full_key: (\S+))?", message)
     if missing:
         return f"there is no setting '{missing[1]}', of which {missing[2] or 'another'} takes its value"
-    if "HydraConfig was not set" in message:
+    if "Config was not set" in message:  # that of Hydra, by ${hydra:...}
         return "${hydra:...} has no value before a run begins; write the value itself, or ${oc.env:NAME}"
     if message.startswith("Recursive interpolation"):
         return "a setting takes its own value, by way of ${...}; give it one"

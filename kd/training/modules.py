@@ -220,8 +220,8 @@ class Classifier(L.LightningModule):
         self.score("val", self.val_scores, checked(self.inference_net(batch.x), self.inference_net), batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        require_batch(batch)
         """Score a test batch; returns, by the names of `kd.runs.predictions.Predictions`, what each image got."""
+        require_batch(batch)
         output = checked(self.inference_net(batch.x), self.inference_net)
         more = self.score("test", self.test_scores, output, batch)
         return {"index": batch.index, "labels": batch.y, "logits": output.logits, **more}

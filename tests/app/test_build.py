@@ -6,8 +6,15 @@ import torch
 import kd
 from kd.app.build import Builder
 from kd.app.compose import compose
+from kd.errors import UserError
 from kd.models.output import multiply_adds
 from kd.runs.results import read
+
+
+def test_source_that_returns_no_images_is_named():
+    build = Builder(compose(["data=digits", "data.source._target_=builtins.dict"])[0])
+    with pytest.raises(UserError, match=r"has to return kd.data.images.Images, not dict"):
+        _ = build.images
 
 
 @pytest.mark.parametrize(("device", "devices"), [("cpu", 1), ("cuda:0", [0]), ("cuda:2", [2])])

@@ -99,6 +99,7 @@ def test_cli_prints_help_and_mistakes_without_loading_torch(loaded, arguments):
         (("method=logits", "beta=1"), "error: there is no setting 'beta' with method=logits"),
         (("method=standard", "+T=4"), "error: T=4: this method has no such knob"),
         (("T=hot",), "error: T must be a number in [0.001, 1e6], got hot"),
+        (("experiment=seeds", "hydra.run.dir=here"), "error: hydra.run.dir=here is for one run, and these are several"),
         (("T",), "error: 'T' is not a setting; settings are given as T=VALUE"),
         (("resume=nowhere",), "error: resume=nowhere: not the directory of a run"),
         (("method=teacher", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),

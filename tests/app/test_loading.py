@@ -1,6 +1,10 @@
 import subprocess
 import sys
 
+import pytest
+
+from kd.app.loading import loading
+from kd.errors import UserError
 from tests.common import ROOT
 
 LOADED = """
@@ -21,6 +25,21 @@ with loading():
     window = scipy.signal.windows.hann(3).tolist()
 print(get_window("boxcar", 3).tolist(), window, sys.modules["scipy.signal"].get_window is get_window)
 """
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ModuleNotFoundError("No module", name="lightning"), r"^lightning is not installed; install what is missing"),
+        (
+            RuntimeError("operator torchvision::nms does not exist\nmore"),
+            r"loaded \(operator torchvision::nms does not",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_in_a_line(error, line):
+    with pytest.raises(UserError, match=line), loading():
+        raise error
 
 
 def printed(program):

@@ -203,6 +203,25 @@ class TestRun:
         assert metric_rows(self.directory) == metric_rows(tmp_path / "again")
         assert [path.name for path in checkpoint.parent.iterdir()] == ["last.ckpt"]
 
+    def test_resume_that_fails_in_its_first_step_does_not_blame_the_checkpoint(self, run, monkeypatch, halfway):
+        checkpoint, hint = halfway
+        checkpoint.with_name("previous.ckpt").replace(checkpoint)  # so that an epoch is left
+        monkeypatch.setattr("kd.methods.logits.soft_loss", lambda *_: {}["missing"])
+        with pytest.raises(KeyError, match="missing"):
+            run(*hint)
+        assert checkpoint.exists()
+
+    def test_network_that_torch_cannot_compile_is_one_line(self, run, monkeypatch):
+        broken = type("BackendCompilerFailed", (RuntimeError,), {"__module__": "torch._dynamo.exc"})
+
+        def fail(*_):
+            raise broken("no compiler\nmore")
+
+        monkeypatch.setattr("kd.methods.logits.soft_loss", fail)
+        code, printed = run(*SMALL, "method=logits", "T=2", "logger=none", "hydra.run.dir=compiled")
+        assert code == 1
+        assert "speed.compile=true: torch cannot compile (no compiler); write speed.compile=false" in printed
+
     def test_resume_removes_no_files_that_a_checkpoint_names(self, run, tmp_path, halfway):
         """Lightning removes the best checkpoint so far where it saves a better one, by the name in the file."""
         checkpoint, hint = halfway

@@ -59,7 +59,7 @@ def test_card_has_the_front_matter_of_the_hub_and_the_figures_with_n():
 def test_card_names_the_hubs_data_set_for_the_whole_of_it_alone(dataset, hub):
     facts = front_matter(card(replace(DONE, dataset=dataset), "student.safetensors"))
     assert facts.get("datasets") == (None if hub is None else [hub])
-    assert facts["model-index"][0]["results"][0]["dataset"]["type"] == hub or dataset
+    assert facts["model-index"][0]["results"][0]["dataset"]["type"] == (hub or dataset)
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,16 @@ class Volume(Net):
         return self.fc(self.lifted(self.layer2(self.layer1(x))).flatten(1, 2).mean((2, 3)))
 
 
+class Typo(Net):
+    def forward(self, x):
+        return self.fcc(x)
+
+
 @pytest.fixture(autouse=True)
 def my_pkg(monkeypatch):
     """A package on the import path."""
     package = types.ModuleType("my_pkg")
-    for made in (Net, Masked, Fixed, Volume):
+    for made in (Net, Masked, Fixed, Volume, Typo):
         setattr(package, made.__name__, made)
     package.CNN, package.number = CNN, lambda num_classes: num_classes
     package.handed_on, package.kept = (lambda **given: Net(**given)), (lambda **given: Five(**given))
@@ -209,6 +214,7 @@ def test_bind_leaves_other_networks_alone(tiny_net):
         ("my_pkg.Nett", {}, "target=my_pkg.Nett: my_pkg has no class or function Nett; did you mean Net"),
         ("my_pkg.number", {}, "target=my_pkg.number makes a int and not an nn.Module"),
         ("my_pkg.Masked", {}, "my_pkg.Masked needs more than images: its forward takes x, mask; wrap it in a module"),
+        ("my_pkg.Typo", {}, r"my_pkg.Typo does not run: AttributeError: .*'fcc'.* \(test_external.py:\d+\)"),
         ("my_pkg.Fixed", {}, "my_pkg.Fixed returns 7 logits for 5 classes"),
         (
             "my_pkg.Net",

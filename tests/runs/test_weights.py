@@ -272,6 +272,7 @@ def full_disk():
 def test_save_weights_on_a_full_disk_leaves_no_file(used_net, tmp_path):
     with pytest.raises(OSError, match="File too large") as error, full_disk():
         save_weights(used_net, tmp_path / "net", METADATA)
+    assert error.value.filename == str(tmp_path / "net")
     assert error.value.errno == errno.EFBIG  # so that a run tells how to continue, and a search repeats it
     assert os.listdir(tmp_path) == []
 

@@ -131,7 +131,7 @@ def test_cohort_interruption_reaches_all_members(noise, monkeypatch):
 
 def test_error_of_the_process_ends_all_members(noise, monkeypatch):
     """Else each would hold the lock of its directory, for which the launcher that tries again would wait for good."""
-    images, ended, start = noise(160), [], threading.Thread.start
+    images, started, ended, start = noise(160), [], [], threading.Thread.start
 
     def work(member):
         try:
@@ -141,11 +141,11 @@ def test_error_of_the_process_ends_all_members(noise, monkeypatch):
             ended.append(member)
 
     def start_two(thread):
-        if threading.active_count() > before + 1:
+        if len(started) == 2:
             raise RuntimeError("can't start new thread")
+        started.append(thread)
         start(thread)
 
-    before = threading.active_count()
     monkeypatch.setattr(threading.Thread, "start", start_two)
     with pytest.raises(RuntimeError, match="can't start new thread"):
         Cohort().run([work] * 3)

@@ -143,6 +143,7 @@ def test_distiller_optimises_and_saves_student_and_adapters_only(tiny_net, noise
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_batches_of_an_ordinary_loader_are_refused_with_what_makes_them_ours(tiny_net, trainer):
     pairs = [(torch.zeros(3, 8, 8), 0)] * 4
     module = Classifier(tiny_net(), 2, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.1))
