@@ -185,8 +185,10 @@ class ResumableSweeper(BasicSweeper):
             for job, returned in zip(left, returns, strict=True):
                 if returned.status is not JobStatus.COMPLETED:
                     error = returned._return_value
-                    expected = isinstance(error, cli.EXPECTED)  # of others the job's log has the traceback
-                    job.reason = explain(error, job.overrides) if expected else described(error)
+                    if isinstance(error, cli.EXPECTED):
+                        job.reason = explain(error, job.overrides)
+                    else:  # the record knows the place, and the job's log has the traceback
+                        job.reason = (job.record and job.record.error) or described(error)
                     if isinstance(returned._return_value, RefusedError):
                         job.directory = None
                 returned.cfg = returned.hydra_cfg = None  # of many jobs, and none is read again

@@ -258,9 +258,9 @@ def _check_choice(override: Override, name: str, files: list[str]) -> None:
 
 def _refuse_files(override: Override, group: str, folders: Sequence[Path]) -> None:
     """Refuse a file that Hydra would pass over, as the first folder with such a file is ours, or put elsewhere."""
-    ours, *others = folders
-    for choice in map(str, _values(override)):
-        for file in (folder / group / f"{choice}.yaml" for folder in others):
+    ours, *others = (folder.resolve() for folder in folders)
+    for choice in (str(getattr(value, "text", value)) for value in _values(override)):
+        for file in (folder / group / f"{choice}.yaml" for folder in others if folder != ours):
             if not file.is_file():
                 continue
             if (ours / group / f"{choice}.yaml").is_file():

@@ -248,7 +248,8 @@ def for_all_choices(arguments: Arguments, several: Sequence[str], single: Sequen
     values = [override for override in single if not is_group(override) and re.match(r"(?!hydra\.)[\w.]+=", override)]
     if not values or not any(map(is_group, several)):
         return arguments
-    by_default = compose([override for override in single if is_group(override)], config_dir=arguments.config_dir)[0]
+    chosen = [override for override in single if is_group(override) or override.startswith("hydra.searchpath=")]
+    by_default = compose(chosen, config_dir=arguments.config_dir)[0]
     known = [f"{name}." for name, _ in leaves(cast(dict[str, Any], OmegaConf.to_container(by_default.cfg)))]
 
     def prepared_for_all(override: str) -> str:

@@ -168,7 +168,7 @@ def _not_located(target: str, error: BaseException) -> str:
     """Why a class or function that settings name was not found: there is none, or its module has a fault."""
     while error.__cause__ is not None:
         error = error.__cause__
-    missing = isinstance(error, ModuleNotFoundError) and target.startswith(error.name or "")
+    missing = isinstance(error, ModuleNotFoundError) and f"{target}.".startswith(f"{error.name}.")
     if missing or (isinstance(error, AttributeError) and f"'{target.rpartition('.')[2]}'" in str(error)):
         return f"_target_={target}: there is no such class or function"
     return f"_target_={target}: its module cannot be imported, {described(error)}"

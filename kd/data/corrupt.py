@@ -145,7 +145,8 @@ def write(images: Array, labels: NDArray[np.int64], directory: Path, seed: int =
             file = new_mapping(made[-1], shape)
             for severity, found in enumerate(corrupted(images, kind, seed)):
                 file[severity * len(images) : (severity + 1) * len(images)] = found
-        np.save(directory / "labels.npy", np.tile(labels, SEVERITIES))  # last: without it the folder is none
+        made.append(directory / "labels.npy")
+        np.save(made[-1], np.tile(labels, SEVERITIES))  # last: without it the folder is none
     except BaseException as error:
         for path in made:
             path.unlink(missing_ok=True)

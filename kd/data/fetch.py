@@ -99,9 +99,10 @@ class OnDisk(Dataset[Fetched]):
         except UserError as error:  # of a worker process it has the traceback, too
             raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
         except RuntimeError as error:
-            if not re.search("DataLoader worker|shared memory", str(error)):
+            reason = str(error).partition("\n")[0]  # what a worker itself has raised begins otherwise
+            if not re.search(r"^DataLoader worker \(pid|shared memory", reason):
                 raise
             raise UserError(
-                f"a process that reads images has died ({str(error).partition(chr(10))[0]}); give data.workers=0, or "
-                "more shared memory, as by docker run --shm-size=2g"
+                f"a process that reads images has died ({reason}); give data.workers=0, or more shared memory, as by "
+                "docker run --shm-size=2g"
             ) from error

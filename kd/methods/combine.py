@@ -126,7 +126,7 @@ class Weight(NamedTuple):
         require(f"{name}.end", self.end, "(0, 1]")
 
     def at(self, progress: float) -> float:
-        if progress >= self.end:
+        if self.end < 1 and progress >= self.end:
             return 0.0
         return float(self.weight) * (min(1.0, progress / self.rise) if self.rise else 1.0)
 

@@ -1,8 +1,9 @@
 """VGG with BatchNorm for small images."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from kd.models.layers import Staged, bn_relu, check_choice, check_images, init_classifier, init_he
+from kd.models.output import Output
 from kd.ranges import Size, sides
 
 CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -14,10 +15,10 @@ class VGG(Staged):
     """VGG of Simonyan and Zisserman 2015, arXiv 1409.1556, as in Tian et al. 2020 (CRD, arXiv 1910.10699).
 
     Five blocks of 3x3 convolutions with BatchNorm and ReLU, 64, 128, 256, 512 and 512 channels; average pooling, a
-    linear layer. The first is the stem, whose map is not shown: CRD and ReviewKD match the maps of the other four, the
-    stages. Each of these starts with max pooling (2x2), the last only where both sides have 64 pixels or more. He
-    initialisation by the outgoing side, the linear layer's weights normal with a standard deviation of 0.01. At 100
-    classes VGG-8 has 3,965,028 parameters.
+    linear layer. The map of the first is not shown: CRD and ReviewKD match those of the other four, the stages. Each of
+    these starts with max pooling (2x2), the last only where both sides have 64 pixels or more. He initialisation by the
+    outgoing side, the linear layer's weights normal with a standard deviation of 0.01. At 100 classes VGG-8 has
+    3,965,028 parameters.
 
     Deviations from the paper: BatchNorm, one linear layer for three, no dropout. The convolutions have biases although
     BatchNorm makes them redundant, as published.
@@ -45,7 +46,11 @@ class VGG(Staged):
             for channels in (before, *(width,) * (count - 1)):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), *bn_relu(width)]
             blocks.append(nn.Sequential(*layers[:-1], nn.ReLU()))  # not in place, or the map before it would be lost
-        stem, *stages = blocks
-        super().__init__(stem, stages, nn.Linear(WIDTHS[-1], num_classes))
+        super().__init__(nn.Identity(), blocks, nn.Linear(WIDTHS[-1], num_classes))
         init_he(self)
         init_classifier(self.classifier)
+
+    def forward(self, x: Tensor) -> Output:
+        """As `Staged.forward`, with the maps of the four stages."""
+        output = super().forward(x)
+        return output._replace(features=output.features[1:], preacts=output.preacts[1:])

@@ -1,6 +1,6 @@
 """What a run logs beyond curves: pictures, final figures, and the settings for TensorBoard's HParams tab.
 
-Nothing here ends a run: what cannot be drawn or logged is a warning.
+Nothing here ends a run but a logger that cannot begin: what cannot be drawn or logged is a warning.
 """
 
 import io
@@ -174,7 +174,7 @@ def log_settings(loggers: Sequence[Logger], settings: Mapping[str, Any]) -> None
     for logger in loggers:
         if not isinstance(logger, TensorBoard):
             try:
-                _ = cast(Any, logger).experiment
+                _ = getattr(logger, "experiment", None)  # a logger of one's own need not have it
             except Exception as error:
                 raise UserError(
                     f"{type(logger).__name__} cannot begin: {str(error).partition(chr(10))[0]}; mend that, or choose "

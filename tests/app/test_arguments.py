@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from kd.app.arguments import quoted, read_arguments, refuse_wrong_choices, sweeps
 from kd.errors import UserError
+from tests.common import CONF
 
 
 @pytest.mark.parametrize(
@@ -130,10 +131,11 @@ def test_choices_that_are_there_are_taken(tmp_path):
         refuse_wrong_choices(["method=mine"])
 
 
-@pytest.mark.parametrize("typed", ["method=logits", "method=feature,logits"])
+@pytest.mark.parametrize("typed", ["method=logits", "method=feature,logits", "method='logits'"])
 def test_choice_of_a_file_that_has_the_name_of_ours_is_refused(tmp_path, typed):
     """Hydra would take ours without a word."""
     (tmp_path / "method").mkdir()
+    refuse_wrong_choices([typed], CONF)  # our own folder is no other one
     (tmp_path / "method" / "logits.yaml").touch()
     with pytest.raises(UserError, match=r"method/logits.yaml has the name of one of ours, .* rename it"):
         refuse_wrong_choices([typed], tmp_path)

@@ -166,8 +166,14 @@ def test_combine_takes_a_method_more_than_once():
 def test_combine_changes_a_weight_with_the_progress_of_training(progress, factor):
     found = terms_of(Combine({"logits": {"weight": 2.0, "rise": 0.1, "end": 0.6}}), progress)
     whole = terms_of(Combine({"logits": 2.0}), progress)
+    assert whole["logits_soft"].item() > 0
     assert found["logits_soft"].item() == pytest.approx(factor * whole["logits_soft"].item())
     assert found["hard"].item() == whole["hard"].item()
+
+
+def test_combine_distils_in_a_loop_that_gives_no_progress():
+    """It counts as 1, so that warm-ups are over."""
+    assert terms_of(Combine({"logits": 1.0}), 1.0)["logits_soft"].item() > 0
 
 
 def test_combine_says_which_method_does_not_fit_the_networks():

@@ -144,7 +144,7 @@ def test_bug_in_own_code_is_named_with_its_type_and_its_place_is_in_the_log(swee
     monkeypatch.setattr("kd.methods.logits.soft_loss", lambda *_: {}["missing"])
     code, printed, directory = sweep("method=logits", "seed=0", "hydra/launcher=cohort")
     assert code == 1
-    assert "failed  the run: KeyError: 'missing'" in printed
+    assert re.search(r"failed  the run: KeyError: 'missing' \(test_multirun.py:\d+\)", printed)
     assert re.fullmatch(r"KeyError: 'missing' \(test_multirun.py:\d+\)", read(directory / "0" / "result.json").error)
     log = (directory / "0" / "train.log").read_text()
     assert "Traceback" in log
