@@ -129,7 +129,7 @@ def _tracked(
         return execute(record)
     except (KeyboardInterrupt, SystemExit) as error:
         with suppress(OSError):
-            _write_end(_latest(path, record), path, data_parallel, status="interrupted")
+            _write_end(record, path, data_parallel, status="interrupted")
         if single:
             print(f"interrupted; continue with: {hint}", file=sys.stderr)
         raise SystemExit(130) from error
@@ -141,7 +141,7 @@ def _tracked(
         with suppress(OSError):
             why = str(error) if isinstance(error, UserError | OSError) else described(error)
             lost = isinstance(error, DivergedError)
-            _write_end(_latest(path, record), path, data_parallel, status="failed", error=why, diverged=lost)
+            _write_end(record, path, data_parallel, status="failed", error=why, diverged=lost)
         if not single and not isinstance(error, UserError | OSError):
             log.error("the run failed", exc_info=error)  # a sweep goes on, and prints a line
         if isinstance(error, OSError) and error.errno in FULL:
@@ -151,9 +151,10 @@ def _tracked(
         raise
 
 
-def _write_end(latest: Result, path: Path, data_parallel: bool, **changes: Any) -> None:
+def _write_end(began: Result, path: Path, data_parallel: bool, **changes: Any) -> None:
     """Write how a run ended, unless it was done: what comes after that, such as pictures, takes nothing from it."""
-    if latest.status != "done":
+    latest = _latest(path, began)
+    if latest.status != "done" or latest == began:
         write_once(replace(latest, **changes), path, data_parallel)
 
 
