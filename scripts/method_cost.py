@@ -12,7 +12,6 @@ import logging
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +20,7 @@ import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from steps import synchronize, timed
 from torch.profiler import ProfilerActivity, profile
 
 from kd.app.compose import Command, compose, conf_dir, settings_of
@@ -154,16 +154,7 @@ def table(pair: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
             if name == BASELINE:
                 raise
             refused[name] = str(error)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(options.rounds):
-        for name, step in steps.items():
-            step()
-            synchronize(options)
-            started = time.perf_counter()
-            for _ in range(options.steps):
-                step()
-            synchronize(options)
-            seconds[name].append((time.perf_counter() - started) / options.steps)
+    seconds = timed(steps, options.rounds, options.steps, torch_device(options))
     costs = {name: Cost(seconds[name], memory[name], parameters[name]) for name in steps}
     baseline = costs[BASELINE]
     rows = {
@@ -224,7 +215,7 @@ def peak_memory(step: Callable[[], None], options: argparse.Namespace) -> int:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
-        synchronize(options)
+        synchronize(torch_device(options))
         return torch.cuda.max_memory_allocated() - before
     os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler's own messages
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
@@ -264,11 +255,6 @@ def _lines(pair: str, tables: list[dict[str, Any]]) -> Iterator[str]:
 
 def torch_device(options: argparse.Namespace) -> torch.device:
     return torch.device("cuda" if options.device == "gpu" else "cpu")
-
-
-def synchronize(options: argparse.Namespace) -> None:
-    if options.device == "gpu":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

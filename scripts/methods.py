@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from pages import filled, written
 
 from kd.app.check import knobs
 from kd.app.compose import compose, plain, run_wide
-from kd.errors import UserError
 from kd.methods.base import Method
 from kd.terminal import Parser, outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = "docs/methods.md"
-MARK, END = "<!-- methods -->\n", "<!-- /methods -->\n"
 SECTIONS = ("Scaling", "Use", "Deviations", "Args", "Raises")
 FAMILIES = {
     "Logits": lambda reads: reads == {"logits"},
@@ -47,25 +46,11 @@ def work() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
     check = parser.parse_args().check
-    before, mark, rest = (ROOT / PAGE).read_text(encoding="utf-8").partition(MARK)
-    _, end, after = rest.partition(END)
-    if not (mark and end):
-        raise UserError(f"{PAGE} has no place for the methods: {MARK.strip()} to {END.strip()}")
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
     entries = methods()
-    wanted = {PAGE: f"{before}{mark}{text(entries)}{end}{after}"}
+    wanted = {PAGE: filled(page, PAGE, "the methods", "methods", text(entries))}
     wanted |= {picture(entry.cls)[0]: picture(entry.cls)[1] for entry in entries}
-    stale = [name for name, content in wanted.items() if not _is(ROOT / name, content)]
-    for name in stale:
-        if check:
-            print(f"{name} differs from the docstrings: python scripts/methods.py")
-        else:
-            (ROOT / name).parent.mkdir(exist_ok=True)
-            (ROOT / name).write_text(wanted[name], encoding="utf-8")
-    return int(check and bool(stale))
-
-
-def _is(path: Path, content: str) -> bool:
-    return path.is_file() and path.read_text(encoding="utf-8") == content
+    return written(ROOT, wanted, check, "the docstrings: python scripts/methods.py")
 
 
 def methods() -> list[Entry]:

@@ -10,7 +10,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 import yaml
+from pages import filled, written
+from steps import timed
 from torch import nn
 
 from kd.errors import UserError
@@ -29,8 +30,6 @@ from kd.training.performance import choose_device, choose_precision, device_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = "docs/models.md"
-MARK, END = "<!-- networks -->\n", "<!-- /networks -->\n"
-TIME_MARK, TIME_END = "<!-- step time -->\n", "<!-- /step time -->\n"
 TIMES = "docs/results/network_time/two_cores.json"
 """Figures that the page shows."""
 BASELINE = "resnet20"
@@ -102,14 +101,9 @@ def work() -> int:
     if options.time is not None:
         options.time.write_text(json.dumps(times(options), indent=2) + "\n", encoding="utf-8")
     page = (ROOT / PAGE).read_text(encoding="utf-8")
-    wanted = filled(page, "the networks", MARK, END, table(networks()))
-    wanted = filled(wanted, "their step time", TIME_MARK, TIME_END, time_table())
-    if not options.check:
-        (ROOT / PAGE).write_text(wanted, encoding="utf-8")
-    elif wanted != page:
-        print(f"{PAGE} differs from the networks: python scripts/networks.py")
-        return 1
-    return 0
+    wanted = filled(page, PAGE, "the networks", "networks", table(networks()))
+    wanted = filled(wanted, PAGE, "their step time", "step time", time_table())
+    return written(ROOT, {PAGE: wanted}, options.check, "the networks: python scripts/networks.py")
 
 
 def arguments() -> argparse.Namespace:
@@ -131,31 +125,13 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def filled(page: str, what: str, mark: str, end: str, text: str) -> str:
-    """Return a page with a text between two marks."""
-    before, found, rest = page.partition(mark)
-    _, found_end, after = rest.partition(end)
-    if not (found and found_end):
-        raise UserError(f"{PAGE} has no place for {what}: {mark.strip()} to {end.strip()}")
-    return f"{before}{mark}{text}{end}{after}"
-
-
 def times(options: argparse.Namespace) -> dict[str, Any]:
     """Measure a step of each network, and of `BASELINE`, in turns."""
     device = choose_device("auto", 1)
     half = choose_precision("auto", "auto").startswith("bf16")
     chosen = list(dict.fromkeys([BASELINE, *(options.networks or names())]))
     steps = {name: training(name, options.batch, device, half) for name in chosen}
-    seconds: dict[str, list[float]] = {name: [] for name in chosen}
-    for _ in range(options.rounds):
-        for name, step in steps.items():
-            step()  # untimed: what the last network left in the caches is none of its own
-            synchronize(device)
-            started = time.perf_counter()
-            for _ in range(options.steps):
-                step()
-            synchronize(device)
-            seconds[name].append((time.perf_counter() - started) / options.steps)
+    seconds = timed(steps, options.rounds, options.steps, device)
     return {
         "machine": {
             **measured_by("scripts/networks.py", device_name(device)),
@@ -188,11 +164,6 @@ def training(name: str, batch: int, device: torch.device, half: bool) -> Callabl
         net.zero_grad()
 
     return step
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def time_table() -> str:

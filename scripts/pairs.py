@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from pages import filled, written
 
 from kd.errors import UserError
 from kd.terminal import Parser, outcome
@@ -51,21 +52,11 @@ def work() -> int:
     check = parser.parse_args().check
     pairs, sources = read()
     wanted = experiments(pairs) | {PAGE: page(pairs, sources)}
-    stale = [name for name, content in wanted.items() if not _is(ROOT / name, content)]
-    for name in stale:
-        if check:
-            print(f"{name} differs from {TABLE}: python scripts/pairs.py")
-        else:
-            (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
-            (ROOT / name).write_text(wanted[name], encoding="utf-8")
+    code = written(ROOT, wanted, check, f"{TABLE}: python scripts/pairs.py")
     found = {path.relative_to(ROOT).as_posix() for path in (ROOT / FOLDER).rglob("*.yaml")}
     for name in sorted(found - wanted.keys()):
         raise UserError(f"{name} is of no pair in {TABLE}; remove it")
-    return int(check and bool(stale))
-
-
-def _is(path: Path, content: str) -> bool:
-    return path.is_file() and path.read_text(encoding="utf-8") == content
+    return code
 
 
 def read() -> tuple[list[Pair], dict[str, str]]:
@@ -117,11 +108,7 @@ def page(pairs: list[Pair], sources: dict[str, str]) -> str:
         "different": accuracies([pair for pair in pairs if not pair.of_one_family], sources),
     }
     for name, table in tables.items():
-        before, mark, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- /{name} -->\n")
-        if not (mark and end):
-            raise UserError(f"{PAGE} has no place for a table: <!-- {name} --> to <!-- /{name} -->")
-        text = f"{before}{mark}{table}{end}{after}"
+        text = filled(text, PAGE, "a table", name, table)
     return text
 
 

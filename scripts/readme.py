@@ -10,6 +10,7 @@ from statistics import fmean, median
 
 import numpy as np
 from numpy.typing import NDArray
+from pages import filled as between
 from studies import (
     APART,
     BELOW,
@@ -144,11 +145,7 @@ def filled(page: str) -> str:
     """Return the page with its tables made from the records."""
     text = (ROOT / page).read_text(encoding="utf-8")
     for name in PAGES[page]:
-        before, mark, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- /{name} -->\n")
-        if not (mark and end):
-            raise UserError(f"{page} has no place for a table: <!-- {name} --> to <!-- /{name} -->")
-        text = f"{before}{mark}{_table(name)}{end}{after}"
+        text = between(text, page, "a table", name, _table(name))
     return text
 
 
