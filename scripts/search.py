@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from trials import counted, finished, next_trial, number_of, ranked
 
 from kd.app.explain import explain
 from kd.app.programs import command_line, refuse_setting
@@ -30,7 +31,6 @@ from kd.app.run import check_command, describe, run
 from kd.app.search import Search, plan, refuse_test_split
 from kd.deploy.card import write_card
 from kd.errors import UserError
-from kd.hashing import derive
 from kd.runs.results import FILE, Result, read
 from kd.runs.status import tracked, write_once
 from kd.sweeps.progress import console
@@ -162,62 +162,6 @@ def make_trials(search: Search, study: Any, new: bool) -> None:
         print(f"[{place}] trial {number_of(trial)} {as_text(values)}: {outcome}{best(study)}", flush=True)
 
 
-def next_trial(study: Any, seed: int) -> Any:
-    """Take up the trial that a killed process left, or begin another one. It may be killed anywhere in this, too."""
-    import optuna
-    from optuna.trial import TrialState
-
-    begun = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
-    number = number_of(begun[0]) if begun else len(counted(study))
-    # Anew for every trial: a search that was interrupted in between draws what it would have drawn.
-    study.sampler = optuna.samplers.TPESampler(seed=derive("trial", seed, number))
-    if begun:
-        take_up(study, begun[0])
-    else:
-        study.enqueue_trial({}, user_attrs={"number": number})
-    trial = study.ask()
-    for epoch, accuracy in seen(trial).items():
-        trial.report(accuracy, epoch)
-    return trial
-
-
-def take_up(study: Any, left: Any) -> None:
-    """Put a trial that a killed process left running into the queue again, as nobody else can be at work on it."""
-    from optuna.trial import TrialState
-
-    if left.state is TrialState.WAITING:
-        return
-    study.set_user_attr("taken_up", [*study.user_attrs.get("taken_up", []), left.number])
-    if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):  # there is, if it was killed right here
-        study.enqueue_trial(left.params, user_attrs={"number": number_of(left), "seen": seen(left)})
-    study.tell(left.number, state=TrialState.FAIL)
-
-
-def seen(trial: Any) -> dict[int, float]:
-    """The validation accuracies by epoch that a trial has reported, or the one whose place it has taken."""
-    before = trial.user_attrs.get("seen", {})
-    own = getattr(trial, "intermediate_values", {})
-    return {int(epoch): accuracy for epoch, accuracy in before.items()} | own
-
-
-def counted(study: Any) -> list[Any]:
-    """All trials, less those whose place another has taken."""
-    from optuna.trial import TrialState
-
-    taken_up = study.user_attrs.get("taken_up", [])
-    trials = study.get_trials(deepcopy=False)
-    return [trial for trial in trials if trial.number not in taken_up and trial.state is not TrialState.WAITING]
-
-
-def finished(study: Any) -> list[Any]:
-    return [trial for trial in counted(study) if trial.state.is_finished()]
-
-
-def number_of(trial: Any) -> int:
-    """The trial's number in the search, which names its directory; it keeps it when it is taken up again."""
-    return int(trial.user_attrs.get("number", trial.number))
-
-
 def attempt(search: Search, trial: Any, values: dict[str, float]) -> str:
     """Do the run of one trial and record it in the study; return its outcome in words."""
     from optuna.exceptions import StorageInternalError
@@ -292,14 +236,6 @@ def report_to(trial: Any) -> Any:
                 raise TrialPruned(f"pruned after epoch {epoch + 1} at val {percent(accuracy)}")
 
     return ReportToTrial()
-
-
-def ranked(study: Any) -> list[Any]:
-    """The trials that ran to their end, the best by validation accuracy first, the earlier one of equals."""
-    from optuna.trial import TrialState
-
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(done, key=lambda trial: (-trial.value, trial.number))
 
 
 def best(study: Any) -> str:

@@ -199,7 +199,7 @@ def test_hydras_global_is_read_in_the_command_line_alone(module):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
 def test_every_program_has_a_test_that_starts_it(path):
-    """A file of its name; paced.py and textbook.py are parts of benchmark.py, gpu_*.py of gpu_check.py; pages.py and steps.py of several."""
+    """A file of its name, or of the program that it is a part of."""
     names = {"readme": "readme_script", "paced": "benchmark", "textbook": "benchmark"}
     names |= {"gpu_paths": "gpu_check", "gpu_measures": "gpu_check", "pages": "methods", "steps": "method_cost"}
     assert (ROOT / "tests" / "scripts" / f"test_{names.get(path.stem, path.stem)}.py").is_file()

@@ -15,10 +15,11 @@ from omegaconf import DictConfig
 from torch import nn
 
 from kd.app import identity
-from kd.app.check import check_method, links, several_processes
+from kd.app.check import check_method, links
 from kd.app.compose import Command, plain
 from kd.app.explain import user_errors
 from kd.app.machine import check_devices, check_limits, check_memory, check_threads
+from kd.app.trainer import several_processes
 from kd.data.also_test import AlsoTest, also_test
 from kd.data.images import Images, require_classes, require_labelled
 from kd.data.module import DataModule, Loader

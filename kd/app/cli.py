@@ -20,12 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.app.arguments import Arguments, choices, in_shell, read_arguments, refuse_wrong_choices, sweeps
-from kd.app.check import leaves, several_processes
+from kd.app.check import leaves
 from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain, run_composed, settings_of
 from kd.app.explain import explain
 from kd.app.identity import fingerprint
 from kd.app.resume import expand_resume, refuse_other_settings
 from kd.app.run import check_command, execute
+from kd.app.trainer import several_processes
 from kd.errors import UserError
 from kd.runs.results import Result
 from kd.runs.status import check_free, first_process, recorded, refuse_another

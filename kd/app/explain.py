@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.app.check import SET_ELSEWHERE, nearest, trainer_arguments
+from kd.app.check import nearest
 from kd.app.compose import compose, conf_dir, plain, settings_of
+from kd.app.trainer import SET_ELSEWHERE, trainer_arguments
 from kd.errors import BUGS, UserError, described
 from kd.terminal import visible
 

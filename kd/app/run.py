@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 
 from kd.app import identity
-from kd.app.check import check, knobs, several_processes
+from kd.app.check import check, knobs
 from kd.app.compose import Command, parts, plain, run_wide
 from kd.app.loading import loading
 from kd.app.resume import to_be_typed
+from kd.app.trainer import several_processes
 from kd.errors import UserError
 from kd.runs.results import FILE, Result
 from kd.runs.status import first_process, git_revision, refusals, tracked, versions, write_once

@@ -211,17 +211,6 @@ class TestRun:
             run(*hint)
         assert checkpoint.exists()
 
-    def test_network_that_torch_cannot_compile_is_one_line(self, run, monkeypatch):
-        broken = type("BackendCompilerFailed", (RuntimeError,), {"__module__": "torch._dynamo.exc"})
-
-        def fail(*_):
-            raise broken("no compiler\nmore")
-
-        monkeypatch.setattr("kd.methods.logits.soft_loss", fail)
-        code, printed = run(*SMALL, "method=logits", "T=2", "logger=none", "hydra.run.dir=compiled")
-        assert code == 1
-        assert "speed.compile=true: torch cannot compile (no compiler); write speed.compile=false" in printed
-
     def test_resume_removes_no_files_that_a_checkpoint_names(self, run, tmp_path, halfway):
         """Lightning removes the best checkpoint so far where it saves a better one, by the name in the file."""
         checkpoint, hint = halfway

@@ -231,3 +231,15 @@ def test_new_run_begins_with_the_weights_of_another(run, tmp_path):
     assert {name.removeprefix("net.") for name in second} == first.keys()
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, first[name.removeprefix("net.")], rtol=1e-3, atol=1e-5)
+
+
+def test_network_that_torch_cannot_compile_is_one_line(run, monkeypatch):
+    broken = type("BackendCompilerFailed", (RuntimeError,), {"__module__": "torch._dynamo.exc"})
+
+    def fail(*_):
+        raise broken("no compiler\nmore")
+
+    monkeypatch.setattr("kd.methods.logits.soft_loss", fail)
+    code, printed = run(*QUICK, "method=logits")
+    assert code == 1
+    assert "speed.compile=true: torch cannot compile (no compiler); write speed.compile=false" in printed

@@ -1,8 +1,6 @@
 """scripts/search.py from its command line, killed and resumed."""
 
-import contextlib
 import errno
-import itertools
 import logging
 import re
 import shlex
@@ -255,48 +253,6 @@ def test_search_ends_at_a_bug_and_goes_on_once_that_is_mended(run_search, tmp_pa
     assert states(load_study(tmp_path / "found")) == ["RUNNING"]
     assert run_search(*QUICK, "method=logits", "T=2", "data.val_fraction=0.7", "--trials", "2")[0] == 0
     assert states(load_study(tmp_path / "found")) == ["COMPLETE", "COMPLETE"]
-
-
-def test_trial_keeps_its_number_and_values_wherever_the_process_is_killed(optuna, monkeypatch):
-    """At each call that changes the study, in turn; the run of trial 1 was killed after its second epoch."""
-    storage = optuna.storages.InMemoryStorage
-    changes = [name for name in vars(storage) if name.startswith(("create_new_trial", "set_", "check_and_set"))]
-
-    class Killed(BaseException):
-        pass
-
-    def taken_up(stop):
-        study = optuna.create_study(direction="maximize")
-        study.tell(search.next_trial(study, 0), 0.5)
-        trial = search.next_trial(study, 0)
-        value = trial.suggest_float("lr", 0, 1)
-        for epoch in (0, 1):
-            trial.report(0.1 * epoch, epoch)
-        made = itertools.count()
-        with monkeypatch.context() as patch, contextlib.suppress(Killed):
-            for name in changes:
-                patch.setattr(storage, name, counted(getattr(storage, name), made, stop))
-            search.next_trial(study, 0)
-        last = search.next_trial(study, 0)
-        assert [search.number_of(trial) for trial in search.counted(study)] == [0, 1]
-        assert last.suggest_float("lr", 0, 1) == value
-        assert study.trials[last.number].intermediate_values == {0: 0.0, 1: 0.1}
-        study.tell(last, 0.6)
-        assert search.number_of(search.next_trial(study, 0)) == 2
-        return next(made)
-
-    def counted(change, made, stop):
-        def changed(*arguments, **more):
-            if next(made) == stop:
-                raise Killed
-            return change(*arguments, **more)
-
-        return changed
-
-    stop = 0
-    while taken_up(stop) > stop:
-        stop += 1
-    assert stop > 4
 
 
 @pytest.mark.usefixtures("optuna")
