@@ -5,21 +5,7 @@ from itertools import chain
 
 from kd.report.ranking import best, leaders
 from kd.report.summary import summarize
-from kd.runs.results import Result
-from tests.report.made import changed
-
-ALONE = Result(
-    method="standard", seed=0, student="cnn", student_params=21_350, dataset="CIFAR-10", epochs=30, status="done"
-)
-TAUGHT = replace(ALONE, method="logits", teacher="resnet", teacher_params=1_070_000, teacher_test_acc=0.9)
-TEACHER = replace(TAUGHT, method="teacher", student=None, student_params=None, teacher_test_acc=None)
-
-
-def seeds(run, *accuracies, first=0, **changes):
-    return [changed(run, seed=first + i, test_acc=acc, **changes) for i, acc in enumerate(accuracies)]
-
-
-STANDARD = seeds(ALONE, 0.80, 0.81, 0.805, 0.80)
+from tests.report.test_comparison import ALONE, STANDARD, TAUGHT, TEACHER, seeds
 
 
 def test_best_is_chosen_by_validation_accuracy():

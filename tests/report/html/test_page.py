@@ -11,7 +11,6 @@ from kd.errors import UserError
 from kd.report.comparison import compare
 from kd.report.fidelity.page import Pixels
 from kd.report.html import bundle
-from kd.report.html.charts import charts
 from kd.report.html.fidelity import fidelity
 from kd.report.html.page import packed, to_html, unpacked
 from kd.report.html.view import view
@@ -66,38 +65,6 @@ def test_page_without_predictions_names_a_file_that_is_damaged(tmp_path, name):
     shown = unpacked(made([tmp_path]))
     assert str(file.parent) in shown["fidelity"]["why"]
     assert len(shown["rows"]) == 2
-
-
-def test_lines_of_a_sweep_are_lines():
-    """Vega-Lite begins another one where the colour is another, which the colours of a line's rows are."""
-    spec = charts()["sweep"] | {"width": 400}
-    points = [(1, 80, "#111"), (2, 82, "#222"), (4, 83, "#333"), (8, 81, "#444")]
-    data = [
-        {"id": colour, "name": "n", "colour": colour, "hue": "#111", "x": x, "acc": acc, "line": "logits"}
-        for x, acc, colour in points
-    ]
-    svg = vl_convert.vegalite_to_svg(spec | {"datasets": {"points": data}})
-    (line,) = re.findall(r'aria-roledescription="line mark" d="([^"]*)"', svg)
-    assert line.count("L") == 3
-
-
-def test_label_of_a_row_keeps_its_end():
-    """What distinguishes rows and their number of seeds stand there."""
-    script = (ROOT / "kd" / "report" / "html" / "static" / "charts.js").read_text(encoding="utf-8")
-    (expression,) = re.findall(r"labelExpr = `(.*)`", script)
-    spec = charts()["variance"] | {"width": 400}
-    spec["encoding"]["y"]["axis"]["labelExpr"] = expression.replace("${characters}", "20")
-    data = [{"id": "r0", "name": "standard recipe.optimizer.weight_decay=0.0005 (n = 3)", "source": "x", "std": 1}]
-    svg = vl_convert.vegalite_to_svg(spec | {"datasets": {"parts": data}})
-    assert re.search(r">standard \S*…\S*5 \(n = 3\)<", svg)
-
-
-@pytest.mark.parametrize("name", ["map", "dots"])
-def test_each_run_of_two_swept_settings_has_a_mark(name):
-    data = [{"id": f"r{i}", "name": "n", "x": i, "y": i % 2, "acc": 80 + i} for i in range(5)]
-    spec = charts()[name] | {"width": 400, "height": 200}
-    svg = vl_convert.vegalite_to_svg(spec | {"datasets": {"points": data}})
-    assert len(re.findall(r'aria-roledescription="(?:point|rect mark)"', svg)) == 5
 
 
 CLICKS = """
