@@ -9,14 +9,19 @@ BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupErro
 LIBRARIES = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what an error says; its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def described(error: BaseException) -> str:
     """Return type and message of an error with the innermost line that is in no library, in one line."""
-    text, place = str(error).partition("\n")[0], ""
+    place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
         if not file.startswith((*LIBRARIES, "<")):
             place = f" ({Path(file).name}:{line})"
-    return f"{type(error).__name__}: {text}{place}"
+    return f"{type(error).__name__}: {reason_of(error)}{place}"
 
 
 class UserError(Exception):

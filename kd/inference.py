@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kd.data.decode import read_rgb, to_rgb
 from kd.data.resize import resized
 from kd.data.tree import printable
-from kd.errors import UserError
+from kd.errors import UserError, reason_of
 from kd.files import open_regular
 from kd.methods.base import restored_net
 from kd.models.external import bind
@@ -290,7 +290,7 @@ def _why_not(model: dict[str, Any], error: Exception) -> str:
     of = f" of {model['target']}" if target == FOREIGN and "target" in model else ""
     changed = isinstance(error, AttributeError | ImportError | TypeError) and target.startswith(OURS) and not of
     hint = "; was it written by another version of kd?" if changed else ""
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = reason_of(error)
     return f"{target}{of}: {reason}{hint}"
 
 

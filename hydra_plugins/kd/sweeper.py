@@ -32,7 +32,7 @@ from kd.app.identity import fingerprint
 from kd.app.programs import command_line
 from kd.app.resume import SWEEP
 from kd.app.run import check_command
-from kd.errors import RefusedError, UserError, described
+from kd.errors import RefusedError, UserError, described, reason_of
 from kd.sweeps import plan
 from kd.sweeps.jobs import Job, alone_in, forget_frames, place, settle
 from kd.sweeps.progress import LONG, Progress, console, count, reasons, table
@@ -176,7 +176,7 @@ class ResumableSweeper(BasicSweeper):
             try:
                 returns = self.launcher.launch(commands, initial_job_idx=0)
             except Exception as error:
-                failures.append(str(error).partition("\n")[0] or type(error).__name__)
+                failures.append(reason_of(error))
                 for job in left:
                     job.wait()
                 continue

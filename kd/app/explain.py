@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kd.app.check import nearest
 from kd.app.compose import compose, conf_dir, plain, settings_of
 from kd.app.trainer import SET_ELSEWHERE, trainer_arguments
-from kd.errors import BUGS, UserError, described
+from kd.errors import BUGS, UserError, described, reason_of
 from kd.terminal import visible
 
 LAUNCHERS = {"joblib": "parallel", "submitit": "slurm"}
@@ -177,7 +177,7 @@ def _not_located(target: str, error: BaseException) -> str:
 
 def _refused(error: BaseException) -> str:
     """What is wrong with the settings that something could not be made from."""
-    text = str(error).partition("\n")[0] or type(error).__name__
+    text = reason_of(error)
     surplus = re.match(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", text)
     if surplus and surplus[2] in ("num_classes", "image_size"):
         return (

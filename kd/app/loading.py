@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from kd.errors import UserError
+from kd.errors import UserError, reason_of
 from kd.terminal import waiting
 
 SIGNAL = "scipy.signal"
@@ -28,9 +28,8 @@ def loading() -> Iterator[None]:
         except ModuleNotFoundError as error:
             raise UserError(f"{error.name} is not installed; install what is missing: pip install -e .") from error
         except (ImportError, RuntimeError, OSError) as error:  # such as torchvision for another torch
-            reason = str(error).partition("\n")[0]
             raise UserError(
-                f"PyTorch and Lightning cannot be loaded ({reason}); pip install -e . brings fitting ones"
+                f"PyTorch and Lightning cannot be loaded ({reason_of(error)}); pip install -e . brings fitting ones"
             ) from error
         finally:
             if sys.modules.get(SIGNAL) is later:

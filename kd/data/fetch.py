@@ -13,7 +13,7 @@ from kd.data.batch import on_device
 from kd.data.mix import Mix
 from kd.data.policy import Policy
 from kd.data.stored import Pixels
-from kd.errors import UserError
+from kd.errors import UserError, reason_of
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class OnDisk(Dataset[Fetched]):
         except UserError as error:  # of a worker process it has the traceback, too
             raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]  # what a worker itself has raised begins otherwise
+            reason = reason_of(error)  # what a worker itself has raised begins otherwise
             if not re.search(r"^DataLoader worker \(pid|shared memory", reason):
                 raise
             raise UserError(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.errors import BUGS, described
+from kd.errors import BUGS, described, reason_of
 from kd.models.output import Output, checked, probe
 from kd.models.wrap import Wrapped, wrap
 from kd.ranges import Size, short_size, sides
@@ -324,7 +324,7 @@ def _readable(
     except Exception as error:  # whatever a network raises for images that it does not fit
         if isinstance(error, BUGS) and not isinstance(error, AssertionError):  # as of sizes, in transformers
             raise ValueError(f"{title} does not run: {described(error):.200}") from error
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = reason_of(error)
         of_channels = "" if channels == 3 else f"{channels} channels and "
         ways_out = _SIZE if channels == 3 or _failure(net, pixels, 3) is not None else _CHANNELS
         raise ValueError(

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from kd.data.module import DataModule
-from kd.errors import DivergedError, UserError
+from kd.errors import DivergedError, UserError, reason_of
 from kd.hashing import digest
 from kd.runs.predictions import FILE as PREDICTIONS
 from kd.runs.predictions import Predictions, near_chance
@@ -140,7 +140,7 @@ def train(
             if lacks_memory(error):
                 raise out_of_memory(error, module, data, trainer) from error
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                reason = str(error).strip().partition("\n")[0]
+                reason = reason_of(error)
                 raise UserError(
                     f"speed.compile=true: torch cannot compile ({reason}); write speed.compile=false"
                 ) from error
@@ -254,7 +254,7 @@ def _restoring(checkpoint: Path | None, history: History) -> Iterator[None]:
     except Exception as error:
         if checkpoint is None or history.trains or lacks_memory(error) or of_the_device(error):
             raise
-        reason = str(error).strip().partition("\n")[0]
+        reason = reason_of(error)
         raise UserError(
             f"this training cannot be continued from {checkpoint} ({type(error).__name__}: {reason}); move it away "
             "to begin anew"

@@ -30,7 +30,7 @@ from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import FileWriter
 
 from kd.data.module import Loader
-from kd.errors import UserError
+from kd.errors import UserError, reason_of
 from kd.ranges import require
 from kd.runs.predictions import Predictions, confusion
 from kd.terminal import visible
@@ -177,8 +177,7 @@ def log_settings(loggers: Sequence[Logger], settings: Mapping[str, Any]) -> None
                 _ = getattr(logger, "experiment", None)  # a logger of one's own need not have it
             except Exception as error:
                 raise UserError(
-                    f"{type(logger).__name__} cannot begin: {str(error).partition(chr(10))[0]}; mend that, or choose "
-                    "logger=tensorboard"
+                    f"{type(logger).__name__} cannot begin: {reason_of(error)}; mend that, or choose logger=tensorboard"
                 ) from error
             with optional("the settings"):
                 # Under a name of their own: MLflow takes no second value of what `conclude` logs.

@@ -45,7 +45,6 @@ from kd.training.modules import Classifier
 from kd.training.optim import one_cycle
 from tests.training.test_pictures import STRANGE
 
-
 # --- TensorBoard
 
 
