@@ -25,10 +25,12 @@ from studies import (
     LOOKS,
     MISTAKES,
     NETWORKS,
+    STRONG_GAINS,
     STUDENTS,
     UNEQUAL,
     by_width,
     choices,
+    gains,
     of_sizes,
     recipes,
     survey,
@@ -176,7 +178,7 @@ def _table(name: str) -> str:
     """Return a table of `PAGES` as Markdown."""
     makers = {
         "results": lambda: to_brief(_records("seed_table")[0].rows, _records("seed_table")[1]),
-        "gain": _gain,
+        "gain": lambda: gains(*_records("seed_table")),
         "looks": lambda: to_markdown(_rows("seed_table"), *LOOKS),
         "changes": lambda: to_markdown(_rows("what_matters"), CHANGES),
         "networks": _networks,
@@ -199,6 +201,8 @@ def _table(name: str) -> str:
         ),
         "choices": lambda: choices(_records("tuning")[0].rows),
         "recipes": lambda: recipes(_rows("recipes")),
+        "strong": lambda: gains(*_records("strong")),
+        "strong-gains": lambda: to_markdown(_rows("strong"), STRONG_GAINS),
         "tuned": lambda: tuned(_records("tuning")[0].rows, _records("tuned")[0].rows),
         "deploy": _deployed,
         "mistakes": lambda: to_markdown(_rows("seed_anomaly"), mistakes(MISTAKES, "LabelsOnly"), accuracy=True),
@@ -218,26 +222,6 @@ def mistakes(rows: Sequence[str], baseline: str) -> list[Contrast]:
     family = [Contrast(MISTAKES[row], f"logits mistake={row}", f"logits mistake={baseline}") for row in rows]
     found = zip(compared(_rows("seed_anomaly"), family), family, strict=True)
     return [contrast for _, contrast in sorted(found, key=lambda pair: -(pair[0].difference.mean or 0.0))]
-
-
-def _gain() -> str:
-    summary, comparisons = _records("seed_table")
-    gains = {
-        c.row.label: [points(c.difference.mean), interval_text(c.difference.interval, "+"), c.verdict]
-        for c in comparisons
-    }
-    lines = [
-        [
-            STUDENTS.get(row.label, f"one {row.label}"),
-            str(row.n),
-            plus_minus(row.test_acc),
-            *gains.get(row.label, [""] * 3),
-            percent(row.retention, 1, " %"),
-        ]
-        for row in summary.rows
-    ]
-    headers = ["network", "n", "test accuracy, %", "difference, points", "95 % interval", "in words", "retention"]
-    return markdown(headers, lines, left=["in words"])
 
 
 def _networks() -> str:

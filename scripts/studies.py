@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kd.report.comparison import compare, contrasts
+from kd.report.comparison import Comparison, compare, contrasts
 from kd.report.contrasts import Contrast, Measure, compared
 from kd.report.effects import equal_size
 from kd.report.numbers import decimals, interval_text, p_value, parameters, percent, plus_minus, points
@@ -14,6 +14,8 @@ from kd.report.tables import markdown
 
 STUDENTS = {"standard": "labels alone", "logits": "logits", "feature": "feature"}
 """What the rows of seed_table are called."""
+NAMES = STUDENTS | {"teacher": "one teacher", "srd": "srd"}
+"""What the rows of seed_table and strong are called."""
 GAINS = {
     "logits minus labels alone": Contrast("logits", "logits", "standard"),
     "feature minus labels alone": Contrast("feature", "feature", "standard"),
@@ -103,6 +105,23 @@ OTHERS = {
     "ensemble=3 teacher_recipe.epochs=4": "three teachers",
 }
 """Teachers of widths but the one of four epochs."""
+
+
+STRONG_GAINS = tuple(Contrast(f"{method} minus labels alone", method, "standard") for method in ("logits", "srd"))
+
+
+def gains(summary: Summary, comparisons: Sequence[Comparison]) -> str:
+    """Return the accuracy of each network, its difference to labels alone and its retention."""
+    gained = {
+        c.row.label: [points(c.difference.mean), interval_text(c.difference.interval, "+"), c.verdict]
+        for c in comparisons
+    }
+    lines = []
+    for row in summary.rows:
+        figures = [str(row.n), plus_minus(row.test_acc), *gained.get(row.label, [""] * 3)]
+        lines.append([NAMES[row.label], *figures, percent(row.retention, 1, " %")])
+    headers = ["network", "n", "test accuracy, %", "difference, points", "95 % interval", "in words", "retention"]
+    return markdown(headers, lines, left=["in words"])
 
 
 FOUR = "teacher_recipe.epochs=4"

@@ -59,7 +59,7 @@ Groups
   For the teacher: recipe@teacher_recipe=, recipe/optimizer@teacher_recipe.optimizer= and so on.
 
 Knobs of the run
-  epochs=N batch_size=N lr=X     of student and teacher; apart: recipe.epochs, recipe.batch_size,
+  epochs=N batch_size=N lr=X     of both networks; separately: recipe.epochs, recipe.batch_size,
                                  recipe.optimizer.lr and teacher_recipe. ...; likewise recipe.optimizer.weight_decay,
                                  recipe.schedule.warmup, recipe.label_smoothing, recipe.clip_norm
   seed=0                         of the student: initial weights, order, augmentation, dropout
@@ -77,10 +77,10 @@ Knobs of the run
                                  student.target=my_pkg.Net for a network of your own; the same for teacher=
   teacher_weights=FILE           use these weights (safetensors, a .pth of torch.save, or a run directory) instead of a
                                  teacher from teachers/
-  trainer.precision=auto         bf16-mixed where the device multiplies in bf16 by itself, else 32-true
+  trainer.precision=auto         bf16-mixed where the hardware supports bf16, else 32-true
   speed=reference                all speed-ups off; with trainer.precision=32-true the plain loop
-  speed.stored_logits=auto       keep the teacher's logits beside the teachers: true, false, auto (on processors)
-  threads=N                      of the processor, for one run; all cores unless set
+  speed.stored_logits=auto       keep the teacher's logits beside the teachers: true, false, auto (CPU only)
+  threads=N                      CPU threads of one run; all cores unless set
   debug=fast_dev_run             one batch of everything; limit, overfit, profiler
   hydra.run.dir=DIR              where the run is written instead of runs/DATE/TIME; hydra.sweep.dir for sweeps
 

@@ -18,9 +18,9 @@ class CRD(SoftTargets):
     r"""alpha * hard + beta * crd + (1 - alpha) * soft.
 
     Embeddings of the same image attract, of images of other classes repel. Both embeddings, (B, D_s) and (B, D_t), go
-    through a learned linear layer to `dim` numbers of length 1: v and w. Two banks (N, dim) keep what v and w were for
-    every training image. A score is a product by tau. With the positive +, an image's own row, and K negatives drawn
-    with replacement from the rows of other classes:
+    through a learned linear layer to `dim` numbers of length 1: v and w. Two banks (N, dim) keep what v and w were
+    for every training image. A score is an inner product divided by tau. With the positive +, an image's own row, and
+    K negatives drawn with replacement from the rows of other classes:
 
     $$
     \mathrm{crd} = \mathrm{nce}(v \cdot \mathrm{bank}^t / \tau) + \mathrm{nce}(w \cdot \mathrm{bank}^s / \tau), \qquad

@@ -92,9 +92,9 @@ class MLKD(Method):
     T = 2, 3, 4, 5, 6
     $$
 
-    The weak view is the batch as it is. In it count the images and the classes of which the teacher is no surer than of
-    the median one: for these the masks $m_i$ and $n_c$ are 1, for others 0. The strong view has another contrast and
-    brightness, and a blot half as wide as the image; there all masks are 1. Its terms are logged as
+    The weak view is the batch as it is. In it only those images and classes count of which the teacher is no surer
+    than of the median one: for these the masks $m_i$ and $n_c$ are 1, for others 0. The strong view has another
+    contrast and brightness, and a blot half as wide as the image; there all masks are 1. Its terms are logged as
     `train/strong_hard` and so on. Both networks see both views, two passes each, and the teacher's logits cannot be
     stored.
 

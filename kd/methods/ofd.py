@@ -41,8 +41,8 @@ def mean_of_negatives(mean: Tensor, std: Tensor) -> Tensor:
 class OFD(SoftTargets):
     r"""alpha * hard + beta * ofd + (1 - alpha) * soft.
 
-    Maps are matched before the activation, where the teacher's negative responses still differ; but only those that
-    the activation lets pass are imitated in value, of the others that they are low.
+    Maps are matched before the activation, where the teacher's negative responses still differ; but values
+    are imitated only where the activation lets them pass; elsewhere the student has only to be low.
 
     $$
     \mathrm{ofd} = \sum_{i=1}^n \frac{2^{i - n}}{B} \sum_{b,c,h,w} d\big(r_i(F^s_i), \max(F^t_i, m_{ic})\big), \qquad

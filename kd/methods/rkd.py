@@ -107,7 +107,7 @@ class RKD(SoftTargets):
     c_{ijk} = \left\langle \frac{f_i - f_j}{\lVert f_i - f_j \rVert_2},
     \frac{f_k - f_j}{\lVert f_k - f_j \rVert_2} \right\rangle $$
 
-    $\bar d$ is the mean distance of the pairs apart. D may differ between the networks; nothing is learned beside the
+    $\bar d$ is the mean of the distances above 0. D may differ between the networks; nothing is learned beside the
     student.
 
     Scaling:

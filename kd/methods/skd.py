@@ -36,7 +36,7 @@ class SKD(SoftTargets):
     r"""alpha * hard + beta * skd + (1 - alpha) * soft.
 
     Beside the soft loss of each image, the directions of the logits of all images in a batch are compared, by the
-    distance that counts less what differs everywhere. With the logits $z$ (B, C):
+    Mahalanobis distance, which counts less what differs everywhere. With the logits $z$ (B, C):
 
     $$
     G = \frac{1}{C} \hat Z \hat Z^\top, \quad \hat Z_i = \frac{z_i}{\lVert z_i \rVert}, \qquad

@@ -32,7 +32,7 @@ class TTM(Method):
     \mathrm{ttm} = \frac{1}{B} \sum_i \sum_c q_{ic} \log \frac{q_{ic}}{p^s_{ic}}
     $$
 
-    $\gamma$ is one by the temperature: q is the teacher at T = 1 / gamma.
+    $\gamma$ is the inverse temperature: q is the teacher at T = 1 / gamma.
 
     Scaling:
         Averaged over the batch, independent of B. There is no factor $T^2$: the student has T = 1, so that the
