@@ -83,6 +83,19 @@ def open_regular(path: Path) -> BinaryIO:
     return open(descriptor, "rb")
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: if it cannot be opened, is no regular file, or has more than `most` bytes.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most >> 20:,} MB", str(path))
+    return content
+
+
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a regular file, in hex."""
     with open_regular(path) as file:

@@ -3,6 +3,7 @@
 import argparse
 import io
 import logging
+import os
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from kd.errors import UserError
+from kd.files import replaced
 
 T = TypeVar("T")
 
@@ -47,11 +49,13 @@ def outcome(
 ) -> int:
     """Do what a program does, and return its exit code: the work's own, or 0; 1 for a mistake; 130 for Ctrl-C.
 
+    HYDRA_FULL_ERROR=1 requests the traceback of a mistake.
+
     Args:
         name: of the program, before what is wrong with it: "report.py".
         work: reads the command line, and does it all.
         errors: what is told in one line; other errors are raised.
-        explained: makes that line; by default what the error says, of a file its name and the reason.
+        explained: makes that line, fit for a terminal; by default what the error says, of a file its name and why.
     """
     tolerant_stdout()
     try:
@@ -59,7 +63,9 @@ def outcome(
     except KeyboardInterrupt:
         return 130
     except errors as error:
-        print(f"{name}: {visible((explained or _reason)(error))}", file=sys.stderr)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"{name}: {visible(_reason(error)) if explained is None else explained(error)}", file=sys.stderr)
         return 1
 
 
@@ -104,7 +110,11 @@ def save(path: Path, text: str) -> None:
         UserError: naming the file and the reason, if it cannot be written.
     """
     try:
-        path.write_text(text, encoding="utf-8")
+        if path.is_file() or not path.exists():
+            with replaced(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        else:  # such as /dev/stdout
+            path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 

@@ -12,20 +12,18 @@ from nbclient import NotebookClient
 NOTEBOOK = Path(__file__).with_name("distillation.ipynb")
 
 
-def execute(path: Path, folder: Path, cells: int | None = None, timeout: int | None = None) -> nbformat.NotebookNode:
+def execute(path: Path, folder: Path, timeout: int | None = None) -> nbformat.NotebookNode:
     """Return the notebook with its outputs.
 
     Args:
         path: the notebook; it is left as it is.
         folder: the working directory.
-        cells: number of cells to run, from the first; None for all.
         timeout: the maximum seconds per cell; None for no limit.
 
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell fails, with its traceback.
     """
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells = notebook.cells[:cells]
     client = NotebookClient(
         notebook,
         timeout=timeout,

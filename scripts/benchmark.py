@@ -38,16 +38,16 @@ from typing import Any
 
 import textbook
 import torch
-from hydra.errors import HydraException
 from limits import Limits, Work
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from steps import chosen_device, synchronize, torch_device
 from turns import Timed, Turns, TurnsOver, processes, spawn, take_turns
 
+from kd.app.check import check_command
 from kd.app.compose import Command, compose
 from kd.app.explain import explain
-from kd.app.programs import check_settings
-from kd.app.run import check_command, describe, run
+from kd.app.programs import check_settings, run_program
+from kd.app.run import describe, run
 from kd.data.images import Images
 from kd.errors import UserError
 from kd.models.cnn import CNN
@@ -75,13 +75,8 @@ LIMITS = "limits"
 """The process that measures the machine's limits."""
 
 
-def main() -> None:
-    try:
-        benchmark(arguments())
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except (UserError, HydraException, OmegaConfBaseException, RuntimeError) as error:
-        raise SystemExit(f"benchmark.py: {explain(error, sys.argv[1:])}") from None
+def main() -> int:
+    return run_program("benchmark.py", arguments, benchmark, (RuntimeError,))
 
 
 def benchmark(options: argparse.Namespace) -> None:
@@ -124,7 +119,8 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("overrides", nargs="*", help="settings of the loop `changed`, as for train.py")
     add("--device", choices=("cpu", "gpu"), help="default: gpu if there is one")
-    add("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME")
+    workloads = f"of {', '.join(WORKLOADS)} (default: all)"
+    add("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME", help=workloads)
     add("--batch", type=positive, default=256, help="images a step (default: 256)")
     add("--rounds", type=positive, help="turns of each loop")
     add("--steps", type=positive, help="timed steps of a turn")
@@ -132,10 +128,7 @@ def arguments() -> argparse.Namespace:
     add("--passive-textbook", action="store_true", help="idle threads of the textbook loop sleep")
     add("--json", type=file, metavar="FILE", help="write all figures")
     options = parser.parse_intermixed_args()
-    if options.device is None:
-        options.device = "gpu" if torch.cuda.is_available() else "cpu"
-    if options.device == "gpu" and not torch.cuda.is_available():
-        raise UserError("there is no GPU that torch can use; leave out --device")
+    options.device = chosen_device(options.device)
     steps = 100 if options.device == "gpu" else 12
     options.rounds = options.rounds or (2 if options.quick else 7)
     options.steps = options.steps or (steps // 3 if options.quick else steps)
@@ -154,7 +147,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         timed = {workload: take_turns(workload, pipes, options.rounds) for workload in options.workloads}
     workloads = {workload: entry(turns, options.steps * options.batch) for workload, turns in timed.items()}
     machine = {
-        **measured_by("scripts/benchmark.py", device_name(torch_device(options))),
+        **measured_by("scripts/benchmark.py", device_name(torch_device(options.device))),
         "batch_size": options.batch,
         "rounds": options.rounds,
         "steps": options.steps,
@@ -183,7 +176,8 @@ def entry(turns: Timed, images: int) -> dict[str, Any]:
 def serve(options: argparse.Namespace, folder: Path, loop: str, pipe: Connection) -> None:
     """Train the workloads that come through the pipe, in a process of one loop."""
     silence()
-    turns = Turns(pipe, options.warmup, options.steps, synchronize, partial(peak_memory_gb, options))
+    wait = partial(synchronize, torch_device(options.device))
+    turns = Turns(pipe, options.warmup, options.steps, wait, partial(peak_memory_gb, options))
     while True:
         work = Work() if loop == "train.py" else None
         try:
@@ -209,7 +203,7 @@ def serve(options: argparse.Namespace, folder: Path, loop: str, pipe: Connection
 
 def measure_limits(pipe: Connection, options: argparse.Namespace) -> None:
     """Measure the device in place of training; see `turns`."""
-    limits = Limits(torch_device(options), seconds=0.05 if options.quick else 0.1, shrink=options.shrink)
+    limits = Limits(torch_device(options.device), seconds=0.05 if options.quick else 0.1, shrink=options.shrink)
     pipe.send(None)
     while pipe.recv():
         pipe.send(limits.measure())
@@ -217,14 +211,16 @@ def measure_limits(pipe: Connection, options: argparse.Namespace) -> None:
 
 
 def train_textbook(workload: str, turns: Turns, options: argparse.Namespace, folder: Path) -> None:
-    steps = textbook.train(workload, noise(options.images), folder / TEACHER, options.batch, torch_device(options))
+    steps = textbook.train(
+        workload, noise(options.images), folder / TEACHER, options.batch, torch_device(options.device)
+    )
     turns.begin()
     for _ in steps:
         turns.step()
 
 
 def train_ours(
-    workload: str, loop: str, turns: Turns, options: argparse.Namespace, folder: Path, work: Work | None = None
+    workload: str, loop: str, turns: Turns, options: argparse.Namespace, folder: Path, work: Work | None
 ) -> None:
     from paced import PacedBuilder  # loads Lightning, which the textbook and mistakes do without
 
@@ -247,7 +243,7 @@ def command(workload: str, loop: str, options: argparse.Namespace, folder: Path)
     ]
     if workload not in ("teacher", "student"):
         overrides.append(f"teacher_weights={folder / TEACHER}")
-    return compose(overrides + (options.overrides if loop == "changed" else []))[0]
+    return compose(overrides + (options.overrides if loop == "changed" else []))
 
 
 def first_step_seconds(options: argparse.Namespace, folder: Path) -> float:
@@ -262,31 +258,23 @@ def first_step_seconds(options: argparse.Namespace, folder: Path) -> float:
 
 def train_one_step(options: argparse.Namespace, folder: Path) -> None:
     """Do what `python train.py data=digits method=standard` does, up to the end of the first step."""
-    from paced import Builder, Exit
+    from paced import Exit
+
+    from kd.app.build import Builder
 
     silence()
-    task, _ = compose(["data=digits", "method=standard", f"trainer={options.device}"])
+    task = compose(["data=digits", "method=standard", f"trainer={options.device}"])
     check_command(task)
     run(Builder(task), describe(task), folder / "first_step", [Exit()])
 
 
 @cache
-def noise(count: int = IMAGES) -> Images:
+def noise(count: int) -> Images:
     """Make a data set of CIFAR-10's shape with this many training images, but for a small test split."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(256, (count + 100, 3, 32, 32), dtype=torch.uint8, generator=generator)
     y = torch.arange(len(x)) % 10
     return Images("noise", tuple("abcdefghij"), x[:count], y[:count], x[count:], y[count:])
-
-
-def torch_device(options: argparse.Namespace) -> torch.device:
-    return torch.device("cuda" if options.device == "gpu" else "cpu")
-
-
-def synchronize() -> None:
-    """Wait for the GPU, if this process uses one."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
 
 
 def forget_peak() -> None:
@@ -329,4 +317,4 @@ def silence() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

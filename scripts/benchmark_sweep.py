@@ -15,8 +15,9 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from kd.app.programs import check_launchers
+from kd.app.programs import check_launchers, run_program
 from kd.errors import UserError
+from kd.report.speed import median_ratio
 from kd.runs.status import git_revision, versions
 from kd.terminal import Parser, file, positive, save
 
@@ -41,13 +42,8 @@ def sweep_seconds(launcher: str, grid: list[str], directory: Path, store: Path) 
     return time.perf_counter() - started
 
 
-def main() -> None:
-    try:
-        benchmark(arguments())
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except UserError as error:
-        raise SystemExit(f"benchmark_sweep.py: {error}") from None
+def main() -> int:
+    return run_program("benchmark_sweep.py", arguments, benchmark)
 
 
 def arguments() -> argparse.Namespace:
@@ -61,6 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=3, help="sweeps under each launcher (default: 3)")
     parser.add_argument("--json", type=file, metavar="FILE", help="write all figures")
     options = parser.parse_intermixed_args()
+    options.launchers = list(dict.fromkeys(options.launchers))  # a second sweep into the same folder has nothing to do
     check_launchers(options.launchers)
     return options
 
@@ -78,10 +75,7 @@ def benchmark(options: argparse.Namespace) -> None:
                 seconds[launcher].append(sweep_seconds(launcher, grid, folder / f"{launcher}{number}", store))
                 print(f"{launcher:<8} {seconds[launcher][-1]:6.1f} s", flush=True)
     base = seconds[options.launchers[0]]
-    ratios = {
-        launcher: statistics.median(a / b for a, b in zip(times, base, strict=True))
-        for launcher, times in seconds.items()
-    }
+    ratios = {launcher: median_ratio(times, base) for launcher, times in seconds.items()}
     for launcher, times in seconds.items():
         print(
             f"{launcher:<8} median {statistics.median(times):6.1f} s, {ratios[launcher]:.2f} of {options.launchers[0]}"
@@ -101,4 +95,4 @@ def benchmark(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,8 +22,20 @@ from kd.sweeps.progress import console
 from kd.terminal import Parser, visible
 
 CIRCUMSTANCES = (
-    *("status", "trial", "diverged", "git", "versions", "device", "precision"),
-    *("dataset", "data_id", "train_images", "noisy_labels", "teacher", "teacher_id", "teacher_test_acc"),
+    "status",
+    "trial",
+    "diverged",
+    "git",
+    "versions",
+    "device",
+    "precision",
+    "dataset",
+    "data_id",
+    "train_images",
+    "noisy_labels",
+    "teacher",
+    "teacher_id",
+    "teacher_test_acc",
 )
 """Fields of a record that may differ although no setting does."""
 
@@ -46,10 +58,12 @@ def compare(args: argparse.Namespace) -> None:
     records = [_record(run) for run in args.runs]
     settings = [_settings(run) for run in args.runs]
     names = [str(run) for run in args.runs]
+    circumstances = [{name: getattr(record, name) for name in CIRCUMSTANCES} for record in records]
+    ours, theirs = map(figures, records)
     parts = {
-        "settings that differ": _apart(*settings),
-        "what else differs": _apart(*({name: getattr(record, name) for name in CIRCUMSTANCES} for record in records)),
-        "figures": dict(zip(FIGURES, zip(*map(figures, records), strict=True), strict=True)),
+        "settings that differ": _differing(*settings),
+        "what else differs": _differing(*circumstances),
+        "figures": {name: (ours[name], theirs[name]) for name in ours},
     }
     out = console()
     for title, lines in parts.items():
@@ -75,28 +89,33 @@ def _settings(run: Path) -> dict[str, Any]:
     """Return the resolved settings of a run by their full names."""
     file = run / ".hydra" / "config.yaml"
     try:
-        return dict(leaves(plain(OmegaConf.load(file))))
+        settings = plain(OmegaConf.load(file))
+        if not isinstance(settings, dict):
+            raise ValueError("not a mapping of settings")
+        return dict(leaves(settings))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _apart(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return both values of each name that has two."""
     both = {name: (ours.get(name), theirs.get(name)) for name in {**ours, **theirs}}
     return {name: (str(a), str(b)) for name, (a, b) in both.items() if a != b}
 
 
-FIGURES = (
-    *("test accuracy, %", "validation accuracy, %", "NLL", "ECE, %", "retention", "agreement, %"),
-    *("last training loss", "last training accuracy, %"),
-)
-
-
-def figures(record: Result) -> list[str]:
-    """Return what `FIGURES` names."""
+def figures(record: Result) -> dict[str, str]:
+    """Return the figures of a run as text, by name."""
     loss, acc = (curve[-1] if curve else None for curve in (record.epoch_train_loss, record.epoch_train_acc))
-    of_test = [percent(record.test_acc), percent(record.val_acc), decimals(record.test_nll), percent(record.test_ece)]
-    return [*of_test, percent(record.retention, 1, " %"), percent(record.agreement), decimals(loss), percent(acc)]
+    return {
+        "test accuracy, %": percent(record.test_acc),
+        "validation accuracy, %": percent(record.val_acc),
+        "NLL": decimals(record.test_nll),
+        "ECE, %": percent(record.test_ece),
+        "retention": percent(record.retention, 1, " %"),
+        "agreement, %": percent(record.agreement),
+        "last training loss": decimals(loss),
+        "last training accuracy, %": percent(acc),
+    }
 
 
 if __name__ == "__main__":

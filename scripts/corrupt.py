@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from kd.app.compose import compose
-from kd.app.programs import check_settings, command_line, refuse_setting, run_program
+from kd.app.programs import check_data_settings, command_line, refuse_setting, run_program
 from kd.errors import UserError
 from kd.terminal import Parser, positive, whole
 
@@ -17,14 +17,8 @@ def run(args: argparse.Namespace) -> None:
         UserError: for a setting that is none of the data's, images that are neither grey nor RGB, or a folder that
             cannot be used.
     """
-    check_settings(args.settings)
-    foreign = next(
-        (setting for setting in args.settings if setting.lstrip("+~").partition("=")[0].partition(".")[0] != "data"),
-        None,
-    )
-    if foreign is not None:
-        raise UserError(f"{foreign}: only settings of the data are taken here, such as data=cifar100 data.root=DIR")
-    command, _ = compose(["data.in_memory=true", *args.settings])
+    check_data_settings(args.settings)
+    command = compose(["data.in_memory=true", *args.settings])
     from kd.app.build import Builder
     from kd.data.corrupt import KINDS, SEVERITIES, write
 

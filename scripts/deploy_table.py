@@ -25,7 +25,7 @@ from kd.app.programs import run_program
 from kd.app.recorded import record_beside, recorded_data
 from kd.deploy.runtime import required
 from kd.deploy.timing import FORMS, Form, Passes
-from kd.errors import UserError
+from kd.errors import UserError, reason_of
 from kd.runs.given import weights_file
 from kd.runs.results import Result
 from kd.runs.status import measured_by
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from kd.data.images import Images
     from kd.deploy.table import Row, Timing
     from kd.inference import Predictor
-
-TITLE = "Deployment"
 
 
 class Trained(NamedTuple):
@@ -74,16 +72,16 @@ def table(args: argparse.Namespace) -> None:
     Raises:
         UserError: for a network that cannot be used; or, after the rest was written, for what failed in one form.
     """
-    if os.path.lexists(args.out) and not args.out.is_dir():
-        raise UserError(f"--out {args.out} is no folder")
-    there = next(place for place in (args.out, *args.out.absolute().parents) if place.is_dir())
+    there = next(place for place in (args.out, *args.out.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise UserError(f"--out {there} is no folder")
     if not os.access(there, os.W_OK):  # before minutes of measuring
         raise UserError(f"--out {args.out} cannot be written: {os.strerror(errno.EACCES)}; choose another")
     for form in args.forms:
         if FORMS[form].suffix == ".onnx":
             for module in ("onnx", "onnxscript", "onnxruntime"):
                 required(module)
-    runs, settings = _apart(args.runs)
+    runs, settings = _runs_and_settings(args.runs)
     trained = _trained(runs, args.trust)
     images = _images(trained, settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +97,7 @@ def table(args: argparse.Namespace) -> None:
         raise UserError(f"left out, {len(failed)} of {len(failed) + len(rows)}: {'; '.join(failed)}")
 
 
-def _apart(given: list[str]) -> tuple[list[str], list[str]]:
+def _runs_and_settings(given: list[str]) -> tuple[list[str], list[str]]:
     """Return networks and settings of the data: "./data=x" is a network."""
     settings = [text for text in given if re.match(r"[~+]*data[\w.@/]*=", text)]
     runs = [text for text in given if text not in settings]
@@ -170,7 +168,7 @@ def _forms(
                     network.name, network.weights, name, path, network.predictor, images.test_x, labels, args.trust
                 )
             except (UserError, RuntimeError) as error:
-                failed.append(f"{network.name}, {form.name}: {str(error).partition(chr(10))[0]}")
+                failed.append(f"{network.name}, {form.name}: {reason_of(error)}")
                 continue
             rows.append(row)
             shape = tuple(images.test_x.shape[1:])
@@ -290,7 +288,7 @@ def _machine(args: argparse.Namespace) -> dict[str, Any]:
 
     processor = device_name(torch.device("cpu")).rpartition(" (")[0]
     facts = measured_by("scripts/deploy_table.py", processor)
-    runtime = [f"{name} {version(name)}" for name in ("onnxruntime",) if any("onnx" in form for form in args.forms)]
+    runtime = [f"onnxruntime {version('onnxruntime')}"] if any("onnx" in form for form in args.forms) else []
     return {
         "processor": facts.pop("device") or platform.machine(),
         "cores": _cores(),

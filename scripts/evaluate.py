@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from kd.app.programs import add_network, run_program
 from kd.app.recorded import recorded_data, split
-from kd.files import replaced
 from kd.ranges import sides
 from kd.runs.given import weights_file
-from kd.terminal import Parser, file, visible
+from kd.terminal import Parser, file, save, visible
 
 if TYPE_CHECKING:
     from kd.app.build import Builder
@@ -56,8 +55,7 @@ def run(args: argparse.Namespace) -> None:
             f"KL(it || this) {distance:.3f} nats"
         )
     if args.json is not None:
-        with replaced(args.json) as temporary:
-            temporary.write_text(json.dumps({**facts, "temperature": network.temperature}, indent=2))
+        save(args.json, json.dumps({**facts, "temperature": network.temperature}, indent=2) + "\n")
 
 
 def _as_shown_to(

@@ -51,7 +51,7 @@ def export(args: argparse.Namespace) -> None:
     images = recorded_data(weights, args.settings, predictor.image_size, len(predictor.mean)).images
     test_y, train_y = (own_labels(labels, images.classes, predictor) for labels in (images.test_y, images.train_y))
     deployed = forms.Deployed(predictor, args.preprocessing)
-    calibration, held_out = _apart(len(train_y), args.calibrate) if args.int8 else (None, None)
+    calibration, held_out = _calibration_and_held_out(len(train_y), args.calibrate) if args.int8 else (None, None)
     facts = {**load_weights(weights)[1], "preprocessing": args.preprocessing, "license": args.license}
     tempered = predictor.temperature != 1 and not args.preprocessing and args.format != "safetensors"
     if tempered:
@@ -109,7 +109,7 @@ def export(args: argparse.Namespace) -> None:
         print(f"int8 changes it by {100 * found.change:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]")
 
 
-def _apart(images: int, calibrate: int) -> "tuple[Tensor, Tensor]":
+def _calibration_and_held_out(images: int, calibrate: int) -> "tuple[Tensor, Tensor]":
     """Return the places of training images to calibrate on, and of others to measure the loss on."""
     import torch
 

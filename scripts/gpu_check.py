@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kd.errors import UserError
+from kd.errors import UserError, described, reason_of
 from kd.report.speed import IMAGES
 from kd.report.tables import markdown
 from kd.runs.status import measured_by
@@ -184,10 +184,7 @@ class Process:
             pipe.send(None)
         except Exception as error:
             traceback.print_exc()
-            text = str(error).strip().partition("\n")[0]
-            pipe.send(
-                {"what": "", "error": text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"}
-            )
+            pipe.send({"what": "", "error": reason_of(error) if isinstance(error, UserError) else described(error)})
             pipe.send(None)
 
 
@@ -267,7 +264,7 @@ def to_markdown(figures: dict[str, Any]) -> str:
     peak = next((row["rate"] for row in limits if row["what"] == "bf16" and "rate" in row), None)
     lines = [line for name, part in figures["parts"].items() for line in _lines(name, part, peak)]
     machine = figures["machine"]
-    versions = ", ".join([machine["versions"], *(f"CUDA {machine[key]}" for key in ("cuda",) if key in machine)])
+    versions = ", ".join([machine["versions"], *([f"CUDA {machine['cuda']}"] if "cuda" in machine else [])])
     failed = failures(figures) or ["nothing"]
     return "\n".join(
         [

@@ -6,7 +6,6 @@ divided by what the first loop of the part had in the same round. If that one fa
 """
 
 import argparse
-import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
@@ -17,6 +16,7 @@ import torch
 import yaml
 from gpu_step import Pixels, StackedSteps, Steps, StoredOnDevice, captured, noise
 from limits import Limits, Work
+from steps import synchronize
 from textbook import DROPOUT
 from torch import nn
 from turns import Turns, TurnsOver, in_turns, prepare, processes
@@ -24,6 +24,7 @@ from turns import Turns, TurnsOver, in_turns, prepare, processes
 from kd.methods.base import Teacher
 from kd.models.cnn import CNN
 from kd.models.ensemble import Ensemble
+from kd.report.speed import median_ratio
 from kd.teachers.frozen import FrozenTeacher
 from kd.training.performance import Speed, choose_precision
 
@@ -140,8 +141,8 @@ def _compared(options: Options, found: dict[str, Serve], images: dict[str, int] 
             try:
                 prepare("logits_live", pipe)
                 ready[name] = pipe
-            except (RuntimeError, OSError) as error:
-                yield {"what": shown.get(name, name), "error": str(error) or type(error).__name__}
+            except RuntimeError as error:
+                yield {"what": shown.get(name, name), "error": str(error)}
         failed: dict[str, str] = {}
         timed = in_turns(ready, rounds, failed.__setitem__)
     yield from ({"what": shown.get(name, name), "error": why} for name, why in failed.items())
@@ -149,7 +150,7 @@ def _compared(options: Options, found: dict[str, Serve], images: dict[str, int] 
     first = rates.get(next(iter(found)))  # nothing else takes its place: the ratios would be to another loop unseen
     for name, own in rates.items():
         step = timed.ends[name]["step"]
-        ratio = statistics.median(a / b for a, b in zip(own, first, strict=True)) if first is not None else None
+        ratio = median_ratio(own, first) if first is not None else None
         yield {
             "what": shown.get(name, name),
             "images_per_second": own,
@@ -167,8 +168,13 @@ def _benchmark(options: Options, *overrides: str) -> Serve:
 
         size = options.size
         settings = argparse.Namespace(
-            **{"device": options.trainer, "batch": size.batch, "rounds": size.rounds, "steps": size.steps},
-            **{"warmup": max(2, size.steps // 4), "images": size.images, "overrides": list(overrides)},
+            device=options.trainer,
+            batch=size.batch,
+            rounds=size.rounds,
+            steps=size.steps,
+            warmup=max(2, size.steps // 4),
+            images=size.images,
+            overrides=list(overrides),
         )
         serve(settings, options.folder, name, pipe)
 
@@ -251,7 +257,7 @@ def _serve(options: Options, make: Callable[[], Steps], graph: bool, counts: boo
                 steps.step()
             work = counter.figures()
         step = captured(steps.step) if graph else steps.step
-        turns = Turns(pipe, max(2, options.size.steps // 4), options.size.steps, partial(synchronize, options))
+        turns = Turns(pipe, max(2, options.size.steps // 4), options.size.steps, partial(synchronize, options.device))
         turns.begin()
         while True:
             step()
@@ -263,11 +269,6 @@ def _serve(options: Options, make: Callable[[], Steps], graph: bool, counts: boo
     except Exception as error:
         pipe.send(reason(error))
         raise  # into the log
-
-
-def synchronize(options: Options) -> None:
-    if options.cuda:
-        torch.cuda.synchronize()
 
 
 def memory_gb(options: Options) -> float | None:

@@ -14,8 +14,9 @@ import torch
 from gpu_measures import Options, Row, fast, reason
 from gpu_step import Steps, captured, noise
 
+from kd.app.check import check_command
 from kd.app.compose import compose
-from kd.app.run import check_command, describe, run
+from kd.app.run import describe, run
 from kd.models.cnn import CNN
 from kd.runs.results import Result
 from kd.teachers.frozen import FrozenTeacher
@@ -163,7 +164,7 @@ def _trained(options: Options, name: str, *overrides: str, callbacks: tuple[L.Ca
     """Do what train.py does, in a folder of that name; return the accuracy."""
     from kd.app.build import Builder
 
-    task, _ = compose(_settings(options, *overrides))
+    task = compose(_settings(options, *overrides))
     check_command(task)
     record: Result = run(Builder(task), describe(task), options.folder / name, callbacks)
     accuracy = record.test_acc if record.test_acc is not None else record.teacher_test_acc

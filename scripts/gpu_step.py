@@ -6,7 +6,7 @@ images, crops and flips them, runs teacher and students, and updates the student
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ class Steps:
         self.parameters = [list(student.parameters()) for student in students]
         # A learning rate in a tensor is read anew by every replay; a number would be that of the capture for ever.
         self.rate = torch.zeros((), device=device)
-        self.optimizers = [self._optimizer(student) for student in students]
+        self.optimizers = [self._optimizer(parameter_groups(student)) for student in students]
         self.rates = self._rates()
         self.done = torch.zeros((), dtype=torch.int64, device=device)
         self.losses = torch.zeros(len(students), device=device)
@@ -148,10 +148,8 @@ class Steps:
             return nn.functional.cross_entropy(output.logits.float(), batch.y)
         return torch.stack(list(self.method(output, taught, batch).values())).sum()
 
-    def _optimizer(self, net: nn.Module) -> torch.optim.SGD:
-        return torch.optim.SGD(
-            parameter_groups(net), lr=self.rate, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
-        )
+    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.SGD:
+        return torch.optim.SGD(groups, lr=self.rate, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
 
     def _rates(self) -> Tensor:
         """(STEPS,), the learning rate of each step, by the schedule of `recipe=default`."""
@@ -170,16 +168,7 @@ class StackedSteps(Steps):
         self.weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         decays = [weight for weight in self.weights.values() if weight.ndim > 2]  # one dimension is the students'
         others = [weight for weight in self.weights.values() if weight.ndim <= 2]
-        self.optimizers = [
-            torch.optim.SGD(
-                [{"params": decays}, {"params": others, "weight_decay": 0.0}],
-                lr=self.rate,
-                momentum=0.9,
-                nesterov=True,
-                weight_decay=5e-4,
-                fused=True,
-            )
-        ]
+        self.optimizers = [self._optimizer([{"params": decays}, {"params": others, "weight_decay": 0.0}])]
 
     def update(self, batch: Batch, taught: Output | None) -> None:
         """Update all students together."""

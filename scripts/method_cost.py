@@ -14,22 +14,20 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from steps import synchronize, timed
+from steps import chosen_device, synchronize, timed, torch_device
 from torch.profiler import ProfilerActivity, profile
 
+from kd.app.check import check_command
 from kd.app.compose import Command, compose, conf_dir, settings_of
-from kd.app.explain import explain
-from kd.app.programs import check_settings
-from kd.app.run import check_command
+from kd.app.programs import check_settings, run_program
 from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.errors import UserError
+from kd.report.speed import median_ratio
 from kd.runs.status import measured_by
 from kd.teachers.frozen import FrozenTeacher
 from kd.terminal import Parser, file, positive, save
@@ -43,20 +41,19 @@ IMAGES = 50_000
 """Training images, of which a method may have a memory."""
 
 
-def main() -> None:
-    try:
-        options = arguments()
-        figures = measure(options)
-        text = markdown(figures)
-        Console(soft_wrap=True).print(text, highlight=False, markup=False, end="")
-        if options.json is not None:
-            save(options.json, json.dumps(figures, indent=2) + "\n")
-        if options.markdown is not None:
-            save(options.markdown, text)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except (UserError, HydraException, OmegaConfBaseException, RuntimeError) as error:
-        raise SystemExit(f"method_cost.py: {explain(error, sys.argv[1:])}") from None
+def main() -> int:
+    return run_program("method_cost.py", arguments, work, (RuntimeError,))
+
+
+def work(options: argparse.Namespace) -> None:
+    """Measure, print and write what the options select."""
+    figures = measure(options)
+    text = markdown(figures)
+    Console(soft_wrap=True).print(text, highlight=False, markup=False, end="")
+    if options.json is not None:
+        save(options.json, json.dumps(figures, indent=2) + "\n")
+    if options.markdown is not None:
+        save(options.markdown, text)
 
 
 def methods() -> list[str]:
@@ -87,9 +84,7 @@ def arguments() -> argparse.Namespace:
     add("--json", type=file, metavar="FILE", help="write all figures")
     add("--markdown", type=file, metavar="FILE", help="write the tables")
     options = parser.parse_intermixed_args()
-    options.device = options.device or ("gpu" if torch.cuda.is_available() else "cpu")
-    if options.device == "gpu" and not torch.cuda.is_available():
-        raise UserError("there is no GPU that torch can use; leave out --device")
+    options.device = chosen_device(options.device)
     options.steps = options.steps or (30 if options.device == "gpu" else 3)
     check_settings(options.overrides)
     known = methods()
@@ -118,23 +113,12 @@ def noise_builder(command: Command) -> "Builder":
     return NoiseBuilder(command)
 
 
-class Cost(NamedTuple):
-    """What one method cost."""
-
-    seconds: list[float]
-    """Seconds of a step, the mean of each round."""
-    memory: int
-    """Bytes."""
-    parameters: int
-    """That are trained beside the student's."""
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return all figures, as `--json` writes them."""
     logging.disable(logging.WARNING)
     tables = [table(pair, batch, options) for pair in options.pairs for batch in options.batches]
     machine = {
-        **measured_by("scripts/method_cost.py", device_name(torch_device(options))),
+        **measured_by("scripts/method_cost.py", device_name(torch_device(options.device))),
         "rounds": options.rounds,
         "steps": options.steps,
     }
@@ -154,20 +138,19 @@ def table(pair: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
             if name == BASELINE:
                 raise
             refused[name] = str(error)
-    seconds = timed(steps, options.rounds, options.steps, torch_device(options))
-    costs = {name: Cost(seconds[name], memory[name], parameters[name]) for name in steps}
-    baseline = costs[BASELINE]
+    seconds = timed(steps, options.rounds, options.steps, torch_device(options.device))
+    baseline = seconds[BASELINE]
     rows = {
         name: {
-            "ms": statistics.median(cost.seconds) * 1e3,
-            "factor": statistics.median(a / b for a, b in zip(cost.seconds, baseline.seconds, strict=True)),
-            "ms_beyond": statistics.median(a - b for a, b in zip(cost.seconds, baseline.seconds, strict=True)) * 1e3,
-            "mb": cost.memory / 1e6,
-            "mb_beyond": (cost.memory - baseline.memory) / 1e6,
-            "parameters": cost.parameters,
-            "seconds": cost.seconds,
+            "ms": statistics.median(taken) * 1e3,
+            "factor": median_ratio(taken, baseline),
+            "ms_beyond": statistics.median(a - b for a, b in zip(taken, baseline, strict=True)) * 1e3,
+            "mb": memory[name] / 1e6,
+            "mb_beyond": (memory[name] - memory[BASELINE]) / 1e6,
+            "parameters": parameters[name],
+            "seconds": taken,
         }
-        for name, cost in costs.items()
+        for name, taken in seconds.items()
     }
     return {"pair": pair, "batch_size": batch, "methods": rows, "refused": refused}
 
@@ -179,7 +162,7 @@ def training(name: str, pair: str, batch: int, options: argparse.Namespace) -> t
         UserError: if the method does not fit the networks.
     """
     student, teacher = pair.split(":")
-    command, _ = compose(
+    command = compose(
         [
             *(f"method={name}", f"student={student}", f"teacher={teacher}", f"trainer={options.device}"),
             *("speed.stored_logits=false", *options.overrides),
@@ -187,7 +170,7 @@ def training(name: str, pair: str, batch: int, options: argparse.Namespace) -> t
     )
     check_command(command)
     build = noise_builder(command)
-    device = torch_device(options)
+    device = torch_device(options.device)
     torch.manual_seed(0)
     frozen = None
     if build.first_teachers:
@@ -215,7 +198,7 @@ def peak_memory(step: Callable[[], None], options: argparse.Namespace) -> int:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
-        synchronize(torch_device(options))
+        synchronize(torch_device(options.device))
         return torch.cuda.max_memory_allocated() - before
     os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler's own messages
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
@@ -253,9 +236,5 @@ def _lines(pair: str, tables: list[dict[str, Any]]) -> Iterator[str]:
         yield f"\n{name} is not measured: {reason}"
 
 
-def torch_device(options: argparse.Namespace) -> torch.device:
-    return torch.device("cuda" if options.device == "gpu" else "cpu")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

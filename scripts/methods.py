@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pages import filled, written
+from pages import filled, wants_check, write_or_check
 
 from kd.app.check import knobs
-from kd.app.compose import compose, plain, run_wide
+from kd.app.compose import compose, plain
 from kd.methods.base import Method
-from kd.terminal import Parser, outcome
+from kd.terminal import outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = "docs/methods.md"
@@ -43,14 +43,12 @@ def main() -> int:
 
 def work() -> int:
     """Write page and pictures, or check them; return 1 where a check finds that something differs."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
-    check = parser.parse_args().check
+    check = wants_check(__doc__)
     page = (ROOT / PAGE).read_text(encoding="utf-8")
     entries = methods()
     wanted = {PAGE: filled(page, PAGE, "the methods", "methods", text(entries))}
-    wanted |= {picture(entry.cls)[0]: picture(entry.cls)[1] for entry in entries}
-    return written(ROOT, wanted, check, "the docstrings: python scripts/methods.py")
+    wanted |= dict(picture(entry.cls) for entry in entries)
+    return write_or_check(ROOT, wanted, check, "the docstrings: python scripts/methods.py")
 
 
 def methods() -> list[Entry]:
@@ -61,8 +59,8 @@ def methods() -> list[Entry]:
         if node is None or not node["_target_"].startswith(f"kd.methods.{file.stem}."):
             continue  # labels alone, and chains that another method's class teaches
         module, _, name = node["_target_"].rpartition(".")
-        settings = plain(compose(["data=digits", f"method={file.stem}"])[0].cfg)
-        own = knobs(settings, run_wide())
+        settings = plain(compose(["data=digits", f"method={file.stem}"]).cfg)
+        own = knobs(settings)
         entries.append(Entry(file.stem, getattr(import_module(module), name), own, settings["spec"]["ranges"]))
     return entries
 

@@ -140,7 +140,7 @@ class _OtherPixels(Right):
         images: Images = instantiate(self.source)
         device, everything = torch.device("cpu"), Sequential(torch.arange(len(images.train_y)), self.views)
         pixels = InMemory(images.train_x[:], images.train_y, device)
-        return Loader(pixels, everything, self.views, images.mean_std, len(images.classes), torch.channels_last, device)
+        return Loader(pixels, everything, images.mean_std, len(images.classes), torch.channels_last, device)
 
     def seen(self, batch: Batch, view: Tensor) -> Batch:
         (other,) = self.loader.batches([BatchIndices(batch.index.cpu(), view, None)])

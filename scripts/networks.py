@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 import yaml
-from pages import filled, written
+from pages import filled, write_or_check
 from steps import timed
 from torch import nn
 
 from kd.errors import UserError
 from kd.inference import build_network
 from kd.models.output import Output
+from kd.report.speed import median_ratio
 from kd.runs.status import measured_by
-from kd.terminal import Parser, file, outcome, positive
+from kd.terminal import Parser, file, outcome, positive, save
 from kd.training.performance import choose_device, choose_precision, device_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,11 +100,11 @@ def work() -> int:
     """Do what the command line selects; return 1 where a check finds that something differs."""
     options = arguments()
     if options.time is not None:
-        options.time.write_text(json.dumps(times(options), indent=2) + "\n", encoding="utf-8")
+        save(options.time, json.dumps(times(options), indent=2) + "\n")
     page = (ROOT / PAGE).read_text(encoding="utf-8")
     wanted = filled(page, PAGE, "the networks", "networks", table(networks()))
     wanted = filled(wanted, PAGE, "their step time", "step time", time_table())
-    return written(ROOT, {PAGE: wanted}, options.check, "the networks: python scripts/networks.py")
+    return write_or_check(ROOT, {PAGE: wanted}, options.check, "the networks: python scripts/networks.py")
 
 
 def arguments() -> argparse.Namespace:
@@ -143,7 +144,7 @@ def times(options: argparse.Namespace) -> dict[str, Any]:
         "networks": {
             name: {
                 "ms": statistics.median(taken) * 1e3,
-                "factor": statistics.median(a / b for a, b in zip(taken, seconds[BASELINE], strict=True)),
+                "factor": median_ratio(taken, seconds[BASELINE]),
                 "seconds": taken,
             }
             for name, taken in seconds.items()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kd.errors import UserError
+from kd.terminal import Parser
 
 
 def filled(text: str, page: str, what: str, name: str, content: str) -> str:
@@ -26,7 +27,7 @@ def filled(text: str, page: str, what: str, name: str, content: str) -> str:
     return f"{before}{mark}{content}{end}{after}"
 
 
-def written(root: Path, wanted: Mapping[str, str], check: bool, source: str) -> int:
+def write_or_check(root: Path, wanted: Mapping[str, str], check: bool, source: str) -> int:
     """Write the files that differ from what is wanted, or with `check` name them, and return 1 if there are any.
 
     Args:
@@ -43,6 +44,13 @@ def written(root: Path, wanted: Mapping[str, str], check: bool, source: str) -> 
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(wanted[name], encoding="utf-8")
     return int(check and bool(stale))
+
+
+def wants_check(description: str | None) -> bool:
+    """Read the command line of a program that writes pages: whether it is to compare only."""
+    parser = Parser(description=description)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
+    return bool(parser.parse_args().check)
 
 
 def _holds(path: Path, text: str) -> bool:

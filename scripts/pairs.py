@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from pages import filled, written
+from pages import filled, wants_check, write_or_check
 
 from kd.errors import UserError
-from kd.terminal import Parser, outcome
+from kd.terminal import outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "docs/results/cifar100_published.csv"
@@ -47,12 +47,10 @@ def main() -> int:
 
 def work() -> int:
     """Write the files, or check them; return 1 where a check finds that something differs."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
-    check = parser.parse_args().check
+    check = wants_check(__doc__)
     pairs, sources = read()
     wanted = experiments(pairs) | {PAGE: page(pairs, sources)}
-    code = written(ROOT, wanted, check, f"{TABLE}: python scripts/pairs.py")
+    code = write_or_check(ROOT, wanted, check, f"{TABLE}: python scripts/pairs.py")
     found = {path.relative_to(ROOT).as_posix() for path in (ROOT / FOLDER).rglob("*.yaml")}
     for name in sorted(found - wanted.keys()):
         raise UserError(f"{name} is of no pair in {TABLE}; remove it")

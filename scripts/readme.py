@@ -11,6 +11,7 @@ from statistics import fmean, median
 import numpy as np
 from numpy.typing import NDArray
 from pages import filled as between
+from pages import wants_check, write_or_check
 from studies import (
     APART,
     BELOW,
@@ -30,7 +31,7 @@ from studies import (
     UNEQUAL,
     by_width,
     choices,
-    gains,
+    gain_table,
     of_sizes,
     recipes,
     survey,
@@ -68,7 +69,7 @@ from kd.report.sweeps import pictures as swept
 from kd.report.tables import across_to_markdown, markdown, to_brief, to_csv
 from kd.runs import predictions
 from kd.runs.results import collect
-from kd.terminal import Parser, outcome
+from kd.terminal import outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -81,6 +82,7 @@ PAGES = {
     "docs/results/new_teachers.md": ("crossed", "to-logits", "each-teacher", "sources", "corrupted"),
     "docs/results/where_it_pays.md": ("by-width", "apart", "by-teacher", "below"),
     "docs/results/which_method.md": ("survey", "choices", "tuned"),
+    "docs/results/how_strong.md": ("strong", "strong-gains"),
     "docs/results/in_use.md": ("deploy",),
     "docs/protocol.md": ("recipes",),
     "docs/speed.md": ("speed", "limits", "speed-avx2", "limits-avx2"),
@@ -96,11 +98,14 @@ BASELINES = {
     "tuning": None,
     "tuned": None,
     "recipes": None,
+    "strong": "standard",
 }
 """Folders of result records in docs/results that have a report, with its baseline."""
 INDEX = "docs/results/seed_table/index.html"
 """The example of a report's page. Its part with images is made by `scripts/report.py --images`, and stays as it is."""
 
+SOURCE = "the records: python scripts/readme.py"
+"""What pages are made from and how, for the message on one that differs."""
 DATA = "CIFAR-10 (JPEG)"
 MARGIN = 0.005
 """The greatest difference in accuracy that does not matter: docs/protocol.md."""
@@ -112,25 +117,24 @@ def main() -> int:
 
 def work() -> int:
     """Write everything, or check it; return 1 where a check finds that something differs."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
-    check = parser.parse_args().check
+    check = wants_check(__doc__)
     results = ROOT / "docs" / "results"
     reports = {results / folder: report(*_records(folder)) for folder in BASELINES}
-    wanted = {ROOT / page: filled(page) for page in PAGES}
+    wanted = {page: filled(page) for page in PAGES}
     summary, comparisons = _records("seed_table")
-    wanted[results / "seed_table.csv"] = to_csv(summary.rows, comparisons)
-    wanted |= {folder / name: text for folder, made in reports.items() for name, text in made.texts.items()}
+    wanted["docs/results/seed_table.csv"] = to_csv(summary.rows, comparisons)
     page = (ROOT / INDEX).read_text(encoding="utf-8")
     shown = page_view(page)
     if check:
-        stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
-        stale += [] if unpacked(page) == json.loads(json.dumps(shown)) else [ROOT / INDEX]
-        for path in stale:
-            print(f"{path.relative_to(ROOT)} differs from the records: python scripts/readme.py")
-        return int(bool(stale))
-    for path, text in wanted.items():
-        path.write_text(text, encoding="utf-8")
+        texts = {
+            f"docs/results/{folder.name}/{n}": t for folder, made in reports.items() for n, t in made.texts.items()
+        }
+        code = write_or_check(ROOT, wanted | texts, check, SOURCE)
+        if unpacked(page) == json.loads(json.dumps(shown)):
+            return code
+        print(f"{INDEX} differs from {SOURCE}")
+        return 1
+    write_or_check(ROOT, wanted, check, SOURCE)
     for folder, made in reports.items():
         made.write(folder)
     write({}, pictures(), results)
@@ -178,7 +182,7 @@ def _table(name: str) -> str:
     """Return a table of `PAGES` as Markdown."""
     makers = {
         "results": lambda: to_brief(_records("seed_table")[0].rows, _records("seed_table")[1]),
-        "gain": lambda: gains(*_records("seed_table")),
+        "gain": lambda: gain_table(*_records("seed_table")),
         "looks": lambda: to_markdown(_rows("seed_table"), *LOOKS),
         "changes": lambda: to_markdown(_rows("what_matters"), CHANGES),
         "networks": _networks,
@@ -201,7 +205,7 @@ def _table(name: str) -> str:
         ),
         "choices": lambda: choices(_records("tuning")[0].rows),
         "recipes": lambda: recipes(_rows("recipes")),
-        "strong": lambda: gains(*_records("strong")),
+        "strong": lambda: gain_table(*_records("strong")),
         "strong-gains": lambda: to_markdown(_rows("strong"), STRONG_GAINS),
         "tuned": lambda: tuned(_records("tuning")[0].rows, _records("tuned")[0].rows),
         "deploy": _deployed,

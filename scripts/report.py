@@ -78,7 +78,7 @@ def show(summary: Summary, comparisons: Sequence[Comparison]) -> None:
         compared = [comparison for comparison in compared if any(comparison.row is row for row in shown)]
         print_lines(f"Compared with {baseline}:")
         console.print(differences_to_rich(compared, console.width, console.encoding))
-    print_lines(*best(summary.rows), "", *summary.notes, *comparison_notes(summary.rows, comparisons))
+    print_lines(*(best(part.rows) for part in parts), "", *summary.notes, *comparison_notes(summary.rows, comparisons))
 
 
 def _arguments() -> argparse.Namespace:

@@ -6,9 +6,7 @@ it can neither prune a run nor continue one. So this script takes values from a 
 
 import argparse
 import gc
-import io
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -20,21 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from trials import counted, finished, next_trial, number_of, ranked
 
+from kd.app.check import check_command
 from kd.app.explain import explain
-from kd.app.programs import command_line, refuse_setting
-from kd.app.run import check_command, describe, run
+from kd.app.programs import command_line, refuse_setting, run_program
+from kd.app.run import describe, run
 from kd.app.search import Search, plan, refuse_test_split
 from kd.deploy.card import write_card
 from kd.errors import UserError
 from kd.runs.results import FILE, Result, read
 from kd.runs.status import tracked, write_once
 from kd.sweeps.progress import console
-from kd.terminal import Parser, positive
+from kd.terminal import Parser, positive, whole
 
 STUDY = "study.db"
 BEST = 5
@@ -73,7 +70,7 @@ def opened_study(search: Search) -> Iterator[Any]:
     from sqlalchemy.pool import NullPool
 
     file = search.directory / STUDY
-    command, _ = search.compose(search.lowest)
+    command = search.compose(search.lowest)
     wanted = {
         "settings": describe(command).fingerprint,
         "ranges": [str(part) for part in search.ranges],
@@ -124,7 +121,7 @@ def prepare(search: Search) -> None:
     logs = [logging.getLogger(name) for name in ("kd.teachers", "kd.app.teacher")]
     for log in logs:
         log.setLevel(logging.INFO)
-    command, _ = search.compose(search.lowest)
+    command = search.compose(search.lowest)
     build = Builder(command)
     build.dry_run(search.directory)
     refuse_test_split(command.cfg.data.val_fraction, images=len(build.data(build.student).val_index))
@@ -159,7 +156,7 @@ def make_trials(search: Search, study: Any, new: bool) -> None:
         values = search.values(trial)
         outcome = attempt(search, trial, values)
         place = f"{done + 1:{len(str(search.trials))}}/{search.trials}"
-        print(f"[{place}] trial {number_of(trial)} {as_text(values)}: {outcome}{best(study)}", flush=True)
+        print(f"[{place}] trial {number_of(trial)} {as_text(values)}: {outcome}{best_so_far(study)}", flush=True)
 
 
 def attempt(search: Search, trial: Any, values: dict[str, float]) -> str:
@@ -168,7 +165,7 @@ def attempt(search: Search, trial: Any, values: dict[str, float]) -> str:
     from optuna.trial import TrialState
 
     try:
-        result = do(search, trial, values)
+        result = run_trial(search, trial, values)
     except Exception as error:
         if isinstance(error, StorageInternalError | OSError) or isinstance(error.__cause__, OSError):
             raise  # a full disk is none of the trial's doing
@@ -185,16 +182,16 @@ def attempt(search: Search, trial: Any, values: dict[str, float]) -> str:
     return f"val {percent(result.val_acc)}"
 
 
-def do(search: Search, trial: Any, values: dict[str, float]) -> Result:
-    """A run as train.py does it, with its record and its directory, that reports to its trial."""
+def run_trial(search: Search, trial: Any, values: dict[str, float]) -> Result:
+    """Do a run as train.py does it, with its record and its directory, that reports to its trial."""
     from optuna import TrialPruned
 
     directory = search.directory / str(number_of(trial))
-    command, hydra = search.compose(values)
+    command = search.compose(values)
     (directory / ".hydra").mkdir(parents=True, exist_ok=True)
     OmegaConf.save(command.cfg, directory / ".hydra" / "config.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": hydra}), directory / ".hydra" / "hydra.yaml")
-    OmegaConf.save(hydra.overrides.task, directory / ".hydra" / "overrides.yaml")
+    OmegaConf.save(OmegaConf.create({"hydra": command.hydra}), directory / ".hydra" / "hydra.yaml")
+    OmegaConf.save(command.hydra.overrides.task, directory / ".hydra" / "overrides.yaml")
 
     def work(record: Result) -> Result:
         from kd.app.build import Builder
@@ -238,7 +235,7 @@ def report_to(trial: Any) -> Any:
     return ReportToTrial()
 
 
-def best(study: Any) -> str:
+def best_so_far(study: Any) -> str:
     trials = ranked(study)
     return f" | best {percent(trials[0].value)} (trial {number_of(trials[0])})" if trials else ""
 
@@ -284,9 +281,9 @@ def percent(accuracy: float | None) -> str:
 def arguments() -> argparse.Namespace:
     parser = Parser(
         description=__doc__.splitlines()[0],
-        epilog="The same command again continues the search. Searched are the method's knobs (all of their range;\n"
-        "one without an upper end from half of the set value to ten times that) and the learning rate (from a tenth\n"
-        "of the set one to tenfold); not what an OVERRIDE sets.\n\n"
+        epilog="The same command again continues the search. Searched are the method's knobs that are decimal numbers\n"
+        "(all of their range; of one wider than 1,000 from half of the set value to ten times that) and the learning\n"
+        "rate (from a tenth of the set one to tenfold); not what an OVERRIDE sets.\n\n"
         "examples:\n"
         "  python scripts/search.py searches/first --trials 30 method=logits data=digits\n"
         "  python scripts/search.py searches/second method=feature T=4 --range recipe.optimizer.lr=0.01:0.2:log",
@@ -306,7 +303,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--config-dir", type=Path, metavar="DIR", help="a folder of configuration files of one's own, as for train.py"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of values (default: 0)")
+    parser.add_argument("--seed", type=whole, default=0, help="of the choice of values (default: 0)")
     options = parser.parse_intermixed_args()
     if options.directory is None:
         raise UserError("give a folder for the study and its runs: python scripts/search.py SEARCH_DIR ...; see --help")
@@ -325,33 +322,22 @@ def search_with(options: argparse.Namespace) -> None:
     if folder and not folder.is_dir():
         raise UserError(f"--config-dir={options.config_dir}: no such folder")
     search = plan(options.directory, options.overrides, options.range, options.seed, options.trials, folder)
-    for name, settings in search.compose(search.lowest)[1].job_logging.loggers.items():
+    for name, settings in search.compose(search.lowest).hydra.job_logging.loggers.items():
         logging.getLogger(name).setLevel(settings.level)
     with locked(search.directory):
         try:
             search_on(search)
         except optuna.exceptions.StorageInternalError as error:
             raise UserError(f"the study cannot be saved: {error.__cause__ or error}") from error
+        except (KeyboardInterrupt, SystemExit):  # Lightning makes the first into the second
+            print(f"the search goes on with: {command_line(['python', *sys.argv])}", file=sys.stderr)
+            raise KeyboardInterrupt from None
 
 
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.filterwarnings("ignore", message="The `srun` command is available")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        search_with(arguments())
-    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning makes the first into the second
-        if isinstance(stop, SystemExit) and not stop.code:  # --help
-            raise
-        print(f"the search goes on with: {command_line(['python', *sys.argv])}", file=sys.stderr)
-        return 130
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"search.py: {explain(error, sys.argv[1:])}", file=sys.stderr)
-        return 1
-    return 0
+    return run_program("search.py", arguments, search_with)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,25 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from kd.errors import UserError
+
+
+def chosen_device(name: str | None) -> str:
+    """Return what --device means, "cpu" or "gpu": by default the GPU if there is one.
+
+    Raises:
+        UserError: for a GPU that torch cannot use.
+    """
+    there = torch.cuda.is_available()
+    if name == "gpu" and not there:
+        raise UserError("there is no GPU that torch can use; leave out --device")
+    return name or ("gpu" if there else "cpu")
+
+
+def torch_device(name: str) -> torch.device:
+    """Return the device of "cpu" or "gpu"."""
+    return torch.device("cuda" if name == "gpu" else "cpu")
+
 
 def timed(
     steps: Mapping[str, Callable[[], None]], rounds: int, count: int, device: torch.device

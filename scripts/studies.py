@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from kd.report.comparison import Comparison, compare, contrasts
@@ -92,35 +93,37 @@ CHANGED = {
     ),
 } | {
     f"{kind.replace('_', ' ')}, severity {severity}": Measure(
-        lambda run, part=f"corrupted/{kind}/{severity}": run.also_test_acc[part]  # type: ignore[misc]
+        lambda run, part=f"corrupted/{kind}/{severity}": run.also_test_acc[part]
     )
     for kind in ("gaussian_noise", "impulse_noise", "defocus_blur", "contrast", "jpeg_compression")
     for severity in (1, 5)
 }
 """Figures of crossed that are compared."""
 WIDTHS = (4, 8, 16, 24)
-OTHERS = {
+TEACHERS = {
     "teacher_recipe.epochs=2": "a teacher of two epochs",
     "teacher_recipe.epochs=12": "a teacher of twelve epochs",
     "ensemble=3 teacher_recipe.epochs=4": "three teachers",
 }
-"""Teachers of widths but the one of four epochs."""
+"""Teachers of widths, but for the one of four epochs."""
 
 
 STRONG_GAINS = tuple(Contrast(f"{method} minus labels alone", method, "standard") for method in ("logits", "srd"))
 
 
-def gains(summary: Summary, comparisons: Sequence[Comparison]) -> str:
-    """Return the accuracy of each network, its difference to labels alone and its retention."""
+def gain_table(summary: Summary, comparisons: Sequence[Comparison]) -> str:
+    """Return the accuracies of each network, its difference to labels alone and its retention."""
     gained = {
         c.row.label: [points(c.difference.mean), interval_text(c.difference.interval, "+"), c.verdict]
         for c in comparisons
     }
     lines = []
     for row in summary.rows:
-        figures = [str(row.n), plus_minus(row.test_acc), *gained.get(row.label, [""] * 3)]
+        fit = percent(fmean(run.epoch_train_acc[-1] for run in row.runs), 1)
+        figures = [str(row.n), fit, plus_minus(row.test_acc), *gained.get(row.label, [""] * 3)]
         lines.append([NAMES[row.label], *figures, percent(row.retention, 1, " %")])
-    headers = ["network", "n", "test accuracy, %", "difference, points", "95 % interval", "in words", "retention"]
+    headers = ["network", "n", "on training images, %", "test accuracy, %", "difference, points", "95 % interval"]
+    headers += ["in words", "retention"]
     return markdown(headers, lines, left=["in words"])
 
 
@@ -144,7 +147,7 @@ APART = tuple(
 )
 BY_TEACHER = tuple(
     Contrast(f"width {width}, {name}", _label("logits", width, teacher), _label("logits", width, FOUR))
-    for teacher, name in OTHERS.items()
+    for teacher, name in TEACHERS.items()
     for width in (4, 8, 16)
 )
 BELOW = tuple(
@@ -211,7 +214,7 @@ def choice(tried: Sequence[Row], method: str) -> float:
     """Return the value of a method with the highest validation accuracy."""
     knob, _ = PUBLISHED[method]
     best = max((row for row in tried if row.first.method == method), key=lambda row: row.val_acc or Spread(0.0, None))
-    return float(best.first.knobs[knob])  # type: ignore[arg-type]  # a knob that is a number
+    return float(best.first.knobs[knob])
 
 
 def choices(tried: Sequence[Row]) -> str:

@@ -9,7 +9,7 @@ import multiprocessing as mp
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -170,8 +170,7 @@ def prepare(task: str, pipe: Connection) -> None:
     Raises:
         RuntimeError: if it failed.
     """
-    pipe.send(task)
-    _receive(pipe)
+    _exchange(pipe, task)
 
 
 def in_turns(pipes: dict[str, Connection], rounds: int, on_error: Callable[[str, str], None] | None = None) -> Timed:
@@ -184,20 +183,19 @@ def in_turns(pipes: dict[str, Connection], rounds: int, on_error: Callable[[str,
             of that one is returned. By default its failure is raised.
 
     Raises:
-        RuntimeError, OSError: if a process failed and there is no `on_error`.
+        RuntimeError: if a process failed and there is no `on_error`.
     """
     turns: dict[str, list[Any]] = {name: [] for name in pipes}
     ends: dict[str, Any] = {}
     for number in range(rounds + 1):
         for name in list(turns):
             try:
-                pipes[name].send(number < rounds)
-                reply = _receive(pipes[name])
-            except (RuntimeError, OSError) as error:
+                reply = _exchange(pipes[name], number < rounds)
+            except RuntimeError as error:
                 if on_error is None:
                     raise
                 del turns[name]
-                on_error(name, str(error) or type(error).__name__)
+                on_error(name, str(error))
                 continue
             if number < rounds:
                 turns[name].append(reply)
@@ -206,10 +204,17 @@ def in_turns(pipes: dict[str, Connection], rounds: int, on_error: Callable[[str,
     return Timed(turns, ends)
 
 
-def _receive(pipe: Connection) -> Any:
+def _exchange(pipe: Connection, message: Any) -> Any:
+    """Send a message, and return the reply.
+
+    Raises:
+        RuntimeError: with what the process reports, or that it has ended.
+    """
+    with suppress(OSError):  # a process that has ended may have left its reason
+        pipe.send(message)
     try:
         reply = pipe.recv()
-    except EOFError:
+    except (EOFError, OSError):
         reply = "a process has ended early"
     if isinstance(reply, str):
         raise RuntimeError(reply)

@@ -1,4 +1,4 @@
-"""The house of docs and DESIGN: who may import whom, and what never happens; read from the source."""
+"""The layers of docs/architecture.md: which module may import which, and what never happens; read from the source."""
 
 import ast
 import re

@@ -1,7 +1,6 @@
 """The documentation site: it builds without a warning, its links lead somewhere, its commands and blocks work.
 
-The other pages of docs/ are tested in test_readme.py, where their commands run; those of the site, and of the protocol,
-are composed here.
+Commands of every page are composed here; those of the README and of pages of docs/ also run, in test_readme.py.
 """
 
 import json
@@ -22,9 +21,9 @@ import pytest
 import yaml
 
 import kd
+from kd.app.check import check_command
 from kd.app.cli import prepared
 from kd.app.compose import compose
-from kd.app.run import check_command
 from tests.common import CONF, ROOT
 
 DOCS = ROOT / "docs"
@@ -178,10 +177,16 @@ def test_front_page_counts_right():
 # Commands and blocks
 
 
+PROGRAM = r"(PYTHONPATH=\w+ )?(python|pip|tensorboard|pytest|sphinx-build) "
+"""How a command begins."""
+
+
 def lines(text):
     """The commands of a page's blocks."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    blocks = re.findall(r"^```(?:sh|text)?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    every = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    found = [re.split(r"\s+#\s", line)[0].strip() for line in every]
+    return [line for line in found if re.match(PROGRAM, line)]
 
 
 def inline(text):
@@ -190,21 +195,17 @@ def inline(text):
     return [code for code in re.findall(r"`(python (?:train\.py|scripts/)[^`]*)`", prose) if "..." not in code]
 
 
-ELSEWHERE = {*DOCS.glob("*.md"), *DOCS.glob("results/*.md")} - {*PAGES}
-RUN_ELSEWHERE = {line for page in ELSEWHERE for line in lines(page.read_text(encoding="utf-8"))}
-"""In blocks of other pages, and so run in test_readme.py."""
-COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in lines(text) + inline(text)))
-TRAINING = [command for command in COMMANDS if "python train.py" in command]
+ELSEWHERE = sorted({*DOCS.glob("*.md"), *DOCS.glob("results/*.md")} - {*PAGES})
+EVERYWHERE = [*TEXTS.values(), *(page.read_text(encoding="utf-8") for page in (*ELSEWHERE, ROOT / "README.md"))]
+COMMANDS = list(dict.fromkeys(command for text in EVERYWHERE for command in lines(text) + inline(text)))
+PLACES = r"RUN_DIR|SWEEP_DIR|(?<!partition=)NAME|KEY|\$|\.\.\.|=S |(?<!my_conf )method=embedding|experiment=mine"
+"""What stands for something, and files that other tests have."""
 COMPOSED = [
-    command for command in TRAINING if command not in RUN_ELSEWHERE and not re.search("RUN_DIR|SWEEP_DIR", command)
+    command
+    for command in COMMANDS
+    if re.match(r"(PYTHONPATH=\w+ )?python train\.py", command) and not re.search(PLACES, command)
 ]
-SCRIPTS = sorted(
-    {
-        command
-        for command in {*COMMANDS, *RUN_ELSEWHERE, *lines((ROOT / "README.md").read_text(encoding="utf-8"))}
-        if command.startswith("python scripts/")
-    }
-)
+SCRIPTS = [command for command in COMMANDS if command.startswith("python scripts/")]
 
 
 @pytest.fixture
@@ -216,6 +217,8 @@ def what_commands_name(tmp_path, monkeypatch):
     (tmp_path / "my_conf" / "method" / "embedding.yaml").write_text(example)
     for weights in ("mine", "ckpt_epoch_240"):
         (tmp_path / f"{weights}.pth").touch()
+    (tmp_path / "docs").symlink_to(DOCS)
+    (tmp_path / "corrupted").mkdir()
 
 
 @pytest.mark.usefixtures("what_commands_name")
@@ -224,11 +227,11 @@ def test_training_command_is_composed(command):
     argv = shlex.split(re.sub(r"^PYTHONPATH=\w+ ", "", command))[2:]
     if {"--help", "--cfg"} & set(argv):
         argv = argv[: argv.index("--cfg")] if "--cfg" in argv else []
-    known, _ = prepared(argv)
-    if known.multirun:
+    known, single = prepared(argv)
+    if single is None:
         for chosen in (first, last):
             job = [chosen(override) for override in known.overrides if not override.startswith("hydra")]
-            check_command(compose(job, config_dir=known.config_dir)[0])
+            check_command(compose(job, config_dir=known.config_dir))
 
 
 def first(override):
@@ -245,9 +248,10 @@ def last(override):
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_option_of_a_program_exists(command):
     script, *arguments = shlex.split(command)[1:]
-    assert (ROOT / "tests" / "scripts" / f"test_{Path(script).stem}.py").is_file()
+    assert list((ROOT / "tests" / "scripts").glob(f"test_{Path(script).stem}*.py"))
     source = (ROOT / script).read_text(encoding="utf-8")
-    for module in re.findall(r"^from (kd[\w.]*) import", source, re.MULTILINE):
+    started = [f"{package}.__main__" for package in re.findall(r'"-m", "([\w.]+)"', source)]
+    for module in [*re.findall(r"^from (kd[\w.]*) import", source, re.MULTILINE), *started]:
         file = ROOT / f"{module.replace('.', '/')}.py"
         source += file.read_text(encoding="utf-8") if file.is_file() else ""
     missing = [option for option in arguments if option.startswith("--") and f'"{option}"' not in source]
@@ -268,7 +272,10 @@ def test_commands_of_repdistiller_are_those_of_methods_with_the_defaults_that_ar
 
 
 def test_no_command_is_without_a_test():
-    others = [command for command in COMMANDS if command not in TRAINING + SCRIPTS]
+    blocks = [b for text in TEXTS.values() for b in re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
+    every = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    others = [line for line in every if not re.match(r"(PYTHONPATH=\w+ )?python (train\.py|scripts/)", line)]
+    others = [re.split(r"\s+#\s", line)[0].strip() for line in others]
     assert set(others) <= {'pip install -e ".[dev]"', "tensorboard --logdir runs"}
     assert len(COMPOSED) > 20
 

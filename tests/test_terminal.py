@@ -8,7 +8,7 @@ import time
 import pytest
 
 from kd.errors import UserError
-from kd.terminal import Parser, file, save, shows_progress, waiting, with_progress
+from kd.terminal import Parser, file, outcome, save, shows_progress, waiting, with_progress
 
 
 class Terminal(io.StringIO):
@@ -118,3 +118,17 @@ def test_save_writes_a_text_or_names_the_reason(tmp_path):
     with pytest.raises(UserError) as mistake:
         save(gone, "")
     assert str(mistake.value) == f"{gone}: cannot be written: No such file or directory"
+
+
+def fails():
+    raise UserError("a file\nis missing")
+
+
+def test_outcome_tells_a_mistake_and_raises_it_on_request(capsys, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    assert outcome("report.py", fails) == 1
+    assert outcome("report.py", fails, explained=str) == 1  # its lines are left as they are
+    assert capsys.readouterr().err == "report.py: a file\\nis missing\nreport.py: a file\nis missing\n"
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UserError):
+        outcome("report.py", fails)

@@ -20,18 +20,17 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
-from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
+from hydra_plugins.kd.cohort import compose_job
 from kd.app import cli
 from kd.app.arguments import quoted
-from kd.app.compose import Command, plain
-from kd.app.explain import explain
+from kd.app.check import check_command
+from kd.app.compose import Command, plain, without_hydra
+from kd.app.explain import EXPECTED, explain
 from kd.app.identity import fingerprint
 from kd.app.programs import command_line
 from kd.app.resume import SWEEP
-from kd.app.run import check_command
 from kd.errors import RefusedError, UserError, described, reason_of
 from kd.sweeps import plan
 from kd.sweeps.jobs import Job, alone_in, forget_frames, place, settle
@@ -116,30 +115,24 @@ class ResumableSweeper(BasicSweeper):
         return grid
 
     def _job(self, number: int, overrides: Sequence[str]) -> Job:
+        name = ""
         try:
-            cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:  # such as method=standard,logits T=1,4
-            return Job(tuple(overrides), "", "", explain(error, overrides))
-        with open_dict(cfg):
-            cfg.hydra.job.num = cfg.hydra.job.id = number
+            cfg = compose_job(self.hydra_context, self.config, number, overrides)
             name = str(cfg.hydra.sweep.subdir)
-            launcher = self.config.hydra.launcher._target_
-            own_grid = cfg.hydra.sweeper.params != self.config.hydra.sweeper.params
-            command = Command.of(cfg, cfg.hydra, launcher)
-            del cfg["hydra"]
-        if own_grid:
-            chosen = command.choices.get("experiment")
-            return Job(tuple(overrides), "", name, f"experiment={chosen} is a sweep of its own; run it by itself")
-        if Path(name).name != name or name in ("", ".."):
-            raise UserError(f"hydra.sweep.subdir={name}: jobs lie side by side in hydra.sweep.dir; give a single name")
-        if len(os.fsencode(name)) > LONGEST_NAME:
-            longer = f"the name of its directory is longer than {LONGEST_NAME} bytes; choose another hydra.sweep.subdir"
-            return Job(tuple(overrides), "", name, longer)
-        try:
+            command = Command.of(without_hydra(cfg), cfg.hydra, self.config.hydra.launcher._target_)
+            if cfg.hydra.sweeper.params != self.config.hydra.sweeper.params:
+                chosen = command.choices.get("experiment")
+                raise UserError(f"experiment={chosen} is a sweep of its own; run it by itself")
+            if Path(name).name != name or name in ("", ".."):
+                place = f"hydra.sweep.subdir={name}"
+                raise UserError(f"{place}: jobs lie side by side in hydra.sweep.dir; give a single name")
+            if len(os.fsencode(name)) > LONGEST_NAME:
+                longer = f"the name of its directory is longer than {LONGEST_NAME} bytes"
+                raise UserError(f"{longer}; choose another hydra.sweep.subdir")
             check_command(command)
-        except UserError as error:
-            return Job(tuple(overrides), "", name, str(error))
-        return Job(tuple(overrides), fingerprint(plain(cfg)), name)
+        except EXPECTED as error:  # such as method=standard,logits T=1,4
+            return Job(tuple(overrides), "", name, explain(error, overrides))
+        return Job(tuple(overrides), fingerprint(plain(command.cfg)), name)
 
     def _quiet(self) -> tuple[str, ...]:
         """Return overrides for jobs side by side, which write to their log files only."""
@@ -185,7 +178,7 @@ class ResumableSweeper(BasicSweeper):
             for job, returned in zip(left, returns, strict=True):
                 if returned.status is not JobStatus.COMPLETED:
                     error = returned._return_value
-                    if isinstance(error, cli.EXPECTED):
+                    if isinstance(error, EXPECTED):
                         job.reason = explain(error, job.overrides)
                     else:  # the record knows the place, and the job's log has the traceback
                         job.reason = (job.record and job.record.error) or described(error)

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
-from omegaconf import DictConfig
 
 from kd.app.cli import job, prepared
 from kd.app.compose import run_composed
@@ -31,22 +30,17 @@ def train(*settings: str) -> Result:
         UserError: for a mistake in them, several values of a setting, or a run that fails by the user's own doing.
         HydraException, OmegaConfBaseException: for an unknown setting or choice.
     """
-    found: list[Result] = []
-
-    def run(cfg: DictConfig) -> None:
-        found.append(job(cfg))
-
     with _as_it_was():
-        arguments, node = prepared(list(settings))
-        if node is None:
+        _, command = prepared(list(settings))
+        if command is None:
             raise UserError("kd.train is one run; a sweep is a program of its own: python train.py -m ...")
         try:
-            failure = run_composed(node, run, arguments.config_dir)
+            outcome = run_composed(command, job)
         finally:
             gc.collect()  # a Trainer refers to itself, and would hold its images for some ten more runs of a loop
-    if failure is not None:
-        raise failure
-    return found[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return cast(Result, outcome)
 
 
 @contextmanager

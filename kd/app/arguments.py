@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 
-from kd.app.compose import conf_dir, escaped
+from kd.app.compose import conf_dir, escaped, refuse_bombs
 from kd.errors import UserError
 
 OPTIONAL = ("experiment", "debug")
@@ -70,8 +70,8 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
     if known.experimental_rerun:
         raise UserError("--experimental-rerun would run what is in a pickle; use resume=RUN_DIR instead")
     overrides: list[str] = list(known.overrides)
-    for place, argument in enumerate(overrides):
-        _refuse_malformed(overrides, place, argument)
+    for place in range(len(overrides)):
+        _refuse_malformed(overrides, place)
     prints = known.cfg or known.info or known.hydra_help or known.shell_completion or known.help
     if known.resolve and not known.cfg:
         raise UserError("--resolve goes with --cfg job")
@@ -109,14 +109,16 @@ def _unknown_flag(argument: str, argv: Sequence[str], flags: Sequence[str]) -> s
     return f"there is no option {argument}; settings are given as NAME=VALUE, see --help"
 
 
-def _refuse_malformed(overrides: Sequence[str], place: int, argument: str) -> None:
-    before, after = ([*overrides[:place], ""][place - 1], [*overrides, ""][place + 1])
+def _refuse_malformed(overrides: Sequence[str], place: int) -> None:
+    argument, following = overrides[place], overrides[place + 1 :]
+    before = overrides[place - 1] if place else ""
+    after = following[0] if following else ""
     name, equals, value = argument.partition("=")
     if value == "???":
         raise UserError(f"{argument} is no value; give {name}=VALUE, or leave it out")
     if name.lstrip("+") == "resume" and name != "resume":
         raise UserError(f"write {argument.lstrip('+')}, without +")
-    if equals and name.strip("+~ ") and (value or place + 1 == len(overrides) or "=" in after):
+    if equals and name.strip("+~ ") and (value or not following or "=" in after):
         if not value:
             raise UserError(f"{argument} has no value; give {argument}VALUE, or leave it out")
         return
@@ -130,7 +132,7 @@ def _refuse_malformed(overrides: Sequence[str], place: int, argument: str) -> No
         joined = before + "".join(overrides[place:])
         raise UserError(f"'{argument}' is not a setting; for several values write -m {joined}, without spaces")
     if re.fullmatch(NAME, argument.strip("=")) and (after == "=" or after.startswith("=") or equals):
-        value = [*overrides[place + 1 :], "", ""][1 if after == "=" else 0].lstrip("=") or "VALUE"
+        value = [*following, "", ""][1 if after == "=" else 0].lstrip("=") or "VALUE"
         raise UserError(f"'{argument}' is not a setting; write {argument.strip('=')}={value}, without spaces")
     if re.fullmatch(NAME, argument) and after and "=" not in after and "=" not in before:
         raise UserError(f"'{argument}' is not a setting; write {argument}={after}")
@@ -181,7 +183,7 @@ def parse(overrides: Iterable[str]) -> list[Override]:
 
 
 def refuse_wrong_choices(overrides: Iterable[str], config_dir: Path | None = None) -> None:
-    """Refuse a file that is not there, and values where files are chosen.
+    """Refuse a file that is not there, values where files are chosen, and files that stand for millions of values.
 
     Args:
         overrides: as typed.
@@ -191,7 +193,10 @@ def refuse_wrong_choices(overrides: Iterable[str], config_dir: Path | None = Non
         UserError: with the files that there are.
     """
     parsed = parse(overrides)
-    folders = [conf_dir(), *([config_dir] if config_dir else []), *_search_path(parsed)]
+    added = [*([config_dir] if config_dir else []), *_search_path(parsed)]
+    for folder in added:
+        refuse_bombs(folder)
+    folders = [conf_dir(), *added]
     for override in parsed:
         name = str(override.key_or_group)
         files = choices(name, folders)

@@ -18,7 +18,7 @@ from kd.app import identity
 from kd.app.check import check_method, links
 from kd.app.compose import Command, plain
 from kd.app.explain import user_errors
-from kd.app.machine import check_devices, check_limits, check_memory, check_threads
+from kd.app.machine import check_devices, check_limits, check_memory, check_sync_batchnorm, check_threads
 from kd.app.trainer import several_processes
 from kd.data.also_test import AlsoTest, also_test
 from kd.data.images import Images, require_classes, require_labelled
@@ -431,6 +431,8 @@ class Builder:
         with user_errors():
             trainer = self.trainer(plan)(logger=False)
         check_scaling(optimizer(parameter_groups(classifier)), trainer)
+        if self.settings["trainer"]["sync_batchnorm"] and not self.single_process(plan):
+            check_sync_batchnorm(net)
         data.check_shares(trainer.world_size)
         return net if plan.method is None else self.method(plan, net, taught_by).inference_net(net)
 

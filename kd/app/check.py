@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
+from kd.app.compose import Command, parts, plain, run_wide
 from kd.app.identity import SHORTHANDS
 from kd.app.trainer import check_trainer
 from kd.errors import UserError
@@ -38,32 +41,21 @@ MISSING = "???"
 """What OmegaConf has for a setting without a value: a shorthand that was not given."""
 
 
-def check(
-    settings: dict[str, Any],
-    run_wide: Iterable[str],
-    read: str = "",
-    launcher: str | None = None,
-    given: Iterable[str] = (),
-    parts: Mapping[str, Iterable[str]] | None = None,
-) -> None:
+def check_command(command: Command) -> None:
     """Refuse what would otherwise surprise late, or never.
-
-    Args:
-        settings: all of them, resolved.
-        run_wide: names of the top-level settings that every run has.
-        read: the parts of the configuration that may use a knob, as YAML, unresolved.
-        launcher: class that starts this job of a multirun, dotted; None for a run by itself.
-        given: the overrides of the command line.
-        parts: names of the settings that some nodes without a class have, by the node's name.
 
     Raises:
         UserError: for a number outside its range, a setting that nothing reads, settings that exclude each other.
+        OmegaConfBaseException: for a setting that takes the value of one that is not there.
     """
+    settings, given, launcher = plain(command.cfg), command.overrides, command.launcher
+    read = OmegaConf.to_yaml(command.cfg)
+    """Unresolved, so that it tells which knobs are used."""
     _check_nodes(settings)
     _check_spec(settings)
     check_trainer(settings["trainer"], launcher)
-    _check_knobs(settings, run_wide, read, given)
-    _check_read(settings, parts or {}, read)
+    _check_knobs(settings, read, given)
+    _check_read(settings, read)
     _check_ranges(settings)
     _check_shorthands(settings, given)
     _check_teacher(settings, given)
@@ -73,12 +65,12 @@ def check(
         raise UserError("W&B takes one run at a time in a process; take another logger, or leave out the cohort")
 
 
-def knobs(settings: Mapping[str, Any], run_wide: Iterable[str]) -> dict[str, Any]:
+def knobs(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The method's own settings by name: those at the top level that not every run has."""
     return {
         name: _flat(value)
         for name, value in settings.items()
-        if name not in set(run_wide) and not isinstance(value, dict) and value is not None
+        if name not in run_wide() and not isinstance(value, dict) and value is not None
     }
 
 
@@ -156,16 +148,16 @@ def _check_spec(settings: dict[str, Any]) -> None:
             )
 
 
-def _check_knobs(settings: dict[str, Any], run_wide: Iterable[str], read: str, given: Iterable[str]) -> None:
+def _check_knobs(settings: dict[str, Any], read: str, given: Iterable[str]) -> None:
     for override in given:
         name = override.lstrip("+~").partition("=")[0]
         if name.partition(".")[0] == "spec":
             raise UserError(f"{name} is not a setting: a method's file declares it for the programs that read it")
     method = settings["method"] or {}
-    for name in settings.keys() - HOLDERS - set(run_wide):
+    for name in settings.keys() - HOLDERS - run_wide():
         if isinstance(settings[name], dict | None) and not re.search(rf"\$\{{{re.escape(name)}[.}}]", read):
             raise UserError(_unread(name, settings))
-    for name, value in knobs(settings, run_wide).items():
+    for name, value in knobs(settings).items():
         if name in method and str(_flat(method[name])) != str(value):
             raise UserError(f"method.{name} takes the value of {name}; give {name}={method[name]} instead")
         if f"${{{name}}}" not in read:
@@ -194,15 +186,15 @@ def _unread(name: str, settings: dict[str, Any]) -> str:
     return f"{first}={value}: nothing reads this setting" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
 
 
-def _check_read(settings: dict[str, Any], parts: Mapping[str, Iterable[str]], read: str) -> None:
+def _check_read(settings: dict[str, Any], read: str) -> None:
     """Refuse a setting that no code takes and no other setting refers to."""
-    for node, names in parts.items():
-        for name in sorted(set(names) - settings[node].keys()):
+    for node, names in parts().items():
+        for name in sorted(names - settings[node].keys()):
             group = "recipe" if node == "teacher_recipe" else node
             raise UserError(
                 f"{node}.{name} is missing; have the file of {group}= inherit from ours, see docs/extending.md"
             )
-        for name in settings[node].keys() - set(names):
+        for name in settings[node].keys() - names:
             if f"${{{node}.{name}}}" not in read:
                 similar = difflib.get_close_matches(name, names, 1)
                 meant = f"; did you mean {node}.{similar[0]}?" if similar else ""

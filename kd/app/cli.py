@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from kd.app.arguments import Arguments, choices, in_shell, read_arguments, refuse_wrong_choices, sweeps
-from kd.app.check import leaves
-from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain, run_composed, settings_of
-from kd.app.explain import explain
+from kd.app.check import check_command, leaves
+from kd.app.compose import VERSION_BASE, Command, compose, conf_dir, plain, refuse_bombs, run_composed, settings_of
+from kd.app.explain import EXPECTED, explain
 from kd.app.identity import fingerprint
 from kd.app.resume import expand_resume, refuse_other_settings
-from kd.app.run import check_command, execute
+from kd.app.run import execute
 from kd.app.trainer import several_processes
 from kd.errors import UserError
 from kd.runs.results import Result
@@ -98,9 +96,6 @@ that are at work, `python scripts/fidelity.py DIR...` compares students with the
 `python scripts/search.py DIR ...` looks for the knobs that give the best validation accuracy.
 """
 
-EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
-"""Errors that a line explains. Of others a run shows where they come from."""
-
 GROUPS = ("data", "recipe", "student", "teacher", "trainer", "speed", "logger", "debug", "experiment")
 
 
@@ -164,31 +159,33 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped is stopped: resumable, exit code 130
-    arguments, failure = sys.argv[1:], None
+    arguments, outcome = sys.argv[1:], None
     try:
         Path.cwd()  # an error where the folder is gone
         if {"-h", "--help"} & set(arguments):
             folder = None
             with suppress(UserError):  # of whatever else is typed beside --help
                 folder = read_arguments(arguments).config_dir
+            if folder:
+                refuse_bombs(folder)
             print(help_text(conf_dir(), *([folder] if folder else [])).replace("python train.py", program()))
             return
-        known, node = prepared(arguments)
+        known, command = prepared(arguments)
         sys.argv[1:] = arguments = known.argv
-        if node is None:
+        if command is None:
             _main()
         else:
-            failure = run_composed(node, _single, known.config_dir)
+            outcome = run_composed(command, _single)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # Hydra's own may be any
         if wants_traceback:
             raise
         fail(error, arguments)
-    if failure is not None:
-        if wants_traceback or not isinstance(failure, EXPECTED):
-            raise failure
-        fail(failure, arguments)
+    if isinstance(outcome, Exception):
+        if wants_traceback or not isinstance(outcome, EXPECTED):
+            raise outcome
+        fail(outcome, arguments)
 
 
 def fail(error: Exception, arguments: Sequence[str]) -> NoReturn:
@@ -199,11 +196,11 @@ def fail(error: Exception, arguments: Sequence[str]) -> NoReturn:
     sys.exit(1)
 
 
-def prepared(argv: list[str]) -> tuple[Arguments, DictConfig | None]:
+def prepared(argv: list[str]) -> tuple[Arguments, Command | None]:
     """Take the command line apart, and refuse what is wrong with it before Hydra makes a directory for the run.
 
     Returns:
-        The command line, and for a single run the `hydra` node of its configuration.
+        The command line, and for a single run what was composed of it.
 
     Raises:
         UserError, HydraException, OmegaConfBaseException: for a mistake in it.
@@ -214,8 +211,8 @@ def prepared(argv: list[str]) -> tuple[Arguments, DictConfig | None]:
     single = [override for override in arguments.overrides if override not in several]
     if not arguments.runs or arguments.multirun:
         return (for_all_choices(arguments, several, single) if arguments.multirun else arguments), None
-    command, node = compose(single, config_dir=arguments.config_dir)
-    if node.mode is RunMode.MULTIRUN:
+    command = compose(single, config_dir=arguments.config_dir)
+    if command.hydra.mode is RunMode.MULTIRUN:
         _refuse_run_dir(single)
         return arguments, None
     if several:
@@ -226,13 +223,14 @@ def prepared(argv: list[str]) -> tuple[Arguments, DictConfig | None]:
         if override.startswith(("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweep")):
             raise UserError(f"{override} is for several runs, and this is one; add -m, or leave it out")
     check_command(command)
+    directory = Path(command.hydra.run.dir)
     if first_process(several_processes(plain(command.cfg.trainer))):
-        check_free(Path(node.run.dir))
-    previous = recorded(Path(node.run.dir), before_hydra=True)
+        check_free(directory)
+    previous = recorded(directory, before_hydra=True)
     if record is not None:
         refuse_other_settings(record, command, argv, program())
-    refuse_another(previous, fingerprint(plain(command.cfg)), Path(node.run.dir))
-    return arguments, node
+    refuse_another(previous, fingerprint(plain(command.cfg)), directory)
+    return arguments, command
 
 
 def for_all_choices(arguments: Arguments, several: Sequence[str], single: Sequence[str]) -> Arguments:
@@ -250,7 +248,7 @@ def for_all_choices(arguments: Arguments, several: Sequence[str], single: Sequen
     if not values or not any(map(is_group, several)):
         return arguments
     chosen = [override for override in single if is_group(override) or override.startswith("hydra.searchpath=")]
-    by_default = compose(chosen, config_dir=arguments.config_dir)[0]
+    by_default = compose(chosen, config_dir=arguments.config_dir)
     known = [f"{name}." for name, _ in leaves(cast(dict[str, Any], OmegaConf.to_container(by_default.cfg)))]
 
     def prepared_for_all(override: str) -> str:

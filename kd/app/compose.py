@@ -15,7 +15,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.utils import JobStatus, run_job
+from hydra.core.utils import run_job
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
@@ -62,6 +62,8 @@ class Command:
     """One run before it starts: its configuration, and what Hydra holds beside it."""
 
     cfg: DictConfig
+    hydra: DictConfig
+    """Hydra's own node."""
     choices: dict[str, str]
     """The file that was chosen, by group."""
     overrides: tuple[str, ...]
@@ -80,6 +82,7 @@ class Command:
         sources = [source.path for source in runtime.config_sources if source.provider == "command-line"]
         return cls(
             cfg,
+            hydra_node,
             dict(runtime.choices),
             tuple(hydra_node.overrides.task),
             launcher,
@@ -88,10 +91,8 @@ class Command:
         )
 
 
-def compose(
-    overrides: Sequence[str], launcher: str | None = None, config_dir: Path | None = None
-) -> tuple[Command, DictConfig]:
-    """Compose what `train.py` would compose, for programs beside it; also returns the `hydra` node.
+def compose(overrides: Sequence[str], launcher: str | None = None, config_dir: Path | None = None) -> Command:
+    """Compose what `train.py` would compose, for programs beside it.
 
     Args:
         overrides: as typed.
@@ -102,14 +103,12 @@ def compose(
         HydraException, OmegaConfBaseException: for an unknown group, choice or setting.
         UserError: for a file that cannot be read.
     """
-    if config_dir is not None:
-        _refuse_bombs(config_dir)
     try:
         with nullcontext() if GlobalHydra.instance().is_initialized() else _initialized(config_dir):
             cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"a configuration file cannot be read: {' '.join(str(error).split())}") from error
-    return Command.of(without_hydra(cfg), cfg.hydra, launcher), cfg.hydra
+    return Command.of(without_hydra(cfg), cfg.hydra, launcher)
 
 
 @contextmanager
@@ -124,37 +123,36 @@ def _initialized(config_dir: Path | None) -> Iterator[None]:
         yield
 
 
-def run_composed(node: DictConfig, task: TaskFunction, config_dir: Path | None = None) -> Exception | None:
+def run_composed(command: Command, task: TaskFunction) -> Any:
     """Do what Hydra's main does with a single run, whose configuration it would compose twice more.
 
-    Args:
-        node: the `hydra` node of the configuration, as `compose` returns it.
-        task: the run.
-        config_dir: see `compose`.
-
     Returns:
-        What the task raised; None if it did its work. What Hydra itself raises, of a wrong logging for example, is not
-        caught.
+        What the task returned, or the exception that it raised. What Hydra itself raises, of a wrong logging for
+        example, is not caught.
     """
-    cfg = cast(DictConfig, node._get_parent())
-    node.mode = RunMode.RUN
+    cfg = cast(DictConfig, command.hydra._get_parent())
+    command.hydra.mode = RunMode.RUN
     callbacks = Callbacks(cfg)
-    about = {"config": cfg, "config_name": node.job.config_name}
-    with _initialized(config_dir):
+    about = {"config": cfg, "config_name": command.hydra.job.config_name}
+    with _initialized(Path(command.config_dir) if command.config_dir else None):
         callbacks.on_run_start(**about)
         context = HydraContext(GlobalHydra.instance().config_loader(), callbacks)
         done = run_job(task, cfg, job_dir_key="hydra.run.dir", job_subdir_key=None, hydra_context=context)
         callbacks.on_run_end(**about, job_return=done)
-    return None if done.status is JobStatus.COMPLETED else done._return_value
+    return done._return_value
 
 
-def _refuse_bombs(folder: Path) -> None:
-    """Refuse files of some lines that stand for millions of values: aliases of aliases, copied when merged."""
+def refuse_bombs(folder: Path) -> None:
+    """Refuse files of some lines that stand for millions of values: aliases of aliases, copied when merged.
+
+    Raises:
+        UserError: naming the file.
+    """
     files = chain.from_iterable(folder.glob(f"{'*/' * depth}*.yaml") for depth in range(4))
     for file in islice(files, MOST_FILES):
         try:
             if file.stat().st_size > MOST_VALUES:
-                raise UserError(f"{file} is too large for a file of settings; remove it")
+                raise UserError(f"{file} is too large for a file of settings; move it elsewhere")
             tree = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
             count = _values(tree, {})
         except (OSError, ValueError, yaml.YAMLError, RecursionError):

@@ -14,6 +14,9 @@ from kd.app.trainer import SET_ELSEWHERE, trainer_arguments
 from kd.errors import BUGS, UserError, described, reason_of
 from kd.terminal import visible
 
+EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
+"""Errors that a line explains. Of others a run shows where they come from."""
+
 LAUNCHERS = {"joblib": "parallel", "submitit": "slurm"}
 """Which of the extras in pyproject.toml brings a launcher, by the first word of its name."""
 
@@ -141,9 +144,9 @@ def _unknown_setting(name: str, arguments: Sequence[str]) -> str:
         return f"there is no setting '{name}'; it is {ours if '=' in ours else f'{ours}={value}'} here"
     try:
         choices = [argument for argument in arguments if re.fullmatch(r"[a-z_]+=[\w/-]+", argument)]
-        known = plain(compose([choice for choice in choices if not choice.startswith(f"{name}=")])[0].cfg)
+        known = plain(compose([choice for choice in choices if not choice.startswith(f"{name}=")]).cfg)
     except (HydraException, OmegaConfBaseException):
-        known = plain(compose([])[0].cfg)
+        known = plain(compose([]).cfg)
     more = [f"trainer.{argument}" for argument in trainer_arguments() - SET_ELSEWHERE.keys()]
     similar = nearest(name, known, [*more, *(other for other in OTHER_NAMES if len(other) > 5)])
     similar = [OTHER_NAMES.get(found, found) for found in similar if found != name]

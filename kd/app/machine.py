@@ -1,10 +1,12 @@
-"""Refuse what this machine cannot do, before anything is trained: devices, memory, shares of too few batches."""
+"""Refuse what this machine cannot do, before anything is trained: devices, BatchNorm over them, memory, few batches."""
 
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd.errors import UserError
 from kd.training.performance import choose_device
@@ -38,6 +40,23 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
         raise UserError(f"trainer.devices={devices}: there are {count} here")
     if trainer["sync_batchnorm"] and choose_device(accelerator, devices).type == "cpu":
         raise UserError("trainer.sync_batchnorm=true is for GPUs; write trainer.sync_batchnorm=false")
+
+
+def check_sync_batchnorm(net: nn.Module) -> None:
+    """Refuse BatchNorm layers that do more than that: a SyncBatchNorm takes the place of each, and of its hooks.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name, layer in net.named_modules():
+        if not isinstance(layer, _BatchNorm) or isinstance(layer, nn.SyncBatchNorm):
+            continue
+        hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
+        if type(layer).forward is not _BatchNorm.forward or any(hooks):
+            raise UserError(
+                f"trainer.sync_batchnorm=true: {name} ({type(layer).__name__}) does more than BatchNorm, and "
+                "SyncBatchNorm would leave that out; write trainer.sync_batchnorm=false"
+            )
 
 
 def check_threads(threads: int | None) -> None:

@@ -12,25 +12,30 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.app.arguments import NAME, in_shell, read_arguments, refuse_wrong_choices, sweeps
+from kd.app.arguments import NAME, in_shell, parse, read_arguments, refuse_wrong_choices, sweeps
 from kd.app.compose import VERSION_BASE, compose, conf_dir
-from kd.app.explain import LAUNCHERS, explain
+from kd.app.explain import EXPECTED, LAUNCHERS, explain
 from kd.errors import UserError
 from kd.terminal import outcome
 
 
-def run_program(name: str, parse: Callable[[], argparse.Namespace], work: Callable[[argparse.Namespace], None]) -> int:
+def run_program(
+    name: str,
+    arguments: Callable[[], argparse.Namespace],
+    work: Callable[[argparse.Namespace], None],
+    more: tuple[type[Exception], ...] = (),
+) -> int:
     """Run a program that takes settings of ours, and return its exit code.
 
     It is 1 for a mistake, told in one line, and 130 for an interruption by Ctrl-C.
 
     Args:
         name: of the program, as in "export.py".
-        parse: returns its command line.
+        arguments: returns its command line.
         work: what it does.
+        more: further errors that are told in a line, such as the RuntimeError of a GPU without memory.
     """
-    errors = (UserError, OSError, HydraException, OmegaConfBaseException)
-    return outcome(name, lambda: work(parse()), errors, lambda error: explain(error, sys.argv[1:]))
+    return outcome(name, lambda: work(arguments()), (*EXPECTED, *more), lambda error: explain(error, sys.argv[1:]))
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +61,18 @@ def check_settings(
     refuse_wrong_choices(read_arguments(overrides).overrides, config_dir)
     for override in sweeps(overrides):
         raise UserError(f"{override}: {several}")
+
+
+def check_data_settings(overrides: Sequence[str]) -> None:
+    """Refuse settings of one run, as `check_settings` does, and those of anything but the data.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    check_settings(overrides)
+    for override, parsed in zip(overrides, parse(overrides), strict=True):
+        if re.split(r"[./@]", str(parsed.key_or_group))[0] != "data":
+            raise UserError(f"{override}: only settings of the data are taken here, such as data.root=DIR")
 
 
 def check_launchers(names: Iterable[str]) -> None:

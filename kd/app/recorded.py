@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from kd.app.arguments import parse, quoted, read_arguments, refuse_wrong_choices
+from kd.app.arguments import parse, quoted
 from kd.app.compose import compose
+from kd.app.programs import check_data_settings
 from kd.app.resume import to_be_typed
 from kd.errors import UserError
 from kd.ranges import Size, sides
@@ -35,11 +36,8 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
         UserError: if there is neither a record nor `data=`, or the record's command may run code.
         HydraException, OmegaConfBaseException: for an unknown setting.
     """
-    refuse_wrong_choices(read_arguments(typed).overrides)
+    check_data_settings(typed)
     keys = [str(override.key_or_group) for override in parse(typed)]
-    for override, key in zip(typed, keys, strict=True):
-        if key.partition(".")[0].partition("/")[0] != "data":
-            raise UserError(f"{override}: only settings of the data are taken here, such as data.root=DIR")
     own: list[str] = []
     record = record_beside(weights)
     if record is not None and record.command is not None and "data" not in keys:
@@ -59,11 +57,11 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
         typed = [*typed, *(f"{name}={value}" for name, value in shape.items() if name not in keys)]
     from kd.app.build import Builder  # imports torch
 
-    command, _ = compose([*own, *typed])
+    command = compose([*own, *typed])
     root = OmegaConf.select(command.cfg, "data.root")
     if own and "data.root" not in keys and root is not None and record and record.cwd:
         there = Path(record.cwd, Path(str(root)).expanduser())
-        command, _ = compose([*own, *typed, quoted("data.root", str(there))])
+        command = compose([*own, *typed, quoted("data.root", str(there))])
     return Builder(command)
 
 
@@ -112,7 +110,7 @@ def _held_out(weights: Path, record: Result) -> tuple[float, int]:
     own = shlex.split(record.command)
     if to_be_typed(own) or record.config_dir is not None:  # what may run code
         raise UserError(unknown)
-    data = compose(own)[0].cfg.data
+    data = compose(own).cfg.data
     return float(data.val_fraction), int(data.split_seed)
 
 

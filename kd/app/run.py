@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 
 from kd.app import identity
-from kd.app.check import check, knobs
-from kd.app.compose import Command, parts, plain, run_wide
+from kd.app.check import check_command, knobs
+from kd.app.compose import Command, plain
 from kd.app.loading import loading
 from kd.app.resume import to_be_typed
 from kd.app.trainer import several_processes
@@ -30,10 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def execute(
-    command: Command,
-    directory: Path,
-    make_builder: "Callable[[Command], Builder] | None" = None,
-    program: str = "python train.py",
+    command: Command, directory: Path, make_builder: "Callable[[Command], Builder] | None", program: str
 ) -> Result:
     """Check a command and run it, with a record from its start and a model card at its end.
 
@@ -42,7 +39,7 @@ def execute(
     Args:
         command: the run.
         directory: the run directory.
-        make_builder: makes the builder; by default one for a run that shares nothing.
+        make_builder: makes the builder; None for one of a run that shares nothing.
         program: how the program was started, for the hint on how to continue.
 
     Raises:
@@ -115,16 +112,10 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
 
     teacher = None if prepared is None else prepared.teacher
     log.info("training the student, method %s, seed %s", record.method, build.student.seed)
-    all_callbacks = [*callbacks, *build.callbacks()]
-    result = train_network(build, build.student, teacher, record, directory, all_callbacks, timed=build.timed)
+    result = train_network(build, build.student, teacher, record, directory, callbacks)
     if build.stored is not None:
         log.info(build.stored.summary())
     return result
-
-
-def check_command(command: Command) -> None:
-    """Refuse wrong settings; see `kd.app.check`."""
-    check(plain(command.cfg), run_wide(), OmegaConf.to_yaml(command.cfg), command.launcher, command.overrides, parts())
 
 
 def describe(command: Command) -> Result:
@@ -132,7 +123,7 @@ def describe(command: Command) -> Result:
     cfg, choices = command.cfg, command.choices
     settings = plain(cfg)
     networks = settings["spec"]["networks"]
-    own = knobs(settings, run_wide())
+    own = knobs(settings)
     learner = settings["recipe"] if "student" in networks else settings["teacher_recipe"]
     is_ensemble = settings["ensemble"] != 1 and "student" in networks
     teacher = f"{settings['ensemble']} x {choices['teacher']}" if is_ensemble else choices["teacher"]

@@ -7,12 +7,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kd.app.check import knobs, leaves, nearest
-from kd.app.compose import Command, compose, plain, run_wide
+from kd.app.check import check_command, knobs, leaves, nearest
+from kd.app.compose import Command, compose, plain
 from kd.app.explain import OTHER_NAMES
 from kd.app.identity import SHORTHANDS, fingerprint
 from kd.app.programs import check_settings
-from kd.app.run import check_command, is_number
+from kd.app.run import is_number
 from kd.errors import UserError
 from kd.ranges import RANGES
 from kd.sweeps.spans import Range
@@ -34,7 +34,7 @@ class Search:
     limits: dict[str, str]
     """What the method's knobs, and sums of them, may be."""
     fixed: dict[str, float]
-    """The knobs that are not searched."""
+    """The method's knobs that are numbers; a trial's values take the place of those that are searched."""
     seed: int
     trials: int
     """How many are to be finished."""
@@ -45,8 +45,8 @@ class Search:
         """Return the overrides of one trial."""
         return [*self.overrides, *(f"{name}={value!r}" for name, value in values.items())]
 
-    def compose(self, values: dict[str, float]) -> tuple[Command, DictConfig]:
-        """Return the run of one trial, and Hydra's node beside it."""
+    def compose(self, values: dict[str, float]) -> Command:
+        """Return the run of one trial."""
         return compose([*QUIET, *self.settings(values)], "search", self.config_dir)
 
     @property
@@ -89,9 +89,9 @@ def plan(
         raise UserError(f"{directory}: the path of a study cannot have a '?'; choose another folder")
     check_settings(overrides, "give a single value, or search between two by --range NAME=LOW:HIGH", config_dir)
     refuse_settings(overrides)
-    command, hydra = compose(overrides, config_dir=config_dir)
+    command = compose(overrides, config_dir=config_dir)
     cfg = command.cfg
-    if hydra.sweeper.params:
+    if command.hydra.sweeper.params:
         raise UserError("an experiment that is a grid of runs cannot be searched; give the settings that it is to have")
     if "student" not in cfg.spec.networks:
         raise UserError("there is no student to search the knobs of; choose another method")
@@ -99,7 +99,7 @@ def plan(
     limits: dict[str, str] = plain(cfg.spec.ranges)
     given = [Range.parse(text, RANGES | limits) for text in spans]
     names = [part.name for part in given]
-    own = knobs(plain(cfg), run_wide())
+    own = knobs(plain(cfg))
     for part in given:
         refuse_range(part, own)
     fixed = {override.lstrip("+").partition("=")[0]: override for override in overrides}
@@ -126,11 +126,11 @@ def plan(
         trials,
         config_dir,
     )
-    lowest = search.compose(search.lowest)[0]
+    lowest = search.compose(search.lowest)
     highs = {part.name: part.within(search.limits, {**search.fixed, **search.lowest}).high for part in ranges}
     check_command(lowest)
     for part in ranges:
-        highest = search.compose({**search.lowest, part.name: highs[part.name]})[0]
+        highest = search.compose({**search.lowest, part.name: highs[part.name]})
         check_command(highest)
         if fingerprint(plain(highest.cfg)) == fingerprint(plain(lowest.cfg)):
             raise UserError(f"--range {part}: {part.name} does not change the result, so there is nothing to search")
@@ -173,9 +173,9 @@ def usual_spans(cfg: DictConfig, limits: Mapping[str, str]) -> dict[str, str]:
     """
     spans = {}
     for name, span in limits.items():
-        value = cfg.get(name) if " + " not in name else None
-        if not isinstance(value, float):
-            continue
+        value = cfg.get(name)  # None for sums
+        if not isinstance(value, float) or span[0] not in "[(":
+            continue  # a wrong value, such as K=1e4, is refused with the lowest trial
         low, high = (float(end) for end in span[1:-1].split(","))
         if high - low <= WIDE:
             margin = (high - low) / 100  # keeps off an end that does not belong to the range
@@ -206,7 +206,7 @@ def typed(part: Range, cfg: DictConfig, overrides: Sequence[str]) -> Range:
         method = next((override for override in overrides if override.startswith("method=")), "the default method")
         numbers = {name for name, value in leaves(settings) if is_number(value)}
         similar = [name for name in (OTHER_NAMES.get(part.name, ""), *nearest(part.name, settings)) if name in numbers]
-        own = [name for name in knobs(settings, run_wide()) if name in numbers]
+        own = [name for name in knobs(settings) if name in numbers]
         meant = f"; did you mean {similar[0]}?" if similar else f"; its knobs are {', '.join(own)}" if own else ""
         raise UserError(f"there is no number '{part.name}' with {method} that could be searched{meant}")
     whole = isinstance(value, int)

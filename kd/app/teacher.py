@@ -105,7 +105,7 @@ def _find(build: Builder, plan: Plan, record: Result, level: int) -> Path:
         )
         teacher = below.teacher if below is not None and plan.method is not None else None
         try:
-            write_card(train_network(build, plan, teacher, own, directory, build.callbacks()), directory)
+            write_card(train_network(build, plan, teacher, own, directory), directory)
         except DivergedError as error:
             if level or "student" not in build.networks:  # by the run's own method and recipe, or all that it is
                 raise

@@ -22,8 +22,7 @@ def train_network(
     taught_by: FrozenTeacher | None,
     record: Result,
     directory: Path,
-    callbacks: Sequence[Callback],
-    timed: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Train one network of a run and leave its run directory; see `kd.training.fit.train`."""
     seed_everything(plan.initial_seed, verbose=False)
@@ -45,8 +44,8 @@ def train_network(
         metadata=build.metadata(plan),
         make_trainer=build.trainer(plan),
         logger=build.logger(directory),
-        callbacks=[*averaged, *callbacks],
-        timed=timed,
+        callbacks=[*averaged, *callbacks, *build.callbacks()],
+        timed=plan.kept_as_teacher or build.timed,  # while a teacher is trained the rest of a cohort waits
         single_process=build.single_process(plan),
         settings=None if plan.kept_as_teacher else _shown(build.settings),
         seed=plan.initial_seed,

@@ -37,8 +37,9 @@ def check_trainer(trainer: Mapping[str, Any], launcher: str | None) -> None:
     for name in SET_ELSEWHERE.keys() & trainer.keys():
         setting = SET_ELSEWHERE[name]
         raise UserError(f"trainer.{name} is set by the run itself" + (f"; give {setting} instead" if setting else ""))
-    for name in trainer.keys() - {"_target_"} - trainer_arguments() if trainer_arguments() else ():
-        similar = difflib.get_close_matches(name, trainer_arguments() - SET_ELSEWHERE.keys(), 1)
+    known = trainer_arguments()
+    for name in trainer.keys() - {"_target_"} - known if known else ():
+        similar = difflib.get_close_matches(name, known - SET_ELSEWHERE.keys(), 1)
         meant = f"; did you mean +trainer.{similar[0]}?" if similar else ""
         raise UserError(f"trainer.{name}: the Trainer has no such argument{meant}")
     devices = trainer["devices"]

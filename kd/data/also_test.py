@@ -77,11 +77,11 @@ def _opened(path: Path, images: Images, in_memory: bool) -> list[AlsoTest]:
         arrays = sorted(path.glob("*.npy"))
         if path / "labels.npy" in arrays:
             return _corrupted(path, [file for file in arrays if file.name != "labels.npy"], images)
-        pairs = [(file, file.with_name(file.name.replace("_data", "_labels"))) for file in path.glob("*_data.npy")]
-        if pairs:
+        names = sorted(file.name.removesuffix("_data.npy") for file in path.glob("*_data.npy"))
+        if names:
             return [
-                AlsoTest(printable(data.stem.removesuffix("_data")), *_pair(data, labels, images))
-                for data, labels in sorted(pairs)
+                AlsoTest(printable(name), *_pair(path / f"{name}_data.npy", path / f"{name}_labels.npy", images))
+                for name in names
             ]
         if images.channels not in (1, 3):
             raise UserError(
@@ -96,9 +96,9 @@ def _opened(path: Path, images: Images, in_memory: bool) -> list[AlsoTest]:
 
 def _corrupted(path: Path, files: Sequence[Path], images: Images) -> list[AlsoTest]:
     """Return the severities of each corruption."""
-    counted = [file for file in files if file.stem not in BESIDE]
-    if not counted:
+    if not files:
         raise UserError(f"data.also_test: {printable(path)}: labels.npy and no arrays of images beside it")
+    counted = [file for file in files if file.stem not in BESIDE]
     part = "" if len(counted) == CORRUPTIONS else f" ({len(counted)} of {CORRUPTIONS} corruptions)"
     found = []
     for file in files:

@@ -19,7 +19,7 @@ from kd.data.images import Images
 from kd.data.resize import images_of_size
 from kd.data.tree import printable
 from kd.errors import UserError
-from kd.files import open_regular
+from kd.files import open_regular, read_regular
 from kd.ranges import Size
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -131,13 +131,9 @@ def _found(
 
 def _bytes(file: Path) -> NDArray[np.uint8]:
     try:
-        with open_regular(file) as opened:
-            content = opened.read(MOST_BYTES + 1)
+        return np.frombuffer(bytearray(read_regular(file, MOST_BYTES)), np.uint8)
     except OSError as error:
         raise UserError(f"{printable(file)}: {error.strerror or error}") from error
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{printable(file)}: larger than {MOST_BYTES >> 30} GiB, which this data set is not")
-    return np.frombuffer(bytearray(content), np.uint8)
 
 
 def _matlab(file: Path) -> Part:

@@ -1,6 +1,5 @@
 """The images of finished runs, found again by the name that the runs give their data."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,11 +23,11 @@ def by_name(root: Path, dataset: str, image_size: int | list[int] | None = None)
     from kd.data.parquet import parquet
     from kd.data.tiny_imagenet import tiny_imagenet
 
-    cifar = re.match(r"CIFAR-(10|100)\b", dataset)
-    if cifar:
-        return cifar10(root) if cifar[1] == "10" else cifar100(root)
+    plain = dataset.partition(" (")[0]  # without "(JPEG)", and what a report says of trials or two sets of one name
+    fixed: dict[str, Callable[[Path], Images]] = {"CIFAR-10": cifar10, "CIFAR-100": cifar100}  # of one size
+    if plain in fixed:
+        return fixed[plain](root)
     sized = {} if image_size is None else {"image_size": image_size}
-    plain = dataset.partition(" (")[0]  # without what a report says of trials, or of two sets of one name
     if plain == "digits":
         return digits(**sized)
     known: dict[str, Callable[..., Images]] = {

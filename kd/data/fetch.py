@@ -32,8 +32,6 @@ class BatchIndices:
     """(B,), int64: of the random numbers of the user's own function; None without one."""
     mix: Mix | None = None
     """How the first images of the step, as many as it has, are mixed with others; None for none."""
-    partners: Tensor | None = None
-    """int64: with which of the step's images each of these is mixed."""
 
     def part(self, part: slice | Tensor) -> "BatchIndices":
         """Return some of the images, without what they are mixed with."""
@@ -47,11 +45,10 @@ class BatchIndices:
         if ranks == 1:
             return self
         ours = torch.arange(rank, len(self.index), ranks)
-        if self.mix is None or self.partners is None:
+        if self.mix is None:
             return self.part(ours)
-        both = torch.cat([ours, self.partners[ours]])
-        places = torch.arange(len(ours), len(both))
-        return replace(self.part(both), mix=self.mix.part(ours), partners=places)
+        both = torch.cat([ours, self.mix.partners[ours]])
+        return replace(self.part(both), mix=self.mix.part(ours, torch.arange(len(ours), len(both))))
 
 
 Fetched = tuple[BatchIndices, Tensor, Tensor]

@@ -81,9 +81,8 @@ class Images:
         """
         values = torch.arange(256, dtype=torch.float64) / 255
         counts = torch.zeros(self.train_x.shape[1], 256, dtype=torch.int64)
-        at_once = max(1, 1000 * 32 * 32 // self.train_x.shape[2:].numel())
-        for start in with_progress(range(0, len(self.train_x), at_once), "measuring images"):
-            part = self.train_x[start : start + at_once]
+        for places in with_progress(list(chunks(self.train_x)), "measuring images"):
+            part = self.train_x[places]
             for channel in range(len(counts)):  # one at a time: counting takes eight times the memory of the pixels
                 counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
         means, stds = [], []

@@ -12,17 +12,19 @@ from kd.ranges import Size, sides
 
 @dataclass(frozen=True)
 class Mix:
-    """How B images are mixed with B others."""
+    """How the first B images of a step are mixed with others of it."""
 
     share: Tensor
     """(B,), float in [0, 1]: weight of the first image wherever the box is not."""
     box: Tensor
     """(B, 4), int64: rows [top, bottom) and columns [left, right) where the second image is shown alone; empty for
     mixup."""
+    partners: Tensor
+    """(B,), int64: with which of the step's images each is mixed."""
 
-    def part(self, part: Tensor) -> "Mix":
-        """Return the same for some of the images."""
-        return Mix(self.share[part], self.box[part])
+    def part(self, part: Tensor, partners: Tensor) -> "Mix":
+        """Return the same for some of the images, whose partners have other places now."""
+        return Mix(self.share[part], self.box[part], partners)
 
     def blend(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Mix images (B, C, H, W); also return the first one's share of each, (B,), by area."""
@@ -34,7 +36,7 @@ class Mix:
 
 
 def draw(n: int, image_size: Size, mixup: float | None, cutmix: float | None, generator: Generator) -> Mix:
-    """Draw how n images are mixed; where both are wanted, each image is mixed by one of them, with equal odds.
+    """Draw how n images are mixed with each other; where both are wanted, each is mixed by one, with equal odds.
 
     Mixup weighs the images by a number from Beta(mixup, mixup). Cutmix shows the second in a box whose area is a number
     from Beta(cutmix, cutmix) of the image's, at a random centre, as far as it is in the image.
@@ -42,6 +44,7 @@ def draw(n: int, image_size: Size, mixup: float | None, cutmix: float | None, ge
     Sources: Zhang et al. 2017, arXiv 1710.09412; Yun et al. 2019, arXiv 1905.04899. Both draw one number a batch; here
     each image has its own.
     """
+    partners = torch.randperm(n, generator=generator)
     shares = {alpha: _beta(n, alpha, generator) for alpha in (mixup, cutmix) if alpha is not None}
     boxed = torch.rand(n, generator=generator) < (0 if cutmix is None else 1 if mixup is None else 0.5)
     centre = draw_places(n, image_size, generator)
@@ -51,7 +54,7 @@ def draw(n: int, image_size: Size, mixup: float | None, cutmix: float | None, ge
     low, high = (centre - half).clamp(min=0), (centre + half).minimum(size)
     share = torch.ones(n) if mixup is None else shares[mixup].masked_fill(boxed, 1)
     box = torch.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], dim=1)
-    return Mix(share, box * boxed[:, None])
+    return Mix(share, box * boxed[:, None], partners)
 
 
 def draw_places(n: int, image_size: Size, generator: Generator) -> Tensor:

@@ -14,7 +14,6 @@ from kd.data.augment import Augment
 from kd.data.batch import Batch, on_device
 from kd.data.fetch import BatchIndices, InMemory, OnDisk
 from kd.data.images import Images, require_classes
-from kd.data.stored import Pixels
 from kd.data.subset import drawn_of_each, noisy_labels, smallest_share, stratified_part
 from kd.errors import UserError
 from kd.hashing import derive
@@ -70,34 +69,27 @@ class Shuffled:
         return len(self.index) // self.batch_size
 
     def __iter__(self) -> Iterator[BatchIndices]:
-        # One generator per purpose: switching cutout on does not change order and crops.
-        order, views, cuts, mixes = (
-            torch.Generator().manual_seed(derive(purpose, self.seed, self.epoch))
-            for purpose in ("order", "views", "cuts", "mixes")
-        )
-        n = len(self.index)
+        def generator(purpose: str) -> torch.Generator:
+            # One per purpose: switching cutout on does not change order and crops.
+            return torch.Generator().manual_seed(derive(purpose, self.seed, self.epoch))
+
+        n, augment, mixes = len(self.index), self.augment, generator("mixes")
         if self.odds is None:
-            index = self.index[torch.randperm(n, generator=order)]
+            order = torch.randperm(n, generator=generator("order"))
         else:
-            index = self.index[torch.multinomial(self.odds, n, replacement=True, generator=order)]
-        view = self.augment.draw(n, views)
-        cut = mix.draw_places(n, self.image_size, cuts) if self.augment.cutout else None
-        done = None
-        if self.augment.policy is not None:
-            policies = torch.Generator().manual_seed(derive("policy", self.seed, self.epoch))
-            done = policy.draw(n, self.augment.policy, self.augment.strength, policies)
-        seeds = None
-        if self.augment.transform is not None:
-            transforms = torch.Generator().manual_seed(derive("transform", self.seed, self.epoch))
-            seeds = torch.randint(2**62, (n,), generator=transforms)
-        epoch = BatchIndices(index, view, cut, policy=done, seeds=seeds)
+            order = torch.multinomial(self.odds, n, replacement=True, generator=generator("order"))
+        epoch = BatchIndices(
+            self.index[order],
+            augment.draw(n, generator("views")),
+            mix.draw_places(n, self.image_size, generator("cuts")) if augment.cutout else None,
+            policy.draw(n, augment.policy, augment.strength, generator("policy")) if augment.policy else None,
+            torch.randint(2**62, (n,), generator=generator("transform")) if augment.transform is not None else None,
+        )
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             images = epoch.part(slice(start, start + self.batch_size))
-            if self.augment.mixes:
-                partners = torch.randperm(self.batch_size, generator=mixes)
-                alphas = self.augment.mixup, self.augment.cutmix
-                how = mix.draw(self.batch_size, self.image_size, *alphas, mixes)
-                images = replace(images, mix=how, partners=partners)
+            if augment.mixes:
+                drawn = mix.draw(self.batch_size, self.image_size, augment.mixup, augment.cutmix, mixes)
+                images = replace(images, mix=drawn)
             yield images
 
 
@@ -135,7 +127,6 @@ class Loader:
         self,
         pixels: InMemory | OnDisk,
         sampler: Shuffled | Sequential,
-        augment: Augment,
         mean_std: tuple[tuple[float, ...], tuple[float, ...]],
         num_classes: int,
         memory_format: torch.memory_format,
@@ -146,7 +137,7 @@ class Loader:
         class_weights: Tensor | None = None,
     ) -> None:
         self.class_weights = None if class_weights is None else class_weights.to(device)
-        self.pixels, self.augment, self.device, self.rank, self.ranks = pixels, augment, device, rank, ranks
+        self.pixels, self.augment, self.device, self.rank, self.ranks = pixels, sampler.augment, device, rank, ranks
         self.memory_format, self.first, self.num_classes = memory_format, first, num_classes
         # Named as in a DataLoader whose sampler yields whole batches: Lightning sets the epoch of `sampler`.
         self.sampler, self.batch_sampler = sampler, None
@@ -168,8 +159,8 @@ class Loader:
         for step, x, y in self.pixels.fetch(indices):
             index, view = on_device(step.index, self.device) + self.first, on_device(step.view, self.device)
             images, labels = self._shown(step, view, x), y
-            if step.mix is not None and step.partners is not None:
-                n, partners = len(step.partners), on_device(step.partners, self.device)
+            if step.mix is not None:
+                n, partners = len(step.mix.partners), on_device(step.mix.partners, self.device)
                 images, share = step.mix.blend(images[:n], images[partners])
                 labels = mix.mixed_labels(labels[:n], labels[partners], share, self.num_classes)
                 index, view = torch.full_like(index[:n], -1), view[:n]
@@ -312,18 +303,16 @@ class DataModule(L.LightningDataModule):
         image_size = self.images.image_size
         odds = self.class_weights[self.train_y[self.train_index]] if self.balance == "sampling" else None
         sampler = Shuffled(self.train_index, self.batch_size, self.augment, image_size, self.seed, odds)
-        return self.loader("train", sampler, self.images.train_x, self.train_y)
+        return self.loader("train", sampler)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         if not len(self.val_index):
             return []
-        return self.loader("val", self.evaluation(self.val_index), self.images.train_x, self.train_y)
+        return self.loader("val", self.evaluation(self.val_index))
 
     def test_dataloader(self, device: torch.device = CPU) -> Loader:
         """Return the test batches, on the Trainer's device, or on `device` without a Trainer."""
-        images = self.images
-        sampler = self.evaluation(torch.arange(len(images.test_y)))
-        return self.loader("test", sampler, images.test_x, images.test_y, len(images.train_y), device)
+        return self.loader("test", self.evaluation(torch.arange(len(self.images.test_y))), device)
 
     def also_test_dataloader(self, test: AlsoTest, device: torch.device) -> Loader:
         """Return the batches of a further test set; `Batch.index` counts its own images."""
@@ -331,14 +320,7 @@ class DataModule(L.LightningDataModule):
         pixels = OnDisk(test.x, test.y, device, workers=0)
         sampler = self.evaluation(torch.arange(len(test.y)))
         classes = len(self.images.classes)
-        return Loader(pixels, sampler, self.augment, self.images.mean_std, classes, self.memory_format, device)
-
-    def pixels(self, split: str, x: Pixels, y: Tensor, device: torch.device) -> InMemory | OnDisk:
-        """Return where a loader of this split fetches its pixels; training and validation images are the same ones."""
-        if not self.in_memory:
-            return OnDisk(x, y, device, self.workers)
-        source = "test" if split == "test" else "training"
-        return self.shared(f"{source} images on {device}", lambda: InMemory(x[:], y, device))
+        return Loader(pixels, sampler, self.images.mean_std, classes, self.memory_format, device)
 
     def shared(self, name: str, create: Callable[[], InMemory]) -> InMemory:
         """Return what several loaders use."""
@@ -346,20 +328,18 @@ class DataModule(L.LightningDataModule):
             self._shared[name] = create()
         return self._shared[name]
 
-    def loader(
-        self,
-        split: str,
-        sampler: Shuffled | Sequential,
-        x: Pixels,
-        y: Tensor,
-        first: int = 0,
-        device: torch.device = CPU,
-    ) -> Loader:
+    def loader(self, split: str, sampler: Shuffled | Sequential, device: torch.device = CPU) -> Loader:
         """Return a loader of a split's batches, on the Trainer's device if there is a Trainer."""
-        rank, ranks = 0, 1
+        images, rank, ranks = self.images, 0, 1
+        # Validation images are among the training images.
+        source, x, y, first = "training", images.train_x, self.train_y, 0
+        if split == "test":
+            source, x, y, first = "test", images.test_x, images.test_y, len(images.train_y)
         if self.trainer is not None:
             device, rank, ranks = self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
-        pixels = self.pixels(split, x, y, device)
+        pixels: InMemory | OnDisk = OnDisk(x, y, device, self.workers)
+        if self.in_memory:
+            pixels = self.shared(f"{source} images on {device}", lambda: InMemory(x[:], y, device))
         weights = self.class_weights if self.balance == "weights" and split == "train" else None
-        mean_std, classes, form = self.images.mean_std, len(self.images.classes), self.memory_format
-        return Loader(pixels, sampler, self.augment, mean_std, classes, form, device, rank, ranks, first, weights)
+        mean_std, classes, form = images.mean_std, len(images.classes), self.memory_format
+        return Loader(pixels, sampler, mean_std, classes, form, device, rank, ranks, first, weights)

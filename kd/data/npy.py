@@ -14,7 +14,7 @@ from kd.data.images import Images, draw_test_split
 from kd.data.resize import images_of_channels, images_of_size
 from kd.data.tree import check_class_names, in_order, printable
 from kd.errors import UserError
-from kd.files import open_regular
+from kd.files import open_regular, read_regular
 from kd.ranges import Size
 
 CLASSES = "classes.txt"
@@ -122,8 +122,7 @@ def _names(top: Path, y: Tensor) -> tuple[str, ...]:
         if count > len(y):
             raise UserError(f"{printable(top)}: a label of {count - 1:,} and {len(y):,} images; number classes from 0")
         return tuple(in_order(map(str, range(count))))
-    with open_regular(file) as opened:
-        names = tuple(opened.read(MOST_BYTES).decode("utf-8", "replace").splitlines())
+    names = tuple(read_regular(file, MOST_BYTES).decode("utf-8", "replace").splitlines())
     check_class_names(names, file)
     if len(names) < count or len(set(names)) < len(names):
         raise UserError(f"{printable(file)}: {len(set(names)):,} different names, and labels up to {count - 1:,}")

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.data.images import Images
+from kd.data.stored import chunks
 from kd.errors import UserError
 from kd.ranges import Size, sides
-
-AT_ONCE = 1000
 
 
 def resized(x: Tensor, size: Size) -> Tensor:
@@ -26,10 +25,9 @@ def resized(x: Tensor, size: Size) -> Tensor:
     if x.shape[-2:] == shape:
         return x
     made = torch.empty((*x.shape[:2], *shape), dtype=torch.uint8)
-    for start in range(0, len(x), AT_ONCE):  # in floating point they take four times the memory
-        part = x[start : start + AT_ONCE].float()
-        small = F.interpolate(part, size=shape, mode="bilinear", antialias=True)
-        made[start : start + AT_ONCE] = small.round().clamp(0, 255).to(torch.uint8)
+    for part in chunks(max(x, made, key=Tensor.numel)):  # in floating point they take four times the memory
+        changed = F.interpolate(x[part].float(), size=shape, mode="bilinear", antialias=True)
+        made[part] = changed.round().clamp(0, 255).to(torch.uint8)
     return made
 
 
@@ -45,9 +43,9 @@ def images_of_size(images: Images, size: Size) -> Images:
 def grey(x: Tensor) -> Tensor:
     """Make RGB images (N, 3, H, W), uint8, grey: (N, 1, H, W), as PIL does, 0.299 R + 0.587 G + 0.114 B."""
     made = torch.empty((len(x), 1, *x.shape[2:]), dtype=torch.uint8)
-    for start in range(0, len(x), AT_ONCE):
-        red, green, blue = x[start : start + AT_ONCE].int().unbind(dim=1)
-        made[start : start + AT_ONCE, 0] = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    for part in chunks(x):
+        red, green, blue = x[part].int().unbind(dim=1)
+        made[part, 0] = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
     return made
 
 

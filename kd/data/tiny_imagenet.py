@@ -9,7 +9,7 @@ from kd.data.decode import Decoded, cache_of, change_notes, decode
 from kd.data.images import Images
 from kd.data.tree import check_class_names, printable
 from kd.errors import UserError
-from kd.files import open_regular
+from kd.files import read_regular
 from kd.ranges import Size
 
 SOURCE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -76,19 +76,11 @@ def tiny_imagenet(
 
 def _decoded(split: str, paths: list[Path], size: Size, cache_root: Path | None, channels: int | None) -> Decoded:
     cache = None if cache_root is None else cache_of(cache_root, f"tiny-imagenet-{split}", paths, size, channels)
-    return decode(((str(path), _content(path)) for path in paths), len(paths), size, cache, channels)
-
-
-def _content(path: Path) -> bytes:
-    with open_regular(path) as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{printable(path)}: larger than {MOST_BYTES >> 20} MB, which no file of this data set is")
-    return content
+    return decode(((str(path), read_regular(path, MOST_BYTES)) for path in paths), len(paths), size, cache, channels)
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in _content(path).decode("utf-8", "replace").splitlines() if line.strip()]
+    return [line for line in read_regular(path, MOST_BYTES).decode("utf-8", "replace").splitlines() if line.strip()]
 
 
 def _names(top: Path, wnids: list[str]) -> tuple[str, ...]:

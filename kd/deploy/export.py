@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -67,8 +67,10 @@ class Deployed(nn.Module):
         if not self.preprocessing:
             logits: Tensor = self.net(images).logits
             return logits
-        x = (images.permute(0, 3, 1, 2).float() - self.offset) * self.scale
-        return torch.softmax(self.net(x).logits / self.temperature, dim=1)
+        return torch.softmax(self.net(self._normalised(images)).logits / self.temperature, dim=1)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images.permute(0, 3, 1, 2).float() - self.offset) * self.scale
 
     def example(self, n: int = 2) -> Tensor:
         """Return n black images as `forward` takes them."""
@@ -80,7 +82,7 @@ class Deployed(nn.Module):
     def inputs(self, pixels: Rows) -> Tensor:
         """Return images as `forward` takes them."""
         images = torch.from_numpy(pixels)
-        return images if self.preprocessing else (images.permute(0, 3, 1, 2).float() - self.offset) * self.scale
+        return images if self.preprocessing else self._normalised(images)
 
 
 def to_onnx(deployed: Deployed, path: Path, facts: dict[str, Any]) -> None:
@@ -211,10 +213,8 @@ def native(predictor: Predictor, half: bool = False) -> Callable[[Tensor], Tenso
     return run
 
 
-class Runner(Protocol):
-    """Runs an exported file: images as it takes them -> its output, (B, C)."""
-
-    def __call__(self, images: Tensor, /) -> Logits: ...
+Runner = Callable[[Tensor], Logits]
+"""Runs an exported file: images as it takes them -> its output, (B, C)."""
 
 
 def onnx_runner(path: Path, threads: int | None = None) -> Runner:

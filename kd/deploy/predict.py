@@ -22,7 +22,7 @@ from kd.data.tree import Tree, printable
 from kd.errors import UserError
 from kd.inference import LARGEST_FILE, Prediction, Predictor, decoded_image, load, read_image
 from kd.report.text import cell, encodable
-from kd.terminal import Parser, end_with_the_pipe, file, positive, tolerant_stdout, visible
+from kd.terminal import Parser, end_with_the_pipe, file, outcome, positive, visible, with_progress
 from kd.training.performance import choose_device
 
 STDIN = "-"
@@ -73,7 +73,6 @@ class Classification:
     ) -> None:
         self.networks, self.top, self.batch_size = networks, top, batch_size
         self.on_error, self.on_image = on_error, on_image
-        self.failures = 0
 
     def answers(self, names: Iterable[str]) -> Iterator[Answer]:
         """Yield the answer to each image that can be read, in order."""
@@ -93,7 +92,6 @@ class Classification:
                 # Resized here: a batch of photos as they are could be larger than the memory.
                 x = [network.preprocess(image) for network in self.networks]
             except UserError as error:
-                self.failures += 1
                 self.on_error(str(error))
                 continue
             self.on_image(image)
@@ -216,35 +214,28 @@ def percent(probability: float) -> str:
 
 def main() -> int:
     """Run the program, and return its exit code: 1 if anything could not be read, 130 if Ctrl-C interrupted it."""
-    tolerant_stdout()
     end_with_the_pipe()
-    try:
-        return _classify(Path(sys.argv[0]).name)
-    except KeyboardInterrupt:
-        return 130
+    program = Path(sys.argv[0]).name
+    return outcome(program, lambda: _classify(program))
 
 
 def _classify(program: str) -> int:
+    args = _arguments()
+    device = _device(args.device)
+    networks = [load(path, args.trust).to(device) for path in (args.network, args.teacher) if path is not None]
+    failures = 0
 
-    def print_error(line: str) -> None:
+    def fail(line: str) -> None:
+        nonlocal failures
+        failures += 1
         print(f"{program}: {visible(line)}", file=sys.stderr)
 
-    try:
-        args = _arguments()
-        device = _device(args.device)
-        paths = [path for path in (args.network, args.teacher) if path is not None]
-        networks = [load(path, args.trust).to(device) for path in paths]
-    except UserError as error:
-        print_error(str(error))
-        return 1
     names: list[str] = []
-    failures = 0
     for argument in args.images:
         try:
             names += found(argument)
         except UserError as error:
-            failures += 1
-            print_error(str(error))
+            fail(str(error))
     pictures: list[Image.Image] = []
 
     def keep(image: Image.Image) -> None:
@@ -253,15 +244,20 @@ def _classify(program: str) -> int:
             pictures[-1].thumbnail(THUMBNAIL)
 
     top = min(args.top, *(len(network.classes) for network in networks))  # as many of either: columns of one table
-    classification = Classification(networks, top, args.batch_size, print_error, keep)
-    form: Callable[[Answer], str]
+    classification = Classification(networks, top, args.batch_size, fail, keep)
     if args.csv:
         print(csv_header(top, args.teacher is not None))
-    form = csv_line if args.csv else json_line if args.json else Line(names, networks[0].classes)
+    form: Callable[[Answer], str] = csv_line
+    if not args.csv:
+        form = json_line if args.json else Line(names, networks[0].classes)
     shown: list[Answer] = []
-    for answer in classification.answers(_with_progress(names)):
+    classified = 0
+    inputs = names if sys.stdout.isatty() else with_progress(names, "classifying images")  # a bar disturbs the lines
+    for answer in classification.answers(inputs):
         print(form(answer), flush=sys.stdout.isatty())
-        shown += [answer] if len(shown) < len(pictures) else []
+        classified += 1
+        if len(shown) < len(pictures):
+            shown.append(answer)
     if shown:
         from kd.deploy.sheet import Shown, draw  # matplotlib takes a second
 
@@ -269,22 +265,8 @@ def _classify(program: str) -> int:
             Shown(picture, answer.name, answer.top[0], answer.teacher[0] if answer.teacher else None)
             for picture, answer in zip(pictures, shown, strict=True)
         ]
-        try:
-            draw(args.sheet, drawn, len(names) - classification.failures)
-        except UserError as error:
-            print_error(str(error))
-            return 1
-    return 1 if failures + classification.failures else 0
-
-
-def _with_progress(names: Sequence[str]) -> Iterable[str]:
-    """Yield the names, with a progress bar where it disturbs no other lines."""
-    if sys.stdout.isatty() or not sys.stderr.isatty():
-        return names
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(names, "images", console=Console(stderr=True), transient=True)
+        draw(args.sheet, drawn, classified)
+    return int(failures > 0)
 
 
 def _device(name: str) -> torch.device:
@@ -321,7 +303,8 @@ def _arguments() -> argparse.Namespace:
     form.add_argument("--csv", action="store_true", help="print a table with commas")
     parser.add_argument("--sheet", type=file, metavar="FILE", help=f"draw the first {SHEET} images with their classes")
     parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="default: 256")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    devices = "cpu, cuda, cuda:1, mps; default: cuda where there is one, else cpu"
+    parser.add_argument("--device", default="auto", help=devices)
     parser.add_argument(
         "--trust", action="store_true", help="weights of your own, which may name any code to build their network"
     )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from kd.deploy.export import INPUT, Deployed, batches, to_onnx
-from kd.deploy.runtime import required
+from kd.deploy.runtime import first_line, required
 from kd.errors import UserError
 from kd.files import replaced
 
@@ -61,7 +61,7 @@ def to_int8(deployed: Deployed, path: Path, facts: dict[str, Any], images: Tenso
                 extra_options={"ActivationSymmetric": False, "WeightSymmetric": True, "CalibMovingAverage": True},
             )
         except Exception as error:  # of a network's operation that it does not know
-            raise UserError(f"ONNX Runtime cannot quantise this network: {str(error).partition(chr(10))[0]}") from error
+            raise UserError(f"ONNX Runtime cannot quantise this network: {first_line(error)}") from error
         quantised = onnx.load(str(temporary))
         onnx.helper.set_model_props(quantised, properties)
         onnx.save(quantised, str(temporary))

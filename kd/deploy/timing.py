@@ -48,7 +48,7 @@ class Passes:
         form: which.
         path: its file.
         shape: of an image, (C, H, W).
-        threads: of the processor that it may use, at least 1.
+        threads: of the CPU that it may use, at least 1.
         trust: whether the file of weights may name any code; see `kd.load`.
     """
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, TwoStages
-from kd.methods.maps import connector, of_one_size, preact_pairs
+from kd.methods.maps import common_preacts, connector, of_one_size
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -88,13 +88,13 @@ class AB(TwoStages):
 
     def setup(self, pair: Pair) -> None:
         student, teacher = pair.student, pair.taught_output
-        self.pairs = preact_pairs("ab", student, teacher)
-        for ours, theirs in self.pairs:
-            self.connectors.append(connector(student.preacts[ours].shape[1], teacher.preacts[theirs].shape[1]))
+        self.stages = common_preacts("ab", student, teacher)
+        for stage in self.stages:
+            self.connectors.append(connector(student.preacts[stage].shape[1], teacher.preacts[stage].shape[1]))
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        loss = student.logits.new_zeros((), dtype=torch.float32)
-        for i, (connect, (ours, theirs)) in enumerate(zip(self.connectors, self.pairs, strict=True)):
-            maps = of_one_size(connect(student.preacts[ours]), teacher.preacts[theirs])
-            loss = loss + ab_loss(*maps, self.margin) / 2 ** (len(self.pairs) - 1 - i)
-        return loss
+        losses = []
+        for connect, stage in zip(self.connectors, self.stages, strict=True):
+            maps = of_one_size(connect(student.preacts[stage]), teacher.preacts[stage])
+            losses.append(ab_loss(*maps, self.margin) / 2 ** (-1 - stage))
+        return torch.stack(losses).sum()

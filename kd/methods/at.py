@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import of_one_size, stage_pairs
+from kd.methods.maps import common_stages, of_one_size
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -93,8 +93,8 @@ class AT(SoftTargets):
 
     def setup(self, pair: Pair) -> None:
         ours, theirs = pair.student.features, pair.taught_output.features
-        self.pairs = stage_pairs(ours, theirs)
-        if all(1 in (ours[i][0, 0].numel(), theirs[j][0, 0].numel()) for i, j in self.pairs):
+        self.stages = common_stages(ours, theirs)
+        if all(1 in (ours[i][0, 0].numel(), theirs[i][0, 0].numel()) for i in self.stages):
             sizes = [", ".join(sorted({f"{f.shape[2]}x{f.shape[3]}" for f in maps})) for maps in (ours, theirs)]
             raise ValueError(
                 f"maps of one place have no attention to transfer, and of the student's {sizes[0]} and the teacher's "
@@ -102,9 +102,9 @@ class AT(SoftTargets):
             )
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        total = student.logits.new_zeros((), dtype=torch.float32)
-        for stage, taught in self.pairs:
-            ours, theirs = of_one_size(student.features[stage], teacher.features[taught])
+        losses = []
+        for stage in self.stages:
+            ours, theirs = of_one_size(student.features[stage], teacher.features[stage])
             places = ours.shape[2] * ours.shape[3]
-            total = total + at_loss(ours, theirs, self.p) * (places / PLACES if self.rescale else 1.0)
-        return total
+            losses.append(at_loss(ours, theirs, self.p) * (places / PLACES if self.rescale else 1.0))
+        return torch.stack(losses).sum()

@@ -83,7 +83,7 @@ class Method(nn.Module):
     reads_labels = True
     """Whether its terms read labels at all, with a weight above 0."""
     progress = 0.0
-    """Share of training that is done, in [0, 1); set before each step."""
+    """Share of training that is done, in [0, 1]; set before each step."""
 
     @property
     def stored_logits_suffice(self) -> bool:
@@ -119,7 +119,8 @@ class Method(nn.Module):
     def term_weights(self) -> dict[str, float]:
         """Return the factors of the latest step's terms, by name, for curves of the terms without them.
 
-        A term that is left out has a factor that is not known, and no such curve. Training does not depend on it.
+        A term that is left out has a factor that is not known, and no such curve. Training does not depend on it,
+        except in `SoftTargets`, which multiplies by it.
         """
         return {}
 
@@ -143,16 +144,20 @@ def compared(student: Output, teacher: Output, standardize: bool) -> tuple[Tenso
     return (standardized(logits[0]), standardized(logits[1])) if standardize else logits
 
 
-def require_z_scores(num_classes: int, standardize: bool) -> None:
+def require_z_scores(num_classes: int, standardize: bool, instead: str = "write method.standardize=false") -> None:
     """Refuse z-scores of two logits, which are constants: nothing would be taught.
+
+    Args:
+        num_classes: C.
+        standardize: whether there are z-scores.
+        instead: what to do, for the message.
 
     Raises:
         ValueError: for two classes, if `standardize`.
     """
     if standardize and num_classes == 2:
         raise ValueError(
-            "z-scores of the logits of 2 classes are constants, of which a student learns nothing; choose "
-            "method=logits, or write method.standardize=false"
+            f"z-scores of the logits of 2 classes are constants, of which a student learns nothing; {instead}"
         )
 
 
@@ -180,7 +185,8 @@ def restored_net(student: nn.Module, tensors: Mapping[str, Tensor], method: Any)
 class SoftTargets(Method):
     """The common form: alpha * hard + (1 - alpha) * soft + beta * term.
 
-    A subclass with a term of its own names it in `term_name` and computes it in `term`.
+    A subclass with a term of its own names it in `term_name` and computes it in `term`; one with several overrides
+    `own_terms` and `term_weights`. Every weight is in `term_weights` alone.
 
     Args:
         T: temperature of both softmaxes, in [0.001, 1e6].
@@ -208,18 +214,30 @@ class SoftTargets(Method):
         return 1 - self.alpha
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """The method's own term without beta, a scalar in fp32."""
+        """The method's own term without its weight, a scalar in fp32."""
         raise NotImplementedError
 
+    def own_terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        """The terms beside hard and soft without their weights, by name: scalars in fp32."""
+        return {} if self.term_name is None else {self.term_name: self.term(student, teacher, batch)}
+
+    def soft(self, student: Output, teacher: Output) -> Tensor:
+        """The soft loss without its weight, a scalar in fp32."""
+        return soft_loss(student.logits, teacher.logits, self.T)
+
     def term_weights(self) -> dict[str, float]:
+        """Return what each term is multiplied by, all of them, by name."""
         own = {} if self.term_name is None else {self.term_name: self.beta}
         return {"hard": self.alpha, **own, "soft": self.soft_weight}
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        terms = {"hard": self.alpha * hard_loss(student.logits, batch.y, self.label_smoothing)}
-        if self.term_name is not None:
-            terms[self.term_name] = self.beta * self.term(student, teacher, batch)
-        return {**terms, "soft": self.soft_weight * soft_loss(student.logits, teacher.logits, self.T)}
+        terms = {
+            "hard": hard_loss(student.logits, batch.y, self.label_smoothing),
+            **self.own_terms(student, teacher, batch),
+            "soft": self.soft(student, teacher),
+        }
+        weights = self.term_weights()
+        return {name: weights[name] * term for name, term in terms.items()}
 
 
 class TwoStages(SoftTargets):
@@ -243,10 +261,6 @@ class TwoStages(SoftTargets):
         super().__init__(T, alpha, beta, label_smoothing)
         require("warmup", warmup)
         self.warmup = warmup
-
-    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        terms = super().forward(student, teacher, batch)
-        return {name: term * self._trained(name) for name, term in terms.items()} if self.warmup else terms
 
     def term_weights(self) -> dict[str, float]:
         return {name: weight * self._trained(name) for name, weight in super().term_weights().items()}

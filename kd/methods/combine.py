@@ -5,7 +5,7 @@ import inspect
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -70,23 +70,29 @@ class Combine(Method):
             raise ValueError(f"method.terms must be weights of methods, as in {{at: 1.0, rkd: 0.5}}, got {terms}")
         self.alpha, self.label_smoothing = alpha, label_smoothing
         self.weights: dict[str, Weight] = {}
-        self.parts = nn.ModuleDict()
+        made: dict[str, Method] = {}
         for name, given in terms.items():
             arguments: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"weight": given}
             self.weights[name] = Weight(*(arguments.pop(part, usual) for part, usual in Weight._field_defaults.items()))
             self.weights[name].check(f"method.terms.{name}")
-            self.parts[name] = _method(name, arguments.pop("method", name), arguments)
-        self.reads = frozenset({"logits"}).union(*(part.reads for part in self._methods().values()))
-        self.needs_labels = any(part.needs_labels for part in self._methods().values())
+            made[name] = _method(name, arguments.pop("method", name), arguments)
+        # By place, as a ModuleDict refuses names such as "half"; sorted, as terms in another order are the same run.
+        self.names = sorted(made)
+        self.parts = nn.ModuleList(made[name] for name in self.names)
+        self.reads = frozenset({"logits"}).union(*(part.reads for part in made.values()))
+        self.needs_labels = any(part.needs_labels for part in made.values())
         # Labels of the common form are left out of the parts; other forms may have them in further terms.
-        common = all(isinstance(part, SoftTargets) for part in self._methods().values())
+        common = all(isinstance(part, SoftTargets) for part in made.values())
         self.reads_labels = alpha > 0 or self.needs_labels or not common
 
-    def _methods(self) -> dict[str, Method]:
-        return {name: part for name, part in self.parts.items() if isinstance(part, Method)}
+    @property
+    def methods(self) -> dict[str, Method]:
+        """The methods by the names of their parts, in the order of the settings."""
+        parts = dict(zip(self.names, self.parts, strict=True))
+        return {name: cast(Method, parts[name]) for name in self.weights}
 
     def setup(self, pair: Pair) -> None:
-        for name, part in self._methods().items():
+        for name, part in self.methods.items():
             try:
                 part.setup(pair)
             except ValueError as error:
@@ -94,7 +100,7 @@ class Combine(Method):
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         terms = {"hard": self.alpha * hard_loss(student.logits, batch.y, self.label_smoothing)}
-        for name, part in self._methods().items():
+        for name, part in self.methods.items():
             part.progress = self.progress
             for term, value in part(student, teacher, batch).items():
                 if term != "hard":
@@ -102,7 +108,7 @@ class Combine(Method):
         return terms
 
     def monitors(self) -> dict[str, Tensor]:
-        own = {name: part.monitors() for name, part in self._methods().items()}
+        own = {name: part.monitors() for name, part in self.methods.items()}
         return {f"{name}_{what}": value for name, values in own.items() for what, value in values.items()}
 
 

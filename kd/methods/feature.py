@@ -5,6 +5,7 @@ FitNets trains in two phases and matches one map; here all terms are trained tog
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -104,4 +105,4 @@ class Feature(SoftTargets):
             F.mse_loss(*of_one_size(adapter(student.features[ours]).float(), teacher.features[theirs].float()))
             for adapter, ours, theirs in zip(self.adapters, self.stages, self.teacher_stages, strict=True)
         ]
-        return sum(distances, start=distances[0].new_zeros(())) / len(distances)
+        return torch.stack(distances).mean()

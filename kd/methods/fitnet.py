@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, TwoStages
-from kd.methods.maps import check_stages, of_one_size, stage_pairs
+from kd.methods.maps import check_stages, common_stages, of_one_size
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -87,13 +87,12 @@ class FitNet(TwoStages):
 
     def setup(self, pair: Pair) -> None:
         student, teacher = pair.student.features, pair.taught_output.features
-        pairs = stage_pairs(student, teacher)
-        stage = (len(pairs) - 1) // 2 if self.stage is None else self.stage
-        check_stages("method.stage", [stage], len(pairs))
-        self.student_stage, self.teacher_stage = pairs[stage]
-        channels = student[self.student_stage].shape[1], teacher[self.teacher_stage].shape[1]
-        self.regressor = nn.Conv2d(*channels, kernel_size=1)
+        stages = common_stages(student, teacher)
+        stage = (len(stages) - 1) // 2 if self.stage is None else self.stage
+        check_stages("method.stage", [stage], len(stages))
+        self.hint = stages[stage]
+        self.regressor = nn.Conv2d(student[self.hint].shape[1], teacher[self.hint].shape[1], kernel_size=1)
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        regressed = self.regressor(student.features[self.student_stage])
-        return hint_loss(*of_one_size(regressed, teacher.features[self.teacher_stage]))
+        regressed = self.regressor(student.features[self.hint])
+        return hint_loss(*of_one_size(regressed, teacher.features[self.hint]))

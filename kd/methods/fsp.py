@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, TwoStages
-from kd.methods.maps import of_one_size, stage_pairs
+from kd.methods.maps import common_stages, of_one_size
 from kd.models.output import Output
 
 
@@ -26,7 +26,7 @@ def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         F.mse_loss(_flow(*ours), _flow(*theirs))
         for ours, theirs in zip(pairwise(student), pairwise(teacher), strict=True)
     ]
-    return sum(losses, start=losses[0].new_zeros(()))
+    return torch.stack(losses).sum()
 
 
 def _flow(shallow: Tensor, deep: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class FSP(TwoStages):
 
     def setup(self, pair: Pair) -> None:
         student, teacher = pair.student.features, pair.taught_output.features
-        self.count = len(stage_pairs(student, teacher))
+        self.count = len(common_stages(student, teacher))
         if self.count < 2:
             raise ValueError(
                 f"fsp needs two stages of each network at least, and the student has {len(student)}, the teacher "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import of_one_size, stage_pairs
+from kd.methods.maps import common_stages, of_one_size
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -86,9 +86,9 @@ class FT(SoftTargets):
         self.warmup, self.rate = warmup, rate
 
     def setup(self, pair: Pair) -> None:
-        self.student_stage, self.teacher_stage = stage_pairs(pair.student.features, pair.taught_output.features)[-1]
-        ours = pair.student.features[self.student_stage].shape[1]
-        theirs = pair.taught_output.features[self.teacher_stage].shape[1]
+        student, teacher = pair.student.features, pair.taught_output.features
+        common_stages(student, teacher)  # refuses a network without maps
+        ours, theirs = student[-1].shape[1], teacher[-1].shape[1]
         factors = max(1, round(self.rate * theirs))
         self.encoder, self.decoder = (
             _layers(theirs, theirs, factors, factors),
@@ -101,23 +101,21 @@ class FT(SoftTargets):
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         with torch.no_grad():
             factor = self.kept(self._taught_map(teacher))
-        return ft_loss(*of_one_size(self.translator(student.features[self.student_stage]), factor))
+        return ft_loss(*of_one_size(self.translator(student.features[-1]), factor))
 
-    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        first = self.progress < self.warmup
-        if first:
+    def own_terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        if self.progress < self.warmup:
             self.kept.load_state_dict(self.encoder.state_dict())
         feature = self._taught_map(teacher)
         paraphrase = F.mse_loss(self.decoder(self.encoder(feature)).float(), feature.float())
-        terms = super().forward(student, teacher, batch)
-        return {**terms, "ft": terms["ft"] * float(not first), "paraphrase": paraphrase * float(first)}
+        return {**super().own_terms(student, teacher, batch), "paraphrase": paraphrase}
 
     def term_weights(self) -> dict[str, float]:
         weights, first = super().term_weights(), self.progress < self.warmup
         return {**weights, "ft": weights["ft"] * float(not first), "paraphrase": float(first)}
 
     def _taught_map(self, teacher: Output) -> Tensor:
-        return teacher.features[self.teacher_stage].to(next(self.kept.parameters()).dtype)
+        return teacher.features[-1].to(next(self.kept.parameters()).dtype)
 
 
 def _layers(*widths: int) -> nn.Sequential:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import stage_pairs
+from kd.methods.maps import common_stages
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -139,20 +139,20 @@ class KDSVD(SoftTargets):
 
     def setup(self, pair: Pair) -> None:
         student, teacher = pair.student.features, pair.taught_output.features
-        self.pairs = stage_pairs(student, teacher)
-        if len(self.pairs) < 2:
+        self.stages = common_stages(student, teacher)
+        if len(self.stages) < 2:
             raise ValueError(
                 f"kdsvd compares consecutive stages, and of {len(student)} stages of the student and {len(teacher)} of "
                 "the teacher only one is common; name more, as in kd.wrap(net, stages=[...]), or choose a method on "
                 "the last map, such as sp"
             )
-        for ours, theirs in self.pairs:
-            channels = student[ours].shape[1], teacher[theirs].shape[1]
+        for stage in self.stages:
+            channels = student[stage].shape[1], teacher[stage].shape[1]
             if self.k > channels[1]:
                 raise ValueError(f"k must be at most {channels[1]}, the channels of the teacher's map, got {self.k}")
             same = channels[0] == channels[1]
             self.adapters.append(nn.Identity() if same else nn.Conv2d(*channels, kernel_size=1, bias=False))
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        ours = [adapter(student.features[stage]) for adapter, (stage, _) in zip(self.adapters, self.pairs, strict=True)]
-        return kdsvd_loss(ours, [teacher.features[stage] for _, stage in self.pairs], self.k)
+        ours = [adapter(student.features[stage]) for adapter, stage in zip(self.adapters, self.stages, strict=True)]
+        return kdsvd_loss(ours, [teacher.features[stage] for stage in self.stages], self.k)

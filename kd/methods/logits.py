@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from kd.data.batch import Batch
-from kd.losses import hard_loss, soft_loss
+from kd.losses import soft_loss
 from kd.methods.base import Pair, SoftTargets, compared, require_z_scores
 from kd.models.output import Output
 from kd.ranges import require
@@ -56,9 +55,5 @@ class Logits(SoftTargets):
     def setup(self, pair: Pair) -> None:
         require_z_scores(pair.num_classes, self.standardize)
 
-    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        ours, theirs = compared(student, teacher, self.standardize)
-        return {
-            "hard": self.alpha * hard_loss(student.logits, batch.y, self.label_smoothing),
-            "soft": self.soft_weight * soft_loss(ours, theirs, self.T),
-        }
+    def soft(self, student: Output, teacher: Output) -> Tensor:
+        return soft_loss(*compared(student, teacher, self.standardize), self.T)

@@ -58,7 +58,7 @@ class LSKD(Method):
         self.reads_labels = alpha > 0
 
     def setup(self, pair: Pair) -> None:
-        require_z_scores(pair.num_classes, True)
+        require_z_scores(pair.num_classes, True, "choose method=logits")
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         lskd = soft_loss(standardized(student.logits), standardized(teacher.logits), self.T)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from kd.models.output import Output
 
 
-def stage_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Pair the stages of two networks from the deepest up, as many as both have; listed shallow to deep.
+def common_stages(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[int]:
+    """Return the stages that two networks have in common, from the deepest up; listed shallow to deep.
 
-    Negative numbers, counted back from the deepest: [(-2, -2), (-1, -1)] for networks of two and of three stages.
+    Negative numbers, counted back from the deepest: [-2, -1] for networks of two and of three stages.
 
     Raises:
         ValueError: if a network has no maps.
@@ -20,7 +20,7 @@ def stage_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tu
     for role, maps in (("student", student), ("teacher", teacher)):
         if not maps:
             raise ValueError(f"the {role} has no such maps; name its stages, as in kd.wrap(net, stages=[...])")
-    return [(-i, -i) for i in range(min(len(student), len(teacher)), 0, -1)]
+    return list(range(-min(len(student), len(teacher)), 0))
 
 
 def check_stages(name: str, stages: Sequence[int], depth: int) -> None:
@@ -51,8 +51,8 @@ def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return F.adaptive_avg_pool2d(student, shape), F.adaptive_avg_pool2d(teacher, shape)
 
 
-def preact_pairs(name: str, student: Output, teacher: Output) -> list[tuple[int, int]]:
-    """Pair the stages as `stage_pairs` does, of maps before the activation.
+def common_preacts(name: str, student: Output, teacher: Output) -> list[int]:
+    """Return the stages as `common_stages` does, of maps before the activation.
 
     Raises:
         ValueError: naming the method and the network that has no such maps.
@@ -63,7 +63,7 @@ def preact_pairs(name: str, student: Output, teacher: Output) -> list[tuple[int,
                 f"{name} needs maps before the activation, and the {role} has none; take a network that has, such as "
                 "cnn16 or wrn22_2, or kd.wrap(net, preacts=True)"
             )
-    return stage_pairs(student.preacts, teacher.preacts)
+    return common_stages(student.preacts, teacher.preacts)
 
 
 def connector(channels: int, out: int) -> nn.Sequential:

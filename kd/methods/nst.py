@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import of_one_size, stage_pairs
+from kd.methods.maps import common_stages, of_one_size
 from kd.models.output import Output
 
 
@@ -82,10 +82,8 @@ class NST(SoftTargets):
         super().__init__(T, alpha, beta, label_smoothing)
 
     def setup(self, pair: Pair) -> None:
-        self.pairs = stage_pairs(pair.student.features, pair.taught_output.features)
+        self.stages = common_stages(pair.student.features, pair.taught_output.features)
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        losses = [
-            nst_loss(*of_one_size(student.features[ours], teacher.features[theirs])) for ours, theirs in self.pairs
-        ]
-        return sum(losses, start=losses[0].new_zeros(()))
+        losses = [nst_loss(*of_one_size(student.features[i], teacher.features[i])) for i in self.stages]
+        return torch.stack(losses).sum()

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import connector, of_one_size, preact_pairs
+from kd.methods.maps import common_preacts, connector, of_one_size
 from kd.models.output import Output
 
 
@@ -96,11 +96,11 @@ class OFD(SoftTargets):
 
     def setup(self, pair: Pair) -> None:
         student, teacher = pair.student, pair.taught_output
-        self.pairs = preact_pairs("ofd", student, teacher)
+        self.stages = common_preacts("ofd", student, teacher)
         layers = _batchnorms(pair.teacher_net, teacher)
-        for i, (ours, theirs) in enumerate(self.pairs):
-            self.connectors.append(connector(student.preacts[ours].shape[1], teacher.preacts[theirs].shape[1]))
-            layer = layers[theirs]
+        for i, stage in enumerate(self.stages):
+            self.connectors.append(connector(student.preacts[stage].shape[1], teacher.preacts[stage].shape[1]))
+            layer = layers[stage]
             margin = None
             if layer is not None:
                 found = mean_of_negatives(layer.bias.detach(), layer.weight.detach().abs())
@@ -108,14 +108,14 @@ class OFD(SoftTargets):
             self.register_buffer(f"margin{i}", margin)
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        loss = student.logits.new_zeros((), dtype=torch.float32)
-        for i, (connect, (ours, theirs)) in enumerate(zip(self.connectors, self.pairs, strict=True)):
-            target, margin = teacher.preacts[theirs].float(), getattr(self, f"margin{i}")
+        losses = []
+        for i, (connect, stage) in enumerate(zip(self.connectors, self.stages, strict=True)):
+            target, margin = teacher.preacts[stage].float(), getattr(self, f"margin{i}")
             if margin is None:
                 margin = target.clamp(max=0).sum(dim=(0, 2, 3)) / (target < 0).sum(dim=(0, 2, 3)).clamp(min=1)
-            connected, target = of_one_size(connect(student.preacts[ours]), target)
-            loss = loss + ofd_loss(connected, target, margin) / 2 ** (len(self.pairs) - 1 - i)
-        return loss
+            connected, target = of_one_size(connect(student.preacts[stage]), target)
+            losses.append(ofd_loss(connected, target, margin) / 2 ** (-1 - stage))
+        return torch.stack(losses).sum()
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import connector, stage_pairs
+from kd.methods.maps import common_stages, connector
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -138,7 +138,7 @@ class ReviewKD(SoftTargets):
                 maps = maps.expand(2, -1, -1, -1)
             matched, made = fusion(maps, made, (target.shape[2], target.shape[3]))
             losses.append(hcl_loss(matched[:count], target))
-        return self.ramp(self.warmup) * torch.stack(losses).sum()
+        return torch.stack(losses).sum()
 
     def term_weights(self) -> dict[str, float]:
         return {**super().term_weights(), self.term_name: self.ramp(self.warmup) * self.beta}
@@ -146,6 +146,6 @@ class ReviewKD(SoftTargets):
     def _levels(self, student: Output, teacher: Output) -> tuple[list[Tensor], list[Tensor]]:
         """Embeddings and maps of student and teacher, paired, deep to shallow."""
         taught = teacher.preacts or teacher.features
-        pairs = stage_pairs(student.features, taught)[::-1]
-        ours = [student.embedding[:, :, None, None], *(student.features[stage] for stage, _ in pairs)]
-        return ours, [teacher.embedding[:, :, None, None], *(taught[stage] for _, stage in pairs)]
+        stages = common_stages(student.features, taught)[::-1]
+        ours = [student.embedding[:, :, None, None], *(student.features[stage] for stage in stages)]
+        return ours, [teacher.embedding[:, :, None, None], *(taught[stage] for stage in stages)]

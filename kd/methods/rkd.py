@@ -153,15 +153,9 @@ class RKD(SoftTargets):
         require("angle_weight", angle_weight, "[0, inf)")
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
-    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        terms = super().forward(student, teacher, batch)
+    def own_terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         distances = _distances(student.embedding), _distances(teacher.embedding)
-        return {
-            "hard": terms["hard"],
-            "distance": self.beta * self.distance_weight * _of_distances(*distances),
-            "angle": self.beta * self.angle_weight * _of_angles(*distances),
-            "soft": terms["soft"],
-        }
+        return {"distance": _of_distances(*distances), "angle": _of_angles(*distances)}
 
     def term_weights(self) -> dict[str, float]:
         own = {"distance": self.beta * self.distance_weight, "angle": self.beta * self.angle_weight}

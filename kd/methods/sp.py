@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import stage_pairs
+from kd.methods.maps import common_stages
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -85,7 +85,7 @@ class SP(SoftTargets):
         self.rescale = rescale
 
     def setup(self, pair: Pair) -> None:
-        stage_pairs(pair.student.features, pair.taught_output.features)  # refuses a network without maps
+        common_stages(pair.student.features, pair.taught_output.features)  # refuses a network without maps
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         loss = sp_loss(student.features[-1], teacher.features[-1])

@@ -105,15 +105,10 @@ class SRRL(SoftTargets):
         if (teacher.embedding >= 0).all():
             self.connector.append(nn.ReLU())
 
-    def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        terms, ours = super().forward(student, teacher, batch), self._connected(student)
+    def own_terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        ours = self._connected(student)
         feature, regression = srrl_losses(ours, teacher.embedding, teacher.logits, self.weight, self.bias)
-        return {
-            "hard": terms["hard"],
-            "feature": self.beta * feature,
-            "regression": self.beta * self.head_weight * regression,
-            "soft": terms["soft"],
-        }
+        return {"feature": feature, "regression": regression}
 
     def term_weights(self) -> dict[str, float]:
         return {**super().term_weights(), "feature": self.beta, "regression": self.beta * self.head_weight}

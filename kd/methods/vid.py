@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import of_one_size, stage_pairs
+from kd.methods.maps import common_stages, of_one_size
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -64,7 +64,7 @@ class VID(SoftTargets):
         T: temperature of the soft loss, in [0.001, 1e6]; without effect while alpha is 1.
         alpha: weight of the labels, in [0, 1]; published 1, for the labels and this term alone.
         beta: weight of the term, at least 0.
-        init_variance: of every channel in the beginning, more than the least, 1e-5.
+        init_variance: of every channel in the beginning, in [0.0001, 1e6].
         label_smoothing: of the hard loss, in [0, 1].
 
     Raises:
@@ -89,19 +89,19 @@ class VID(SoftTargets):
 
     def setup(self, pair: Pair) -> None:
         student, teacher = pair.student.features, pair.taught_output.features
-        self.pairs = stage_pairs(student, teacher)
+        self.stages = common_stages(student, teacher)
         # The inverse of softplus: log(e^v - 1), without overflow.
         scale = self.init_variance - EPS + math.log(-math.expm1(EPS - self.init_variance))
-        for ours, theirs in self.pairs:
-            channels = teacher[theirs].shape[1]
-            first = nn.Conv2d(student[ours].shape[1], channels, 1, bias=False)
+        for stage in self.stages:
+            channels = teacher[stage].shape[1]
+            first = nn.Conv2d(student[stage].shape[1], channels, 1, bias=False)
             second, third = (nn.Conv2d(channels, channels, 1, bias=False) for _ in range(2))
             self.means.append(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third))
             self.scales.append(nn.Parameter(torch.full((channels,), scale)))
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         losses = []
-        for mean, scale, (ours, theirs) in zip(self.means, self.scales, self.pairs, strict=True):
-            feature, target = of_one_size(student.features[ours], teacher.features[theirs])
+        for mean, scale, stage in zip(self.means, self.scales, self.stages, strict=True):
+            feature, target = of_one_size(student.features[stage], teacher.features[stage])
             losses.append(vid_loss(mean(feature), target, F.softplus(scale.float()) + EPS))
-        return sum(losses, start=losses[0].new_zeros(()))
+        return torch.stack(losses).sum()

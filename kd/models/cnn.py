@@ -1,12 +1,10 @@
 """The plain CNN that teacher and student share; only its width tells them apart."""
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
-from kd.models.layers import check_choice
+from kd.models.layers import check_choice, check_images
 from kd.models.output import Output, preact_and_feature
-from kd.ranges import Size, require
+from kd.ranges import Size, require, sides
 
 ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU}
 
@@ -43,10 +41,9 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         require("scale", scale)
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        height, width = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
-        if min(height, width) < 4 or height % 4 or width % 4:
+        check_images(num_classes, image_size, halvings=2)
+        height, width = sides("image_size", image_size)
+        if height % 4 or width % 4:
             raise ValueError(f"image_size must be a multiple of 4, got {image_size}")
         check_choice("activation", activation, ACTIVATIONS)
         require("conv_dropout", conv_dropout)

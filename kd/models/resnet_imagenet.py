@@ -37,13 +37,13 @@ class ImageNetResNet(Staged):
         require("scale", scale)
         check_images(num_classes, image_size, halvings=3)
 
-        bottlenecks = depth >= 50
+        block, expansion = (bottleneck, 4) if depth >= 50 else (basic_block, 1)
         stages, before = [], scale
         for i, blocks in enumerate(BLOCKS[depth]):
             width, made = scale * 2**i, []
             for stride in (1 if i == 0 else 2, *(1,) * (blocks - 1)):
-                made.append((bottleneck if bottlenecks else basic_block)(before, width, stride))
-                before = 4 * width if bottlenecks else width
+                made.append(block(before, width, stride))
+                before = expansion * width
             stages.append(staged(made))
         stem = nn.Sequential(conv(in_channels, scale), *bn_relu(scale))
         super().__init__(stem, stages, nn.Linear(before, num_classes))

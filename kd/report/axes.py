@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from kd.report.knobs import knob_text, number
-from kd.report.rows import Role, Row
+from kd.report.rows import Role, Row, overrides
 from kd.runs.results import Knob
 
 Setting = float | str | None
@@ -21,10 +23,9 @@ class Line(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """One or two numeric knobs with several values each, or sizes, on one data set."""
+    """One or two numeric knobs with several values each, or sizes."""
 
     axes: tuple[str, ...]
-    dataset: str
     lines: list[Line]
     left_out: int
     """Number of rows of the lines' methods that lack a number on some axis, or share all of them with another row."""
@@ -42,16 +43,37 @@ def grid(lines: Sequence[Line]) -> tuple[list[float], list[float], bool]:
     return first, second, max(len(first), len(second)) > MOST_CELLS or 4 * fullest < len(first) * len(second)
 
 
+def logarithmic(axes: Sequence[str], lines: Sequence[Line]) -> list[bool]:
+    """Return which axes of a picture of these lines are logarithmic."""
+    along = [sorted({place[i] for line in lines for place in line.points}) for i in range(len(axes))]
+    if len(axes) == 1:
+        return [axes[0] == SIZE or geometric(along[0])]
+    return [bool(values) and _wide(values) for values in along]
+
+
+def geometric(values: Sequence[float]) -> bool:
+    """Return whether ascending values are nearer to equal ratios than to equal steps, as 1, 2, 4, 8 are."""
+    if len(values) < 3 or values[0] <= 0:
+        return False
+    steps, ratios = np.diff(values), np.diff(np.log(values))
+    return bool(np.std(ratios) / np.mean(ratios) < np.std(steps) / np.mean(steps) - 1e-9)
+
+
+def _wide(values: Sequence[float]) -> bool:
+    """Return whether ascending values need a logarithmic axis, by the lower quartile: the lowest may be an outlier."""
+    return values[0] > 0 and values[-1] >= 20 * values[len(values) // 4]
+
+
 def sweeps(rows: Sequence[Row]) -> list[Sweep]:
-    """Find the sweeps by data set and axes. Methods that swept the same knobs share one; some methods are in none.
+    """Find the sweeps in rows of one data set. Methods that swept the same knobs share one; some methods are in none.
 
     With more than two swept knobs, the two with the most values are the axes. The rest distinguish lines, numbers only
     where most lines have several rows.
     Knobs that set the student's size are left to `sizes`, and seeds are no axes, as their numbers mean nothing.
     Teachers count where there are no students.
     """
-    by_axes: dict[tuple[str, tuple[str, ...]], list[Sweep]] = {}
-    for dataset, group in _groups(rows):
+    by_axes: dict[tuple[str, ...], list[Sweep]] = {}
+    for group in _by_method(rows):
         settings = [_settings(row) for row in group]
         varying = _varying(settings)
         tied = _tied(group, settings, varying)
@@ -67,35 +89,31 @@ def sweeps(rows: Sequence[Row]) -> list[Sweep]:
             if 2 * len({tuple(row.get(name) for name in rest) for row in settings}) > len(group):
                 # As in a random search: numbers distinguish nearly every row, and lines of one point show nothing.
                 rest = [name for name in rest if name not in swept]
-            by_axes.setdefault((dataset, axes), []).append(_sweep(axes, dataset, group, places, settings, rest))
+            by_axes.setdefault(axes, []).append(_sweep(axes, group, places, settings, rest))
     return [_joined(parts) for parts in by_axes.values()]
 
 
 def sizes(rows: Sequence[Row]) -> list[Sweep]:
-    """Find the data sets with students of different size: every student by its number of parameters."""
-    found = []
+    """Return the students of one data set by their number of parameters, if these differ; else nothing."""
     students = [row for row in rows if row.role is not Role.TEACHER and row.params]
-    for dataset in dict.fromkeys(row.first.dataset for row in students):
-        here = [row for row in students if row.first.dataset == dataset]
-        if len({row.params for row in here}) > 1:
-            found.append(_joined([_by_size(dataset, group) for _, group in _groups(here)]))
-    return found
+    if len({row.params for row in students}) < 2:
+        return []
+    return [_joined([_by_size(group) for group in _by_method(students)])]
 
 
-def _by_size(dataset: str, group: Sequence[Row]) -> Sweep:
+def _by_size(group: Sequence[Row]) -> Sweep:
     settings = [_settings(row) for row in group]
     varying = _varying(settings)
     rest = [name for name in varying if name not in _tied(group, settings, varying)]
-    return _sweep((SIZE,), dataset, group, [(float(row.params or 0),) for row in group], settings, rest)
+    return _sweep((SIZE,), group, [(float(row.params or 0),) for row in group], settings, rest)
 
 
-def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Group rows by data set and method; the teachers only if there are no students."""
-    chosen = [row for row in rows if row.role is not Role.TEACHER] or rows
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in chosen:
-        groups.setdefault((row.first.dataset, row.first.method), []).append(row)
-    return [(dataset, group) for (dataset, _), group in groups.items()]
+def _by_method(rows: Sequence[Row]) -> list[list[Row]]:
+    """Group rows by method; the teachers only if there are no students."""
+    groups: dict[str, list[Row]] = {}
+    for row in [row for row in rows if row.role is not Role.TEACHER] or rows:
+        groups.setdefault(row.first.method, []).append(row)
+    return list(groups.values())
 
 
 def _settings(row: Row) -> dict[str, Setting]:
@@ -103,7 +121,7 @@ def _settings(row: Row) -> dict[str, Setting]:
     run = row.first
     named: dict[str, Setting] = {"student": run.student, "teacher": run.teacher}
     named |= {name: _setting(value) for name, value in run.knobs.items()}
-    for override in run.variant.split():
+    for override in overrides(run):
         name, _, value = override.lstrip("+").partition("=")
         named[name] = _setting(value)
     if not any(name.rpartition(".")[2] == "epochs" for name in named):
@@ -133,7 +151,6 @@ def _tied(group: Sequence[Row], settings: Sequence[dict[str, Setting]], varying:
 
 def _sweep(
     axes: tuple[str, ...],
-    dataset: str,
     group: Sequence[Row],
     places: Sequence[tuple[Setting, ...]],
     settings: Sequence[dict[str, Setting]],
@@ -149,7 +166,7 @@ def _sweep(
             line.setdefault(numbers, row)
     method = group[0].first.method
     lines = [Line(" ".join((method, *pieces)), method, dict(sorted(line.items()))) for pieces, line in points.items()]
-    return Sweep(axes, dataset, [line for line in lines if line.points], len(group) - sum(len(x.points) for x in lines))
+    return Sweep(axes, [line for line in lines if line.points], len(group) - sum(len(x.points) for x in lines))
 
 
 def _joined(parts: Sequence[Sweep]) -> Sweep:

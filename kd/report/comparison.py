@@ -144,9 +144,9 @@ def contrasts(pairs: Sequence[tuple[Row, Row]], margin: float | None = None) -> 
         pairs: rows of one data set, tested on the same images.
         margin: the greatest difference that does not matter, a fraction of 1: smaller ones are tested for.
     """
-    found = [difference(accuracies(row), accuracies(baseline), limit=1.0) for row, baseline in pairs]
-    why = [refusal((row, baseline)) for row, baseline in pairs]
-    differences = corrected([d._replace(p=None, refused=w) if w else d for d, w in zip(found, why, strict=True)])
+    differences = corrected(
+        [difference(accuracies(row), accuracies(base), 1.0, refusal((row, base))) for row, base in pairs]
+    )
     tests = max(1, sum(d.p is not None for d in differences))
     compared = [
         Comparison(row, baseline, d, margin, tests=tests) for (row, baseline), d in zip(pairs, differences, strict=True)

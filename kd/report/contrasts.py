@@ -79,12 +79,10 @@ def gains_apart(rows: Mapping[str, Row], family: Sequence[tuple[str, Contrast, C
         ours, theirs = map(accuracies, pair)
         return {seed: ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()}
 
-    found = []
-    for _, *contrasted in family:
-        first, second = (_pair(rows, contrast) for contrast in contrasted)
-        apart, why = difference(gain(first), gain(second), limit=2.0), refusal((*first, *second))
-        found.append(apart._replace(p=None, refused=why) if why else apart)
-    return corrected(found)
+    pairs = [[_pair(rows, contrast) for contrast in contrasted] for _, *contrasted in family]
+    return corrected(
+        [difference(gain(first), gain(second), 2.0, refusal((*first, *second))) for first, second in pairs]
+    )
 
 
 def gains_to_markdown(rows: Mapping[str, Row], family: Sequence[tuple[str, Contrast, Contrast]]) -> str:
@@ -126,15 +124,20 @@ def certainty(found: Mapping[str, Comparison], rights: Sequence[tuple[Rights, Ri
     return markdown(["", *found], lines)
 
 
-def variation(rights: Mapping[str, Rights]) -> str:
+def variation(rights: Mapping[str, Rights | NDArray[np.bool_]], first: str = "") -> str:
     """Return a Markdown table of what accuracies and gains vary by: standard deviations, in points.
 
     Args:
-        rights: what a row gets right, by name; for a gain, the difference of two.
+        rights: what a row gets right, by name; for a gain, the difference of two. Those of too few seeds are left out.
+        first: the header of the names.
+
+    Returns:
+        The table; empty if nothing is left.
     """
-    headers = ["", "n", "between seeds, on these images", "between seeds, on all images", "between test splits"]
+    headers = [first, "n", "between seeds, on these images", "between seeds, on all images", "between test splits"]
     found = [(name, str(len(right)), spreads(right)) for name, right in rights.items()]
-    return markdown(headers, [[name, n, *map(percent, spread)] for name, n, spread in found if spread])
+    lines = [[name, n, *map(percent, spread)] for name, n, spread in found if spread]
+    return markdown(headers, lines) if lines else ""
 
 
 def each_teacher(methods: Mapping[str, Crossed], baseline: Row) -> str:
@@ -144,10 +147,8 @@ def each_teacher(methods: Mapping[str, Crossed], baseline: Row) -> str:
     """
     lines = []
     for name, method in methods.items():
-        alone = [contrasts([(row, baseline)])[0] for row in method.rows]
-        lines.append(
-            [name, *(f"{points(c.difference.mean)} ({interval_text(c.difference.interval, '+')})" for c in alone)]
-        )
+        alone = [difference(accuracies(row), accuracies(baseline), 1.0) for row in method.rows]
+        lines.append([name, *(f"{points(d.mean)} ({interval_text(d.interval, '+')})" for d in alone)])
     counts = range(len(next(iter(methods.values())).rows))
     return markdown(["minus labels alone, points", *(f"teacher {number}" for number in counts)], lines)
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ import scipy
 from numpy.typing import NDArray
 
 from kd.report.comparison import Comparison, in_words, refusal
-from kd.report.rows import Role, Row
+from kd.report.rows import Role, Row, settings
 from kd.report.statistics import FEWEST, LEVEL, RESOLUTION, Difference, Interval, holm, margin_p, t_around, t_p
 from kd.runs.results import Result
 
@@ -59,6 +59,10 @@ class Components(NamedTuple):
     def equivalence_p(self, margin: float) -> float | None:
         """Return the p value of the mean being `margin` or more from 0, by two one-sided tests; None as for `p`."""
         return None if self.error < RESOLUTION else margin_p(self.mean, self.error, self.freedom, margin)
+
+    def within(self, low: float, high: float) -> "Components":
+        """Return the same with an interval that keeps within the range of the figure."""
+        return self._replace(interval=self.interval.clipped(low, high))
 
 
 def components(figures: NDArray[np.float64], level: float = LEVEL) -> Components:
@@ -179,10 +183,8 @@ def crossed(rows: Sequence[Row]) -> list[Crossed]:
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         if row.role is Role.DISTILLED:
-            first = row.first
-            knobs = repr(sorted(first.knobs.items()))
-            settings = (first.method, knobs, first.student, first.teacher, first.dataset, first.epochs, row.trial)
-            groups.setdefault((*settings, _without_teacher_seed(first.variant)), []).append(row)
+            alike = replace(row.first, variant=_without_teacher_seed(row.first.variant))
+            groups.setdefault((row.trial, settings(alike)), []).append(row)
     return [found for group in groups.values() if (found := _crossed(group))]
 
 
@@ -271,7 +273,15 @@ def _lines(
     beyond = holm([None if d is None or margin is None else d.equivalence_p(margin) for d in tested])
     return [
         Across(
-            g.label, len(g.rows), len(g.seeds), components(g.accuracies), difference, p, margin, equivalence, refused
+            group.label,
+            len(group.rows),
+            len(group.seeds),
+            components(group.accuracies).within(0.0, 1.0),
+            difference and difference.within(-1.0, 1.0),
+            p,
+            margin,
+            equivalence,
+            refused,
         )
-        for g, difference, p, equivalence, refused in zip(groups, differences, corrected, beyond, why, strict=True)
+        for group, difference, p, equivalence, refused in zip(groups, differences, corrected, beyond, why, strict=True)
     ]

@@ -1,6 +1,7 @@
 """What paired differences over a few seeds allow to say beyond their mean. Pure functions, on scipy."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -120,13 +121,9 @@ def seeds_needed(std: float, effect: float, power: float = POWER, level: float =
 
     At least `FEWEST`; None where more than `MOST_SEEDS` would be needed.
     """
-    if smallest_detectable(std, MOST_SEEDS, power, level) > abs(effect):
-        return None
-    low, high = FEWEST - 1, MOST_SEEDS
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if smallest_detectable(std, middle, power, level) <= abs(effect) else (middle, high)
-    return high
+    numbers = range(FEWEST, MOST_SEEDS + 1)
+    place = bisect_left(numbers, -abs(effect), key=lambda n: -smallest_detectable(std, n, power, level))
+    return numbers[place] if place < len(numbers) else None
 
 
 class Spreads(NamedTuple):

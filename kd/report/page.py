@@ -145,7 +145,7 @@ def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence
     parts = [f"# Results on {escaped(summary.datasets if several else titled(summary.rows))}"]
     for part in by_dataset:
         parts += [f"## {escaped(titled(part.rows))}"] if several else []
-        parts += [*map(escaped, best(part.rows)), to_markdown(part.rows)]
+        parts += [escaped(best(part.rows)), to_markdown(part.rows)]
     parts += ["## Notes"] if several else []
     parts.append(bullets(summary.notes))
     for part in by_dataset:

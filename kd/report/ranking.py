@@ -6,18 +6,13 @@ from kd.report.numbers import plus_minus
 from kd.report.rows import Role, Row, titled
 
 
-def best(rows: Sequence[Row]) -> list[str]:
-    """Name the row with the highest mean validation accuracy on each data set, with its test accuracy.
+def best(rows: Sequence[Row]) -> str:
+    """Name, of rows of one data set, the one with the highest mean validation accuracy, with its test accuracy.
 
     Returns:
-        A sentence for each data set: on the best student, or on the best teacher where there is no student.
+        A sentence: on the best student, or on the best teacher where there is no student.
     """
-    return [_sentence(rows, dataset) for dataset in dict.fromkeys(row.first.dataset for row in rows)]
-
-
-def _sentence(rows: Sequence[Row], dataset: str) -> str:
-    students = [row for row in rows if row.first.dataset == dataset and row.role is not Role.TEACHER]
-    candidates = students or [row for row in rows if row.first.dataset == dataset]
+    candidates = [row for row in rows if row.role is not Role.TEACHER] or list(rows)
     ranked = by_validation(candidates)
     if not ranked:
         return f"{titled(candidates)}: no validation accuracy is known, so no run is chosen as the best."

@@ -50,6 +50,12 @@ class Spread(NamedTuple):
     std: float | None
     """Sample standard deviation (n - 1); None with n = 1."""
 
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Spread | None":
+        """Return mean and spread of values; None without any, or if one is unknown."""
+        every = _complete(values)
+        return cls(fmean(every), stdev(every) if len(every) > 1 else None) if every else None
+
 
 @dataclass(frozen=True)
 class Row:
@@ -104,7 +110,7 @@ class Row:
 
     @cached_property
     def test_acc(self) -> Spread | None:
-        return _spread(run.test_acc for run in self.runs)
+        return Spread.of(run.test_acc for run in self.runs)
 
     @cached_property
     def test_interval(self) -> Interval | None:
@@ -114,7 +120,7 @@ class Row:
 
     @cached_property
     def val_acc(self) -> Spread | None:
-        return _spread(run.val_acc for run in self.runs)
+        return Spread.of(run.val_acc for run in self.runs)
 
     @property
     def test_nll(self) -> float | None:
@@ -127,7 +133,7 @@ class Row:
     @cached_property
     def balanced_acc(self) -> Spread | None:
         """The mean of the classes' accuracies."""
-        return _spread(run.test_balanced_acc for run in self.runs)
+        return Spread.of(run.test_balanced_acc for run in self.runs)
 
     @property
     def also_tested(self) -> list[str]:
@@ -135,7 +141,7 @@ class Row:
         return [name for name in self.first.also_test_acc if "/" not in name and self.also_test_acc(name)]
 
     def also_test_acc(self, name: str) -> Spread | None:
-        return _spread(run.also_test_acc.get(name) for run in self.runs)
+        return Spread.of(run.also_test_acc.get(name) for run in self.runs)
 
     def also_test_nll(self, name: str) -> float | None:
         return _mean(run.also_test_nll.get(name) for run in self.runs)
@@ -225,10 +231,11 @@ def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:
 
 def _kind(run: Result) -> object:
     """What the runs of a row have in common."""
-    return run.dataset, run.trial, run.group or _settings(run)
+    return run.dataset, run.trial, run.group or settings(run)
 
 
-def _settings(run: Result) -> tuple[object, ...]:
+def settings(run: Result) -> tuple[object, ...]:
+    """Return the settings of a run without its seed, such that equal ones can be compared and hashed."""
     knobs = frozenset((name, tuple(value) if isinstance(value, list) else value) for name, value in run.knobs.items())
     return (run.method, knobs, run.student, run.teacher, run.dataset, run.epochs, run.variant)
 
@@ -303,11 +310,6 @@ def _teacher_acc(runs: Sequence[Result], known: float | None) -> float | None:
 def _mean(values: Iterable[float | None]) -> float | None:
     every = _complete(values)
     return fmean(every) if every else None
-
-
-def _spread(values: Iterable[float | None]) -> Spread | None:
-    every = _complete(values)
-    return Spread(fmean(every), stdev(every) if len(every) > 1 else None) if every else None
 
 
 def _complete(values: Iterable[float | None]) -> list[float]:

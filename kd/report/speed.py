@@ -1,7 +1,7 @@
 """The figures of `scripts/benchmark.py` as a table for the terminal, a table for pages, and remarks."""
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -27,7 +27,16 @@ def ratio(entry: dict[str, Any], loop: str, reference: str = "textbook") -> floa
         ValueError: if the two loops have different numbers of rounds.
     """
     rates = entry["images_per_second"]
-    return float(statistics.median(a / b for a, b in zip(rates[loop], rates[reference], strict=True)))
+    return median_ratio(rates[loop], rates[reference])
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return the median over rounds of our figure divided by theirs in the same round.
+
+    Raises:
+        ValueError: if the two have different numbers of rounds.
+    """
+    return float(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)))
 
 
 def shares(entry: dict[str, Any], batch_size: int) -> dict[str, float]:

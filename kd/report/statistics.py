@@ -232,17 +232,21 @@ class Difference(NamedTuple):
         return UNSEEN if self.interval.low <= 0 <= self.interval.high else UNCERTAIN
 
 
-def difference(ours: dict[int, float], theirs: dict[int, float], limit: float = math.inf) -> Difference:
+def difference(
+    ours: dict[int, float], theirs: dict[int, float], limit: float = math.inf, refused: str = ""
+) -> Difference:
     """Return the difference of figures by seed, over the common seeds; its p is not corrected.
 
     Args:
         ours, theirs: figures by seed.
         limit: the greatest difference that is possible: 1 for accuracies. The interval keeps within it.
+        refused: why no statement is made; then there is no p.
     """
     paired = paired_differences(ours, theirs)
     interval = t_interval(paired)
     within = interval and interval.clipped(-limit, limit)
-    return Difference(fmean(paired) if paired else None, within, t_test(paired), len(paired))
+    p = None if refused else t_test(paired)
+    return Difference(fmean(paired) if paired else None, within, p, len(paired), refused)
 
 
 def corrected(family: Sequence[Difference]) -> list[Difference]:

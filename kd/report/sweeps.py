@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from kd.report.axes import SIZE, Line, Sweep, grid, sizes, sweeps
+from kd.report.axes import SIZE, Line, Sweep, grid, logarithmic, sizes, sweeps
 from kd.report.numbers import parameters
 from kd.report.rows import Role, Row, Spread, titled
 from kd.report.style import INK, Colour, Look, framed, literal, method_styles, shades
@@ -141,7 +141,8 @@ def _curves(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
             values.append(float(row.params or 0))
         else:
             axes.axhline(metric.mean(row), color=hue, linestyle="--", linewidth=1.4, label=literal(name))
-    _ticks(axes, sorted(set(values)), size)
+    (log,) = logarithmic(sweep.axes, lines)
+    _ticks(axes, sorted(set(values)), log, size)
     axes.margins(y=0.08)
     axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     axes.set_ylabel(metric.name)
@@ -157,7 +158,7 @@ def _curves(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
 def _references(sweep: Sweep, metric: Metric, summary: Summary, role: Role) -> list[Row]:
     """Return rows to compare the lines with that are on none of them; none if these are many."""
     on_lines = {id(row) for line in sweep.lines for row in line.points.values()}
-    here = [row for row in summary.rows if row.first.dataset == sweep.dataset and row.role is role]
+    here = [row for row in summary.rows if row.role is role]
     rows = [row for row in here if id(row) not in on_lines and metric.of(row)]
     return rows if len(rows) <= MOST_REFERENCES else []
 
@@ -187,11 +188,11 @@ def _draw_line(axes: Axes, line: Line, look: Look, metric: Metric, name: str) ->
         axes.fill_between(x, low, high, color=look.colour, alpha=0.16, linewidth=0)
 
 
-def _ticks(axes: Axes, values: Sequence[float], size: bool) -> None:
+def _ticks(axes: Axes, values: Sequence[float], log: bool, size: bool) -> None:
     """Set ticks at the swept values, except where two would be too close to be read."""
-    if size or geometric(values):
+    if log:
         axes.set_xscale("log")
-    where = np.log(values) if size or geometric(values) else np.array(values)
+    where = np.log(values) if log else np.array(values)
     room = 0.09 if size else 0.04
     kept: list[int] = []
     for i, at in enumerate(where):
@@ -200,14 +201,6 @@ def _ticks(axes: Axes, values: Sequence[float], size: bool) -> None:
     axes.xaxis.set_major_locator(FixedLocator([values[i] for i in kept]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: parameters(round(x)) if size else f"{x:g}"))
-
-
-def geometric(values: Sequence[float]) -> bool:
-    """Return whether ascending values are nearer to equal ratios than to equal steps, as 1, 2, 4, 8 are."""
-    if len(values) < 3 or values[0] <= 0:
-        return False
-    steps, ratios = np.diff(values), np.diff(np.log(values))
-    return bool(np.std(ratios) / np.mean(ratios) < np.std(steps) / np.mean(steps) - 1e-9)
 
 
 # Two axes: heat maps
@@ -228,6 +221,9 @@ def _maps(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
     panels = [figure.add_subplot(rows, columns, i + 1) for i in range(len(lines))]
     for axes, line in zip(panels, lines, strict=True):
         draw(axes, line, xs, ys, metric, colours)
+        if loose:
+            for set_scale, log in zip((axes.set_yscale, axes.set_xscale), logarithmic(sweep.axes, lines), strict=True):
+                set_scale("log" if log else "linear")
         axes.set_title(literal(line.name), loc="left", fontsize=10)
         axes.set_ylabel(literal(sweep.axes[0]))
         axes.set_xlabel(literal(sweep.axes[1]))
@@ -300,11 +296,4 @@ def _draw_dots(
     )
     if metric is VALIDATION:
         axes.scatter(x[-1:], y[-1:], s=80, facecolors="none", edgecolors=MARK, linewidths=1.8)
-    axes.set_xscale("log" if _wide(xs) else "linear")
-    axes.set_yscale("log" if _wide(ys) else "linear")
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _wide(values: Sequence[float]) -> bool:
-    """Return whether ascending values need a logarithmic axis, by the lower quartile: the lowest may be an outlier."""
-    return values[0] > 0 and values[-1] >= 20 * values[len(values) // 4]

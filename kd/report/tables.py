@@ -217,16 +217,14 @@ def _filled(columns: Iterable[Column], rows: Sequence[Row]) -> list[Column]:
 
 def differences_to_markdown(comparisons: Sequence[Comparison]) -> str:
     """Return a Markdown table of rows against their baseline."""
-    return markdown(*_differences(comparisons), left=["in words"])
+    columns = _differences(comparisons)
+    return markdown(list(columns), zip(*columns.values(), strict=True), left=["in words"])
 
 
 def differences_to_rich(comparisons: Sequence[Comparison], width: int = 100, encoding: str = "utf-8") -> Table:
     """Return the table of differences for a terminal `width` characters wide."""
-    headers, lines = _differences(comparisons)
-    cells = dict(zip(headers, map(list, zip(*lines, strict=True)), strict=True))
-    return _fitted(
-        cells, width, ("seeds needed", "detectable, points", "P(better), %", "p (Holm)", "95 % interval"), encoding
-    )
+    dispensable = ("seeds needed", "detectable, points", "P(better), %", "p (Holm)", "95 % interval")
+    return _fitted(_differences(comparisons), width, dispensable, encoding)
 
 
 def between_teachers(parts: Components) -> str:
@@ -289,22 +287,27 @@ def _tail(word: str, width: int) -> str:
     return word if len(word) <= width else "..." + word[3 - width :]
 
 
-def _differences(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Return headers and cells. Empty columns are left out."""
-    differences = [comparison.difference for comparison in comparisons]
-    columns = [
-        ("run", [comparison.row.label for comparison in comparisons]),
-        ("difference, points", [points(difference.mean) for difference in differences]),
-        ("95 % interval", [interval_text(d.interval, "+", d.n) for d in differences]),
-        ("seeds", [str(difference.n) for difference in differences]),
-        ("p (Holm)", [p_value(difference.p) for difference in differences]),
-        ("P(better), %", [probability(comparison.probability) for comparison in comparisons]),
-        ("detectable, points", [percent(comparison.detectable) for comparison in comparisons]),
-        ("seeds needed", ["" if c.seeds_needed is None else str(c.seeds_needed) for c in comparisons]),
-        ("in words", [comparison.verdict for comparison in comparisons]),
-    ]
-    filled = [(header, cells) for header, cells in columns if not {*cells} <= {"", TOO_FEW}]
-    return [header for header, _ in filled], [list(line) for line in zip(*(cells for _, cells in filled), strict=True)]
+CERTAINTY: dict[str, Callable[[Comparison], str]] = {
+    "p (Holm)": lambda c: p_value(c.difference.p),
+    "P(better), %": lambda c: probability(c.probability),
+    "detectable, points": lambda c: percent(c.detectable),
+    "seeds needed": lambda c: "" if (needed := c.seeds_needed) is None else str(needed),
+}
+"""Cells of a comparison by header, on how certain it is."""
+_DIFFERENCES: dict[str, Callable[[Comparison], str]] = {
+    "run": lambda c: c.row.label,
+    "difference, points": lambda c: points(c.difference.mean),
+    "95 % interval": lambda c: interval_text(c.difference.interval, "+", c.difference.n),
+    "seeds": lambda c: str(c.difference.n),
+    **CERTAINTY,
+    "in words": lambda c: c.verdict,
+}
+
+
+def _differences(comparisons: Sequence[Comparison]) -> dict[str, list[str]]:
+    """Return the cells of a table of differences by header. Empty columns are left out."""
+    columns = {header: [cell(comparison) for comparison in comparisons] for header, cell in _DIFFERENCES.items()}
+    return {header: cells for header, cells in columns.items() if not {*cells} <= {"", TOO_FEW}}
 
 
 def markdown(headers: Sequence[str], lines: Iterable[Sequence[str]], left: Iterable[str] = ()) -> str:

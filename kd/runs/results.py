@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from kd import ranges
 from kd.errors import UserError
-from kd.files import open_regular, replaced
+from kd.files import read_regular, replaced
 from kd.terminal import with_progress
 
 FILE = "result.json"
@@ -202,12 +202,9 @@ def read(path: Path) -> Result:
             cut short or no JSON, lacks a field, or has one of the wrong type or out of its range.
     """
     try:
-        with open_regular(path) as file:
-            content = file.read(MOST_BYTES + 1)
+        content = read_regular(path, MOST_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{path}: not a result record: larger than {MOST_BYTES >> 20} MB")
     try:
         return _from_json(content)
     except RecursionError as error:

@@ -128,12 +128,16 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return _state_dict(loaded, path), {}
 
 
+def is_packed(archive: zipfile.ZipFile, size: int) -> bool:
+    """Return whether an archive of so many bytes may unpack to more: torch packs nothing."""
+    parts = archive.infolist()
+    return sum(part.file_size for part in parts) > size or any(part.compress_type for part in parts)
+
+
 def _check_archive(path: Path) -> None:
-    size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-    # torch packs nothing: what is packed could unpack to any size
-    if sum(part.file_size for part in parts) > size or any(part.compress_type for part in parts):
+        parts, packed = archive.infolist(), is_packed(archive, path.stat().st_size)
+    if packed:
         raise UserError(f"{path} is a packed archive, which torch.save does not write; write it by torch.save")
     if any(part.filename.endswith(".pkl") and part.file_size > MAX_PICKLE for part in parts):
         raise UserError(f"{path} holds more than {MAX_PICKLE:,} bytes of names, too many for weights of a network")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import cast
 
 from rich.cells import cell_len
@@ -120,7 +121,7 @@ class Dashboard:
         """Return a table of the runs that run, then of those that ended last."""
         running = [run for run in state.runs if run.status == "running"]
         ended = [run for run in state.runs if run.status not in ("running", "waiting", "skipped", "refused")]
-        latest = sorted(running, key=_changed) + sorted(ended, key=_changed)
+        latest = [run for runs in (running, ended) for run in sorted(runs, key=attrgetter("changed"), reverse=True)]
         if not latest:
             return Text("no run has begun", "dim")
         shown = latest[: max(1, most)]
@@ -145,10 +146,10 @@ class Dashboard:
 
     def _best(self, state: State) -> list[Row]:
         """Return the best row of each method on each data set by validation accuracy, those without one last."""
-        done = [run.record for run in state.runs if run.record is not None and run.record.status == "done"]
-        key = tuple(map(id, done))
+        records = [run.record for run in state.runs if run.record is not None]
+        key = tuple(map(id, records))
         if key != self._ranked[0]:
-            self._ranked = key, _ranked(done)
+            self._ranked = key, _ranked(records)
         return self._ranked[1]
 
     def _methods(self, rows: Sequence[Row], most: int) -> RenderableType:
@@ -235,15 +236,15 @@ def _ending(state: State, left: int) -> str:
     return f"{gone}about {duration(seconds)} left, until {day}{end:%H:%M}"
 
 
-def _ranked(done: Sequence[Result]) -> list[Row]:
+def _ranked(records: Sequence[Result]) -> list[Row]:
     try:
-        rows = summarize(done).rows
+        rows = summarize(records).rows
     except UserError:  # no finished run yet, or all have diverged
         return []
-    ranked = by_validation(rows)
-    unranked = [row for row in rows if row.val_acc is None]
-    best = {(row.first.dataset, row.first.method): row for row in reversed([*ranked, *unranked])}
-    return sorted(best.values(), key=lambda row: -math.inf if row.val_acc is None else row.val_acc.mean, reverse=True)
+    best: dict[tuple[str, str], Row] = {}
+    for row in [*by_validation(rows), *(row for row in rows if row.val_acc is None)]:
+        best.setdefault((row.first.dataset, row.first.method), row)
+    return list(best.values())
 
 
 def _reasons(runs: Sequence[Run], *statuses: str) -> list[str]:
@@ -265,10 +266,6 @@ def _unread(state: State) -> list[str]:
     if not number:
         return []
     return [f"{number:,} {'file' if number == 1 else 'files'} cannot be read: {state.unread[0]}"]
-
-
-def _changed(run: Run) -> float:
-    return -run.changed
 
 
 def _relative(sweep: Sweep, state: State) -> str:
@@ -308,4 +305,4 @@ def _short(text: str, width: int) -> str:
     tail = (width - 2) // 3
     head = width - 2 - tail
     shortened = f"{text[:head]}..{text[len(text) - tail :]}"
-    return shortened if cell_len(shortened) <= width else Text(shortened).plain[: width // 2]
+    return shortened if cell_len(shortened) <= width else shortened[: width // 2]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from kd.errors import UserError
-from kd.files import open_regular
+from kd.files import open_regular, read_regular
 from kd.runs.results import CURVES, FILE, MOST_BYTES, REPORT, Result, read
 from kd.sweeps import plan
 from kd.sweeps.jobs import written
@@ -247,10 +247,7 @@ def read_curves(path: Path) -> Curves:
         UserError: naming the file, if it cannot be read or is no table of numbers.
     """
     try:
-        with open_regular(path) as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise UserError(f"{path}: larger than {MOST_BYTES >> 20} MB")
+        content = read_regular(path, MOST_BYTES)
         rows = list(csv.DictReader(content.decode("utf-8").splitlines(), strict=True))
         columns = {name for row in rows for name in row}
         validation = "val/acc" in columns

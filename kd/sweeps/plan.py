@@ -1,7 +1,6 @@
 """The plan of a sweep in a file of its directory, for whoever looks on: its jobs, and where each of them runs."""
 
 import json
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -60,20 +59,20 @@ def planned(job: Job, trained: float) -> Planned:
     )
 
 
-def write(jobs: Sequence[Job], trained: Sequence[float], began: float | None = None) -> None:
+def write(jobs: Sequence[Job], trained: Sequence[float], began: float) -> None:
     """Write the plan of jobs, after `place`, into their sweep's directory; a disk that is full stops no sweep.
 
     Args:
         jobs: of the sweep; if none has a directory, nothing is written.
         trained: of each, see `Planned`.
-        began: see `Plan`; by default now.
+        began: see `Plan`.
     """
     directory = next((job.directory.parent for job in jobs if job.directory is not None), None)
     if directory is None:
         return
     rows = [planned(job, share)._asdict() for job, share in zip(jobs, trained, strict=True)]
     with suppress(OSError), replaced(directory / FILE) as temporary:
-        temporary.write_text(json.dumps({"began": time.time() if began is None else began, "jobs": rows}), "utf-8")
+        temporary.write_text(json.dumps({"began": began, "jobs": rows}), "utf-8")
 
 
 def read(directory: Path) -> Plan | None:

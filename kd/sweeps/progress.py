@@ -66,6 +66,8 @@ class Progress:
         """Highest validation accuracy of a student, and its job's label."""
         self._due = SILENT_SECONDS
         self._before = {job: job.trained for job in jobs}
+        self._worked = 0.0
+        """Shares of their epochs that jobs which have ended trained since the sweep began."""
         self._lock = threading.Lock()
         self._began = time.time()
         self._write_plan()
@@ -75,6 +77,7 @@ class Progress:
         with self._lock:
             ended = [job for job in self.left if job.status in ENDED]
             self.left = [job for job in self.left if job not in ended]
+            self._worked += sum((1.0 if job.status == "done" else job.trained) - self._before[job] for job in ended)
             for group in by_reason([job for job in ended if job.status not in RUN]):
                 self._print(group)
             for job in ended:
@@ -137,11 +140,11 @@ class Progress:
             return f"{duration(elapsed)} gone"
         running = sum(job.status == "running" for job in self.left)
         text = f"{duration(elapsed)} gone, {len(self.left)} left" + (f", {running} of them running" if running else "")
-        trained = {job: 1.0 if job.status == "done" else job.trained for job in self.jobs}
-        work = sum(trained[job] - before for job, before in self._before.items())
+        trained = {job: job.trained for job in self.left}
+        work = self._worked + sum(share - self._before[job] for job, share in trained.items())
         if work <= 0:
             return text
-        seconds = elapsed / work * sum(1 - trained[job] for job in self.left)
+        seconds = elapsed / work * sum(1 - share for share in trained.values())
         return f"{text}{',' if running else ''} in about {duration(seconds)}"
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
-from kd.errors import UserError
+from kd.errors import UserError, reason_of
 from kd.methods.base import restored_net
 from kd.models.ensemble import Ensemble
 from kd.models.output import Output, checked
@@ -57,10 +57,10 @@ class FrozenTeacher:
         return checked(self.inference_net(batch.x.to(weight.dtype)), self.net)
 
     @torch.no_grad()
-    def forward_fp32(self, batch: Batch) -> Output:
-        """Return the output of the network itself, whose weights are in fp32, as it was trained and tested.
+    def forward_as_trained(self, batch: Batch) -> Output:
+        """Return the output of the network itself, not of its copy: as it was trained and tested.
 
-        Where the inference copy is in bf16, the network runs under bf16 autocast, as it did then.
+        Where the copy is in bf16, the network runs under bf16 autocast, else in fp32.
         """
         half = next(self.inference_net.parameters()).dtype == torch.bfloat16
         with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=half):
@@ -106,8 +106,7 @@ def fitted(net: nn.Module, path: Path) -> Fitted:
     try:
         net = restored_net(net, tensors, metadata.get("method"))
     except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: cannot build the layers that its method keeps: {reason}") from error
+        raise UserError(f"{path}: cannot build the layers that its method keeps: {reason_of(error)}") from error
     tensors, notes = renamed(net, tensors)
     fill(net, tensors, path)
     return Fitted(net, tensors, metadata, [f"{path}: {note}" for note in notes])
@@ -235,7 +234,7 @@ def verify(
     accuracy, close = _share(hits), max(CLOSE, 1.5 / len(hits))
     log.info("teacher %s: %.2f %% on the test split", path, 100 * accuracy)
     if claimed is not None and abs(accuracy - claimed) > close:
-        accuracy = _share(_hits(teacher.forward_fp32, batches))
+        accuracy = _share(_hits(teacher.forward_as_trained, batches))
         teacher.net.cpu()  # where networks are put together with it
     if claimed is not None and abs(accuracy - claimed) > close:
         raise UserError(

@@ -58,9 +58,14 @@ class RoundedLogits:
     def __call__(self, batch: Batch) -> Output:
         if not bool(((batch.index < self.images) & (batch.view >= 0)).all()):  # test images, views without a number
             return self.teacher(batch)
-        exact = self.teacher(batch).logits.float()
-        logits = _rounded(exact)
+        logits = self.logits(batch)
         return Output(logits, (), logits)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logits (B, C) of numbered views, rounded; those of an image with one beyond float16 are exact."""
+        exact = self.teacher(batch).logits.float()
+        rounded = exact.half().float()
+        return torch.where(rounded.isfinite().all(dim=1, keepdim=True), rounded, exact)
 
 
 class StoredLogits(RoundedLogits):
@@ -95,11 +100,8 @@ class StoredLogits(RoundedLogits):
         noise = hashlib.shake_256(_canonical(key)).digest(8 * (classes + 1))
         self._factors = np.frombuffer(noise, np.uint64) | np.uint64(1)
 
-    def __call__(self, batch: Batch) -> Output:
-        index, view = batch.index.cpu(), batch.view.cpu()
-        if not bool(((index < self.images) & (view >= 0)).all()):  # test images, and views without a number
-            return self.teacher(batch)
-        rows = (index * self.views + view).numpy()
+    def logits(self, batch: Batch) -> Tensor:
+        rows = (batch.index * self.views + batch.view).cpu().numpy()
         entries = self._read(rows)
         words, sums = entries[:, :-2], np.ascontiguousarray(entries[:, -2:]).view(np.uint32)[:, 0]
         present = sums == self._checksums(words, rows)
@@ -114,22 +116,21 @@ class StoredLogits(RoundedLogits):
                 )
             self.damaged += damaged
             missing = torch.from_numpy(~present)
-            computed = self._compute(Batch(*(part[missing.to(part.device)] for part in batch)), rows[~present])
+            computed = super().logits(Batch(*(part[missing.to(part.device)] for part in batch)))
+            self._store(rows[~present], computed)
             logits[missing.to(logits.device)] = computed
-        return Output(logits, (), logits)
+        return logits
 
     def summary(self) -> str:
         """Return how many of the requested logits were in the file, for the log."""
         return f"teacher's logits: {self.found} of {self.requested} were in {self.path}"
 
-    def _compute(self, batch: Batch, rows: NDArray[np.int64]) -> Tensor:
-        exact = self.teacher(batch).logits.float()
-        halves = exact.half().cpu()
+    def _store(self, rows: NDArray[np.int64], logits: Tensor) -> None:
+        halves = logits.half().cpu()
         keep = halves.isfinite().all(dim=1).numpy()
         words = halves.numpy().view(np.uint16)[keep]
         sums = self._checksums(words, rows[keep])
         self._write(rows[keep], np.concatenate([words, sums[:, None].view(np.uint16)], axis=1))
-        return _rounded(exact)
 
     def _read(self, rows: NDArray[np.int64]) -> Words:
         """Return the entries (B, C + 2); zeros, as of missing ones, where the file has none."""
@@ -163,12 +164,6 @@ class StoredLogits(RoundedLogits):
         high: NDArray[np.uint32] = (total >> np.uint64(32)).astype(np.uint32)
         high |= np.uint32(1)  # 0 is what an empty file holds
         return high
-
-
-def _rounded(exact: Tensor) -> Tensor:
-    """Logits (B, C) rounded to float16; an image with one beyond its range keeps all of them as they are."""
-    rounded = exact.half().float()
-    return torch.where(rounded.isfinite().all(dim=1, keepdim=True), rounded, exact)
 
 
 def open_logits(

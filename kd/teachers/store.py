@@ -24,7 +24,7 @@ from typing import Any
 from filelock import Timeout
 
 from kd.errors import UserError
-from kd.files import checksum, open_regular, replaced, shared_lock
+from kd.files import checksum, open_regular, read_regular, replaced, shared_lock
 from kd.hashing import digest
 from kd.runs.given import TEACHER_WEIGHTS
 from kd.runs.results import CARD, FILE, Result, read
@@ -83,8 +83,7 @@ def held_out(entry: Path, unknown: str) -> tuple[float, int]:
         UserError: with the text `unknown`, if the entry does not say.
     """
     try:
-        with open_regular(entry / ENTRY) as file:
-            data = json.loads(file.read(MAX_ENTRY))["recipe"]["data"]
+        data = _facts(entry)["recipe"]["data"]
         return float(data["val_fraction"]), int(data["split_seed"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(unknown) from error
@@ -142,11 +141,15 @@ def _locked(path: Path) -> AbstractContextManager[object]:
         return lock.acquire()
 
 
+def _facts(entry: Path) -> Any:
+    """Return what the file of an entry says, unchecked."""
+    return json.loads(read_regular(entry / ENTRY, MAX_ENTRY))
+
+
 def _check(entry: Path, recipe: dict[str, Any]) -> None:
     advice = f"remove {entry} to have it trained again"
     try:
-        with open_regular(entry / ENTRY) as file:
-            facts = json.loads(file.read(MAX_ENTRY))
+        facts = _facts(entry)
         stored_recipe, recorded = facts["recipe"], facts["sha256"]
         with open_regular(entry / TEACHER_WEIGHTS) as file:
             size = os.fstat(file.fileno()).st_size

@@ -52,7 +52,7 @@ def measure(module: Classifier, data: DataModule, trainer: L.Trainer) -> Measure
 
     def batches(test: AlsoTest) -> Iterable[Batch]:
         loader, limit = data.also_test_dataloader(test, device), trainer.limit_test_batches
-        return islice(loader, limit if isinstance(limit, int) else max(1, int((limit or 1.0) * len(loader))))
+        return islice(loader, limit if isinstance(limit, int) else max(1, int(limit * len(loader))))
 
     measured = _by_name(data.also_test, batches, logits)
     net.cpu()
@@ -66,7 +66,7 @@ def measure_teacher(
     return _by_name(
         tests,
         lambda test: data.also_test_dataloader(test, device),
-        lambda batch: teacher.forward_fp32(batch).logits,
+        lambda batch: teacher.forward_as_trained(batch).logits,
     )
 
 

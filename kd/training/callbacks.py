@@ -131,28 +131,26 @@ class _Unchecked(NamedTuple):
 
 
 class DivergenceCheck(L.Callback):
-    """End a training whose loss is no longer finite; on a CPU before the step updates any weight.
+    """End a training whose loss is no longer finite; if every step is checked, before it updates any weight.
+
+    Args:
+        every: steps between two checks, at least 1; each one waits for the device.
 
     Raises:
         DivergedError: naming term, step and learning rate.
     """
 
-    def __init__(self, every: int | None = None) -> None:
+    def __init__(self, every: int) -> None:
         self.every = every
-        """Steps between two checks of the loss; None for every step on a CPU, and `CHECK_EVERY` elsewhere."""
         self._unchecked: list[_Unchecked] = []
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._unchecked = []
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         terms = cast(dict[str, Tensor], pl_module.terms)
         self._unchecked.append(_Unchecked(trainer.global_step, rate, terms, loss.detach()))
-        every = self.every or (1 if pl_module.device.type == "cpu" else CHECK_EVERY)
         # Reading a value waits for the device: do it rarely, and always before a checkpoint is written.
         last = trainer.fit_loop.epoch_loop.batch_idx + 1 == trainer.num_training_batches
-        if len(self._unchecked) < every and not last:
+        if len(self._unchecked) < self.every and not last:
             return
         unchecked, self._unchecked = self._unchecked, []
         finite = torch.stack([step.loss for step in unchecked]).isfinite().tolist()

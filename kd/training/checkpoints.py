@@ -8,6 +8,7 @@ import shlex
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from kd.errors import UserError
 from kd.files import replaced
+from kd.runs.weights import is_packed
 from kd.training.callbacks import History
 from kd.training.ema import WeightAverage
 
@@ -30,6 +32,10 @@ NO_COMMENT = b"PK\5\6", b"\0\0"
 
 RESTORED = (History.__qualname__, WeightAverage.__qualname__)
 """Callbacks whose state a training continues with."""
+
+
+class _UnfitError(Exception):
+    """What is wrong with a checkpoint: the rest of a sentence that begins with its path."""
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -79,44 +85,37 @@ class AtomicCheckpoints(TorchCheckpointIO):
             UserError: if it is damaged or does not belong to this training, with how to go on.
         """
         target = Path(path)
-        fault, checkpoint = self._read(target, map_location)
-        if fault is None:
-            return checkpoint
-        previous = target.with_name(PREVIOUS)
-        advice = "remove it to begin this training anew"
-        if previous.is_file():
-            other, before = self._read(previous, map_location)
-            if other is None:
-                done = _done(before)
+        try:
+            return self._read(target, map_location)
+        except _UnfitError as fault:
+            advice, previous = "remove it to begin this training anew", target.with_name(PREVIOUS)
+            with suppress(_UnfitError):
+                done = _done(self._read(previous, map_location))
                 move = shlex.join(["mv", str(previous), str(target)])
                 advice = (
                     f"to continue from the checkpoint before it, of epoch {done} of {self.epochs}, type {move} and "
                     "then the same command again"
                 )
-        raise UserError(f"{target} {fault}; {advice}")
+            raise UserError(f"{target} {fault}; {advice}") from fault
 
-    def _read(self, path: Path, map_location: Any) -> tuple[str | None, dict[str, Any]]:
-        """Return what is wrong with a file, or None and its content."""
+    def _read(self, path: Path, map_location: Any) -> dict[str, Any]:
+        """Return a file's content, or raise `_UnfitError`."""
         if not path.is_file():
-            return "is not a file", {}
+            raise _UnfitError("is not a file")
         try:
-            damage = _damage(path)
-            if damage is not None:
-                return f"is damaged ({damage})", {}
+            _refuse_damage(path)
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-        except PermissionError:
+        except (PermissionError, _UnfitError):
             raise
-        except Exception:  # whatever its content leads to; torch's advice is to unpickle it all the same
-            return "is damaged (it cannot be read as tensors and plain values)", {}
+        except Exception as error:  # whatever its content leads to; torch's advice is to unpickle it all the same
+            raise _UnfitError("is damaged (it cannot be read as tensors and plain values)") from error
         try:
-            fault = _fault(checkpoint, self.training, self.epochs, path.stat().st_size)
+            _refuse_misfit(checkpoint, self.training, self.epochs, path.stat().st_size)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            return f"is not laid out as a checkpoint ({type(error).__name__}: {error})", {}
-        if fault is not None:
-            return fault, {}
+            raise _UnfitError(f"is not laid out as a checkpoint ({type(error).__name__}: {error})") from error
         # Lightning's own callbacks have nothing that should be restored, and would even remove files by name.
         kept = {name: state for name, state in checkpoint["callbacks"].items() if name in RESTORED}
-        return None, {**checkpoint, "callbacks": kept}
+        return {**checkpoint, "callbacks": kept}
 
 
 def _keep(target: Path) -> None:
@@ -133,8 +132,8 @@ def _keep(target: Path) -> None:
             shutil.copyfile(target, temporary)
 
 
-def _damage(path: Path) -> str | None:
-    """Return how a file is damaged; None if it is as it was written, as far as this can be told."""
+def _refuse_damage(path: Path) -> None:
+    """Raise `_UnfitError` for a file that is not as it was written, as far as this can be told."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - SEAL))
@@ -146,20 +145,19 @@ def _damage(path: Path) -> str | None:
                 digest.update(block)
                 left -= len(block)
             if end[len(MARK) :] != digest.hexdigest().encode():
-                return "its checksum does not match"
+                raise _UnfitError("is damaged (its checksum does not match)")
         elif not (end[-22:].startswith(NO_COMMENT[0]) and end.endswith(NO_COMMENT[1])):
-            return "its end is missing or changed"
+            raise _UnfitError("is damaged (its end is missing or changed)")
     with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-        # torch packs nothing: what is packed could unpack to any size
-        if sum(part.file_size for part in parts) > size or any(part.compress_type for part in parts):
-            return "it is packed"
+        if is_packed(archive, size):
+            raise _UnfitError("is damaged (it is packed)")
         broken = None if end.startswith(MARK) else archive.testzip()
-    return None if broken is None else f"{broken} in it has another checksum"
+    if broken is not None:
+        raise _UnfitError(f"is damaged ({broken} in it has another checksum)")
 
 
-def _fault(checkpoint: Any, training: str, epochs: int, size: int) -> str | None:
-    """Return why a training cannot be continued from what a file holds; None if it can.
+def _refuse_misfit(checkpoint: Any, training: str, epochs: int, size: int) -> None:
+    """Refuse what a file holds if this training cannot be continued from it.
 
     Args:
         checkpoint: what the file holds.
@@ -167,12 +165,13 @@ def _fault(checkpoint: Any, training: str, epochs: int, size: int) -> str | None
         size: of the file, in bytes.
 
     Raises:
+        _UnfitError: with the reason.
         KeyError, TypeError, ValueError, AttributeError, RuntimeError: if it is not laid out as a checkpoint.
     """
     if not isinstance(checkpoint, dict):
         raise TypeError("not a mapping")
     if checkpoint.get("training", training) != training:  # older versions did not name it
-        return "belongs to another training (other settings, images or teacher)"
+        raise _UnfitError("belongs to another training (other settings, images or teacher)")
     weights = checkpoint["state_dict"]
     if not weights:
         raise ValueError("no weights")
@@ -182,22 +181,25 @@ def _fault(checkpoint: Any, training: str, epochs: int, size: int) -> str | None
         if tensor.numel() > size:
             raise ValueError(f"{name} is larger than the file")
         if tensor.is_floating_point() and not (tensor < math.inf).all():
-            return f"is useless: its {name} holds NaN or infinity, as of a training that diverged"
+            raise _UnfitError(f"is useless: its {name} holds NaN or infinity, as of a training that diverged")
     done, steps = _done(checkpoint), _steps(checkpoint)
     history = checkpoint["callbacks"][History.__qualname__]
     rows, _ = history["rows"], float(history["images"]) + float(history["seconds"] or 0)
     if not 0 < done <= epochs or [row["epoch"] for row in rows] != list(range(done)) or checkpoint["epoch"] != done - 1:
-        return f"does not fit: it has done {done} epochs, its history lists {len(rows)}, and the training has {epochs}"
+        raise _UnfitError(
+            f"does not fit: it has done {done} epochs, its history lists {len(rows)}, and the training has {epochs}"
+        )
     (optimizer,), (schedule,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
     if checkpoint["global_step"] != steps or schedule.get("last_epoch", steps) != steps:
-        return f"does not fit: its optimiser has done {steps} steps, and its learning rate schedule another number"
+        raise _UnfitError(
+            f"does not fit: its optimiser has done {steps} steps, and its learning rate schedule another number"
+        )
     if average is not None:
         shapes = [tensor.shape for tensor in weights.values() if tensor.is_floating_point()]
         if average["steps"] != steps or any(tensor.shape not in shapes for tensor in averaged):
-            return f"does not fit: its average is of other weights, or not of {steps} steps"
+            raise _UnfitError(f"does not fit: its average is of other weights, or not of {steps} steps")
     if not optimizer["state"] and any(group.get("momentum") or "betas" in group for group in optimizer["param_groups"]):
         raise KeyError("state of the optimiser")
-    return None
 
 
 def _done(checkpoint: Mapping[str, Any]) -> int:

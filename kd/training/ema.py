@@ -42,9 +42,10 @@ class WeightAverage(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         weights = _weights(pl_module)
-        source = self._average or weights
         self._average = [
-            _at_least_fp32(tensor.to(weight.device)) for tensor, weight in zip(source, weights, strict=True)
+            # A copy in which a thousandth more is not rounded away, as it is in bf16.
+            tensor.detach().to(weight.device, torch.promote_types(weight.dtype, torch.float32), copy=True)
+            for tensor, weight in zip(self._average or weights, weights, strict=True)
         ]
 
     @torch.no_grad()
@@ -66,11 +67,6 @@ class WeightAverage(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         _fill(pl_module, self._average)
-
-
-def _at_least_fp32(tensor: Tensor) -> Tensor:
-    """Return a copy in which a thousandth more is not rounded away, as it is in bf16."""
-    return tensor.detach().clone().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @torch.no_grad()

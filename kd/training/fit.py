@@ -133,6 +133,7 @@ def train(
             if broken is not None:
                 raise DivergedError(f"training diverged: {broken} ends with weights that are not finite; {ADVICE}")
             trainer.test(module, data, verbose=False)
+            predictions = keep_predictions.predictions(trainer)  # before what one process does alone: the others wait
             further = measure(module, data, trainer)
         except BaseException as error:
             abandon(trainer.loggers)
@@ -146,7 +147,6 @@ def train(
                 ) from error
             raise
 
-    predictions = keep_predictions.predictions(trainer)
     record = _completed(record, trainer, data, history, predictions, further)
     if trainer.is_global_zero:
         # What cannot be made again comes first.
@@ -278,7 +278,7 @@ def _trial(trainer: L.Trainer, data: DataModule, epochs: int, trained: int, test
         parts.append(f"trained on {done:,} of {planned:,} batches")
     batches = len(data.evaluation(data.val_index)) if len(data.val_index) else 0
     limit = trainer.limit_val_batches
-    validated = limit if isinstance(limit, int) else int((1.0 if limit is None else limit) * batches)
+    validated = limit if isinstance(limit, int) else int(limit * batches)
     if validated < batches:
         parts.append(f"validated on {validated} of {batches} batches")
     return ", ".join(parts) or None

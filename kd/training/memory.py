@@ -85,15 +85,16 @@ def fitting_batch_size(module: Classifier, trainer: L.Trainer, batch: Batch) -> 
         trainer: whose device and precision to use.
         batch: on any device.
     """
-    device = trainer.strategy.root_device
+    device, precision = trainer.strategy.root_device, trainer.precision_plugin
     size = len(batch.y)
     while size := size // 2:
         try:
             module.to(device)
             # The optimiser's moments, which a failed first step has not made yet.
             moments = [torch.empty_like(parameter) for parameter in module.parameters() for _ in range(2)]
-            with trainer.precision_plugin.forward_context():
-                terms = module.step(Batch(*(part[:size].to(device) for part in batch))).terms
+            with precision.forward_context():
+                some: Batch = precision.convert_input(Batch(*(part[:size].to(device) for part in batch)))
+                terms = module.step(some).terms
             torch.autograd.backward(torch.stack(list(terms.values())).sum())
         except (RuntimeError, MemoryError) as error:
             if not lacks_memory(error):

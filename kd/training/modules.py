@@ -18,7 +18,7 @@ from kd.losses import hard_loss, soft_loss
 from kd.methods.base import Method, Step
 from kd.models.output import Output, checked
 from kd.ranges import require
-from kd.training.callbacks import DivergenceCheck
+from kd.training.callbacks import CHECK_EVERY, DivergenceCheck
 from kd.training.optim import DOT, OptimizerFactory, ScheduleFactory, parameter_groups
 
 TASK = "hard"
@@ -101,7 +101,8 @@ class Classifier(L.LightningModule):
     """Trains a network on labels alone: the teacher, and the student without one.
 
     Logs per epoch `train/<term>` for every term of the loss, `train/loss` and `train/acc`; on either evaluation split
-    `acc`, `acc_top5`, `nll` (nats) and `ece` (15 bins, in [0, 1]), as `val/...` and `test/...`; and per step `lr`.
+    `acc`, `acc_top5`, `nll` (nats) and `ece` (15 bins, in [0, 1]), as `val/...` and `test/...`; and `lr`
+    every `log_every_n_steps` steps and at an epoch's end.
 
     Args:
         net: returns `Output` with C logits.
@@ -159,7 +160,8 @@ class Classifier(L.LightningModule):
         return Step(output, {"hard": hard_loss(output.logits, batch.y, self.label_smoothing)})
 
     def configure_callbacks(self) -> list[L.Callback]:
-        return [DivergenceCheck()]
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        return [DivergenceCheck(every=1 if on_cpu else CHECK_EVERY)]
 
     def term_weights(self) -> dict[str, float]:
         """Factors of the latest step's terms, as `kd.methods.base.Method.term_weights`."""

@@ -59,9 +59,7 @@ class Speed:
 
     def stores_logits(self, accelerator: str) -> bool:
         """Return whether to keep the teacher's logits in a run on that accelerator, by Lightning's name."""
-        if self.stored_logits == "auto":
-            return accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-        return bool(self.stored_logits)
+        return device_type(accelerator) == "cpu" if self.stored_logits == "auto" else bool(self.stored_logits)
 
     def configure_process(self, threads: int | None, device: torch.device) -> None:
         """Apply the settings that are global to the process.
@@ -132,6 +130,13 @@ def folded(net: nn.Module) -> nn.Module:
     return folded.eval().requires_grad_(False)
 
 
+def device_type(accelerator: str) -> str:
+    """Return what is trained on by Lightning's name of the accelerator: "cuda", "mps" or "cpu"."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "cuda"
+    return "mps" if accelerator != "cpu" and torch.backends.mps.is_available() else "cpu"
+
+
 def choose_device(accelerator: str, devices: object) -> torch.device:
     """Return the device for inference outside of a Trainer: this process's GPU if it trains on one, else the CPU.
 
@@ -139,7 +144,7 @@ def choose_device(accelerator: str, devices: object) -> torch.device:
         accelerator: Lightning's name; anything but "cpu" is CUDA where CUDA is available.
         devices: the Trainer's devices, a number or a list of indices.
     """
-    if accelerator == "cpu" or not torch.cuda.is_available():
+    if device_type(accelerator) != "cuda":
         return torch.device("cpu")
     chosen = devices if isinstance(devices, Sequence) and not isinstance(devices, str) else None
     one = str(devices) == "1" if chosen is None else len(chosen) == 1
@@ -156,19 +161,12 @@ def choose_precision(precision: str, accelerator: str) -> str:
     """
     if precision != "auto":
         return precision
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    if accelerator != "cpu" and torch.backends.mps.is_available():
-        return "32-true"
-    return "bf16-mixed" if {"avx512_bf16", "amx_bf16"} & _processor_flags() else "32-true"
-
-
-def _processor_flags() -> set[str]:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return set(next((line for line in file if line.startswith("flags")), "").split())
-    except OSError:
-        return set()
+    kind = device_type(accelerator)
+    if kind == "cuda":
+        half = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        half = kind == "cpu" and bool({"avx512_bf16", "amx_bf16"} & {*_cpuinfo("flags").split()})
+    return "bf16-mixed" if half else "32-true"
 
 
 class PackedDropout(nn.Dropout):
@@ -210,12 +208,13 @@ def device_name(device: torch.device) -> str:
     """Return a readable name: "NVIDIA H100", "AMD EPYC 9R14 (2 threads)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor() or device.type} ({torch.get_num_threads()} threads)"
+    return f"{_cpuinfo('model name') or platform.processor() or device.type} ({torch.get_num_threads()} threads)"
 
 
-def _processor() -> str:
+def _cpuinfo(key: str) -> str:
+    """Return what Linux says of the first processor; "" where it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

@@ -22,6 +22,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from kd.data.batch import Batch
 from kd.data.images import Images
+from kd.errors import reason_of
 from kd.files import replaced
 from kd.runs.predictions import Predictions
 from kd.terminal import visible
@@ -68,9 +69,9 @@ class Tabs(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the text, before the first epoch only: a resumed run has it."""
-        for writer in _writers(trainer) if not trainer.current_epoch else ():
+        for logger in _loggers(trainer) if not trainer.current_epoch else ():
             with optional("the text"):
-                writer.add_text("run", run_text(self.command, self.settings), trainer.global_step)
+                logger.experiment.add_text("run", run_text(self.command, self.settings), trainer.global_step)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._weights, self._batches = {}, 0
@@ -140,7 +141,7 @@ class GradientNorms(L.Callback):
             if trainer.world_size > 1:  # the others would go on without this one
                 raise
             self._works = False
-            log.warning("gradient norms cannot be measured: %s", str(error).partition("\n")[0])
+            log.warning("gradient norms cannot be measured: %s", reason_of(error))
             return
         for logger in _loggers(trainer):
             logger.log_metrics(
@@ -353,7 +354,3 @@ def principal_components(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _loggers(trainer: L.Trainer) -> list[TensorBoard]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)] if trainer.is_global_zero else []
-
-
-def _writers(trainer: L.Trainer) -> list[SummaryWriter]:
-    return [logger.experiment for logger in _loggers(trainer)]

@@ -12,7 +12,7 @@ from kd.runs.results import read
 
 
 def test_source_that_returns_no_images_is_named():
-    build = Builder(compose(["data=digits", "data.source._target_=builtins.dict"])[0])
+    build = Builder(compose(["data=digits", "data.source._target_=builtins.dict"]))
     with pytest.raises(UserError, match=r"has to return kd.data.images.Images, not dict"):
         _ = build.images
 
@@ -20,7 +20,7 @@ def test_source_that_returns_no_images_is_named():
 @pytest.mark.parametrize(("device", "devices"), [("cpu", 1), ("cuda:0", [0]), ("cuda:2", [2])])
 def test_teacher_is_trained_on_the_device_of_the_run(monkeypatch, device, devices):
     """Lightning takes `devices=1` for the first GPU, whichever the user has chosen."""
-    build = Builder(compose(["data=digits", "trainer.devices=[2,3]", "method=logits"])[0])
+    build = Builder(compose(["data=digits", "trainer.devices=[2,3]", "method=logits"]))
     monkeypatch.setattr(Builder, "device", torch.device(device))
     (teacher,) = build.first_teachers
     assert build.trainer(teacher).keywords["devices"] == devices

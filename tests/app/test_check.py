@@ -2,16 +2,15 @@ from functools import cache
 
 import pytest
 
-from kd.app.check import check, knobs, nearest
-from kd.app.compose import compose, plain, run_wide
-from kd.app.run import check_command
+from kd.app.check import check_command, knobs, nearest
+from kd.app.compose import compose, plain
 from kd.errors import UserError
 
 
 @cache
 def composed(*overrides):
     """Not to be changed."""
-    return compose(["data=digits", *overrides])[0]
+    return compose(["data=digits", *overrides])
 
 
 def settings(*overrides):
@@ -19,17 +18,16 @@ def settings(*overrides):
 
 
 def test_check_refuses_a_cohort_with_a_logger_that_takes_one_run_a_process():
-    logged = {**settings(), "logger": {"_target_": "lightning.pytorch.loggers.WandbLogger"}}
-    read = "${T} ${alpha}"
-    check(logged, run_wide(), read, "hydra._internal.core_plugins.basic_launcher.BasicLauncher")
+    logged = ["data=digits", "logger=wandb"]
+    check_command(compose(logged, launcher="hydra._internal.core_plugins.basic_launcher.BasicLauncher"))
     with pytest.raises(UserError, match="W&B takes one run at a time"):
-        check(logged, run_wide(), read, "hydra_plugins.kd.cohort.CohortLauncher")
+        check_command(compose(logged, launcher="hydra_plugins.kd.cohort.CohortLauncher"))
 
 
 def test_knobs_are_the_methods_own_settings():
-    assert knobs(settings("method=feature", "T=4"), run_wide()) == {"T": 4, "alpha": 0.1, "beta": 0.3}
-    assert knobs(settings("method=standard"), run_wide()) == {}
-    assert knobs({"assistants": [{"scale": 24, "depth": 2}, 3]}, ()) == {"assistants": ["scale=24 depth=2", 3]}
+    assert knobs(settings("method=feature", "T=4")) == {"T": 4, "alpha": 0.1, "beta": 0.3}
+    assert knobs(settings("method=standard")) == {}
+    assert knobs({"assistants": [{"scale": 24, "depth": 2}, 3]}) == {"assistants": ["scale=24 depth=2", 3]}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +57,7 @@ def test_knobs_are_the_methods_own_settings():
 )
 def test_check_refuses_shorthands_in_vain_and_declarations(overrides, message):
     with pytest.raises(UserError, match=message):
-        check_command(compose(["data=digits", *overrides])[0])
+        check_command(compose(["data=digits", *overrides]))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +72,7 @@ def test_check_refuses_shorthands_in_vain_and_declarations(overrides, message):
     ],
 )
 def test_check_takes_shorthands_that_reach_what_is_trained(overrides):
-    check_command(compose(["data=digits", *overrides])[0])
+    check_command(compose(["data=digits", *overrides]))
 
 
 def test_shorthands_reach_both_networks_and_either_apart():
@@ -175,7 +173,7 @@ def test_nearest_finds_what_was_probably_meant(name, expected):
 )
 def test_check_refuses_what_would_be_taken_for_something_else(overrides, message):
     with pytest.raises(UserError, match=message):
-        check_command(compose(["data=digits", *overrides])[0])
+        check_command(compose(["data=digits", *overrides]))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +186,7 @@ def test_check_refuses_what_would_be_taken_for_something_else(overrides, message
     ],
 )
 def test_published_recipe_takes_another_optimiser_and_schedule_with_their_own_values(recipe, lr, warmup):
-    command = compose(recipe)[0]
+    command = compose(recipe)
     check_command(command)
     assert command.cfg.recipe.optimizer.lr == lr
     assert command.cfg.recipe.schedule.warmup == warmup
@@ -207,27 +205,27 @@ def test_published_recipe_takes_another_optimiser_and_schedule_with_their_own_va
     ],
 )
 def test_check_names_what_a_methods_file_declares_wrongly(part, value, message):
-    composed = settings("method=logits")
-    composed["spec"][part] = value
+    command = compose(["data=digits", "method=logits"])
+    command.cfg.spec[part] = value
     with pytest.raises(UserError, match=message):
-        check(composed, run_wide(), "${T} ${alpha}")
+        check_command(command)
 
 
 def test_check_of_given_weights_takes_a_run_directory_and_names_settings_without_effect(tmp_path):
     with pytest.raises(UserError, match=f"no weights in {tmp_path}: it has neither student.safetensors nor teacher.s"):
-        check_command(compose(["data=digits", f"teacher_weights={tmp_path}"])[0])
+        check_command(compose(["data=digits", f"teacher_weights={tmp_path}"]))
     (tmp_path / "student.safetensors").touch()
-    check_command(compose(["data=digits", f"teacher_weights={tmp_path}"])[0])
+    check_command(compose(["data=digits", f"teacher_weights={tmp_path}"]))
     optimizer = "recipe/optimizer@teacher_recipe.optimizer=adamw"
     for more in ("teacher_seed=5", "teacher_recipe.epochs=5", "recipe@teacher_recipe=adamw", optimizer):
         given = ["data=digits", f"teacher_weights={tmp_path}/student.safetensors", more]
         with pytest.raises(UserError, match=f"{more} is for a teacher to be trained"):
-            check_command(compose(given)[0])
+            check_command(compose(given))
     # It has assistants, whose seeds come from it.
-    check_command(compose(["data=digits", f"teacher_weights={tmp_path}", "method=takd", "teacher_seed=3"])[0])
+    check_command(compose(["data=digits", f"teacher_weights={tmp_path}", "method=takd", "teacher_seed=3"]))
 
 
 def test_check_takes_settings_that_are_referred_to():
-    check_command(compose(["data=digits", "+data.mine=3", "student.scale=${data.mine}"])[0])
-    check_command(compose(["data=digits", "+mine.scale=3", "student.scale=${mine.scale}"])[0])
-    check_command(compose(["data=digits", "speed.stored_logits=true", "trainer.devices=[0]", "logger=none"])[0])
+    check_command(compose(["data=digits", "+data.mine=3", "student.scale=${data.mine}"]))
+    check_command(compose(["data=digits", "+mine.scale=3", "student.scale=${mine.scale}"]))
+    check_command(compose(["data=digits", "speed.stored_logits=true", "trainer.devices=[0]", "logger=none"]))

@@ -5,8 +5,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.experimental.callback import Callback
 
 from kd.app.arguments import refuse_wrong_choices
+from kd.app.check import check_command
 from kd.app.compose import compose
-from kd.app.run import check_command
 from kd.errors import UserError
 from tests.common import CONF, QUICK
 
@@ -22,24 +22,40 @@ def own(tmp_path, text):
     return file
 
 
-def test_compose_refuses_aliases_of_aliases(tmp_path):
+def test_settings_with_aliases_of_aliases_are_refused(tmp_path):
     file = own(tmp_path, BOMB)
     with pytest.raises(UserError, match=r"aliases stand for 1,234,567,909 values") as error:
-        compose(["student=own"], config_dir=tmp_path)
+        refuse_wrong_choices(["student=own"], tmp_path)
     assert str(error.value).startswith(f"{file}: ")
 
 
-def test_compose_refuses_a_file_that_is_too_large_for_settings(tmp_path):
+def test_file_is_refused_that_is_too_large_for_settings(tmp_path):
     file = own(tmp_path, "a: " + "x" * 100_001)
     with pytest.raises(UserError, match="too large for a file of settings"):
-        compose(["student=own"], config_dir=tmp_path)
+        refuse_wrong_choices(["student=own"], tmp_path)
     file.write_text("a: " + "x" * 1000)
-    compose(["student=own"], config_dir=tmp_path)
+    refuse_wrong_choices(["student=own"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-m", "--config-dir=mine", "student=own", "seed=0,1"],
+        ["--config-dir=mine", "student=own", "--cfg", "job"],
+        ["--config-dir=mine", "--help"],
+        ["hydra.searchpath=[file://mine]", "student=own"],
+    ],
+)
+def test_every_command_refuses_aliases_of_aliases(run, tmp_path, arguments):
+    (tmp_path / "mine").mkdir()
+    own(tmp_path / "mine", BOMB)
+    code, printed = run(*arguments)
+    assert (code, "aliases stand for 1,234,567,909 values" in printed) == (1, True), printed
 
 
 def test_compose_takes_aliases_that_are_few(tmp_path):
     own(tmp_path, "_target_: kd.models.cnn.CNN\nscale: &s 3\nhead_dropout: *s\n")
-    command, _ = compose(["student=own"], config_dir=tmp_path)
+    command = compose(["student=own"], config_dir=tmp_path)
     assert command.cfg.student.head_dropout == 3
 
 
@@ -51,7 +67,7 @@ def test_compose_finds_files_of_both_folders_that_a_command_adds(tmp_path):
     second.rename(second.with_name("further.yaml"))
     added = f"hydra.searchpath=[file://{tmp_path / 'second'}]"
     for choice, scale in {"own": 3, "further": 4}.items():
-        command, _ = compose([f"student={choice}", added], config_dir=tmp_path / "first")
+        command = compose([f"student={choice}", added], config_dir=tmp_path / "first")
         assert command.cfg.student.scale == scale
         assert command.config_dir == str(tmp_path / "first")
 
@@ -73,7 +89,7 @@ def test_data_of_ones_own_that_lack_a_setting_are_told_what_to_inherit(tmp_path)
     source = "source:\n  _target_: kd.data.digits.digits\n  image_size: 16\n"
     (tmp_path / "data" / "mine.yaml").write_text(f"{text}\n{source}")
     with pytest.raises(UserError, match=r"data.also_test is missing; have the file of data= inherit from ours"):
-        check_command(compose(["data=mine"], config_dir=tmp_path)[0])
+        check_command(compose(["data=mine"], config_dir=tmp_path))
 
 
 def test_single_run_composes_its_configuration_once(run, monkeypatch):
@@ -111,7 +127,7 @@ def test_compose_sees_a_file_that_has_changed(tmp_path):
     for scale in (3, 14, 5):
         file.write_text(f"_target_: kd.models.cnn.CNN\nscale: {scale}\n")
         for _ in range(2):
-            command, _ = compose(["student=own"], config_dir=tmp_path)
+            command = compose(["student=own"], config_dir=tmp_path)
             assert command.cfg.student.scale == scale
             command.cfg.student.scale = 0
 

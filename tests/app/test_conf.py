@@ -56,7 +56,7 @@ ROUNDS = [
 
 @cache
 def composed(*choices):
-    return compose(list(choices))[0].cfg
+    return compose(list(choices)).cfg
 
 
 def cfg_of(group, choice):

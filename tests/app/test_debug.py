@@ -5,7 +5,7 @@ import pytest
 import kd.data.module
 from kd.app.compose import compose
 from kd.runs.results import collect, read
-from tests.common import SMALL
+from tests.common import QUICK, SMALL
 
 
 @pytest.mark.parametrize("debug", ["fast_dev_run", "limit"])
@@ -52,7 +52,7 @@ def test_teacher_of_a_run_on_a_part_is_that_of_a_whole_run(run, tmp_path, monkey
     """It is trained, validated and tested as ever, so that it serves every later run and contradicts none."""
     monkeypatch.setattr(kd.data.module, "EVAL_BATCH", 20)
     few = ("+trainer.limit_test_batches=2", "+trainer.limit_val_batches=3", "+trainer.detect_anomaly=true")
-    code, printed = run(*SMALL, "logger=none", "method=logits", *few, "hydra.run.dir=part")
+    code, printed = run(*QUICK, "method=logits", *few, "hydra.run.dir=part")
     assert code == 0, printed
     (entry,) = (read(path) for path in tmp_path.glob("teachers/*/result.json"))
     part = read(tmp_path / "part" / "result.json")
@@ -61,7 +61,7 @@ def test_teacher_of_a_run_on_a_part_is_that_of_a_whole_run(run, tmp_path, monkey
     assert part.trial == "tested on 40 of 359 images, validated on 3 of 8 batches"
     assert part.teacher_test_acc == entry.test_acc
     assert part.retention is None  # of 40 images and 359 it would be no share of anything
-    code, printed = run(*SMALL, "logger=none", "method=logits", "hydra.run.dir=whole")
+    code, printed = run(*QUICK, "method=logits", "hydra.run.dir=whole")
     assert code == 0, printed
     whole = read(tmp_path / "whole" / "result.json")
     assert len(list(tmp_path.glob("teachers/*/teacher.safetensors"))) == 1
@@ -103,15 +103,15 @@ def test_trainer_settings_are_explained(run, setting, message):
 
 @pytest.mark.parametrize("debug", ["fast_dev_run", "limit", "overfit"])
 def test_debug_runs_of_an_experiment_are_no_part_of_its_sweep(debug):
-    _, hydra = compose(["experiment=best_1m", f"debug={debug}"])
+    hydra = compose(["experiment=best_1m", f"debug={debug}"]).hydra
     assert hydra.sweep.dir.startswith("multirun/debug/")
 
 
 @pytest.mark.parametrize("preset", ["recipe=published", "experiment=cifar100/vgg13_vgg8", "experiment=best_1m"])
 def test_debug_shortens_a_preset_that_has_its_own_epochs(preset):
-    cfg = compose([preset, "debug=limit"])[0].cfg
+    cfg = compose([preset, "debug=limit"]).cfg
     assert (cfg.recipe.epochs, cfg.teacher_recipe.epochs) == (1, 1)
-    cfg = compose([preset, "debug=overfit", "epochs=7"])[0].cfg
+    cfg = compose([preset, "debug=overfit", "epochs=7"]).cfg
     assert (cfg.recipe.epochs, cfg.teacher_recipe.epochs, cfg.recipe.batch_size) == (7, 7, 20)
     augment = cfg.data.augment
     assert augment.keys() - {"_target_", "strength"} == set(

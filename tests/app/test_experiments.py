@@ -14,10 +14,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from kd.app.check import check_command
 from kd.app.compose import compose as composed_command
 from kd.app.compose import plain
 from kd.app.identity import fingerprint
-from kd.app.run import check_command
 from kd.report.comparison import compare
 from kd.report.summary import summarize
 from kd.report.tables import to_csv
@@ -136,7 +136,7 @@ def test_method_survey_teaches_every_method_by_one_teacher(run, tmp_path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_experiment_jobs_pass_the_check(path):
-    params = composed_command([f"experiment={path.stem}"])[1].sweeper.params
+    params = composed_command([f"experiment={path.stem}"]).hydra.sweeper.params
     grid = [[f"{name}={choice.strip()}" for choice in str(choices).split(",")] for name, choices in params.items()]
     first = next(itertools.product(*grid))
 
@@ -147,7 +147,7 @@ def test_experiment_jobs_pass_the_check(path):
 
     @cache
     def composed(*files):
-        return composed_command([f"experiment={path.stem}", *files])[0]
+        return composed_command([f"experiment={path.stem}", *files])
 
     def command_of(job):
         """What is composed for its choices of files, with its single values set in a copy."""

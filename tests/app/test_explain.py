@@ -9,9 +9,9 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf.errors import OmegaConfBaseException
 
+from kd.app.check import check_command
 from kd.app.compose import compose
 from kd.app.explain import explain, printable, user_errors
-from kd.app.run import check_command
 from kd.errors import UserError
 
 
@@ -83,7 +83,7 @@ def test_explain_answers_a_plus_too_many():
 )
 def test_explain_translates_what_cannot_be_composed(override, answer):
     with pytest.raises((HydraException, OmegaConfBaseException)) as error:
-        check_command(compose(["data=digits", override])[0])
+        check_command(compose(["data=digits", override]))
     assert explain(error.value, [override]).startswith(answer)
 
 

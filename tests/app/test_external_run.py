@@ -172,8 +172,8 @@ def test_what_cannot_be_used_is_one_line(run, tmp_path, monkeypatch, own_net, gi
 
 def test_teacher_has_an_id_by_its_weights_and_all_its_settings():
     """Stored logits and keys of students in the store are found by it."""
-    ours = plain(compose(["teacher=cnn32"])[0].cfg.teacher)
-    named = plain(compose(["teacher=torchvision", "teacher.name=resnet18"])[0].cfg.teacher)
+    ours = plain(compose(["teacher=cnn32"]).cfg.teacher)
+    named = plain(compose(["teacher=torchvision", "teacher.name=resnet18"]).cfg.teacher)
     views = [{"size": 64}, {"size": 32}, {"mean": [0.5]}, {"classes": ["a"]}, {"stages": ["a"]}, {"preacts": True}]
     networks = [ours, {**ours, "activation": "gelu"}, named, {**named, "name": "resnet34"}]
     networks += [{**named, **view} for view in views]
@@ -211,7 +211,7 @@ def test_given_teacher_of_other_settings_has_other_stored_logits(run, tmp_path, 
 def test_weights_that_training_begins_with_count_by_their_content(tmp_path):
     def named(name):
         student = ["student=custom", "student.target=a.B", f"student.pretrained={tmp_path / name}"]
-        return plain(compose(["data=digits", *student])[0].cfg)
+        return plain(compose(["data=digits", *student]).cfg)
 
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(content)

@@ -1,5 +1,6 @@
 """Which settings decide a teacher, a result, a cohort. With too little in a key, something wrong is found under it."""
 
+import copy
 from functools import cache
 
 import pytest
@@ -7,12 +8,13 @@ import pytest
 from kd.app.build import Builder
 from kd.app.compose import compose, plain
 from kd.app.identity import cohort_key, decisive, fingerprint, group, logit_key, variant
+from kd.hashing import digest
 
 
 @cache
 def composed(*overrides):
     """Not to be changed."""
-    return compose(["data=digits", *overrides])[0]
+    return compose(["data=digits", *overrides])
 
 
 def settings(*overrides):
@@ -207,8 +209,16 @@ def test_variant_names_what_has_no_column_and_takes_part():
     )
 
 
+def test_hashes_are_those_of_the_runs_which_are_there():
+    """With others, users train their teachers and sweeps again, and resume no earlier run: say so in CHANGELOG."""
+    key = copy.deepcopy(key_of("trainer.precision=32-true"))
+    key["data"]["id"] = "0123456789abcdef"  # depends on scikit-learn
+    assert digest(key) == "4b30b5e52b9174dc"
+    assert fingerprint(settings("trainer.precision=32-true")) == "ae6a7e6653162d13"
+    assert digest(logit_key(settings(), "data", "teacher", "32-true")) == "7ced430e59926bf5"
+
+
 def test_teacher_key_is_that_of_the_teachers_which_are_there():
-    """Another hash would have every teacher of a user's store trained again."""
     key = key_of("trainer.precision=32-true")
     assert key["trainer"] == {"_target_": "lightning.Trainer", "precision": "32-true", "deterministic": False}
     assert key["format"] == 2

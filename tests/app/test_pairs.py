@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kd.app.check import check_command
 from kd.app.compose import compose, plain
-from kd.app.run import check_command
 from kd.data.cifar import CIFAR100_CLASSES
 from kd.runs.results import read
 from scripts import pairs
@@ -21,7 +21,7 @@ CROP_AND_FLIP = {"crop": 4, "flip": True, "cutout": 0, "mixup": None, "cutmix": 
 
 
 def composed(experiment, *overrides):
-    command, _ = compose([f"experiment={experiment}", *overrides])
+    command = compose([f"experiment={experiment}", *overrides])
     check_command(command)
     return command, plain(command.cfg)
 

@@ -37,7 +37,7 @@ def test_quoted_values_pass_shell_and_hydra_unchanged():
     texts += ["null", "True", "1e3", "007", "sweep", "runs/2026-01-02/[v2]", "$5_$10", "a\\", "${seed}", "\\${seed}"]
     settings = command_line([quoted(f"+spec.text{number}", text) for number, text in enumerate(texts)])
     done = subprocess.run(["bash", "-c", f"printf '%s\\0' {settings}"], capture_output=True, check=True)
-    spec = compose(os.fsdecode(done.stdout).split("\0")[:-1])[0].cfg.spec
+    spec = compose(os.fsdecode(done.stdout).split("\0")[:-1]).cfg.spec
     assert [spec[f"text{number}"] for number in range(len(texts))] == texts
 
 

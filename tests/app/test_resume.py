@@ -20,7 +20,7 @@ from kd.app.identity import fingerprint
 from kd.app.resume import expand_resume, to_be_typed
 from kd.errors import UserError
 from kd.runs.results import Result, read, write
-from tests.common import SMALL
+from tests.common import QUICK, SMALL
 
 RECORD = Result(method="logits", seed=0, dataset="d", epochs=1, status="interrupted", command="method=logits 'T= 4'")
 
@@ -134,7 +134,7 @@ def test_run_with_files_of_another_folder_is_resumed_with_that_folder_only(run, 
     own = "T: 3.0\nspec: {ranges: {T: '(0, inf)'}}\nmethod: {_target_: kd.methods.logits.Logits, T: '${T}', alpha: 0.2}"
     (folder / "mine.yaml").write_text(f"# @package _global_\n{own}\n")
     flag = f"--config-dir={tmp_path / 'my conf'}"
-    code, printed = run(flag, *SMALL, "method=mine", "hydra.run.dir=run")
+    code, printed = run(flag, *QUICK, "method=mine", "hydra.run.dir=run")
     assert code == 0, printed
     record = read(tmp_path / "run" / "result.json")
     write(replace(record, status="interrupted"), tmp_path / "run" / "result.json")
@@ -156,7 +156,7 @@ def stranger(tmp_path, finished):
             shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
         fields = {"status": "interrupted", "cwd": str(tmp_path), "command": shlex.join(overrides)}
         with suppress(HydraException, OmegaConfBaseException, UserError):
-            fields["fingerprint"] = fingerprint(plain(compose(overrides)[0].cfg))
+            fields["fingerprint"] = fingerprint(plain(compose(overrides).cfg))
         write(
             replace(read(finished / "run" / "result.json"), **{**fields, **changes}), tmp_path / "run" / "result.json"
         )

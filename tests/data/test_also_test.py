@@ -57,6 +57,17 @@ def test_also_test_reads_cifar10_1(tmp_path, images):
     assert large.x.shape == (4, 3, 8, 8)
 
 
+def test_also_test_reads_a_name_that_says_data_twice(tmp_path, images):
+    arrays = {"my_data_v1_data": pixels(2), "my_data_v1_labels": np.array([3, 1])}
+    (test,) = also_test([put(tmp_path / "any", **arrays)], images)
+    assert (test.name, test.y.tolist()) == ("my_data_v1", [3, 1])
+
+
+def test_also_test_measures_corruptions_that_no_mean_counts(tmp_path, images):
+    opened = also_test([put(tmp_path / "C", labels=np.zeros(5, int), saturate=pixels(5))], images)
+    assert [(test.name, test.mean_of) for test in opened] == [(f"C/saturate/{part}", None) for part in range(1, 6)]
+
+
 def test_also_test_reads_folders_of_some_classes(tmp_path, images, pixels, encode, write_tree):
     encoded = [encode(image) for image in pixels]
     write_tree(tmp_path / "sketches", {"c": encoded[:2], "a": encoded[2:3]})

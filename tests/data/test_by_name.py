@@ -23,5 +23,12 @@ def test_by_name_reads_what_the_run_read(tmp_path, source, size):
     assert torch.equal(found.test_x[:], images.test_x[:])
 
 
+def test_by_name_takes_a_folder_called_like_cifar_for_what_it_is(tmp_path):
+    whole(tmp_path / "CIFAR-10-mine", 6, 8, 3)
+    images = npy(tmp_path / "CIFAR-10-mine")
+    assert images.name == "CIFAR-10-mine"
+    assert by_name(tmp_path / "CIFAR-10-mine", images.name).id == images.id
+
+
 def test_by_name_needs_no_folder_for_digits(tmp_path):
     assert by_name(tmp_path, "digits", 16).id == digits(16).id

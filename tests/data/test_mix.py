@@ -10,7 +10,7 @@ from kd.losses import hard_loss
 def test_blend_by_hand():
     first, second = torch.full((2, 1, 2, 4), 8.0), torch.zeros(2, 1, 2, 4)
     box = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 3]])
-    mixed, share = Mix(torch.tensor([0.25, 1.0]), box).blend(first, second)
+    mixed, share = Mix(torch.tensor([0.25, 1.0]), box, torch.tensor([1, 0])).blend(first, second)
     assert torch.equal(mixed[0], torch.full((1, 2, 4), 2.0))
     assert torch.equal(mixed[1, 0], torch.tensor([[8.0, 0.0, 0.0, 8.0], [8.0, 8.0, 8.0, 8.0]]))
     assert share.tolist() == [0.25, 0.75]
@@ -122,16 +122,16 @@ def test_mixing_out_of_range_is_refused(name):
 
 def test_mixed_images_train_a_student_and_its_teacher(run, tmp_path):
     from kd.runs.results import read
-    from tests.common import SMALL
+    from tests.common import QUICK
 
-    code, printed = run(*SMALL, "data.augment.cutmix=1", "data.augment.mixup=0.4", "method=logits", "hydra.run.dir=run")
+    code, printed = run(*QUICK, "data.augment.cutmix=1", "data.augment.mixup=0.4", "method=logits", "hydra.run.dir=run")
     assert code == 0, printed
     assert read(tmp_path / "run" / "result.json").status == "done"
     assert (
         "with cutout, mixup or cutmix an image has too many views"
         in printed + (tmp_path / "run" / "train.log").read_text()
     )
-    code, printed = run(*SMALL, "data.augment.cutmix=1", "method=dkd", "hydra.run.dir=refused")
+    code, printed = run(*QUICK, "data.augment.cutmix=1", "method=dkd", "hydra.run.dir=refused")
     assert code == 1
     assert "error: dkd needs the label of each image, and data.augment.cutmix mixes two" in printed
     assert not (tmp_path / "refused" / "checkpoints").exists()

@@ -234,7 +234,6 @@ def test_loader_splits_an_evaluation_over_ranks_completely(noise, monkeypatch):
         Loader(
             whole.pixels,
             whole.sampler,
-            CROP_AND_FLIP,
             images.mean_std,
             10,
             torch.channels_last,

@@ -93,6 +93,9 @@ def test_npy_names_what_is_missing_or_cannot_be(tmp_path):
     (root / "classes.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match=r"classes.txt: 2 different names, and labels up to 4$"):
         npy(root)
+    (root / "classes.txt").write_text("a\n" * 2**20)
+    with pytest.raises(UserError, match=r"classes.txt: larger than 1 MB$"):
+        npy(root)
     (root / "classes.txt").unlink()
     with pytest.raises(UserError, match=r"^data.in_memory=false reads the arrays as they are; leave out data.image"):
         npy(root, 8, in_memory=False)

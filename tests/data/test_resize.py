@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from kd.data.resize import grey, images_of_channels, images_of_size, resized
+from kd.data.stored import chunks
 from kd.errors import UserError
 
 
@@ -39,7 +40,7 @@ def test_image_size_of_the_data_is_for_every_source(source):
     from kd.app.build import Builder
     from kd.app.compose import compose
 
-    images = Builder(compose(["data=digits", "data.image_size=12", *source])[0]).images
+    images = Builder(compose(["data=digits", "data.image_size=12", *source])).images
     assert images.train_x.shape == (1438, 3, 12, 12)
     assert images.summary.endswith("resized from 8x8 to 12x12")
 
@@ -54,6 +55,14 @@ def test_images_of_size_takes_height_and_width(noise):
 def test_grey_is_what_pil_makes_of_rgb(pixels):
     expected = [np.asarray(Image.fromarray(x.permute(1, 2, 0).contiguous().numpy()).convert("L")) for x in pixels]
     assert torch.equal(grey(pixels)[:, 0], torch.from_numpy(np.stack(expected)))
+
+
+@pytest.mark.parametrize("change", [grey, lambda x: resized(x, 5), lambda x: resized(x, 40)])
+def test_images_are_changed_a_few_at_a_time(pixels, monkeypatch, change):
+    expected = change(pixels)
+    monkeypatch.setattr("kd.data.stored.AT_ONCE", 3 * pixels[0].numel())
+    assert len(list(chunks(pixels))) > 1
+    assert torch.equal(change(pixels), expected)
 
 
 def test_images_of_channels_keeps_what_was_grey(noise):
@@ -90,6 +99,6 @@ def test_channels_of_the_data_are_for_every_source(tmp_path, source):
                 struct.pack(">2i", 0x801, 10) + y[part].astype(np.uint8).tobytes()
             )
     given = [f"data={source}", f"data.root={tmp_path}", "data.channels=1", "data.image_size=28"]
-    images = Builder(compose(given)[0]).images
+    images = Builder(compose(given)).images
     assert torch.equal(images.train_x, torch.from_numpy(x[:10, None]))
     assert torch.equal(images.test_x, torch.from_numpy(x[10:, None]))

@@ -178,7 +178,7 @@ class TestProcesses:
 
 @cache
 def composed(*overrides):
-    return compose(["data=digits", *overrides])[1]._get_parent()
+    return compose(["data=digits", *overrides]).hydra._get_parent()
 
 
 @pytest.fixture

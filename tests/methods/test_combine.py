@@ -85,7 +85,7 @@ def test_combine_goes_on_from_its_state():
     second = Combine({"crd": 1.0, "feature": 1.0})
     set_up(second, seed=9)
     state = copy.deepcopy(first.state_dict())
-    assert {"parts.crd.student_bank", "parts.feature.adapters.0.weight"} <= state.keys()
+    assert {"parts.0.student_bank", "parts.1.adapters.0.weight"} <= state.keys()
     second.load_state_dict(state)
     assert step(first, student, teacher) == step(second, student, teacher)
 
@@ -160,6 +160,22 @@ def test_combine_takes_a_method_more_than_once():
         assert together.item() == pytest.approx(both[f"feature_{term}"].item())
 
 
+def test_state_of_a_combine_does_not_depend_on_the_order_of_its_terms():
+    low, high = ({"method": "feature", "stages": [stage]} for stage in (0, 1))
+    first, second = Combine({"low": low, "high": high}), Combine({"high": high, "low": low})
+    for method in (first, second):
+        set_up(method)
+    second.load_state_dict(first.state_dict())
+    for name in ("low", "high"):
+        ours, theirs = (method.methods[name].adapters[0].weight for method in (first, second))
+        assert torch.equal(ours, theirs)
+
+
+def test_combine_takes_any_name_for_a_part():
+    found = terms_of(Combine({name: {"method": "logits"} for name in ("half", "a.b", "keys")}))
+    assert list(found) == ["hard", "half_soft", "a.b_soft", "keys_soft"]
+
+
 @pytest.mark.parametrize(
     ("progress", "factor"), [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.59, 1.0), (0.6, 0.0), (0.9, 0.0)]
 )
@@ -185,7 +201,7 @@ def test_combine_says_which_method_does_not_fit_the_networks():
 def test_train_combines_methods_as_given_on_the_command_line(run, tmp_path):
     terms = "method.terms={feature: 0.5, logits: {weight: 0.9, T: 4.0}}"
     small = (*SMALL, "epochs=1", "method=combine", "logger=none")
-    assert compose([*small, terms])[0].cfg.method.terms.logits.T == 4.0
+    assert compose([*small, terms]).cfg.method.terms.logits.T == 4.0
     assert run(*small, terms, "alpha=0.5", "hydra.run.dir=run")[0] == 0
     record = read(tmp_path / "run" / "result.json")
     assert (record.method, record.knobs, record.status) == ("combine", {"alpha": 0.5}, "done")

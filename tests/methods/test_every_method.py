@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from kd.app.check import knobs
-from kd.app.compose import plain, run_wide
+from kd.app.compose import plain
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.module import DataModule
@@ -54,7 +54,7 @@ def test_every_method_has_a_module_and_a_file():
 def test_page_of_methods_has_a_section_with_the_defaults(file):
     page = (ROOT / "docs" / "methods.md").read_text()
     section = re.search(rf"^## {file.stem}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)[1]
-    own = knobs(plain(composed(file)), run_wide())
+    own = knobs(plain(composed(file)))
     defaults = re.search(r"^\* Defaults: `(.*)`$", section, re.MULTILINE)
     written = " ".join(f"{name}={' '.join(value) if isinstance(value, list) else value}" for name, value in own.items())
     assert (defaults[1] if defaults else "") == written
@@ -91,7 +91,7 @@ def test_constructor_has_the_defaults_of_the_file(file):
 @each_method
 def test_every_knob_has_a_range_and_is_used(file):
     settings = plain(composed(file))
-    own = knobs(settings, run_wide())
+    own = knobs(settings)
     spans = settings["spec"]["ranges"]
     assert {name for name, value in own.items() if isinstance(value, int | float)} <= spans.keys()
     text = file.read_text()

@@ -28,6 +28,19 @@ def test_term_weights_are_what_the_terms_are_multiplied_by(name):
     assert compared or not class_of(name)().term_weights()
 
 
+@each_method
+def test_each_weight_that_is_a_knob_is_told(name):
+    known = class_of(name)().term_weights()
+    for knob in OTHER.keys() & knobs_of(name) if known else ():
+        ours, theirs = case(name), case(name, **{knob: OTHER[knob]})
+        told = []
+        for share in PROGRESS:
+            for found in (ours, theirs):
+                found.step(share)
+            told.append(ours.method.term_weights() != theirs.method.term_weights())
+        assert any(told), knob
+
+
 @pytest.mark.parametrize("name", ["logits", "feature", "rkd", "srrl", "reviewkd", "fitnet", "ft", "crd", "at"])
 def test_term_weights_of_the_common_form_are_complete(name):
     found = case(name)

@@ -10,7 +10,7 @@ from kd.methods.at import at_loss
 from kd.methods.fitnet import hint_loss
 from kd.methods.fsp import fsp_loss
 from kd.methods.ft import ft_loss
-from kd.methods.maps import classifier_head, is_mean_of_last_map, of_one_size, stage_pairs
+from kd.methods.maps import classifier_head, common_stages, is_mean_of_last_map, of_one_size
 from kd.methods.nst import nst_loss
 from kd.methods.ofd import ofd_loss
 from kd.methods.simkd import simkd_loss
@@ -22,12 +22,12 @@ from kd.models.output import probe
 from kd.models.wide_resnet import WideResNet
 
 
-def test_stage_pairs_meet_at_the_deepest():
+def test_common_stages_meet_at_the_deepest():
     two, three = [torch.empty(1, 1, 1, 1)] * 2, [torch.empty(1, 1, 1, 1)] * 3
-    assert stage_pairs(two, three) == [(-2, -2), (-1, -1)]
-    assert stage_pairs(three, three) == [(-3, -3), (-2, -2), (-1, -1)]
+    assert common_stages(two, three) == [-2, -1]
+    assert common_stages(three, three) == [-3, -2, -1]
     with pytest.raises(ValueError, match=r"^the teacher has no such maps"):
-        stage_pairs(two, [])
+        common_stages(two, [])
 
 
 def test_of_one_size_averages_the_larger_of_each_side():

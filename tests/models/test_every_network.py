@@ -83,7 +83,7 @@ def test_every_network_is_student_and_teacher_with_its_settings_in_one_file():
         described = (CONF / "student" / f"{name}.yaml").read_text().splitlines()[0]
         file = (CONF / "teacher" / f"{name}.yaml").read_text()
         assert file == f"{described}\ndefaults:\n  - /student/{name}@_here_\n"
-    settings = plain(compose(["data=digits", "student=resnet8x4", "teacher=resnet8x4"])[0].cfg)
+    settings = plain(compose(["data=digits", "student=resnet8x4", "teacher=resnet8x4"]).cfg)
     assert settings["student"] == settings["teacher"]
     assert settings["student"] == {"_target_": "kd.models.resnet.ResNet", "depth": 8, "stem": 32, "scale": 64}
 

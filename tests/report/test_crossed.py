@@ -159,6 +159,12 @@ def test_across_compares_with_the_same_seeds_of_the_baseline():
     assert (line.difference, line.p, line.verdict) == (None, None, "")
 
 
+def test_across_has_no_accuracy_above_all_images():
+    (line,) = across(summarize(taught([[0.97] * 3, [0.99] * 3, [1.0] * 3])).rows)
+    assert line.accuracy.interval.high == 1.0
+    assert line.accuracy.interval.low == pytest.approx(0.949, abs=0.001)
+
+
 def test_across_corrects_p_for_the_number_of_methods_and_tests_for_equivalence():
     base = np.array([run.test_acc for run in BASE])
     near = base + 0.0002 * np.arange(4)[:, None] - 0.0001 * np.arange(5)

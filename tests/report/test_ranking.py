@@ -12,22 +12,20 @@ def test_best_is_chosen_by_validation_accuracy():
     flashy = seeds(TAUGHT, 0.99, 0.98, T=1.0, val_acc=0.80)
     solid = [*seeds(TAUGHT, 0.82, T=4.0, val_acc=0.83), *seeds(TAUGHT, 0.84, first=1, T=4.0, val_acc=0.85)]
     teacher = seeds(TEACHER, 0.95, val_acc=0.95)
-    assert best(summarize([*flashy, *solid, *teacher]).rows) == [
+    assert best(summarize([*flashy, *solid, *teacher]).rows) == (
         "CIFAR-10: best by validation accuracy, of 2: logits T=4 (n = 2), 84.00 ± 1.41 %; test accuracy 83.00 ± 1.41 %."
-    ]
+    )
 
 
 def test_best_is_not_chosen_without_validation():
-    (sentence,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99)]).rows)
+    sentence = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99)]).rows)
     assert sentence == "CIFAR-10: no validation accuracy is known, so no run is chosen as the best."
-    (sentence,) = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99, val_acc=0.5)]).rows)
+    sentence = best(summarize([*STANDARD, *seeds(TAUGHT, 0.99, val_acc=0.5)]).rows)
     assert "of the 1 (of 2) that have one: logits (n = 1), 50.00 %; test accuracy 99.00 %." in sentence
 
 
 def test_best_of_teachers_where_there_are_no_students():
-    (sentence,) = best(
-        summarize([*seeds(TEACHER, 0.9, val_acc=0.9), *seeds(TEACHER, 0.95, val_acc=0.8, epochs=50)]).rows
-    )
+    sentence = best(summarize([*seeds(TEACHER, 0.9, val_acc=0.9), *seeds(TEACHER, 0.95, val_acc=0.8, epochs=50)]).rows)
     assert "teacher epochs=30 (n = 1), 90.00 %" in sentence
 
 
@@ -48,7 +46,7 @@ def test_leaders_do_not_follow_the_test_split():
 def test_best_prefers_rows_without_diverged_runs():
     lucky = [*seeds(TAUGHT, 0.9, val_acc=0.81), *seeds(TAUGHT, 0.1, 0.1, first=1, diverged=True)]
     steady = seeds(replace(TAUGHT, method="dkd"), 0.8, 0.8, 0.8, val_acc=0.80)
-    (sentence,) = best(summarize([*lucky, *steady]).rows)
+    sentence = best(summarize([*lucky, *steady]).rows)
     assert "of 2: dkd (n = 3)" in sentence
-    (sentence,) = best(summarize(lucky).rows)
+    sentence = best(summarize(lucky).rows)
     assert "logits (n = 1, 2 more diverged)" in sentence

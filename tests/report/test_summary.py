@@ -25,7 +25,7 @@ def test_summarize_shows_no_control_characters_wherever_they_are():
         summary = summarize([replace(DISTILLED, group="a"), hostile], ["\x1b[2J/result.json: cut"])
         labels = [row.label for row in summarize([DISTILLED, hostile]).rows]
         everything = [*summary.notes, titled(summary.rows), *labels, to_csv(summary.rows)]
-        everything += to_markdown(summary.rows).splitlines() + best(summary.rows)
+        everything += to_markdown(summary.rows).splitlines() + [best(part.rows) for part in summary.by_dataset()]
         assert all(line.isprintable() for text in everything for line in text.splitlines())
         assert max(len(label) for label in labels) < 500
 

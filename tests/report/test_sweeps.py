@@ -6,11 +6,11 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from kd.report.axes import sizes, sweeps
+from kd.report.axes import geometric, logarithmic, sizes, sweeps
 from kd.report.figures import accuracy, curves
 from kd.report.page import report
 from kd.report.summary import summarize
-from kd.report.sweeps import geometric, pictures
+from kd.report.sweeps import pictures
 from kd.runs.results import Result
 from tests.report.made import changed
 
@@ -138,6 +138,13 @@ def test_sweeps_takes_the_two_knobs_with_the_most_values_as_axes():
 
 def test_sweeps_takes_no_seed_as_an_axis():
     assert found(*(run(variant=f"teacher_seed={seed}") for seed in range(3))) == []
+
+
+def test_sweeps_name_lines_by_a_value_that_has_blanks():
+    chains = [f"chain=[{{scale: {scale}}}]" for scale in (8, 16)]
+    (sweep,) = found(*(run(T=T, variant=chain) for T in (1.0, 4.0) for chain in chains))
+    assert sweep.axes == ("T",)
+    assert {line.name for line in sweep.lines} == {f"logits {chain}" for chain in chains}
 
 
 def test_sweeps_does_not_average_rows_at_one_place():
@@ -297,6 +304,14 @@ def test_pictures_draws_one_tick_for_two_close_sizes():
 )
 def test_geometric_finds_equal_ratios(values, expected):
     assert geometric(values) is expected
+
+
+def test_logarithmic_axes_are_those_of_equal_ratios_sizes_and_wide_searches():
+    (doubled,), (two,), (size,) = found(over_t()), found(over_t(values=(1, 16))), sizes(summarize(sized()).rows)
+    assert [logarithmic(sweep.axes, sweep.lines) for sweep in (doubled, two, size)] == [[True], [False], [True]]
+    searched = (run(T=T, alpha=alpha) for T, alpha in ((1.0, 0.1), (10.0, 0.2), (100.0, 0.3), (1000.0, 0.4)))
+    (sweep,) = found(*searched)
+    assert (sweep.axes, logarithmic(sweep.axes, sweep.lines)) == (("alpha", "T"), [False, True])
 
 
 def test_pictures_keeps_the_highest_of_too_many_lines():

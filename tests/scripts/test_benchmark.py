@@ -70,8 +70,7 @@ def test_benchmark_reports_a_mistake_in_one_line(tmp_path, one_line, arguments, 
     assert printed in one_line(benchmark(tmp_path, *arguments))
 
 
-def test_pace_stores_the_logits_of_all_turns_beforehand(tmp_path, monkeypatch, noise):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
+def test_pace_stores_the_logits_of_all_turns_beforehand(tmp_path, noise):
     import benchmark
     from paced import PacedBuilder
 

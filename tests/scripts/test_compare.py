@@ -52,6 +52,7 @@ def test_compare_finds_no_setting_where_there_is_none(tmp_path, finished):
         (lambda run: (run / "result.json").unlink(), "b: not the directory of a run, which holds a result.json"),
         (lambda run: (run / ".hydra" / "config.yaml").unlink(), "config.yaml cannot be read: "),
         (lambda run: (run / ".hydra" / "config.yaml").write_text("{"), "config.yaml cannot be read: "),
+        (lambda run: (run / ".hydra" / "config.yaml").write_text("- 1"), "config.yaml cannot be read: not a mapping"),
     ],
 )
 def test_compare_answers_what_is_no_run_in_one_line(tmp_path, finished, one_line, break_it, message):

@@ -8,7 +8,7 @@ import pytest
 from kd.data.corrupt import KINDS
 from kd.runs.results import read
 from scripts import corrupt
-from tests.common import SMALL
+from tests.common import QUICK
 
 FORMS = {"labels": (), "brightness": (8, 8, 3)}
 
@@ -31,7 +31,7 @@ def test_corrupt_writes_what_a_run_is_tested_on(call, run, tmp_path):
     assert "359 test images of digits, 8 kinds, 5 severities" in printed
     assert 'python train.py ... "data.also_test=[hard]"' in printed
     assert np.load(tmp_path / "hard" / "contrast.npy", mmap_mode="r").shape == (5 * 359, 16, 16, 3)
-    code, printed = run(*SMALL, "method=standard", f"data.also_test=[{tmp_path / 'hard'}]", "hydra.run.dir=run")
+    code, printed = run(*QUICK, "method=standard", f"data.also_test=[{tmp_path / 'hard'}]", "hydra.run.dir=run")
     assert code == 0, printed
     accuracies = read(tmp_path / "run" / "result.json").also_test_acc
     assert len(accuracies) == 5 * len(KINDS) + 1

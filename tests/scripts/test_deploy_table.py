@@ -14,8 +14,7 @@ SHORT = ("--quick", "--threads", "1", "--rounds", "1")
 
 
 @pytest.fixture
-def deploy_table(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
+def deploy_table():
     import deploy_table
 
     return deploy_table
@@ -97,6 +96,7 @@ def timed(work):
         (("store",), "no record tells the images; give a student's run, too, or data=NAME data.root=DIR"),
         (("alone.safetensors",), "no record of a run beside alone.safetensors"),
         (("run", "--out", "run/result.json"), "--out run/result.json is no folder"),
+        (("run", "--out", "run/result.json/table"), "run/result.json is no folder"),
         (("run", "--calibrate", "5000"), "--calibrate 5000: there are 1,438 training images"),
     ],
 )

@@ -90,6 +90,7 @@ def test_evaluate_fits_no_temperature_on_a_few_errors(program, tmp_path):
         (("run", "data.val_fraction=0", "--split", "val"), "held out no images for validation (data.val_fraction=0)"),
         (("run", "data.val_fraction=0", "--fit-temperature"), "held out no images for validation"),
         (("run", "epochs=1"), "epochs=1: only settings of the data are taken here"),
+        (("run", "data.root=a,b"), "data.root=a,b: give a single value"),
         (("run", "data=folder", "data.root=nowhere"), "nowhere"),
         (("run", "--other", "nowhere"), "no weights at nowhere"),
         (("run", "--json", "no/figures.json"), "no folder no"),

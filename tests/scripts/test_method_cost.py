@@ -29,16 +29,14 @@ known = cache(method_cost.methods)
 
 @pytest.fixture
 def cost(tmp_path, monkeypatch, capsys):
-    """Calls the script in this process, in which the files of all methods are composed once; returns what it printed.
+    """Calls the script in this process, in which the files of all methods are composed once.
 
-    Raises:
-        SystemExit: as the script does, with its one line.
+    Returns its exit code and what it printed, to stdout and to stderr.
     """
 
     def cost(*arguments):
         monkeypatch.setattr(sys, "argv", ["method_cost.py", *arguments])
-        method_cost.main()
-        return capsys.readouterr().out
+        return method_cost.main(), *capsys.readouterr()
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(method_cost, "methods", known)
@@ -74,7 +72,7 @@ def test_method_cost_compares_methods_with_logits(tmp_path):
 
 def test_method_cost_names_what_does_not_fit_the_networks(cost):
     networks = ("student.widen=1", "student.depth=10", "teacher.scale=2", "--pairs", "wrn22_2:cnn32")
-    printed = cost(*networks, *SMALL[2:], "--methods", "feature")
+    _, printed, _ = cost(*networks, *SMALL[2:], "--methods", "feature")
     assert "feature is not measured: stages: the student's map -1 is 8x8 and the teacher's map -1 is 16x16" in printed
 
 
@@ -90,20 +88,20 @@ def test_method_cost_names_what_does_not_fit_the_networks(cost):
     ],
 )
 def test_method_cost_reports_a_mistake_in_one_line(cost, arguments, printed):
-    with pytest.raises(SystemExit) as stop:
-        cost(*arguments)
-    assert printed in stop.value.code
-    assert stop.value.code.startswith("method_cost.py: ")
-    assert "\n" not in stop.value.code
+    code, _, errors = cost(*arguments)
+    assert code == 1
+    assert printed in errors
+    assert errors.startswith("method_cost.py: ")
+    assert errors.count("\n") == 1
 
 
 def test_method_cost_as_a_program_ends_with_its_line(tmp_path, one_line):
     assert "must be at least 1, got 0" in one_line(program(tmp_path, "--rounds", "0"))
 
 
-def test_method_cost_prints_before_it_writes(cost, monkeypatch, capsys):
+def test_method_cost_prints_before_it_writes(cost, monkeypatch):
     figures = {"machine": {"device": "a processor", "rounds": 2, "steps": 1}, "overrides": [], "tables": []}
     monkeypatch.setattr(method_cost, "measure", lambda _: figures)
-    with pytest.raises(SystemExit, match=r"^method_cost\.py: /dev/full: cannot be written: No space left on device$"):
-        cost("--json", "/dev/full", "--markdown", "cost.md")
-    assert "a processor; medians over 2 rounds of 1 steps." in capsys.readouterr().out
+    code, printed, errors = cost("--json", "/dev/full", "--markdown", "cost.md")
+    assert (code, errors) == (1, "method_cost.py: /dev/full: cannot be written: No space left on device\n")
+    assert "a processor; medians over 2 rounds of 1 steps." in printed

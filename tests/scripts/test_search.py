@@ -74,7 +74,7 @@ def error_line(outcome):
 @pytest.mark.parametrize("method", sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
 def test_span_that_is_searched_by_default_is_around_the_set_value(method):
     """And not all that is possible: T could be a million."""
-    command, _ = compose([f"method={method}", "data=digits"])
+    command = compose([f"method={method}", "data=digits"])
     for name, span in usual_spans(command.cfg, plain(command.cfg)["spec"]["ranges"]).items():
         low, high, *log = span.split(":")
         assert float(low) <= OmegaConf.select(command.cfg, name) <= float(high)
@@ -328,6 +328,8 @@ def test_search_covers_whole_numbers_and_other_settings(run_search, tmp_path):
         (("experiment=seed_table",), "a grid of runs cannot be searched"),
         (("trainer=ddp",), "training on several devices starts this command again"),
         (("method.stages=[7]", "method=feature"), "stages must be in"),
+        (("method=kdsvd", "k=2.5"), "k must be a whole number in [1, inf), got 2.5"),
+        (("--seed", "x"), "argument --seed: must be a whole number, got x; see --help"),
         (("--trials", "0"), "argument --trials: must be at least 1, got 0"),
     ],
 )

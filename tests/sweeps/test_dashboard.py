@@ -83,6 +83,15 @@ def test_frame_ranks_means_over_seeds(tmp_path):
     assert line == ["standard", "T=2", "2", "81.00", "±", "1.41"]
 
 
+def test_frame_does_not_rank_by_the_seeds_that_did_not_diverge(tmp_path):
+    put(tmp_path / "0", changed(ALONE, T=1.0, seed=0, val_acc=0.90))
+    put(tmp_path / "1", changed(ALONE, T=1.0, seed=1, status="failed", diverged=True))
+    for seed in (0, 1):
+        put(tmp_path / f"2{seed}", changed(ALONE, T=2.0, seed=seed, val_acc=0.85))
+    (line,) = (line.split() for line in drawn(tmp_path) if line.startswith("standard"))
+    assert line[:2] == ["standard", "T=2"]
+
+
 @pytest.mark.parametrize(("width", "height"), [(40, 12), (80, 24), (80, 50), (200, 60)])
 def test_frame_fits_into_the_terminal(tmp_path, width, height):
     sweep_of(tmp_path, 60)

@@ -26,6 +26,7 @@ from kd.sweeps.look import Reader
 from kd.training.loggers import TensorBoard
 from tests import processes
 from tests.common import QUICK, ROOT, SMALL
+from tests.sweeps import kill_sweep
 
 
 def records(sweep):
@@ -84,6 +85,12 @@ def test_multirun_continues_past_refused_jobs(sweep):
     assert {name: record.status for name, record in records(directory).items()} == {"1": "done"}
     assert not (directory / "0").exists()
     assert Reader(directory).look().counts() == {"done": 1, "refused": 3}  # what scripts/watch.py shows
+
+
+def test_multirun_refuses_a_job_alone_whose_setting_refers_to_none(sweep):
+    code, printed, directory = sweep("method=standard", "epochs=1", "student.conv_dropout=0.0,${nowhere}")
+    assert (code, len(records(directory))) == (1, 1)
+    assert "there is no setting 'nowhere'" in printed
 
 
 def test_multirun_resumes_with_the_missing_jobs(sweep):
@@ -327,8 +334,8 @@ def test_multirun_prints_commands_that_continue_it(run, launcher, tmp_path, monk
     assert printed.startswith("all 2 jobs were done before; nothing to do\n")
 
 
-def test_multirun_killed_repeatedly_ends_with_the_right_results():
+def test_multirun_killed_repeatedly_ends_with_the_right_results(capsys):
     """Three kills of four jobs here; `python tests/sweeps/kill_sweep.py` for twenty of twelve."""
-    done = processes.run(ROOT / "tests" / "sweeps" / "kill_sweep.py", "--kills=3", "seed=0", cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "exactly the 4 right results"
+    kill_sweep.main(["--kills=3", "seed=0"])
+    assert capsys.readouterr().out.splitlines()[-1] == "exactly the 4 right results"
+    assert processes.run(ROOT / "tests" / "sweeps" / "kill_sweep.py", "--help", cwd=ROOT).returncode == 0

@@ -57,7 +57,7 @@ def test_plan_that_cannot_be_written_stops_no_sweep(tmp_path):
     jobs = [job(0, "T=1")]
     place(jobs, tmp_path)
     (tmp_path / FILE).mkdir()
-    plan.write(jobs, [0.0])
+    plan.write(jobs, [0.0], began=0.0)
     assert list(tmp_path.iterdir()) == [tmp_path / FILE]
 
 

@@ -117,19 +117,19 @@ def test_verify_measures_the_network_itself_where_its_copy_is_off(tmp_path):
         verify(teacher, many, 0.5, tmp_path / "t")
 
 
-def test_forward_fp32_is_the_network_itself_beside_a_copy(tiny_net):
+def test_forward_as_trained_is_the_network_itself_beside_a_copy(tiny_net):
     net = tiny_net().eval()
     x = torch.randn(4, 3, 8, 8)
     batch = Batch.of(x, tensor([0, 1, 2, 3]))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         mixed = net(x).logits
     plain, other = FrozenTeacher(net, "id"), FrozenTeacher(net, "id", lambda _: tiny_net(seed=1))
-    assert torch.equal(plain.forward_fp32(batch).logits, plain(batch).logits)
-    assert torch.equal(other.forward_fp32(batch).logits, plain(batch).logits)
+    assert torch.equal(plain.forward_as_trained(batch).logits, plain(batch).logits)
+    assert torch.equal(other.forward_as_trained(batch).logits, plain(batch).logits)
     assert not torch.equal(other(batch).logits, plain(batch).logits)
     half = FrozenTeacher(net, "id", lambda _: tiny_net().eval().bfloat16())
     assert half(batch).logits.dtype == torch.bfloat16
-    assert torch.equal(half.forward_fp32(batch).logits, mixed)
+    assert torch.equal(half.forward_as_trained(batch).logits, mixed)
 
 
 def test_freeze_makes_a_teacher_of_the_network_itself(tiny_net):
@@ -146,7 +146,7 @@ def test_call_names_a_network_that_returns_no_output():
     batch = Batch.of(torch.randn(2, 3), tensor([0, 1]))
     teacher = freeze(nn.Linear(3, 2))
     message = r"^Linear returned a Tensor, not a kd\.Output; wrap it with kd\.wrap\(net\)$"
-    for forward in (teacher, teacher.forward_fp32):
+    for forward in (teacher, teacher.forward_as_trained):
         with pytest.raises(TypeError, match=message):
             forward(batch)
 

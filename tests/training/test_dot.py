@@ -225,7 +225,8 @@ def test_train_with_dot_on_two_ranks_is_train_with_dot_on_one(run, tmp_path, fin
 
 
 def test_published_recipe_takes_dot(run):
-    assert run(*SMALL, "recipe=published", "recipe/optimizer=dot", "recipe.epochs=1", "method=logits")[0] == 0
+    published = ("recipe=published", "recipe/optimizer=dot", "recipe.epochs=1", "logger=none")
+    assert run(*SMALL, *published, "method=logits")[0] == 0
     code, printed = run(*SMALL, "recipe/optimizer=dot", "recipe.optimizer.delta=0.2")
     assert (code, printed.count("\n")) == (1, 1)
     assert "optimizer.momentum + optimizer.delta must be in [0, 1), got 0.9 and 0.2" in printed

@@ -36,6 +36,7 @@ ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB
 ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20971520 bytes.")
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 @pytest.mark.parametrize("error", [ON_GPU, ON_CPU], ids=["gpu", "cpu"])
 @pytest.mark.parametrize(
     ("forward", "backward", "answer"),
@@ -47,11 +48,13 @@ ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to 
         (0, 0, "not even one image a step fits; choose a smaller network"),
     ],
 )
-def test_out_of_memory_names_the_batch_size_that_fits(tiny_net, noise, trainer, forward, backward, answer, error):
+def test_out_of_memory_names_the_batch_size_that_fits(
+    tiny_net, noise, trainer, forward, backward, answer, error, precision
+):
     net = SmallMemory(tiny_net(), forward, backward, error)
     module = Classifier(net, 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0))
     data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=20, seed=0)
-    lightning = trainer(max_epochs=1)
+    lightning = trainer(max_epochs=1, precision=precision)
     with pytest.raises(type(error)) as raised:
         lightning.fit(module, data)
     assert lacks_memory(raised.value)
@@ -64,7 +67,7 @@ def test_out_of_memory_for_all_images_at_once(tiny_net, noise, trainer, monkeypa
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(DataModule, "pixels", full)
+    monkeypatch.setattr(DataModule, "shared", full)
     module = Classifier(tiny_net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0))
     data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=20, seed=0)
     with pytest.raises(torch.OutOfMemoryError) as raised:

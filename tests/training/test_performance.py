@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import yaml
 from torch import nn
 
 from kd.models.cnn import CNN
-from kd.training.performance import PackedDropout, Speed, choose_device, choose_precision
+from kd.training.performance import PackedDropout, Speed, choose_device, choose_precision, device_name
 from tests import processes
 from tests.common import ROOT
 
@@ -209,10 +210,17 @@ class TestPackedDropout:
     [("fma avx512f avx512_bf16", "bf16-mixed"), ("avx512f amx_bf16", "bf16-mixed"), ("avx512f avx2", "32-true")],
 )
 def test_choose_precision_follows_the_processor(monkeypatch, flags, expected):
-    monkeypatch.setattr("kd.training.performance._processor_flags", lambda: set(flags.split()))
+    monkeypatch.setattr("kd.training.performance._cpuinfo", lambda key: {"flags": flags}[key])
     assert choose_precision("auto", "cpu") == expected
     assert choose_precision("32-true", "cpu") == "32-true"
     assert choose_precision("bf16-true", "cpu") == "bf16-true"
+
+
+def test_device_name_is_that_of_the_processor(monkeypatch):
+    text = "model\t\t: 17\nmodel name\t: AMD: EPYC\nflags\t\t: fma avx512_bf16\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: text)
+    assert device_name(CPU) == f"AMD: EPYC ({torch.get_num_threads()} threads)"
+    assert choose_precision("auto", "cpu") == "bf16-mixed"
 
 
 def test_speed_refuses_an_unknown_stored_logits():

@@ -44,12 +44,16 @@ print(json.dumps([alone, crowded, again, waited() - before]))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or (os.cpu_count() or 1) < 2, reason="needs libgomp and two cores")
+@pytest.mark.skipif(
+    sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2 or threads.waited() is None,
+    reason="needs libgomp, two cores and what Linux tells of waiting threads",
+)
 def test_threads_spin_alone_but_not_in_a_crowd():
     """A process of its own, as libgomp reads its environment once; forked processes have it loaded."""
     environment = {**os.environ, **threads.SPINNING, "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     alone, crowded, again, waited = json.loads(done.stdout)
     assert min(alone, again) > 4 * crowded  # processor time after operations, while the program sleeps
     assert waited > 0.1  # two threads that were put on one core

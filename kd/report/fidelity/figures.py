@@ -15,14 +15,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kd.report.fidelity.measures import Bins, Figures, Outputs, missing, most, reliability, spread
+from kd.report.fidelity.measures import Bins, Figures, Outputs, missing, most, pooled, spread
 from kd.report.fidelity.study import Compared, Student, Study
 from kd.report.style import FAINT, INK, TEACHER, Colour, framed, literal, looks, message, wrapped
 
 RIGHT, WRONG = "#0072B2", "#D55E00"
 """Blue and vermilion: distinct for the colour-blind, too."""
-SHARE, IMAGES = 0.002, 10
-"""A bin with a smaller share of the images, or fewer in a seed, is not drawn: its accuracy would be that of a few."""
 COLUMNS, LINES = 6, 2
 """Grid of images: one for fixed ones, one for broken ones."""
 
@@ -41,8 +39,8 @@ class _Panel(NamedTuple):
     ece_scaled: float | None
     unscaled: str
     """Why nothing is scaled."""
-    fewest: float
-    """Share of the images below which a bin is not drawn."""
+    images: int
+    """Number of test images, the same for each network."""
 
 
 def calibration(study: Study) -> Figure:
@@ -76,14 +74,12 @@ def calibration(study: Study) -> Figure:
 def _panel(
     name: str, colour: Colour | str, study: Study, outputs: Sequence[Outputs], figures: Sequence[Figures]
 ) -> _Panel:
-    repeated = np.tile(study.labels, len(outputs))
-    before = reliability(repeated, np.concatenate([seed.logits for seed in outputs]))
+    before = pooled(study.labels, [seed.logits for seed in outputs])
     scaled = [seed.scaled for seed in outputs if seed.scaled is not None]
-    after = reliability(repeated, np.concatenate(scaled)) if len(scaled) == len(outputs) else None
+    after = pooled(study.labels, scaled) if len(scaled) == len(outputs) else None
     ece, ece_scaled = fmean(seed.ece for seed in figures), spread(figures, "ece_scaled")
     unscaled = missing(figures, "ece_scaled", study.teacher_figures)
-    fewest = max(SHARE, IMAGES / len(study.labels))
-    return _Panel(name, colour, before, after, ece, ece_scaled and ece_scaled.mean, unscaled, fewest)
+    return _Panel(name, colour, before, after, ece, ece_scaled and ece_scaled.mean, unscaled, len(study.labels))
 
 
 def _draw_reliability(upper: Axes, lower: Axes, panel: _Panel, first: bool) -> None:
@@ -98,7 +94,7 @@ def _draw_reliability(upper: Axes, lower: Axes, panel: _Panel, first: bool) -> N
     for bins, name, style in styles:
         if bins is None:
             continue
-        enough = bins.share >= panel.fewest
+        enough = bins.drawn(panel.images)
         upper.plot(
             bins.confidence[enough], bins.accuracy[enough], markersize=4.5, linewidth=1.4, label=name, zorder=3, **style
         )
@@ -338,14 +334,14 @@ def _draw_bars(
     for line, (_, figures, colour) in enumerate(bars):
         for i, name in enumerate(quantity.names):
             y = line + (i - (len(quantity.names) - 1) / 2) * height
-            values = np.array([getattr(seed, name) for seed in figures], dtype=float) * quantity.scale
-            if np.isnan(values).any():
+            found = spread(figures, name)
+            if found is None:
                 why = missing(figures, name, teacher)
                 axes.annotate(
                     why, (0, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK
                 )
                 continue
-            mean, std = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+            mean, std = quantity.scale * found.mean, quantity.scale * (found.std or 0.0)
             axes.barh(y, mean, 0.92 * height, color=_light(colour) if i else colour)
             if std:
                 reach = [[min(std, mean)], [std if quantity.end is None else min(std, quantity.end - mean)]]

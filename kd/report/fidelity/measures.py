@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import ceil, comb
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from kd.runs.predictions import correct
 
 BINS = 15
 """Bins of equal width, for the expected calibration error."""
+FEWEST_IN_BIN, LEAST_SHARE = 10, 0.002
+"""Images of a network, and share of them, below which a bin is not drawn."""
 TEMPERATURES = (0.01, 100.0)
 """Bounds of the search for a temperature."""
 FEWEST_ERRORS = 10
@@ -71,6 +73,10 @@ class Bins(NamedTuple):
     """Mean over the bin; NaN in an empty one, like the accuracy."""
     accuracy: Floats
 
+    def drawn(self, images: int) -> Mask:
+        """Return which bins have enough of each network's images to be drawn; others would show those of a few."""
+        return self.share >= max(LEAST_SHARE, FEWEST_IN_BIN / images)
+
     @property
     def ece(self) -> float:
         """Expected calibration error: mean distance between confidence and accuracy."""
@@ -89,6 +95,11 @@ def reliability(labels: Labels, logits: Logits, bins: int = BINS) -> Bins:
         mean = np.bincount(place, confidence, bins) / images
         right = np.bincount(place, correct(labels, logits), bins) / images
     return Bins(images / len(labels), mean, right)
+
+
+def pooled(labels: Labels, logits: Sequence[Logits]) -> Bins:
+    """Return the bins of n networks' predictions for the same images, taken together."""
+    return reliability(np.tile(labels, len(logits)), np.concatenate(logits))
 
 
 def ece(labels: Labels, logits: Logits, bins: int = BINS) -> float:
@@ -246,10 +257,7 @@ def missing(figures: Sequence[Figures], name: str, teacher: Figures) -> str:
 
 def spread(figures: Sequence[Figures], name: str) -> Spread | None:
     """Return mean and sample standard deviation of one figure over n seeds; None where a seed lacks it."""
-    values = [getattr(seed, name) for seed in figures]
-    if not values or None in values:
-        return None
-    return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
+    return Spread.of(getattr(seed, name) for seed in figures)
 
 
 # Images that one kind of network gets right and another does not

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kd.report.contrasts import variation
 from kd.report.fidelity import figures, tables
-from kd.report.fidelity.measures import BINS, FEWEST_ERRORS
+from kd.report.fidelity.measures import BINS, FEWEST_ERRORS, FEWEST_IN_BIN, LEAST_SHARE
 from kd.report.fidelity.study import Study
 from kd.report.page import bullets, distinct, linked, write
 from kd.report.statistics import LEVEL, VERDICT_NOTE
@@ -105,7 +106,7 @@ def to_page(study: Study, pixels: Pixels, drawn: Sequence[Picture]) -> str:
         tables.confidence_table(study),
         *shown(CALIBRATION),
         f"- ECE: expected calibration error over {BINS} bins of equal width. Not drawn: bins with fewer than "
-        f"{figures.IMAGES} images in a seed, or {1000 * figures.SHARE:g} in a thousand.\n"
+        f"{FEWEST_IN_BIN} images in a seed, or {1000 * LEAST_SHARE:g} in a thousand.\n"
         "- Scaled: temperature scaling (Guo et al. 2017), cross-fitted on the test images for want of a validation "
         "split: those with an even index get the temperature that minimises the NLL of those with an odd index, and "
         "the reverse. The fitted T is the mean of the two; above 1, the network is overconfident. Nothing is scaled "
@@ -133,7 +134,7 @@ def to_page(study: Study, pixels: Pixels, drawn: Sequence[Picture]) -> str:
 
 def _variation(study: Study) -> list[str]:
     """Return what varies in the test accuracy, in points, where there are seeds enough."""
-    table = tables.variation_table(study)
+    table = variation({student.label: student.correct for student in study.students}, "run")
     if not table:
         return []
     return [

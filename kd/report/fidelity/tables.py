@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from kd.report.effects import spreads
 from kd.report.fidelity.measures import Figures, missing, spread
 from kd.report.fidelity.study import COMPARED, Study
 from kd.report.knobs import knob_columns, knob_value
@@ -130,20 +129,6 @@ def images_table(study: Study) -> str:
         counts = (len(pairs), more, len(significant) - more, len(pairs) - len(significant))
         lines.append([compared.student.label, f"{signed(low)} to {signed(high)}", *map(str, counts)])
     return markdown(headers, lines)
-
-
-def variation_table(study: Study) -> str:
-    """Return a Markdown table of what varies in a test accuracy: seeds, and the choice of test images.
-
-    Empty where no student has seeds enough.
-    """
-    headers = ["run", "n", "between seeds, on these images", "between seeds, on all images", "between test splits"]
-    lines = []
-    for student in study.students:
-        found = spreads(student.correct)
-        if found:
-            lines.append([student.label, str(student.n), *(f"{100 * deviation:.2f}" for deviation in found)])
-    return markdown(headers, lines) if lines else ""
 
 
 def class_table(study: Study, names: Sequence[str]) -> str:

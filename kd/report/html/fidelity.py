@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,10 @@ from PIL import Image
 
 from kd.errors import UserError
 from kd.report.comparison import Comparison
-from kd.report.fidelity.figures import IMAGES
-from kd.report.fidelity.measures import Labels, Logits, Outputs, reliability, spread
+from kd.report.fidelity.measures import Labels, Logits, Outputs, pooled, spread
 from kd.report.fidelity.page import Pixels, named
 from kd.report.fidelity.study import MOST, Student, Study, collect, study
-from kd.report.html.view import Json, percent, rounded, students
+from kd.report.html.view import Json, percent, rounded
 from kd.report.prepare import prepared
 from kd.report.ranking import leaders
 from kd.report.rows import Row
@@ -109,7 +109,7 @@ def _chosen(rows: Sequence[Row], comparisons: Sequence[Comparison], where: dict[
         raise UserError("nothing is compared, so there is no student to look at image by image")
     baseline = comparisons[0].baseline
     compared = [comparison.row for comparison in comparisons if comparison.baseline is baseline]
-    whole = [row for row in students(compared) if all(_key(run) in where for run in row.runs)]
+    whole = [row for row in compared if all(_key(run) in where for run in row.runs)]
     most = min(MOST - 1, max(1, MOST_RUNS // max(row.n for row in [baseline, *whole]) - 1))
     places, remark = leaders(whole, most)
     chosen = [baseline, *(whole[place] for place in places)]
@@ -130,7 +130,7 @@ def _view(found: Study, names: Sequence[tuple[str, str]], data: str, remark: str
         networks.append(of_student | {"id": name, "label": label, "figures": _figures(student)})
     for network, figures in zip(networks, [[found.teacher_figures], *(s.figures for s in found.students)], strict=True):
         scaled = spread(figures, "ece_scaled")
-        network["ece"] = [percent(spread(figures, "ece").mean), percent(scaled.mean) if scaled else None]  # type: ignore[union-attr]
+        network["ece"] = [percent(fmean(seed.ece for seed in figures)), percent(scaled.mean) if scaled else None]
     base = names[0][1]
     images = {
         name: _images(found, student, label, base) for (name, label), student in zip(names, found.students, strict=True)
@@ -139,7 +139,6 @@ def _view(found: Study, names: Sequence[tuple[str, str]], data: str, remark: str
     less = "" if len(shown) == len(pixels.classes) else f" Confusion: the {len(shown)} classes with the most errors."
     return {
         "data": data,
-        "teacher": found.teacher,
         "note": f"{found.dataset}, {len(found.labels):,} test images; teacher: {found.teacher}, wrong on {wrong:,} of "
         + (f"them. Shown: {remark}." if remark else "them."),
         "remark": f"Means over the seeds.{less}",
@@ -164,8 +163,8 @@ def _network(labels: Labels, outputs: Sequence[Outputs], shown: Sequence[int]) -
     logits: list[Logits] = [seed.logits for seed in outputs]
     with np.errstate(invalid="ignore"):
         by_class = np.mean([class_accuracy(labels, seed) for seed in logits], axis=0)
-    bins = reliability(np.tile(labels, len(logits)), np.concatenate(logits))
-    enough = bins.share * len(labels) >= IMAGES
+    bins = pooled(labels, logits)
+    enough = bins.drawn(len(labels))
     return {
         "n": len(outputs),
         "classes": [percent(acc) if acc == acc else None for acc in by_class],

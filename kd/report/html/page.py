@@ -19,7 +19,6 @@ from kd.report.html.fidelity import fidelity
 from kd.report.html.view import Json, view
 from kd.report.summary import Summary
 
-STYLES = ("page.css",)
 SCRIPTS = ("core.js", "table.js", "charts.js", "rows.js", "fidelity.js", "start.js")
 """Parts of the page's script, in order."""
 
@@ -55,7 +54,7 @@ def to_html(shown: Json) -> str:
     parts = {
         "title": html.escape(shown["title"]),
         "policy": policy,
-        "style": "".join(_static(name) for name in STYLES),
+        "style": _static("page.css"),
         "licence": _static("licence.txt"),
         "data": packed({"view": shown, "charts": charts()}),
         "library": base64.b64encode(library).decode(),

@@ -2,21 +2,20 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from kd.report.axes import Sweep, grid, sizes, sweeps
+from kd.report.axes import Sweep, grid, logarithmic, sizes, sweeps
 from kd.report.comparison import Comparison, comparison_notes
 from kd.report.html.headline import headline
 from kd.report.html.runs import details
-from kd.report.numbers import interval_text, p_value, points, probability
-from kd.report.numbers import percent as in_percent
+from kd.report.numbers import interval_text, points
 from kd.report.ranking import leaders
 from kd.report.rows import Role, Row
 from kd.report.style import Colour, looks
 from kd.report.summary import Summary
 from kd.report.sweeps import MOST_LINES, measured, top_lines
-from kd.report.tables import columns
+from kd.report.tables import CERTAINTY, columns
 from kd.runs.results import Result
 
 Json = dict[str, Any]
@@ -57,7 +56,8 @@ def view(summary: Summary, comparisons: Sequence[Comparison]) -> Json:
                 "remark": remark,
             }
         )
-        swept += [_sweep(found, ids) for found in [*sweeps(part.rows), *sizes(part.rows)][:MOST_SWEEPS]]
+        found = [*sweeps(part.rows), *sizes(part.rows)][:MOST_SWEEPS]
+        swept += [_sweep(sweep, part.rows[0].first.dataset, ids) for sweep in found]
     colours = [look for part in parts for look in looks(part.rows)]
     return {
         "title": f"Results on {summary.datasets}",
@@ -79,7 +79,6 @@ def _row(row: Row, name: str, compared: Comparison | None, colour: Colour, dash:
         "id": name,
         "label": row.label,
         "data": row.first.dataset,
-        "role": row.role.name.lower(),
         "colour": [_hex(colour), _hex(_lighter(colour))],
         "dash": {"-": [1, 0], "--": [6, 3], ":": [2, 3]}[dash],
         "shape": "diamond" if row.role is Role.TEACHER else SHAPES[dash],
@@ -92,8 +91,6 @@ def _row(row: Row, name: str, compared: Comparison | None, colour: Colour, dash:
         "teacher": percent(row.teacher_acc) if row.own_teacher else None,
         "difference": compared and _difference(compared),
         "costs": _costs(row),
-        "images": row.first.test_images,
-        "agreement": percent(row.agreement),
         **details(row),
     }
 
@@ -106,7 +103,6 @@ def _difference(compared: Comparison) -> Json | None:
     return {
         "mean": percent(difference.mean),
         "interval": interval and [percent(interval.low), percent(interval.high)],
-        "n": difference.n,
         "seeds": [percent(value) for value in compared.by_seed],
         "verdict": compared.verdict,
     }
@@ -140,26 +136,24 @@ def _table(rows: Sequence[Row], compared: dict[int, Comparison]) -> Json:
         minus = f"minus {baselines[0] if len(baselines) == 1 else 'baseline'}, points"
         # Right of the accuracy: the verdicts are what a reader looks for.
         place = 1 + max(headers.index([column, True]) for column in _ACCURACY if [column, True] in headers)
-        headers[place:place] = [[minus, True], ["interval of it", True], ["in words", False]]
-        headers[place + 3 : place + 3] = [[header, True] for header in _CERTAINTY]
+        added = [[minus, True], ["interval of it", True], ["in words", False]]
+        added += [[header, True] for header in CERTAINTY]
+        headers[place:place] = added
         for row, line in zip(rows, cells, strict=True):
             comparison = compared.get(id(row))
-            line[place:place] = _difference_cells(comparison) if comparison else [""] * (3 + len(_CERTAINTY))
+            line[place:place] = _difference_cells(comparison) if comparison else [""] * len(added)
     numbers = [numeric for _, numeric in headers]
     order = [[sort_value(cell) if x else None for cell, x in zip(line, numbers, strict=True)] for line in cells]
     return {"headers": headers, "cells": cells, "order": order}
 
 
 _ACCURACY = ("n", "test accuracy, %", "95 % interval")
-_CERTAINTY = ("p (Holm)", "P(better), %", "detectable, points", "seeds needed")
 
 
 def _difference_cells(comparison: Comparison) -> list[str]:
     difference = comparison.difference
     gain = [points(difference.mean), interval_text(difference.interval, "+")]
-    needed = comparison.seeds_needed
-    certainty = [p_value(difference.p), probability(comparison.probability), in_percent(comparison.detectable)]
-    return [*gain, comparison.verdict, *certainty, "" if needed is None else str(needed)]
+    return [*gain, comparison.verdict, *(cell(comparison) for cell in CERTAINTY.values())]
 
 
 def sort_value(cell: str) -> float | None:
@@ -208,7 +202,7 @@ def _spread(values: Sequence[float], scale: float) -> tuple[float | None, float 
 # Sweeps
 
 
-def _sweep(sweep: Sweep, ids: dict[int, str]) -> Json:
+def _sweep(sweep: Sweep, dataset: str, ids: dict[int, str]) -> Json:
     """Return a sweep's points, as the picture of it has them."""
     metric, complete = measured(sweep)
     lines, remark = top_lines(complete.lines, metric, MOST_LINES)
@@ -219,20 +213,14 @@ def _sweep(sweep: Sweep, ids: dict[int, str]) -> Json:
             figures = {"acc": rounded(metric.mean(row)), "std": rounded(metric.std(row)) or None}
             points.append({"id": ids[id(row)], "line": line.name, **at, **figures})
     return {
-        "data": sweep.dataset,
+        "data": dataset,
         "axes": sweep.axes,
-        "logarithmic": [_logarithmic(point[axis] for point in points) for axis in ("x", "y")[: len(sweep.axes)]],
+        "logarithmic": logarithmic(sweep.axes, lines),
         "metric": metric.name,
         "remark": remark,
         "loose": bool(lines) and len(sweep.axes) > 1 and grid(lines)[2],
         "points": points,
     }
-
-
-def _logarithmic(values: Iterable[float]) -> bool:
-    """Return whether values are better told apart on a logarithmic axis: all positive, over a factor of 8 or more."""
-    every = list(values)
-    return bool(every) and min(every) > 0 and max(every) / min(every) >= 8
 
 
 # Numbers and colours
@@ -258,8 +246,3 @@ def _lighter(colour: Colour) -> Colour:
     while 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.42:
         red, green, blue = (part + 0.1 * (1 - part) for part in (red, green, blue))
     return red, green, blue
-
-
-def students(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows that are no teachers'."""
-    return [row for row in rows if row.role is not Role.TEACHER]

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from kd.report.fidelity.measures import (
+    Bins,
     accuracy,
     agreement,
     averaged_accuracy,
@@ -73,6 +74,14 @@ def test_ece_of_three_images():
     bins = reliability(np.array([0, 1, 0]), logits)
     assert bins.share.sum() == pytest.approx(1)
     assert np.isnan(bins.accuracy).sum() == 13
+
+
+@pytest.mark.parametrize(
+    ("images", "share", "drawn"),
+    [(10_000, 0.0019, False), (10_000, 0.002, True), (1000, 0.009, False), (1000, 0.01, True)],
+)
+def test_bins_of_a_few_images_are_not_drawn(images, share, drawn):
+    assert Bins(np.array([share]), np.ones(1), np.ones(1)).drawn(images).tolist() == [drawn]
 
 
 def test_class_accuracy_of_a_class_without_images_is_nan():

@@ -19,7 +19,7 @@ from kd.report.fidelity.measures import flipped
 from kd.report.fidelity.metadata import read as read_metadata
 from kd.report.fidelity.page import named, to_page
 from kd.report.fidelity.study import COMPARED, FAMILIES, collect, study
-from kd.report.fidelity.tables import images_table, to_csv, variation_table
+from kd.report.fidelity.tables import images_table, to_csv
 from kd.report.statistics import holm, images_interval, mcnemar, paired_differences, t_test
 from kd.runs.results import read, write
 from tests.report.fidelity.made import LABELS, TEACHER, noisy, put
@@ -117,10 +117,11 @@ def test_study_compares_a_student_taught_without_a_teacher_with_the_teacher_of_t
         study(collect([runs]))
 
 
-def test_variation_table_splits_seeds_from_test_images(runs):
+def test_page_splits_what_varies_into_seeds_and_test_images(runs):
     """Here seeds differ by noise on single images alone: nothing of it is left on all images of their kind."""
     found = study(collect([runs]))
-    line = variation_table(found).splitlines()[2].strip("| ").split(" | ")
+    table = to_page(found, named(found), []).partition("## What varies")[2].partition("| run ")[2].splitlines()
+    line = table[2].strip("| ").split(" | ")
     correct = found.baseline.correct
     assert line[:2] == ["standard", str(len(correct))]
     seen, seeds, images = map(float, line[2:])

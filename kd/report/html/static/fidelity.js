@@ -4,8 +4,8 @@ const study = view.fidelity;
 
 function startFidelity() {
   if (study.why) {
-    for (const id of ["following", "by-class", "calibration", "images"]) remove(id);
-    if (study.why) at("note-list").append(make("li", {}, `Teacher and students image by image: not shown, ${study.why}.`));
+    remove("following", "by-class", "calibration", "images");
+    at("note-list").append(make("li", {}, `Teacher and students image by image: not shown, ${study.why}.`));
     return;
   }
   at("study-note").textContent = study.note;
