@@ -27,7 +27,7 @@ See what a network returns:
 (4, 512)
 
 Train by settings, as `python train.py` does, and read the records of runs: `kd.train("data=digits", "method=logits")`,
-`kd.results("multirun")`. Predict with the weights of a run: `kd.load("runs/2025-01-31/12-00-00").predict("cat.png")`.
+`kd.results("multirun")`. Predict with the weights of a run: `kd.load(RUN_DIR).predict("cat.png")`.
 Train with a Lightning Trainer: `Distiller` and `Classifier`, see examples/own_trainer.py.
 
 Importing kd does not import torch: each name is loaded when it is first used.

@@ -111,9 +111,9 @@ def save(path: Path, text: str) -> None:
     """
     try:
         if path.is_file() or not path.exists():
-            with replaced(path) as temporary:
+            with replaced(Path(os.path.realpath(path))) as temporary:  # a link stays one, such as /dev/stdout
                 temporary.write_text(text, encoding="utf-8")
-        else:  # such as /dev/stdout
+        else:  # a pipe or a device
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error

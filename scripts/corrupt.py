@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kd.app.compose import compose
+from kd.app.compose import compose, escaped
 from kd.app.programs import check_data_settings, command_line, refuse_setting, run_program
 from kd.errors import UserError
 from kd.terminal import Parser, positive, whole
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     print(
         f"{args.directory}: {len(pixels):,} test images of {images.name}, {len(KINDS)} kinds, {SEVERITIES} severities"
     )
-    used = command_line([f"data.also_test=[{args.directory}]"])
+    used = command_line([f"data.also_test=['{escaped(str(args.directory))}']"])
     print(f"measure on them: python train.py ... {used}")
 
 

@@ -130,8 +130,9 @@ def _images(trained: list[Trained], settings: list[str]) -> "Images":
     """Return the images of the first network whose record tells them, or those of the settings."""
     from kd.deploy.check import places
 
-    first = next((network for network in trained if network.record and network.record.command), trained[0])
-    has_images = first.record is None or first.record.command  # the teacher store's records have no command
+    with_command = (network for network in trained if network.record and network.record.command is not None)
+    first = next(with_command, trained[0])
+    has_images = first.record is None or first.record.command is not None  # the teacher store's records have none
     if not has_images and not any(text.startswith("data=") for text in settings):
         raise UserError("no record tells the images; give a student's run, too, or data=NAME data.root=DIR")
     predictor = first.predictor

@@ -114,7 +114,7 @@ def checked(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         limit = max(0.0, left) * part.weight / sum(later.weight for later in chosen[place:])
         print(f"{part.name}: at most {limit:.0f} s", file=sys.stderr, flush=True)
         figures["parts"][part.name] = results_of(Process(_rows, part, options, folder), limit)
-        with suppress(UserError):  # `main` tells it, after the table
+        with suppress(UserError):  # `work` tells it, after the table
             write(figures, options)
     return figures
 

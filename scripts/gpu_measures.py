@@ -21,6 +21,7 @@ from textbook import DROPOUT
 from torch import nn
 from turns import Turns, TurnsOver, in_turns, prepare, processes
 
+from kd.errors import described
 from kd.methods.base import Teacher
 from kd.models.cnn import CNN
 from kd.models.ensemble import Ensemble
@@ -267,18 +268,13 @@ def _serve(options: Options, make: Callable[[], Steps], graph: bool, counts: boo
     except (KeyboardInterrupt, EOFError, BrokenPipeError):
         return  # the parent has ended
     except Exception as error:
-        pipe.send(reason(error))
+        pipe.send(described(error))
         raise  # into the log
 
 
 def memory_gb(options: Options) -> float | None:
     """Return the most memory of the GPU that this process has held; a processor's is not measured."""
     return torch.cuda.max_memory_allocated() / 1e9 if options.cuda else None
-
-
-def reason(error: BaseException) -> str:
-    """Return an error in one line."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _left_out(what: str, why: str) -> Row:

@@ -11,12 +11,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from gpu_measures import Options, Row, fast, reason
+from gpu_measures import Options, Row, fast
 from gpu_step import Steps, captured, noise
 
 from kd.app.check import check_command
 from kd.app.compose import compose
 from kd.app.run import describe, run
+from kd.errors import UserError, described
 from kd.models.cnn import CNN
 from kd.runs.results import Result
 from kd.teachers.frozen import FrozenTeacher
@@ -151,7 +152,7 @@ def _tried(what: str, work: Callable[[], object]) -> Row:
     try:
         note = work()
     except Exception as error:
-        return {"what": what, "error": reason(error)}
+        return {"what": what, "error": described(error)}
     return {"what": what, **({"note": note} if isinstance(note, str) else {})}
 
 
@@ -198,7 +199,6 @@ def _resumed(options: Options) -> str:
 
 def _out_of_memory(options: Options) -> str:
     """Train with next to no memory of the GPU, and return what train.py says."""
-    from kd.errors import UserError
 
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(3e9 / torch.cuda.get_device_properties(0).total_memory)

@@ -148,7 +148,10 @@ def test_experiment_of_ones_own_is_composed_as_shown(tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "further", "folder"),
-    [("python scripts/report.py multirun", [], "multirun"), ("tensorboard --logdir runs", ["--inspect"], "runs")],
+    [
+        ("python scripts/report.py multirun/first", [], "multirun/first"),
+        ("tensorboard --logdir runs", ["--inspect"], "runs"),
+    ],
 )
 def test_finished_runs_can_be_looked_at(command, further, folder, finished, tmp_path):
     assert command in COMMANDS
@@ -192,7 +195,7 @@ def test_example_method_trains(run, tmp_path, monkeypatch):
     (tmp_path / "conf" / "method").mkdir(parents=True)
     (tmp_path / "conf" / "method" / "embedding.yaml").write_text(yaml)
     (command,) = re.findall(r"`python train.py (method=embedding [^`]+)`", page.read_text(encoding="utf-8"))
-    arguments = ("--config-dir=conf", *shlex.split(command), "data=digits", *SMALL, *SMALL_CNN)
+    arguments = ("--config-dir=conf", *shlex.split(command), *SMALL, *SMALL_CNN)
     code, printed = run(*arguments, "hydra.run.dir=run")
     assert code == 0, printed
     (record,) = collect([tmp_path / "run"]).results

@@ -166,9 +166,9 @@ def test_temperature_figures_are_those_of_the_teachers():
 
 def test_front_page_counts_right():
     text = TEXTS["index"]
-    words = {"Forty": 40, "ten": 10}
+    words = {"ten": 10}
     methods, networks, data = re.search(r"(\w+)\s+methods, (\w+) networks, (\w+) kinds of data", text).groups()
-    assert words[methods] == len(list((CONF / "method").glob("*.yaml")))
+    assert int(methods) == len(list((CONF / "method").glob("*.yaml")))
     ours = {file.stem for file in (CONF / "student").glob("*.yaml")} - {"custom", "timm", "torchvision"}
     assert int(networks) == len(ours)
     assert words[data] == len(list((CONF / "data").glob("*.yaml")))
@@ -276,7 +276,7 @@ def test_no_command_is_without_a_test():
     every = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
     others = [line for line in every if not re.match(r"(PYTHONPATH=\w+ )?python (train\.py|scripts/)", line)]
     others = [re.split(r"\s+#\s", line)[0].strip() for line in others]
-    assert set(others) <= {'pip install -e ".[dev]"', "tensorboard --logdir runs"}
+    assert set(others) <= {"pip install -e .", "tensorboard --logdir runs"}
     assert len(COMPOSED) > 20
 
 

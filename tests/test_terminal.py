@@ -120,6 +120,15 @@ def test_save_writes_a_text_or_names_the_reason(tmp_path):
     assert str(mistake.value) == f"{gone}: cannot be written: No such file or directory"
 
 
+def test_save_leaves_a_link_what_it_is(tmp_path):
+    (tmp_path / "results").mkdir()
+    (link := tmp_path / "latest.md").symlink_to(tmp_path / "results" / "3.md")
+    for text in ("a\n", "b\n"):
+        save(link, text)
+        assert link.is_symlink()
+        assert (tmp_path / "results" / "3.md").read_text() == text
+
+
 def fails():
     raise UserError("a file\nis missing")
 

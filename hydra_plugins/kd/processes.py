@@ -140,6 +140,8 @@ class AutoLauncher(LocalLauncher):
             return []
         counting = Work(_count_gpus, Path(str(self.config.hydra.sweep.dir)) / OUTPUT / "devices.txt")
         (found,) = side_by_side([counting], [{}])  # this process does not load torch
+        if isinstance(found, Exception):
+            raise found
         names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(found)))
         return names.split(",")[:found]
 

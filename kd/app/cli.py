@@ -50,6 +50,7 @@ Knobs of the methods, with their defaults; those that a method lacks are refused
 {knobs}
   T is the temperature of the soft loss: higher shows more of the teacher's probabilities of the wrong classes.
   alpha is the weight of the labels (of dkd that of its first term), beta that of the method's own further term.
+  Where alpha is 1, as by default in most methods on embeddings and maps, there is no soft loss: T changes nothing.
 
 Groups
 {groups}
@@ -69,7 +70,7 @@ Knobs of the run
                                  student.activation (relu, elu), and teacher.scale ...; of other networks docs/models.md
   teacher_seed=0                 seed of the teacher
   ensemble=N                     N teachers with seeds from teacher_seed on, whose logits are averaged for a student
-  chain=[{{scale:24}}]             networks between teacher and student, each taught by the one before: settings that
+  'chain=[{{scale:24}}]'           networks between teacher and student, each taught by the one before: settings that
                                  differ from the student's, or how many
   student=torchvision            with student.name=resnet18; student=timm likewise; student=custom with
                                  student.target=my_pkg.Net for a network of your own; the same for teacher=
@@ -81,6 +82,8 @@ Knobs of the run
   threads=N                      CPU threads of one run; all cores unless set
   debug=fast_dev_run             one batch of everything; limit, overfit, profiler
   hydra.run.dir=DIR              where the run is written instead of runs/DATE/TIME; hydra.sweep.dir for sweeps
+  -m hydra/launcher=auto         all cores or GPUs; also cohort, local, joblib, slurm (docs/sweeps.md)
+  --config-dir=DIR               a folder with methods and experiments of your own (docs/extending.md)
 
 Examples
   python train.py data=digits method=logits T=4              first run, no download, under a minute
@@ -205,7 +208,8 @@ def prepared(argv: list[str]) -> tuple[Arguments, Command | None]:
     Raises:
         UserError, HydraException, OmegaConfBaseException: for a mistake in it.
     """
-    arguments, record = expand_resume(read_arguments(argv), program())
+    typed = read_arguments(argv)
+    arguments, record = expand_resume(typed, program())
     refuse_wrong_choices(arguments.overrides, arguments.config_dir)
     several = sweeps(arguments.overrides)
     single = [override for override in arguments.overrides if override not in several]
@@ -228,7 +232,7 @@ def prepared(argv: list[str]) -> tuple[Arguments, Command | None]:
         check_free(directory)
     previous = recorded(directory, before_hydra=True)
     if record is not None:
-        refuse_other_settings(record, command, argv, program())
+        refuse_other_settings(record, command, typed, program())
     refuse_another(previous, fingerprint(plain(command.cfg)), directory)
     return arguments, command
 
@@ -242,7 +246,8 @@ def for_all_choices(arguments: Arguments, several: Sequence[str], single: Sequen
     _refuse_run_dir(single)
 
     def is_group(override: str) -> bool:
-        return bool(choices(override.lstrip("+~").partition("=")[0], [conf_dir()]))
+        group = override.lstrip("+~").partition("=")[0].partition("@")[0]  # without its package
+        return bool(choices(group, [conf_dir()]))
 
     values = [override for override in single if not is_group(override) and re.match(r"(?!hydra\.)[\w.]+=", override)]
     if not values or not any(map(is_group, several)):

@@ -38,10 +38,11 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
     """
     check_data_settings(typed)
     keys = [str(override.key_or_group) for override in parse(typed)]
-    own: list[str] = []
+    own: list[str] | None = None
     record = record_beside(weights)
     if record is not None and record.command is not None and "data" not in keys:
-        own = shlex.split(record.command)
+        damaged = f"the command in {weights.parent / FILE} is damaged; name the images by data=NAME data.root=DIR"
+        own = _overrides(record.command, damaged)
         to_type = to_be_typed(own) + ([] if record.config_dir is None else [f"--config-dir={record.config_dir}"])
         if to_type:
             raise UserError(
@@ -57,11 +58,12 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
         typed = [*typed, *(f"{name}={value}" for name, value in shape.items() if name not in keys)]
     from kd.app.build import Builder  # imports torch
 
-    command = compose([*own, *typed])
+    overrides = [*(own or []), "threads=null", *typed]  # the run's threads were those of its machine
+    command = compose(overrides)
     root = OmegaConf.select(command.cfg, "data.root")
-    if own and "data.root" not in keys and root is not None and record and record.cwd:
+    if own is not None and "data.root" not in keys and root is not None and record and record.cwd:
         there = Path(record.cwd, Path(str(root)).expanduser())
-        command = compose([*own, *typed, quoted("data.root", str(there))])
+        command = compose([*overrides, quoted("data.root", str(there))])
     return Builder(command)
 
 
@@ -107,7 +109,7 @@ def _held_out(weights: Path, record: Result) -> tuple[float, int]:
     unknown = f"nothing beside {weights} says which images were held out for validation; measure it on the test split"
     if record.command is None:
         return held_out(weights.parent, unknown)
-    own = shlex.split(record.command)
+    own = _overrides(record.command, unknown)
     if to_be_typed(own) or record.config_dir is not None:  # what may run code
         raise UserError(unknown)
     data = compose(own).cfg.data
@@ -120,3 +122,15 @@ def record_beside(weights: Path) -> Result | None:
         return read(weights.parent / FILE)
     except (UserError, OSError):
         return None
+
+
+def _overrides(command: str, unknown: str) -> list[str]:
+    """Return the overrides of a record's command.
+
+    Raises:
+        UserError: with the text `unknown`, for a command that no shell would take.
+    """
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise UserError(unknown) from error

@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,26 +104,25 @@ def _typed(sweep: Path, program: str) -> str:
     return f": {place}{program} -m {shlex.join([*flags, *kept, quoted('hydra.sweep.dir', str(sweep))])}"
 
 
-def refuse_other_settings(record: Result, command: Command, argv: Sequence[str], program: str) -> None:
+def refuse_other_settings(record: Result, command: Command, typed: Arguments, program: str) -> None:
     """Refuse to continue a run with settings that would make it another one.
 
     Args:
         record: the run's.
         command: what would continue it.
-        argv: what was typed.
+        typed: the command line, as typed.
         program: how the program is started, for hints.
     """
     _refuse_composed_targets(OmegaConf.to_container(command.cfg, resolve=False), plain(command.cfg))
     if record.fingerprint == identity.fingerprint(plain(command.cfg)):
         return
-    flags = [argument for argument in argv if argument.startswith("-")]
-    more = [argument for argument in argv if argument not in flags and not argument.startswith("resume=")]
+    more = [override for override in typed.overrides if not override.startswith("resume=")]
     if more:
-        replaced = {_key(argument) for argument in more if "=" in argument}
+        replaced = {_key(override) for override in more}
         own = [override for override in shlex.split(record.command or "") if _key(override) not in replaced]
         raise UserError(
             f"with {shlex.join(more)} this would be another run than the one to be continued; leave that out, or start "
-            f"a run of its own: {program} {shlex.join([*flags, *own, *more])}"
+            f"a run of its own: {program} {shlex.join([*typed.flags, *own, *more])}"
         )
     raise UserError(
         "the settings of this run are no longer what they were: a file of conf/ or the teacher's weights have changed "

@@ -96,6 +96,8 @@ def plan(
     if "student" not in cfg.spec.networks:
         raise UserError("there is no student to search the knobs of; choose another method")
     refuse_test_split(cfg.data.val_fraction)
+    if OmegaConf.select(cfg, "trainer.limit_val_batches") == 0:
+        raise UserError("trainer.limit_val_batches=0 leaves nothing to judge a trial by; leave it out")
     limits: dict[str, str] = plain(cfg.spec.ranges)
     given = [Range.parse(text, RANGES | limits) for text in spans]
     names = [part.name for part in given]
@@ -127,8 +129,8 @@ def plan(
         config_dir,
     )
     lowest = search.compose(search.lowest)
+    check_command(lowest)  # before sums of knobs are computed
     highs = {part.name: part.within(search.limits, {**search.fixed, **search.lowest}).high for part in ranges}
-    check_command(lowest)
     for part in ranges:
         highest = search.compose({**search.lowest, part.name: highs[part.name]})
         check_command(highest)

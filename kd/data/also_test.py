@@ -4,6 +4,7 @@ Read are CIFAR-10-C and CIFAR-10.1 in the forms that they are published in, and 
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,12 +63,14 @@ def also_test(paths: Sequence[str], images: Images, in_memory: bool = True) -> t
         UserError: for a missing folder, a file that is no such array or not whole, labels or class folders that are
             none of the data set's classes, two test sets of one name.
     """
-    found = [test for path in paths for test in _opened(Path(path).expanduser().absolute(), images, in_memory)]
-    names = [test.name for test in found]
+    opened = [_opened(Path(path).expanduser().absolute(), images, in_memory) for path in paths]
+    names: list[str] = []
+    for tests in opened:  # a mean over parts is a figure by its name, too
+        names += [test.name for test in tests] + sorted({test.mean_of for test in tests if test.mean_of is not None})
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"data.also_test has two test sets called {twice}; rename the folder of one")
-    return tuple(found)
+    return tuple(chain.from_iterable(opened))
 
 
 def _opened(path: Path, images: Images, in_memory: bool) -> list[AlsoTest]:

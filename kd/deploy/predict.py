@@ -286,7 +286,7 @@ def _arguments() -> argparse.Namespace:
         description="Classify images with a trained network. Prints a line for each: its most probable classes. Exit\n"
         "code 1 if any image could not be read; the others are classified nevertheless.",
         epilog="examples:\n"
-        f"  {program} runs/2026-01-31/12-00-00 cat.png photos/ 'more/**/*.jpg'\n"
+        f"  {program} runs/2026-01-31/12-00-00-123456 cat.png photos/ 'more/**/*.jpg'\n"
         f"  {program} student.safetensors photos/ --top 3 --csv > classes.csv\n"
         f"  {program} RUN_DIR photos/ --teacher teachers/8bfaa4799f5659b9 --sheet sheet.png\n"
         f"  curl -s https://example.com/cat.png | {program} RUN_DIR -",

@@ -66,7 +66,7 @@ class AT(SoftTargets):
         T: temperature of the soft loss, in [0.001, 1e6]; without effect while alpha is 1.
         alpha: weight of the labels, in [0, 1]; published 1, for the labels and attention alone.
         beta: weight of the attention, at least 0.
-        p: power of the responses, at least 1; the larger it is, the more the strongest channels count.
+        p: power of the responses, in [1, 16]; the larger it is, the more the strongest channels count.
         label_smoothing: of the hard loss, in [0, 1].
         rescale: whether stages count alike, whatever their size; false is the published form.
 

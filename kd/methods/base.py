@@ -13,6 +13,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from kd.data.batch import Batch
@@ -106,6 +107,9 @@ class Method(nn.Module):
             raise ValueError(f"{type(self).__name__} needs a teacher")
         output = checked(student(batch.x), student)
         taught = output if teacher is None else checked(teacher(batch), teacher)
+        if teacher is not None and self.stored_logits_suffice:
+            # What stored logits do not have is NaN with every teacher: a method that uses it has to name it in `reads`.
+            taught = Output(taught.logits, (), torch.full_like(taught.logits, torch.nan))
         return Step(output, self(output, taught, batch), self.monitors())
 
     def monitors(self) -> dict[str, Tensor]:

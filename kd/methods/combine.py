@@ -87,9 +87,8 @@ class Combine(Method):
 
     @property
     def methods(self) -> dict[str, Method]:
-        """The methods by the names of their parts, in the order of the settings."""
-        parts = dict(zip(self.names, self.parts, strict=True))
-        return {name: cast(Method, parts[name]) for name in self.weights}
+        """The methods by the names of their parts, sorted: so is what they draw."""
+        return {name: cast(Method, part) for name, part in zip(self.names, self.parts, strict=True)}
 
     def setup(self, pair: Pair) -> None:
         for name, part in self.methods.items():

@@ -90,10 +90,8 @@ class FT(SoftTargets):
         common_stages(student, teacher)  # refuses a network without maps
         ours, theirs = student[-1].shape[1], teacher[-1].shape[1]
         factors = max(1, round(self.rate * theirs))
-        self.encoder, self.decoder = (
-            _layers(theirs, theirs, factors, factors),
-            _layers(factors, factors, theirs, theirs),
-        )
+        self.encoder = _layers(theirs, theirs, factors, factors)
+        self.decoder = _layers(factors, factors, theirs, theirs)
         self.translator = _layers(ours, ours, factors, factors)
         # What the factors are made by: the encoder's weights, out of reach of momentum and weight decay once it rests.
         self.kept = copy.deepcopy(self.encoder).requires_grad_(False)

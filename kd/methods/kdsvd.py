@@ -36,7 +36,7 @@ def singular_vectors(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:
         gram = rows @ rows.transpose(1, 2)
         gram = gram / gram.detach().diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=1e-12)[:, None, None]
         with torch.no_grad():
-            values, vectors = torch.linalg.eigh(gram)
+            values, vectors = torch.linalg.eigh(gram.nan_to_num())  # else an error, before the loss is seen to be NaN
             first, top = vectors[..., -k:].flip(2), values[:, -k:].flip(1)
             largest = first.gather(1, first.abs().argmax(dim=1, keepdim=True))
             first = first * torch.where(largest < 0, -1.0, 1.0)

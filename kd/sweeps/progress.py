@@ -29,10 +29,10 @@ LONG = 40
 """The most jobs that the table at the end lists one by one; of more it lists the best and the failed."""
 WIDE = 120
 """The most characters of a job's settings, or of a reason, that are shown in the line of a job."""
+REASON = 400
+"""The most characters of a reason at the end, where each is printed once."""
 WORD = 20
 """The most characters of a word that is left out whole where text is shortened."""
-REASON = 400
-"""The same of a reason at the end, where each is printed once."""
 COLOURS = {
     "done": "green",
     "running": "cyan",

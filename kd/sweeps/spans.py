@@ -10,6 +10,9 @@ from kd.ranges import require
 DIGITS = 4
 """Significant ones, of a value that is tried: enough to tell runs apart, and few enough to type."""
 
+LARGEST = 1e300
+"""Beyond it there is no distance between two ends."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -53,6 +56,8 @@ class Range:
                 require(name, high, limits)
             except ValueError as error:
                 raise UserError(f"--range {text}: {error}") from error
+        if max(abs(low), abs(high)) > LARGEST:
+            raise UserError(f"--range {text}: both ends must be finite")
         return cls(name, low, high, bool(scale))
 
     def __str__(self) -> str:

@@ -76,6 +76,8 @@ def _fill(module: L.LightningModule, tensors: Sequence[Tensor]) -> None:
 
 
 def _weights(module: L.LightningModule) -> list[Tensor]:
-    """Return all floating-point parameters and buffers of the network that is kept, themselves."""
+    """Return all floating-point parameters and buffers in the state of the network that is kept, themselves."""
     net: nn.Module = cast(Classifier, module).inference_net
-    return [tensor for tensor in (*net.parameters(), *net.buffers()) if tensor.is_floating_point()]
+    state = {id(tensor) for tensor in net.state_dict(keep_vars=True).values()}  # other buffers are made anew
+    tensors = (tensor for tensor in (*net.parameters(), *net.buffers()) if id(tensor) in state)
+    return [tensor for tensor in tensors if tensor.is_floating_point()]

@@ -88,9 +88,8 @@ class Speed:
                     module.register_forward_pre_hook(_keep_layout)
         if self.packed_dropout:
             for module in net.modules():
-                for name, child in module.named_children():
-                    if type(child) is nn.Dropout:
-                        setattr(module, name, PackedDropout(child.p))
+                if type(module) is nn.Dropout:
+                    module.__class__ = PackedDropout  # not another module: it may have hooks, as of `kd.wrap`
         if self.compile:
             # The optimiser DOT and the pictures of gradients go backward through a step's graph more than once.
             torch._functorch.config.donated_buffer = False

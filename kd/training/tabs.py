@@ -65,7 +65,7 @@ class Tabs(L.Callback):
         self.role, self.images, self.command, self.settings = role, images, command, settings
         self._weights: dict[str, float] = {}
         self._batches = 0
-        self._points = _Points(POINTS, len(images.test_y))
+        self._points = _Points(len(images.test_y))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the text, before the first epoch only: a resumed run has it."""
@@ -97,7 +97,7 @@ class Tabs(L.Callback):
                     logger.experiment.add_custom_scalars(charts(monitors))
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._points = _Points(POINTS, len(self.images.test_y))
+        self._points = _Points(len(self.images.test_y))
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
@@ -270,15 +270,14 @@ def _add_curve(writer: SummaryWriter, name: str, hits: NDArray[np.int64], false:
 
 
 class _Points:
-    """Test images, evenly over the split, with their embeddings and what was predicted.
+    """Test images, `POINTS` at most and evenly over the split, with their embeddings and what was predicted.
 
     Args:
-        most: number of images, at most.
         total: number of images in the split.
     """
 
-    def __init__(self, most: int, total: int) -> None:
-        self.step = max(1, -(-total // most))
+    def __init__(self, total: int) -> None:
+        self.step = max(1, -(-total // POINTS))
         self._parts: dict[str, list[Tensor]] = {}
 
     def add(self, outputs: Mapping[str, Tensor], embeddings: Mapping[str, Tensor]) -> None:

@@ -145,6 +145,10 @@ def test_run_with_files_of_another_folder_is_resumed_with_that_folder_only(run, 
     code, printed = run(*shlex.split(hint))
     assert code == 0, printed
     assert read(tmp_path / "run" / "result.json").test_acc == record.test_acc
+    write(replace(record, status="interrupted"), tmp_path / "run" / "result.json")
+    (folder / "mine.yaml").write_text(f"# @package _global_\n{own.replace('alpha: 0.2', 'alpha: 0.3')}\n")
+    code, printed = run("--config-dir", "my conf", "resume=run")
+    assert (code, "a file of conf/" in printed) == (1, True), printed
 
 
 @pytest.fixture

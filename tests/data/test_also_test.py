@@ -132,6 +132,15 @@ def test_also_test_unpickles_nothing_and_sees_damage(tmp_path, images):
         also_test([str(folder)], images)
 
 
+def test_also_test_refuses_two_means_of_one_name(tmp_path, images):
+    labels, folders = np.zeros(5, int), []
+    for folder, corruption in (("one", "fog"), ("two", "snow")):
+        (tmp_path / folder).mkdir()
+        folders.append(put(tmp_path / folder / "C", labels=labels, **{corruption: pixels(5)}))
+    with pytest.raises(UserError, match=r"two test sets called C \(1 of 15 corruptions\)"):
+        also_test(folders, images)
+
+
 def test_also_test_refuses_unknown_classes_missing_folders_and_equal_names(
     tmp_path, images, pixels, encode, write_tree
 ):

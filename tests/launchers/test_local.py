@@ -20,7 +20,7 @@ from hydra_plugins.kd import processes
 from hydra_plugins.kd.processes import LOADED, AutoLauncher
 from kd.app.compose import compose
 from kd.runs.results import read
-from kd.sweeps.processes import Work, side_by_side, start_server
+from kd.sweeps.processes import DiedError, Work, side_by_side, start_server
 from tests.common import QUICK, ROOT, SMALL
 from tests.launchers import guard
 
@@ -166,6 +166,13 @@ class TestProcesses:
         launcher = AutoLauncher(None)
         launcher.config = composed("trainer=auto", f"hydra.sweep.dir={tmp_path}")
         assert launcher.gpus == [str(i) for i in range(torch.cuda.device_count())]
+
+    def test_auto_launcher_tells_why_gpus_could_not_be_counted(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(processes, "side_by_side", lambda *_: [DiedError("gone")])
+        launcher = AutoLauncher(None)
+        launcher.config = composed("trainer=auto", f"hydra.sweep.dir={tmp_path}")
+        with pytest.raises(DiedError, match="gone"):
+            _ = launcher.gpus
 
     def test_local_launcher_refuses_no_processes(self, run, tmp_path):
         code, printed = run("-m", *QUICK, "hydra/launcher=local", "hydra.launcher.n_jobs=0", "hydra.sweep.dir=sweep")

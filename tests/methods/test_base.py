@@ -2,6 +2,9 @@ import pytest
 import torch
 from torch import nn, tensor
 
+import kd
+from kd.data.augment import Augment
+from kd.data.module import DataModule
 from kd.methods.base import Method, SoftTargets
 from kd.models.output import Output
 
@@ -48,6 +51,25 @@ def test_step_without_a_teacher_names_the_method(labelled):
 
     with pytest.raises(ValueError, match=r"^Needy needs a teacher$"):
         Needy().step(nn.Identity(), None, labelled(0))
+
+
+def test_fields_that_a_method_does_not_name_are_missing_with_every_teacher(tiny_net, noise):
+    """Stored logits do not have them: a method that forgets to name one would learn from something else on a CPU."""
+    data = DataModule(noise(), 0, 0, Augment(0, False, 0), batch_size=4, seed=0)
+    batch, seen = next(iter(data.train_dataloader())), []
+
+    class Forgetful(Method):
+        def forward(self, student, teacher, batch):
+            seen.append(teacher)
+            return {"embedding": teacher.embedding.square().mean()}
+
+    class Named(Forgetful):
+        reads = frozenset({"logits", "embedding"})
+
+    for method in (Forgetful(), Named()):
+        step = method.step(tiny_net(), kd.freeze(tiny_net()), batch)
+        assert step.terms["embedding"].isfinite() == ("embedding" in method.reads)
+        assert torch.isfinite(seen[-1].logits).all()
 
 
 def test_soft_targets_weight_a_term_of_their_own(labelled):

@@ -134,3 +134,8 @@ def test_networks_without_two_common_stages_are_refused():
         built(two, one)
     with pytest.raises(ValueError, match=r"^k must be at most 3, the channels of the teacher's map, got 4$"):
         built(two, two, k=4)
+
+
+def test_kdsvd_loss_of_maps_that_are_not_finite_is_nan_and_no_error():
+    maps = [noise(2, 4, 3, 3), noise(2, 5, 3, 3, seed=1)]
+    assert kdsvd_loss([maps[0] * math.nan, maps[1]], maps, 1).isnan()

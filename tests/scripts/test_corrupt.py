@@ -29,7 +29,7 @@ def test_corrupt_writes_what_a_run_is_tested_on(call, run, tmp_path):
     code, printed = call("hard", "data=digits", "data.source.image_size=16", "--seed", "2")
     assert code == 0, printed
     assert "359 test images of digits, 8 kinds, 5 severities" in printed
-    assert 'python train.py ... "data.also_test=[hard]"' in printed
+    assert '''python train.py ... "data.also_test=['hard']"''' in printed
     assert np.load(tmp_path / "hard" / "contrast.npy", mmap_mode="r").shape == (5 * 359, 16, 16, 3)
     code, printed = run(*QUICK, "method=standard", f"data.also_test=[{tmp_path / 'hard'}]", "hydra.run.dir=run")
     assert code == 0, printed

@@ -1,12 +1,14 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from kd.app.recorded import recorded_data
 from kd.deploy.evaluate import Evaluation
-from kd.runs.results import read
+from kd.runs.results import read, write
 from scripts import evaluate
 from scripts.evaluate import show
 from tests import processes
@@ -52,6 +54,35 @@ def test_evaluate_lists_classes_with_images_and_counts_those_without(capsys):
     printed = capsys.readouterr().out
     assert "lowest accuracy" not in printed
     assert "3 of 5 classes have no images here." in printed
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Changes fields of the record of the run."""
+
+    def recorded(**fields):
+        file = tmp_path / "run" / "result.json"
+        write(replace(read(file), **fields), file)
+
+    return recorded
+
+
+def test_evaluate_does_not_take_the_threads_of_the_runs_machine(program, recorded, tmp_path):
+    recorded(command=f"{read(tmp_path / 'run' / 'result.json').command} threads=1024")
+    assert program("run")[::2] == (0, "")
+
+
+def test_evaluate_names_a_damaged_command(program, recorded):
+    recorded(command="a='b")
+    code, _, errors = program("run")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "the command in run/result.json is damaged; name the images" in errors
+
+
+def test_images_of_a_run_without_settings_are_where_it_was_started(program, recorded, tmp_path):
+    recorded(command="", cwd="/where/it/was")
+    found = recorded_data(tmp_path / "run" / "student.safetensors", [], 32, 3)
+    assert found.cfg.data.root == "/where/it/was/data"
 
 
 def test_evaluate_of_a_teacher_of_the_store_needs_the_images_by_name(program, finished):

@@ -330,6 +330,9 @@ def test_search_covers_whole_numbers_and_other_settings(run_search, tmp_path):
         (("method.stages=[7]", "method=feature"), "stages must be in"),
         (("method=kdsvd", "k=2.5"), "k must be a whole number in [1, inf), got 2.5"),
         (("--seed", "x"), "argument --seed: must be a whole number, got x; see --help"),
+        (("method=feature", "beta=x"), "beta must be a number in [0, 1], got x"),
+        (("method=ab", "--range", "method.margin=0:inf"), "both ends must be finite"),
+        (("+trainer.limit_val_batches=0",), "leaves nothing to judge a trial by"),
         (("--trials", "0"), "argument --trials: must be at least 1, got 0"),
     ],
 )

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from hydra_plugins.kd.sweeper import ResumableSweeper
 from kd.app import cli
 from kd.app.arguments import quoted
+from kd.app.cli import prepared
 from kd.data.images import Images
 from kd.runs.results import Result, read, write
 from kd.sweeps.jobs import Job
@@ -141,6 +142,12 @@ def test_setting_that_the_default_choice_lacks_may_have_one_value(sweep):
     assert code == 1
     assert "refused method=standard: there is no setting 'beta' with method=standard" in printed
     assert [record.knobs["beta"] for record in records(directory).values()] == [0.3, 0.3]
+
+
+def test_setting_of_a_group_with_a_package_may_have_one_value():
+    typed = ["recipe/schedule@teacher_recipe.schedule=multistep,published", "teacher_recipe.schedule.gamma=0.2"]
+    arguments, _ = prepared(["-m", "data=digits", *typed])
+    assert "teacher_recipe.schedule.gamma=choice(0.2)" in arguments.overrides
 
 
 def test_sweep_subdir_refuses_nesting(sweep):

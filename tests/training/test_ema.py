@@ -141,3 +141,12 @@ def test_weight_average_comes_to_what_the_weights_are_in_any_precision(classifie
     callback.on_validation_end(trainer, module)
     assert (weight(module) == 2).all()
     assert weight(module).dtype == dtype
+
+
+def test_weight_average_leaves_out_what_is_no_part_of_the_state(classifier):
+    """Such as what a network is told of the data's normalisation: a checkpoint would not fit its own average."""
+    module, callback = classifier(), WeightAverage(0.99)
+    module.net.register_buffer("shift", torch.zeros(3, 1, 1), persistent=False)
+    callback.on_fit_start(SimpleNamespace(global_step=0), module)
+    shapes = [tensor.shape for tensor in module.inference_net.state_dict().values() if tensor.is_floating_point()]
+    assert sorted(tensor.shape for tensor in callback.state_dict()["average"]) == sorted(shapes)

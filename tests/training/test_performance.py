@@ -10,6 +10,7 @@ import yaml
 from torch import nn
 
 from kd.models.cnn import CNN
+from kd.models.wrap import wrap
 from kd.training.performance import PackedDropout, Speed, choose_device, choose_precision, device_name
 from tests import processes
 from tests.common import ROOT
@@ -195,6 +196,13 @@ class TestPackedDropout:
         x = torch.randn(10, 3)
         assert torch.equal(PackedDropout(0.5).eval()(x), x)
         assert torch.equal(PackedDropout(0.0)(x), x)
+
+    def test_prepare_student_keeps_hooks_on_dropout(self):
+        layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Dropout(), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 10)]
+        net = wrap(nn.Sequential(*layers), image_size=8)
+        assert net.stages == ("2", "5")
+        assert len(speed().prepare_student(net)(torch.randn(2, 3, 8, 8)).features) == 2
 
     def test_packed_dropout_is_reproducible_by_seed(self):
         x, drop = torch.ones(100, 100), PackedDropout(0.5)
