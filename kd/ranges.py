@@ -70,13 +70,14 @@ TEXT = "text"
 WHOLE_NUMBERS = "a list of whole numbers"
 NAMES = "a list of names"
 FOLDERS = "a list such as [DIR] of folders"
+PATHS = "a path, or a list such as [A,B] of them"
 KINDS = {
     **dict.fromkeys(("default_hp_metric", "enable_progress_bar", "flip", "fused", "in_memory", "pool"), SWITCH),
     **dict.fromkeys(("channels_last", "compile", "fold_teacher", "keep_memory", "packed_dropout"), SWITCH),
     **dict.fromkeys(("benchmark", "detect_anomaly"), SWITCH),
     **dict.fromkeys(("nesterov", "sync_batchnorm", "tensor_cores"), SWITCH),
     **dict.fromkeys(("preacts", "rescale", "standardize"), SWITCH),
-    **dict.fromkeys(("name", "root", "teacher_store", "teacher_weights"), TEXT),
+    **dict.fromkeys(("name", "root", "teacher_store"), TEXT),
     **dict.fromkeys(("head", "pretrained", "target"), TEXT),
     **dict.fromkeys(("student.stages", "teacher.stages"), NAMES),
     "deterministic": "one of true, false, warn",
@@ -84,6 +85,7 @@ KINDS = {
     "precision": "one of auto, 16-mixed, 16-true, 32-true, 64-true, bf16-mixed, bf16-true, 16, 32, 64, bf16",
     **dict.fromkeys(("stages", "teacher_stages"), WHOLE_NUMBERS),
     "also_test": FOLDERS,
+    "teacher_weights": PATHS,
     **dict.fromkeys(("data.channels", "data.source.channels"), "one of 1, 3"),
     "balance": "one of none, weights, sampling",
     "stored_logits": "one of auto, true, false",
@@ -160,7 +162,9 @@ def _is_of_kind(value: object, kind: str) -> bool:
     if kind == WHOLE_NUMBERS:
         return isinstance(value, list | tuple) and all(type(item) is int for item in value)
     if kind == FOLDERS:
-        return isinstance(value, list | tuple) and all(isinstance(item, str) and item != "" for item in value)
+        return isinstance(value, list | tuple) and all(_is_of_kind(item, TEXT) for item in value)
+    if kind == PATHS:
+        return _is_of_kind(value, TEXT) or (_is_of_kind(value, FOLDERS) and value != [])
     shown = str(value).lower() if isinstance(value, bool) else str(value)
     return shown in kind.removeprefix("one of ").split(", ")
 

@@ -25,12 +25,12 @@ from kd.data.images import Images, require_classes, require_labelled
 from kd.data.module import DataModule, Loader
 from kd.data.resize import images_of_channels, images_of_size
 from kd.errors import UserError
-from kd.hashing import derive
+from kd.hashing import derive, digest
 from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
 from kd.models.external import External, bind
 from kd.models.output import probe
-from kd.runs.given import STUDENT_WEIGHTS, TEACHER_WEIGHTS, weights_file
+from kd.runs.given import STUDENT_WEIGHTS, TEACHER_WEIGHTS, given_paths, weights_file
 from kd.runs.weights import begin_from, content_id, read_weights
 from kd.teachers.frozen import FrozenTeacher, check_origin, fitted
 from kd.teachers.logit_cache import RoundedLogits, StoredLogits, open_logits
@@ -133,7 +133,7 @@ class Builder:
         cfg = self.cfg
         if "teacher" not in self.networks:
             return []
-        count = cfg.ensemble if "student" in self.networks else 1
+        count = (len(self.given_weights) or cfg.ensemble) if "student" in self.networks else 1
         return [
             Plan(cfg.teacher, cfg.teacher_recipe, seed, seed)
             for seed in range(cfg.teacher_seed, cfg.teacher_seed + count)
@@ -241,14 +241,15 @@ class Builder:
                 log.info("%s: %s", path, note)
 
     @property
-    def given_weights(self) -> Path | None:
-        """The file of the teacher that is given; None for teachers of the store."""
-        return None if self.cfg.teacher_weights is None else weights_file(self.cfg.teacher_weights)
+    def given_weights(self) -> list[Path]:
+        """The files of the teachers that are given, several for an ensemble; none for teachers of the store."""
+        return [weights_file(path) for path in given_paths(self.settings["teacher_weights"])]
 
     def given_id(self) -> str:
-        """What names the teacher that is given, in the keys of those that it teaches."""
-        path = weights_file(self.cfg.teacher_weights)
-        return identity.teacher_id(content_id(read_weights(path)[0]), plain(self.cfg.teacher))
+        """What names the teachers that are given, in the keys of those that they teach."""
+        network = self.settings["teacher"]
+        ids = [identity.teacher_id(content_id(read_weights(path)[0]), network) for path in self.given_weights]
+        return ids[0] if len(ids) == 1 else digest(ids)
 
     def shown(self, plan: Plan, net: nn.Module) -> dict[str, Any]:
         """The metadata of this run's data, as they are shown to this network of the plan."""
@@ -395,10 +396,9 @@ class Builder:
         if self.first_teachers:
             nets = [self.net(plan.network) for plan in self.first_teachers]
             self._try(self.first_teachers[0], nets[0], None)
-            path = self.given_weights
-            if path is not None:
-                shown = self.shown(self.first_teachers[0], nets[0])
-                nets[0], _, metadata, _ = fitted(nets[0], path)
+            for place, path in enumerate(self.given_weights):
+                shown = self.shown(self.first_teachers[place], nets[place])
+                nets[place], _, metadata, _ = fitted(nets[place], path)
                 check_origin(metadata, shown, path)
             taught_by = nets[0] if len(nets) == 1 else Ensemble(nets)
         for plan in [*self.chain, *student]:

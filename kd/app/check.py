@@ -16,7 +16,7 @@ from kd.app.identity import SHORTHANDS
 from kd.app.trainer import check_trainer
 from kd.errors import UserError
 from kd.ranges import KINDS, RANGES, SWITCH, TEXT, WHOLE_NUMBERS, require, require_sum
-from kd.runs.given import weights_file
+from kd.runs.given import given_paths, weights_file
 
 if TYPE_CHECKING:
     from kd.methods.base import Method  # loads torch
@@ -250,7 +250,7 @@ def _check_teacher(settings: dict[str, Any], given: Iterable[str]) -> None:
     if "teacher" not in settings["spec"]["networks"] or settings["method"] is None:
         raise UserError("teacher_weights is for methods that learn from a teacher; this one does not")
     if settings["ensemble"] != 1:
-        raise UserError("teacher_weights is one teacher; ensemble is for those of the store")
+        raise UserError("ensemble is for teachers of the store; several of your own are teacher_weights=[A,B]")
     # The seeds of a chain's networks come from that of the teacher.
     of_training = ("teacher_recipe",) if settings["chain"] else ("teacher_recipe", "teacher_seed")
     for override in given:
@@ -258,8 +258,9 @@ def _check_teacher(settings: dict[str, Any], given: Iterable[str]) -> None:
             raise UserError(
                 f"{override} is for a teacher to be trained, and teacher_weights are trained; leave one out"
             )
-    if not weights_file(weights).is_file():
-        raise UserError(f"no weights at {weights}")
+    for path in given_paths(weights):
+        if not weights_file(path).is_file():
+            raise UserError(f"no weights at {path}")
 
 
 def _check_data(settings: dict[str, Any]) -> None:

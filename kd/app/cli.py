@@ -75,7 +75,7 @@ Knobs of the run
   student=torchvision            with student.name=resnet18; student=timm likewise; student=custom with
                                  student.target=my_pkg.Net for a network of your own; the same for teacher=
   teacher_weights=FILE           use these weights (safetensors, a .pth of torch.save, or a run directory) instead of a
-                                 teacher from teachers/
+                                 teacher from teachers/; [A,B] for an ensemble
   trainer.precision=auto         bf16-mixed where the hardware supports bf16, else 32-true
   speed=reference                all speed-ups off; with trainer.precision=32-true the plain loop
   speed.stored_logits=auto       keep the teacher's logits beside the teachers: true, false, auto (CPU only)

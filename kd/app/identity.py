@@ -17,7 +17,7 @@ from typing import Any
 
 from kd.errors import UserError
 from kd.hashing import digest
-from kd.runs.given import weights_file
+from kd.runs.given import given_paths, weights_file
 
 PLACEMENT = frozenset({"accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "enable_progress_bar"})
 """Settings of the trainer that decide where and with what display a training happens, not what comes of it."""
@@ -96,8 +96,9 @@ def fingerprint(settings: dict[str, Any]) -> str:
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes of a run, with the contents of weights in place of their files' names."""
     known = decisive(settings)
-    if known["teacher_weights"] is not None:
-        known["teacher_weights"] = _content(known["teacher_weights"])
+    contents = [_content(path) for path in given_paths(known["teacher_weights"])]
+    if contents:
+        known["teacher_weights"] = contents[0] if len(contents) == 1 else contents
     for role in ("teacher", "student"):
         if isinstance(known.get(role), dict):
             known[role] = by_content(known[role])

@@ -18,6 +18,7 @@ from kd.app.loading import loading
 from kd.app.resume import to_be_typed
 from kd.app.trainer import several_processes
 from kd.errors import UserError
+from kd.runs.given import given_paths
 from kd.runs.results import FILE, Result
 from kd.runs.status import first_process, git_revision, refusals, tracked, versions, write_once
 
@@ -125,8 +126,9 @@ def describe(command: Command) -> Result:
     networks = settings["spec"]["networks"]
     own = knobs(settings)
     learner = settings["recipe"] if "student" in networks else settings["teacher_recipe"]
-    is_ensemble = settings["ensemble"] != 1 and "student" in networks
-    teacher = f"{settings['ensemble']} x {choices['teacher']}" if is_ensemble else choices["teacher"]
+    teachers = len(given_paths(settings["teacher_weights"])) or settings["ensemble"]
+    is_ensemble = teachers != 1 and "student" in networks
+    teacher = f"{teachers} x {choices['teacher']}" if is_ensemble else choices["teacher"]
     return Result(
         method=choices["method"],
         knobs=own,

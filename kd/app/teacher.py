@@ -50,20 +50,21 @@ def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
     plans = build.first_teachers if level == 0 else [build.chain[level - 1]]
     if not plans:
         return None
-    claims: list[float | None]
     warnings: list[str] = []
-    given = build.given_weights if level == 0 else None
-    if given is not None:
-        paths = [given]
-        metadata = read_weights(given)[1]
-        warnings += check_origin(metadata, build.shown(plans[0], build.net(plans[0].network)), given)
-        if metadata.get("trial"):
-            warnings.append(f"{given} comes from a trial: {metadata['trial']}")
-        claims, advice = [_claim_of_file(build, metadata)], _settings_of(metadata, plans[0])
+    paths = build.given_weights if level == 0 else []
+    if paths:
+        shown = build.shown(plans[0], build.net(plans[0].network))
+        origins = [read_weights(path)[1] for path in paths]
+        for path, metadata in zip(paths, origins, strict=True):
+            warnings += check_origin(metadata, shown, path)
+            if metadata.get("trial"):
+                warnings.append(f"{path} comes from a trial: {metadata['trial']}")
+        claims = [_claim_of_file(build, metadata) for metadata in origins]
+        advice = [_settings_of(metadata, plans[0]) for metadata in origins]
     else:
         entries = [_find(build, plan, record, level) for plan in plans]
         paths = [entry / TEACHER_WEIGHTS for entry in entries]
-        claims, advice = [_claim(build, entry) for entry in entries], ""
+        claims, advice = [_claim(build, entry) for entry in entries], [""] * len(entries)
     test = build.data(plans[0]).test_dataloader(build.device)
     settings = plain(plans[0].network)
 
@@ -74,7 +75,8 @@ def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
         load(build.net(plan.network), path, build.inference_copy, name) for plan, path in zip(plans, paths, strict=True)
     ]
     measured = [
-        verify(teacher, test, claim, path, advice) for teacher, claim, path in zip(teachers, claims, paths, strict=True)
+        verify(teacher, test, claim, path, hint)
+        for teacher, claim, path, hint in zip(teachers, claims, paths, advice, strict=True)
     ]
     teacher, accuracy = joined(teachers, build.inference_copy, name), measured[0] if claims[0] is None else claims[0]
     if len(teachers) > 1:

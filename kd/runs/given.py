@@ -3,6 +3,7 @@
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 from kd.errors import UserError
 from kd.runs.results import FILE, read
@@ -11,6 +12,11 @@ STUDENT_WEIGHTS = "student.safetensors"
 TEACHER_WEIGHTS = "teacher.safetensors"
 WEIGHTS = (STUDENT_WEIGHTS, TEACHER_WEIGHTS)
 """The file of a run directory, in order of preference."""
+
+
+def given_paths(setting: Any) -> list[str]:
+    """Return the paths that `teacher_weights` names: one, those of a list, or none for null; unchecked."""
+    return [] if setting is None else list(setting) if isinstance(setting, list) else [setting]
 
 
 def weights_file(path: str | Path) -> Path:

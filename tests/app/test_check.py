@@ -112,8 +112,10 @@ def test_nearest_finds_what_was_probably_meant(name, expected):
         (["speed.fused=off"], "speed.fused must be true or false, got off"),
         (["data.augment.flip=1"], "data.augment.flip must be true or false, got 1"),
         (["speed.stored_logits=maybe"], "speed.stored_logits must be one of auto, true, false, got maybe"),
-        (["teacher_weights=3"], "teacher_weights must be text, got 3"),
-        (["teacher_weights=false"], "teacher_weights must be text, got false"),
+        (["teacher_weights=3"], r"teacher_weights must be a path, or a list such as \[A,B\] of them, got 3"),
+        (["teacher_weights=false"], "teacher_weights must be a path, or a list .*, got false"),
+        (["teacher_weights=[]"], r"teacher_weights must be a path, or a list .*, got \[\]"),
+        (["teacher_weights=[a,3]"], r"teacher_weights must be a path, or a list .*, got \['a', 3\]"),
         (["teacher_store=''"], "teacher_store must be text, got no value"),
         (["method=feature", "method.stages=last"], "method.stages must be a list of whole numbers, got last"),
         (["T={a:1}"], r"T must be a number in .*, got {'a': 1}"),
@@ -221,6 +223,10 @@ def test_check_of_given_weights_takes_a_run_directory_and_names_settings_without
         given = ["data=digits", f"teacher_weights={tmp_path}/student.safetensors", more]
         with pytest.raises(UserError, match=f"{more} is for a teacher to be trained"):
             check_command(compose(given))
+    with pytest.raises(UserError, match="no weights at /nowhere"):
+        check_command(compose(["data=digits", f"teacher_weights=[{tmp_path},/nowhere]"]))
+    with pytest.raises(UserError, match=r"ensemble is for teachers of the store; .* teacher_weights=\[A,B\]"):
+        check_command(compose(["data=digits", f"teacher_weights=[{tmp_path},{tmp_path}]", "ensemble=2"]))
     # It has assistants, whose seeds come from it.
     check_command(compose(["data=digits", f"teacher_weights={tmp_path}", "method=takd", "teacher_seed=3"]))
 

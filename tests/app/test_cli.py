@@ -103,7 +103,7 @@ def test_cli_prints_help_and_mistakes_without_loading_torch(loaded, arguments):
         (("T",), "error: 'T' is not a setting; settings are given as T=VALUE"),
         (("resume=nowhere",), "error: resume=nowhere: not the directory of a run"),
         (("method=teacher", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
-        (("ensemble=2", f"teacher_weights={__file__}"), "error: teacher_weights is one teacher; ensemble is for those"),
+        (("ensemble=2", f"teacher_weights={__file__}"), "error: ensemble is for teachers of the store; several"),
         (("method=standard", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
         (("T=null",), "error: T must be a number in [0.001, 1e6], got null"),
         (("seed=-1",), "error: seed must be a whole number in [0, 4294967296), got -1"),

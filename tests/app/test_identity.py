@@ -133,6 +133,10 @@ def test_fingerprint_knows_given_weights_by_their_content(tmp_path):
         file.write_bytes(content)
     same, alike, other = (fingerprint(settings(f"teacher_weights={file}")) for file in files)
     assert same == alike != other
+    first, second, third = files
+    given = (f"[{first}]", f"[{first},{third}]", f"[{second},{third}]", f"[{third},{first}]")
+    alone, pair, alike, turned = (fingerprint(settings(f"teacher_weights={paths}")) for paths in given)
+    assert alone == same != pair == alike != turned
 
 
 def test_decisive_settings_do_not_hold_where_a_run_happens():

@@ -1,12 +1,14 @@
 """Settings of methods, images, networks and recipes, from the command line to the record."""
 
+import json
 import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import kd
 from kd.data.digits import digits
@@ -31,6 +33,34 @@ def test_ensemble_averages_its_teachers(run, tmp_path, finished):
     together = predictions.read(tmp_path / "run" / "predictions.npz").teacher_logits
     assert abs(together - (kept[0].logits + kept[1].logits) / 2).max() < 0.05  # half precision
     assert record.teacher_test_acc == pytest.approx((together.argmax(1) == kept[0].labels).mean())
+
+    # The same two by their files, as an ensemble and as what teaches an assistant.
+    directories = [path.parent for path in (tmp_path / "teachers").glob("*/result.json")]
+    names = [str(path) for path in sorted(directories, key=lambda path: read(path / "result.json").seed)]
+    given = (*SMALL, f"teacher_weights=[{','.join(names)}]", "teacher_store=elsewhere", "logger=none")
+    code, printed = run(*given, "method=feature", "hydra.run.dir=given")
+    assert code == 0, printed
+    again = read(tmp_path / "given" / "result.json")
+    assert (again.teacher, again.teacher_id) == (record.teacher, record.teacher_id)
+    assert again.teacher_test_acc == record.teacher_test_acc
+    assert again.test_nll == pytest.approx(record.test_nll, rel=1e-3)
+    assert not (tmp_path / "elsewhere").exists()
+    code, printed = run(*given, "method=takd", "assistants=[{scale:3}]", "hydra.run.dir=assisted")
+    assert code == 0, printed
+    assert read(tmp_path / "assisted" / "result.json").teacher == "2 x cnn32 > scale=3"
+
+
+def test_mistakes_in_any_of_several_given_teachers_are_named(run, tmp_path, finished):
+    (good,) = (finished / "teachers").glob("*/teacher.safetensors")
+    with safe_open(good, "numpy") as file:
+        metadata = file.metadata()
+    turned = {"classes": list("1023456789"), "data_id": "other"}
+    for name, changes in {"turned": turned, "better": {"test_acc": 0.999}}.items():
+        save_file(load_file(good), tmp_path / name, {**metadata, **{key: json.dumps(v) for key, v in changes.items()}})
+        code, printed = run(*SMALL, f"teacher_weights=[{good},{tmp_path / name}]", "hydra.run.dir=run")
+        assert code == 1
+        expected = {"turned": "turned comes from .* whose class 0 is '1'", "better": "better is on record with 99.90 %"}
+        assert re.search(expected[name], printed), printed
 
 
 def test_standard_and_feature_record_their_terms(run, tmp_path):

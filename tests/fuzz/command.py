@@ -55,7 +55,7 @@ KNOBS: dict[str, tuple[str, ...]] = {
     "speed.stored_logits_gb": ("1.0", "0.001"),
     "trainer.precision": ("32-true", "auto"),
     "+trainer.limit_test_batches": ("1", "1.0"),
-    "teacher_weights": ("null", "missing.safetensors"),
+    "teacher_weights": ("null", "missing.safetensors", "[missing.safetensors,other]"),
     "teacher_store": ("teachers", "a b"),
     "hydra.run.dir": ("run", "runs/0"),
     "hydra.job.name": ("train", "other"),
