@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -16,7 +17,6 @@ from studies import (
     APART,
     BELOW,
     BY_TEACHER,
-    CHANGED,
     CHANGES,
     CROSSED,
     DROPLESS,
@@ -30,6 +30,7 @@ from studies import (
     STUDENTS,
     UNEQUAL,
     by_width,
+    changed,
     choices,
     gain_table,
     of_sizes,
@@ -54,7 +55,7 @@ from kd.report.contrasts import (
 )
 from kd.report.crossed import Crossed, across, against, crossed
 from kd.report.differences import differences
-from kd.report.fidelity.measures import averaged_accuracy
+from kd.report.fidelity.measures import accuracy, agreement, averaged, kl
 from kd.report.html.page import to_html, unpacked
 from kd.report.html.view import Json, view
 from kd.report.numbers import decimals, interval_text, p_value, percent, plus_minus, points
@@ -68,7 +69,7 @@ from kd.report.summary import Summary, summarize
 from kd.report.sweeps import pictures as swept
 from kd.report.tables import across_to_markdown, markdown, to_brief, to_csv
 from kd.runs import predictions
-from kd.runs.results import collect
+from kd.runs.results import Result, collect
 from kd.terminal import outcome
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,6 +110,8 @@ SOURCE = "the records: python scripts/readme.py"
 DATA = "CIFAR-10 (JPEG)"
 MARGIN = 0.005
 """The greatest difference in accuracy that does not matter: docs/protocol.md."""
+EVERY = 10
+"""Of every how many test images of crossed one was corrupted."""
 
 
 def main() -> int:
@@ -195,7 +198,7 @@ def _table(name: str) -> str:
         "to-logits": _to_logits,
         "each-teacher": lambda: each_teacher(*_crossed()),
         "sources": _sources,
-        "corrupted": lambda: over_teachers(*_crossed(), CHANGED),
+        "corrupted": _corrupted,
         "by-width": lambda: by_width(_rows("widths")),
         "apart": lambda: gains_to_markdown(_rows("widths"), APART),
         "by-teacher": lambda: to_markdown(_rows("widths"), BY_TEACHER, accuracy=True),
@@ -254,12 +257,22 @@ def _right(method: str) -> NDArray[np.float64]:
 
 
 def _averaged() -> str:
-    counts = (1, 2, 3, 6)
-    lines = [
-        [name, str(len(logits)), *(percent(averaged_accuracy(labels, logits, k)) for k in counts)]
-        for name, (logits, labels) in ((name, _predicted(method)) for method, name in STUDENTS.items())
-    ]
-    headers = ["students", "n", "one, %", "two averaged, %", "three averaged, %", "six averaged, %"]
+    """Return how right, and how like the teachers, averages of students are: means over all choices of them."""
+    teacher = predictions.read(ROOT / "docs" / "results" / "seed_table" / "logits0" / predictions.FILE).teacher_logits
+    assert teacher is not None
+    lines = []
+    for method, name in STUDENTS.items():
+        logits, labels = _predicted(method)
+        wrong = teacher.argmax(axis=1) != labels
+        for k in (1, 2, 3, 6):
+            means = list(averaged(logits, k))
+            likeness = [
+                percent(fmean(agreement(teacher, mean, where) or 0.0 for mean in means), 1) for where in (None, wrong)
+            ]
+            right = percent(fmean(accuracy(labels, mean) for mean in means))
+            lines.append([name, str(k), right, *likeness, decimals(fmean(kl(teacher, mean) for mean in means))])
+    headers = ["students", "averaged", "test accuracy, %"]
+    headers += ["same class as the teachers, %", "the same where the teachers are wrong, %", "KL, nats"]
     return markdown(headers, lines)
 
 
@@ -296,10 +309,25 @@ def _to_logits() -> str:
     return markdown(headers, lines, left=["in words"])
 
 
-def _sources() -> str:
+def _right_crossed() -> dict[str, NDArray[np.float64]]:
+    """Return which test images the students of crossed get right, by method: (teachers, seeds, M) of 0 and 1."""
     with np.load(ROOT / "docs" / "results" / "crossed" / "right.npz") as packed:
         images = int(packed["images"])
-        right = {name: np.unpackbits(packed[name], axis=-1)[..., :images] * 1.0 for name in ("standard", *CROSSED)}
+        return {name: np.unpackbits(packed[name], axis=-1)[..., :images] * 1.0 for name in ("standard", *CROSSED)}
+
+
+def _corrupted() -> str:
+    right = _right_crossed()
+
+    def intact(run: Result) -> float:
+        teacher = re.search(r"teacher_seed=(\d+)", run.variant)
+        return float(right[run.method][int(teacher[1]) if teacher else 0, run.seed, ::EVERY].mean())
+
+    return over_teachers(*_crossed(), changed(intact))
+
+
+def _sources() -> str:
+    right = _right_crossed()
     gains = {f"gain of {name}": right[name] - right["standard"] for name in CROSSED}
     return sources_to_markdown({name: right[name] for name in CROSSED} | gains)
 

@@ -1,6 +1,6 @@
 """The studies of docs/results: what is compared, what rows are called, tables of single studies. For `readme.py`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -12,6 +12,7 @@ from kd.report.numbers import decimals, interval_text, p_value, parameters, perc
 from kd.report.rows import Role, Row, Spread
 from kd.report.summary import Summary
 from kd.report.tables import markdown
+from kd.runs.results import Result
 
 STUDENTS = {"standard": "labels alone", "logits": "logits", "feature": "feature"}
 """What the rows of seed_table are called."""
@@ -83,22 +84,29 @@ FIGURES = {
 """Figures of docs/fidelity/fidelity.csv: what they are called, their factor, their digits."""
 CROSSED = ("logits", "feature", "srd", "sp")
 CORRUPTED = "corrupted (8 of 15 corruptions)"
-CHANGED = {
-    "test accuracy, %": Measure(lambda run: run.test_acc),
-    "NLL, nats": Measure(lambda run: run.test_nll, 1, 3),
-    "expected calibration error, %": Measure(lambda run: run.test_ece),
-    "accuracy on corrupted images, %": Measure(lambda run: run.also_test_acc[CORRUPTED]),
-    "the same minus test accuracy, points": Measure(
-        lambda run: None if run.test_acc is None else run.also_test_acc[CORRUPTED] - run.test_acc
-    ),
-} | {
-    f"{kind.replace('_', ' ')}, severity {severity}": Measure(
-        lambda run, part=f"corrupted/{kind}/{severity}": run.also_test_acc[part]
-    )
-    for kind in ("gaussian_noise", "impulse_noise", "defocus_blur", "contrast", "jpeg_compression")
-    for severity in (1, 5)
-}
-"""Figures of crossed that are compared."""
+
+
+def changed(intact: Callable[[Result], float]) -> dict[str, Measure]:
+    """Return the figures of crossed that are compared.
+
+    Args:
+        intact: the accuracy of a run on the images that were corrupted, as they were before.
+    """
+    severities = {
+        f"{kind.replace('_', ' ')}, severity {severity}": f"corrupted/{kind}/{severity}"
+        for kind in ("gaussian_noise", "impulse_noise", "defocus_blur", "contrast", "jpeg_compression")
+        for severity in (1, 5)
+    }
+    return {
+        "test accuracy, %": Measure(lambda run: run.test_acc),
+        "NLL, nats": Measure(lambda run: run.test_nll, 1, 3),
+        "expected calibration error, %": Measure(lambda run: run.test_ece),
+        "accuracy on every tenth test image, %": Measure(intact),
+        "accuracy on the same images corrupted, %": Measure(lambda run: run.also_test_acc[CORRUPTED]),
+        "change by corruption, points": Measure(lambda run: run.also_test_acc[CORRUPTED] - intact(run)),
+    } | {name: Measure(lambda run, part=part: run.also_test_acc[part]) for name, part in severities.items()}
+
+
 WIDTHS = (4, 8, 16, 24)
 TEACHERS = {
     "teacher_recipe.epochs=2": "a teacher of two epochs",

@@ -119,21 +119,25 @@ def in_words(difference: Difference, margin: float | None, equivalence: float | 
 
 
 def compare(rows: Sequence[Row], name: str | None = None, margin: float | None = None) -> list[Comparison]:
-    """Compare every student with the baseline of its data set.
+    """Compare every student with its baseline: of several on a data set, the one with the row's own settings.
 
     Args:
         rows: rows of all roles; teachers are left out.
-        name: the baseline's label or method. None for the only student trained on labels alone; nothing is
-            compared on a data set that has none, or several.
+        name: the baselines' label or method; None for students trained on labels alone. Of a data set that has one
+            such row, every student is compared with it. Of one with several, such as one for each student, recipe or
+            fraction of the data, a row is compared with the one that differs from it in method and teacher alone, and
+            not at all where none or several do.
         margin: the greatest difference that does not matter, a fraction of 1: smaller ones are tested for.
 
     Raises:
-        UserError: if no row has that name, or several of one data set have.
+        UserError: if no row has that name, or several have and no other row has the settings of one of them.
     """
-    baselines = _baselines(rows, name)
-    pairs = [(row, baselines[row.first.dataset]) for row in rows if row.first.dataset in baselines]
-    pairs = [(row, baseline) for row, baseline in pairs if row is not baseline and row.role is not Role.TEACHER]
+    candidates = _candidates(rows, name)
+    found = [(row, _baseline(row, candidates)) for row in rows if row.role is not Role.TEACHER]
+    pairs = [(row, baseline) for row, baseline in found if baseline is not None and baseline is not row]
     pairs = [(row, baseline) for row, baseline in pairs if row.trial == baseline.trial]  # on the same test images
+    if name is not None and not pairs and len(candidates) > 1:
+        raise UserError(f"baseline {name!r} is the name of {len(candidates)} rows; give one of: {_labels(candidates)}")
     return contrasts(pairs, margin)
 
 
@@ -167,22 +171,24 @@ def refusal(rows: Iterable[Row]) -> str:
     return f"{lost} of {lost + sum(row.n for row in rows)} runs diverged: no statement" if lost else ""
 
 
-def _baselines(rows: Sequence[Row], name: str | None) -> dict[str, Row]:
-    """Return the baselines by data set."""
+def _candidates(rows: Sequence[Row], name: str | None) -> list[Row]:
+    """Return the rows that could be baselines."""
     students = [row for row in rows if row.role is not Role.TEACHER]
     if name is None:
-        candidates = [row for row in students if row.role is Role.ALONE]
-    else:
-        by_label = [row for row in students if row.label == name]
-        candidates = by_label or [row for row in students if row.first.method == name]
-    by_dataset: dict[str, list[Row]] = {}
-    for row in candidates:
-        by_dataset.setdefault(row.first.dataset, []).append(row)
-    ambiguous = [row for group in by_dataset.values() for row in group if len(group) > 1]
-    if name is not None and (ambiguous or not candidates):
-        problem = f"is the name of {len(ambiguous)} rows" if ambiguous else "is not the name of a student"
-        raise UserError(f"baseline {name!r} {problem}; give one of: {_labels(ambiguous or students)}")
-    return {dataset: group[0] for dataset, group in by_dataset.items() if len(group) == 1}
+        return [row for row in students if row.role is Role.ALONE]
+    by_label = [row for row in students if row.label == name]
+    candidates = by_label or [row for row in students if row.first.method == name]
+    if not candidates:
+        raise UserError(f"baseline {name!r} is not the name of a student; give one of: {_labels(students)}")
+    return candidates
+
+
+def _baseline(row: Row, candidates: Sequence[Row]) -> Row | None:
+    """Return the baseline of a row; None if it has none, or several."""
+    own = [other for other in candidates if other.first.dataset == row.first.dataset]
+    if len(own) > 1:
+        own = [other for other in own if other is row or not _other_settings(row, other)]
+    return own[0] if len(own) == 1 else None
 
 
 def _labels(rows: Iterable[Row], limit: int = 12) -> str:
@@ -197,7 +203,7 @@ def accuracies(row: Row) -> dict[int, float]:
 
 
 def by_baseline(comparisons: Sequence[Comparison]) -> list[tuple[str, list[Comparison]]]:
-    """Group comparisons by their baseline, of which every data set has one.
+    """Group comparisons by their baseline.
 
     Returns:
         Name and group of each. The name has the data set where there are several, and says of trials that they are.
@@ -205,12 +211,19 @@ def by_baseline(comparisons: Sequence[Comparison]) -> list[tuple[str, list[Compa
     groups: dict[int, list[Comparison]] = {}
     for comparison in comparisons:
         groups.setdefault(id(comparison.baseline), []).append(comparison)
+    several = len({comparison.row.first.dataset for comparison in comparisons}) > 1
 
     def name(baseline: Row) -> str:
-        where = f" on {baseline.first.dataset}" if len(groups) > 1 else ""
+        where = f" on {baseline.first.dataset}" if several else ""
         return baseline.label + where + (" (trial)" if baseline.trial else "")
 
     return [(name(group[0].baseline), group) for group in groups.values()]
+
+
+def baseline_name(comparisons: Sequence[Comparison]) -> str:
+    """Return the label of the one baseline; with several, that each row has its own."""
+    labels = {comparison.baseline.label for comparison in comparisons}
+    return labels.pop() if len(labels) == 1 else "the baseline of each"
 
 
 def comparison_notes(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
@@ -250,13 +263,18 @@ def other_settings(comparison: Comparison) -> list[str]:
     """
     pair = (comparison.row, comparison.baseline)
     named = {piece.partition("=")[0] for row in pair for piece in row.pieces}
-    # What no override has changed may still be an experiment's, or a default of another day.
-    conditions, settings = ([of(row.first) for row in pair] for of in (_conditions, _overrides))
-    common = conditions[0].keys() & conditions[1].keys()  # of what both have on record
-    found = _apart(*({name: of[name] for name in of if name in common} for of in conditions)) | _apart(*settings)
+    found = _other_settings(*pair)
     for condition, setting in (("student", "student"), ("epochs", r"(recipe\.)?epochs$"), ("training images", "data")):
         named |= {condition} if any(re.match(setting, name) for name in named) else set()
     return [f"{name} {ours} against {theirs}" for name, (ours, theirs) in found.items() if name not in named]
+
+
+def _other_settings(row: Row, other: Row) -> dict[str, tuple[str, str]]:
+    """Return what two rows differ in but for method and teacher: both values by name."""
+    # What no override has changed may still be an experiment's, or a default of another day.
+    conditions, settings = ([of(one.first) for one in (row, other)] for of in (_conditions, _overrides))
+    common = conditions[0].keys() & conditions[1].keys()  # of what both have on record
+    return _apart(*({name: of[name] for name in of if name in common} for of in conditions)) | _apart(*settings)
 
 
 def _overrides(run: Result) -> dict[str, str]:
@@ -294,14 +312,18 @@ def _other_settings_note(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _without_a_baseline(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
-    """Return a note on the data sets on which several rows could be the baseline, so that nothing is compared."""
+    """Return notes on the rows that are not compared, as several of their data set could be the baseline."""
     alone = Counter(row.first.dataset for row in rows if row.role is Role.ALONE)
+    found = {id(row) for comparison in comparisons for row in (comparison.row, comparison.baseline)}
+    left = [row for row in rows if row.role is Role.DISTILLED and id(row) not in found and alone[row.first.dataset] > 1]
     compared = {comparison.row.first.dataset for comparison in comparisons}
-    unclear = [dataset for dataset, count in alone.items() if count > 1 and dataset not in compared]
-    if not unclear:
-        return []
-    where = f" on {', '.join(unclear)}" if len({row.first.dataset for row in rows}) > 1 else ""
-    return [f"Nothing is compared{where}: several rows could be the baseline; name one with --baseline."]
+    notes = []
+    if unclear := list(dict.fromkeys(row.first.dataset for row in left if row.first.dataset not in compared)):
+        where = f" on {', '.join(unclear)}" if len({row.first.dataset for row in rows}) > 1 else ""
+        notes += [f"Nothing is compared{where}: several rows could be the baseline; name one with --baseline."]
+    if lacking := [row for row in left if row.first.dataset in compared]:
+        notes += [f"Not compared, as no row of labels alone has their settings: {_labels(lacking)}."]
+    return notes
 
 
 def _margin_note(comparisons: Sequence[Comparison]) -> list[str]:

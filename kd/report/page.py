@@ -10,7 +10,7 @@ from typing import NamedTuple
 from kd.errors import UserError
 from kd.files import replaced
 from kd.report import figures, tuning
-from kd.report.comparison import Comparison, by_baseline, comparison_notes
+from kd.report.comparison import Comparison, baseline_name, by_baseline, comparison_notes
 from kd.report.crossed import ACROSS_NOTES, across
 from kd.report.differences import differences
 from kd.report.ranking import best
@@ -64,11 +64,15 @@ def _pictures(part: Summary, comparisons: Sequence[Comparison]) -> list[Picture]
         Picture(ACCURACY, figures.accuracy(part), "Test accuracy"),
         Picture(CURVES, figures.curves(part), "Learning curves"),
     ]
-    for baseline, compared in by_baseline(comparisons):
-        shared = [comparison for comparison in compared if comparison.difference.n]
-        if 1 < len(shared) <= figures.CROWD:
-            what = f"Compared with {baseline}"
-            drawn.append(Picture(f"difference_{slug(baseline)}.png", differences(shared), what))
+    shared = [comparison for comparison in comparisons if comparison.difference.n]
+    if 1 < len(shared) <= figures.CROWD:
+        (baseline, _), *others = by_baseline(shared)
+        if others:
+            what = f"Compared with {baseline_name(shared)}"
+            figure = differences(shared, title=f"Test accuracy on {titled(part.rows)}, c{what[1:]}")
+            drawn.append(Picture("difference.png", figure, what))
+        else:
+            drawn.append(Picture(f"difference_{slug(baseline)}.png", differences(shared), f"Compared with {baseline}"))
     tuned = tuning.budgets(part.rows, part.cut_short)
     if len(tuned) > 1:
         drawn.append(Picture("budget.png", tuning.picture(part.rows, tuned), "Accuracy over tuning budget"))

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from kd.errors import UserError
-from kd.report.comparison import by_baseline, compare, comparison_notes
+from kd.report.comparison import by_baseline, compare, comparison_notes, other_settings
 from kd.report.statistics import Difference
 from kd.report.summary import summarize
 from kd.runs.results import Result
@@ -135,13 +135,39 @@ def test_compare_takes_any_student_as_the_baseline():
     assert list(verdicts(*rows, name="logits T=4")) == ["standard", "logits T=1"]
 
 
-def test_compare_without_a_name_needs_exactly_one_student_alone():
+def test_compare_without_a_name_needs_a_student_alone():
     taught = seeds(TAUGHT, 0.82, 0.83)
     assert comparisons(*taught) == []
     assert comparison_notes(summarize(taught).rows, []) == []
-    several = summarize([*STANDARD, *seeds(ALONE, 0.8, variant="student.scale=8"), *taught]).rows
-    assert compare(several) == []
-    assert "several rows could be the baseline" in comparison_notes(several, [])[0]
+
+
+def test_compare_takes_of_several_students_alone_the_one_with_the_settings_of_the_row():
+    wide, long = {"variant": "student.scale=8"}, {"epochs": 60, "variant": "epochs=60"}
+    other = replace(ALONE, student="cnn4")
+    alone = [*STANDARD, *seeds(ALONE, 0.7, 0.71, **wide), *seeds(ALONE, 0.85, 0.86, **long), *seeds(other, 0.6, 0.61)]
+    taught = [
+        *seeds(TAUGHT, 0.82, 0.83),
+        *seeds(TAUGHT, 0.72, 0.75, variant="student.scale=8 ensemble=2 teacher_recipe.epochs=9"),
+        *seeds(TAUGHT, 0.87, 0.88, **long),
+        *seeds(replace(TAUGHT, student="cnn4"), 0.61, 0.62),
+    ]
+    lost = seeds(TAUGHT, 0.5, 0.6, variant="recipe.ema=0.999")
+    rows = summarize([*alone, *taught, *lost]).rows
+    for name in (None, "standard"):
+        found = compare(rows, name)
+        assert sorted(c.row.test_acc.mean - c.baseline.test_acc.mean for c in found) == pytest.approx(
+            [0.01, 0.02, 0.02, 0.03], abs=0.006
+        )
+        assert all(other_settings(c) == [] for c in found)
+    (note, *_) = comparison_notes(rows, compare(rows))
+    assert note.startswith("Not compared, as no row of labels alone has their settings: 'logits")
+    assert "recipe.ema=0.999" in note
+    assert len(by_baseline(found)) == 4
+    unlike = summarize([*alone, *lost]).rows
+    assert compare(unlike) == []
+    assert "several rows could be the baseline" in comparison_notes(unlike, [])[0]
+    with pytest.raises(UserError, match="'standard' is the name of 4 rows; give one of"):
+        compare(unlike, "standard")
 
 
 def test_compare_takes_no_student_taught_without_a_teacher_as_the_baseline():
@@ -255,7 +281,8 @@ def test_comparison_notes_tell_where_the_test_without_a_distribution_disagrees()
 
 
 def test_comparison_notes_name_the_data_set_on_which_nothing_can_be_compared():
-    both = [*STANDARD, *seeds(replace(ALONE, student="cnn4"), 0.7, 0.71, 0.72), *GAINED]
+    gained = [changed(run, variant="recipe.ema=0.9") for run in GAINED]
+    both = [*STANDARD, *seeds(replace(ALONE, student="cnn4"), 0.7, 0.71, 0.72), *gained]
     (note,) = comparison_notes(summarize(both).rows, comparisons(*both))
     assert note.startswith("Nothing is compared: several rows could be the baseline")
     apart = [*STANDARD, *(replace(run, dataset="SVHN") for run in STANDARD)]

@@ -4,10 +4,10 @@ After Stanton et al. 2021, "Does Knowledge Distillation Really Work?", https://a
 Shapes: M test images, C classes, n seeds. Logarithms are natural.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from math import ceil, comb
+from math import ceil, comb, log
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -47,16 +47,15 @@ def accuracy(labels: Labels, logits: Logits) -> float:
     return float(correct(labels, logits).mean())
 
 
-def averaged_accuracy(labels: Labels, logits: NDArray[np.float64], k: int) -> float:
-    """Return the accuracy of the mean probabilities of k networks, in [0, 1]: the mean over all choices of k.
+def averaged(logits: NDArray[np.float64], k: int) -> Iterator[Floats]:
+    """Yield the logits (M, C) of the mean probabilities of k networks, for each choice of k.
 
     Args:
-        labels: (M,).
         logits: (n, M, C), of n >= k networks for the same M images.
     """
-    shares = scipy.special.softmax(logits, axis=2)
-    chosen = combinations(range(len(shares)), k)
-    return fmean(float((shares[list(some)].mean(axis=0).argmax(axis=1) == labels).mean()) for some in chosen)
+    log_p = scipy.special.log_softmax(logits, axis=2)
+    for chosen in combinations(log_p, k):
+        yield scipy.special.logsumexp(chosen, axis=0) - log(k)
 
 
 def nll(labels: Labels, logits: Logits) -> float:

@@ -289,6 +289,9 @@ def _data(rows: Sequence[Row], runs: Runs, count: int) -> metadata.Data | None:
 def _split(rows: Sequence[Row], name: str | None) -> tuple[Row, list[Row]]:
     """Return the baseline and the rows to compare with it."""
     comparisons = compare(rows, name)
+    baselines = list(dict.fromkeys(comparison.baseline.label for comparison in comparisons))
+    if len(baselines) > 1:
+        raise UserError(f"{', '.join(baselines)}: name the one to compare with by --baseline")
     if comparisons:
         return comparisons[0].baseline, [comparison.row for comparison in comparisons]
     alone = [row.label for row in rows if row.role is Role.ALONE]

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from kd.report.comparison import Comparison
+from kd.report.comparison import Comparison, baseline_name
 from kd.report.numbers import p_value
 from kd.report.ranking import by_validation
 from kd.report.rows import Role, Row, Spread
@@ -46,7 +46,7 @@ def headline(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str
     else:
         verdicts = Counter(comparison.verdict for comparison in chosen)
         listed = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.most_common())
-        sentences.append(f"{len(chosen)} rows are compared with {chosen[0].baseline.label}: {listed}.")
+        sentences.append(f"{len(chosen)} rows are compared with {baseline_name(chosen)}: {listed}.")
     if not ranked and len(candidates) > 1:
         sentences.append("No run has a validation accuracy, so none is chosen as the best.")
     return sentences

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kd.report.axes import Sweep, grid, logarithmic, sizes, sweeps
-from kd.report.comparison import Comparison, comparison_notes
+from kd.report.comparison import Comparison, baseline_name, comparison_notes
 from kd.report.html.headline import headline
 from kd.report.html.runs import details
 from kd.report.numbers import interval_text, points
@@ -52,7 +52,7 @@ def view(summary: Summary, comparisons: Sequence[Comparison]) -> Json:
             {
                 "name": part.rows[0].first.dataset,
                 "headline": headline(part.rows, here),
-                "baseline": here[0].baseline.label if here else None,
+                "baseline": baseline_name(here) if here else None,
                 "remark": remark,
             }
         )

@@ -12,7 +12,7 @@ from kd.report.fidelity.measures import (
     Bins,
     accuracy,
     agreement,
-    averaged_accuracy,
+    averaged,
     cross_fitted,
     ece,
     expected_flips,
@@ -39,13 +39,16 @@ def calibrated(images, classes, seed=0):
     return (rng.random((images, 1)) > cumulative[:, :-1]).sum(axis=1), logits
 
 
-def test_averaged_accuracy_is_that_of_mean_probabilities_over_all_choices():
+def test_averaged_is_the_mean_of_probabilities_for_each_choice():
     labels = np.array([0, 1])
     sure, unsure, wrong = [[4.0, 0.0], [0.0, 4.0]], [[0.0, 1.0], [0.0, 1.0]], [[0.0, 9.0], [9.0, 0.0]]
     logits = np.array([sure, unsure, wrong])
-    assert averaged_accuracy(labels, logits, 1) == pytest.approx((1 + 0.5 + 0) / 3)
+    assert [accuracy(labels, one) for one in averaged(logits, 1)] == [1, 0.5, 0]
     # sure and unsure: both right. sure and wrong, unsure and wrong: neither.
-    assert averaged_accuracy(labels, logits, 2) == pytest.approx(1 / 3)
+    assert [accuracy(labels, mean) for mean in averaged(logits, 2)] == [1, 0, 0]
+    p = special.softmax(logits, axis=2)
+    for mean, (a, b) in zip(averaged(logits, 2), itertools.combinations(p, 2), strict=True):
+        assert special.softmax(mean, axis=1) == pytest.approx((a + b) / 2)
 
 
 def test_measures_match_sklearn_and_torch():
