@@ -23,7 +23,6 @@ import gc
 import json
 import logging
 import os
-import re
 import resource
 import sys
 import tempfile
@@ -49,6 +48,7 @@ from kd.app.explain import explain
 from kd.app.programs import check_settings, run_program
 from kd.app.run import describe, run
 from kd.data.images import Images
+from kd.deploy.timing import memory_of
 from kd.errors import UserError
 from kd.models.cnn import CNN
 from kd.report.speed import IMAGES, LOOPS, limits_to_rich, ratio, remarks, shares, to_rich
@@ -295,19 +295,11 @@ def peak_memory_gb(options: argparse.Namespace) -> float:
     """
     if options.device == "gpu":
         return torch.cuda.max_memory_allocated() / 1e9
-    own = _peak_bytes("self")
+    own = memory_of("self", "VmHWM")
     if own is None:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-    return (own + sum(_peak_bytes(worker.pid) or 0 for worker in active_children())) / 1e9
-
-
-def _peak_bytes(process: int | str | None) -> int | None:
-    """Return the peak of a process's resident set, by its id or "self"; None if Linux does not tell it."""
-    with suppress(OSError):
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.M)
-        return None if found is None else int(found[1]) * 1024
-    return None
+    return (own + sum(memory_of(worker.pid, "VmHWM") or 0 for worker in active_children())) / 1e9
 
 
 def silence() -> None:

@@ -140,7 +140,9 @@ class Process:
 
     def __init__(self, work: Any, *args: Any) -> None:
         self.work, self.args = work, args
-        self.log = Path(tempfile.mkstemp(suffix=".log")[1])
+        descriptor, name = tempfile.mkstemp(suffix=".log")
+        os.close(descriptor)
+        self.log = Path(name)
         self.pipe, far_end = mp.Pipe(duplex=False)
         self.process = mp.get_context("fork").Process(target=self._run, args=(far_end,))
         self.process.start()

@@ -153,7 +153,7 @@ def spawn(target: Callable[..., None], *args: Any, environment: dict[str, str | 
     return process
 
 
-def take_turns(task: str, pipes: dict[str, Connection], rounds: int) -> Timed:
+def take_turns(task: Any, pipes: dict[str, Connection], rounds: int) -> Timed:
     """Give all processes the same task, and each a turn in every round.
 
     Raises:
@@ -164,7 +164,7 @@ def take_turns(task: str, pipes: dict[str, Connection], rounds: int) -> Timed:
     return in_turns(pipes, rounds)
 
 
-def prepare(task: str, pipe: Connection) -> None:
+def prepare(task: Any, pipe: Connection) -> None:
     """Give one process its task, and wait until it is ready for its first turn.
 
     Raises:

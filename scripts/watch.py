@@ -58,8 +58,8 @@ class Page:
                 from kd.report.html.page import page
 
                 made.texts[bundle.PAGE] = page(summary, comparisons, [self.root])
-            written = made.write(self.out)
-            self.note = f"report of {done:,} runs: {written[-1] if len(written) == 1 else self.out}"
+            made.write(self.out)
+            self.note = f"report of {done:,} runs: {self.out}"
         except UserError as error:
             self.note = f"no report: {error}"
         self._due = time.monotonic() + max(PAGE_SECONDS, (time.monotonic() - began) / SHARE)

@@ -3,7 +3,7 @@
 import gc
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,19 +32,27 @@ class CohortLauncherConf:
 ConfigStore.instance().store(group="hydra/launcher", name="cohort", node=CohortLauncherConf, provider="kd")
 
 
-class CohortLauncher(Launcher):
-    """Jobs that share data, order, teacher and length in one process; groups that differ run one after the other."""
+class ComposingLauncher(Launcher):
+    """A launcher that composes the configurations of all jobs before it starts any."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def composed(self, job_overrides: Iterable[Sequence[str]], first: int) -> list[DictConfig]:
+        """Set up logging, and return the configurations of jobs that are numbered from `first` on."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        configs = [
-            compose_job(self.hydra_context, self.config, initial_job_idx + i, overrides)
-            for i, overrides in enumerate(job_overrides)
+        return [
+            compose_job(self.hydra_context, self.config, number, overrides)
+            for number, overrides in enumerate(job_overrides, first)
         ]
+
+
+class CohortLauncher(ComposingLauncher):
+    """Jobs that share data, order, teacher and length in one process; groups that differ run one after the other."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        configs = self.composed(job_overrides, initial_job_idx)
         returns: dict[int, JobReturn] = {}
         for places in grouped(configs):
             together = train_together([configs[place] for place in places], self.hydra_context.callbacks)
@@ -80,14 +88,14 @@ def train_together(configs: Sequence[DictConfig], callbacks: Callbacks) -> list[
     trainer = configs[0].trainer  # all of a group have the same
     memory = Memory(choose_device(str(trainer.accelerator), plain(trainer)["devices"]))
     cohort = Cohort([hydra_config, handlers, working_directory], memory)
-    outcomes = cohort.run([partial(run_alone, cfg, callbacks) for cfg in configs])
+    outcomes = cohort.run([partial(run_one, cfg, callbacks) for cfg in configs])
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
     return outcomes
 
 
-def run_alone(cfg: DictConfig, callbacks: Callbacks, member: "Member | None" = None) -> JobReturn:
+def run_one(cfg: DictConfig, callbacks: Callbacks, member: "Member | None" = None) -> JobReturn:
     """Run a job as Hydra does, by itself or as a member of a cohort."""
     from kd.app.cli import job
     from kd.app.cohort import MemberBuilder

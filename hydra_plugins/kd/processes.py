@@ -11,12 +11,10 @@ from pathlib import Path
 from hydra import version
 from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, setup_globals
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, setup_globals
 from omegaconf import DictConfig
 
-from hydra_plugins.kd.cohort import compose_job, grouped, run_alone, train_together
+from hydra_plugins.kd.cohort import ComposingLauncher, grouped, run_one, train_together
 from kd.app.compose import VERSION_BASE
 from kd.errors import UserError
 from kd.sweeps.jobs import fail
@@ -51,7 +49,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLau
 ConfigStore.instance().store(group="hydra/launcher", name="auto", node=AutoLauncherConf, provider="kd")
 
 
-class LocalLauncher(Launcher):
+class LocalLauncher(ComposingLauncher):
     """A process for each job.
 
     Args:
@@ -61,19 +59,11 @@ class LocalLauncher(Launcher):
     def __init__(self, n_jobs: int | None) -> None:
         self.n_jobs = n_jobs
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.config = hydra_context, config
-
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         if self.n_jobs is not None and self.n_jobs < 1:
             raise UserError(f"hydra.launcher.n_jobs must be at least 1, got {self.n_jobs}")
         start_server(LOADED)  # it is busy while configurations are composed
-        setup_globals()
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        configs = [
-            compose_job(self.hydra_context, self.config, initial_job_idx + i, self.overrides(overrides))
-            for i, overrides in enumerate(job_overrides)
-        ]
+        configs = self.composed(map(self.overrides, job_overrides), initial_job_idx)
         environments = self.environments(configs)
         parts = self.parts(configs, len(environments))
         works = [self._work([configs[place] for place in places]) for places in parts]
@@ -152,7 +142,7 @@ def _run(configs: Sequence[DictConfig]) -> list[JobReturn]:
     version.setbase(VERSION_BASE)
     JobRuntime.instance().set("name", configs[0].hydra.job.name)
     callbacks = Callbacks(configs[0])
-    returns = [run_alone(configs[0], callbacks)] if len(configs) == 1 else train_together(configs, callbacks)
+    returns = [run_one(configs[0], callbacks)] if len(configs) == 1 else train_together(configs, callbacks)
     for returned in returns:
         returned.cfg = returned.hydra_cfg = None  # nothing reads them again
     return returns

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -143,19 +143,18 @@ class ResumableSweeper(BasicSweeper):
         return QUIET, f"hydra.job_logging.root.handlers=[{files}]"
 
     def _launch(self, jobs: list[Job], progress: Progress) -> list[Sequence[JobReturn]]:
+        if not jobs:
+            return []
         sequential = self.config.hydra.launcher._target_.endswith(".BasicLauncher")
+        size, extra = (1, ()) if sequential else (self.max_batch_size, self._quiet())
         returns = []
-        for batch in self.split_overrides_to_chunks(jobs, 1 if sequential else self.max_batch_size) if jobs else ():
+        for batch in self.split_overrides_to_chunks(jobs, size):
             with nullcontext() if sequential else progress.polling():
-                returns.append(
-                    self._launch_with_retries(batch, () if sequential else self._quiet(), progress.print_line)
-                )
+                returns.append(self._launch_with_retries(batch, extra))
             progress.update()
         return returns
 
-    def _launch_with_retries(
-        self, jobs: list[Job], extra: Sequence[str], print_line: Callable[[str], None]
-    ) -> Sequence[JobReturn]:
+    def _launch_with_retries(self, jobs: list[Job], extra: Sequence[str]) -> Sequence[JobReturn]:
         """Launch jobs, and launch those again that are not finished when the launcher fails.
 
         Raises:
@@ -174,18 +173,18 @@ class ResumableSweeper(BasicSweeper):
                     job.wait()
                 continue
             for failure in failures:
-                print_line(f"the launcher failed: {failure}; what was not finished was launched again")
+                _print(f"the launcher failed: {failure}; what was not finished was launched again")
             for job, returned in zip(left, returns, strict=True):
+                outcome = returned._return_value
                 if returned.status is not JobStatus.COMPLETED:
-                    error = returned._return_value
-                    if isinstance(error, EXPECTED):
-                        job.reason = explain(error, job.overrides)
+                    if isinstance(outcome, EXPECTED):
+                        job.reason = explain(outcome, job.overrides)
                     else:  # the record knows the place, and the job's log has the traceback
-                        job.reason = (job.record and job.record.error) or described(error)
-                    if isinstance(returned._return_value, RefusedError):
+                        job.reason = (job.record and job.record.error) or described(outcome)
+                    if isinstance(outcome, RefusedError):
                         job.directory = None
                 returned.cfg = returned.hydra_cfg = None  # of many jobs, and none is read again
-                forget_frames(returned._return_value)
+                forget_frames(outcome)
             return returns
         if all(job.status == "waiting" for job in jobs):
             launcher = self.config.hydra.runtime.choices["hydra/launcher"]

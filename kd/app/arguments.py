@@ -131,7 +131,7 @@ def _refuse_malformed(overrides: Sequence[str], place: int) -> None:
     if before.endswith(",") and "=" in before:
         joined = before + "".join(overrides[place:])
         raise UserError(f"'{argument}' is not a setting; for several values write -m {joined}, without spaces")
-    if re.fullmatch(NAME, argument.strip("=")) and (after == "=" or after.startswith("=") or equals):
+    if re.fullmatch(NAME, argument.strip("=")) and (after.startswith("=") or equals):
         value = [*following, "", ""][1 if after == "=" else 0].lstrip("=") or "VALUE"
         raise UserError(f"'{argument}' is not a setting; write {argument.strip('=')}={value}, without spaces")
     if re.fullmatch(NAME, argument) and after and "=" not in after and "=" not in before:
@@ -236,7 +236,7 @@ def _refuse_no_setting(override: Override, name: str, parsed: Sequence[Override]
     others = [str(other.key_or_group) for other in parsed if not other.is_delete()]
     if override.is_delete() and node and f"{node}._target_" not in others:
         raise UserError(f"~{name}: the library's default would take its place; give {name}=VALUE, or leave this out")
-    if override.is_delete() and not node and "/" not in name and name not in OPTIONAL and not override.package:
+    if override.is_delete() and not node and "/" not in name and not override.package:
         raise UserError(f"~{name}: no setting can be left out; give {name}=VALUE, or leave this out")
 
 
@@ -247,8 +247,6 @@ def _check_choice(override: Override, name: str, files: list[str]) -> None:
     if override.is_delete():
         raise UserError(f"~{name}: a run needs one of {listed}" if name not in OPTIONAL else f"~{name}: leave it out")
     for choice in _values(override):
-        if isinstance(choice, QuotedString):
-            choice = choice.text
         if choice is None and name in OPTIONAL:
             raise UserError(f"{name}=null is what there is without it; leave it out")
         if choice is None and "none" in files:
@@ -264,7 +262,7 @@ def _check_choice(override: Override, name: str, files: list[str]) -> None:
 def _refuse_files(override: Override, group: str, folders: Sequence[Path]) -> None:
     """Refuse a file that Hydra would pass over, as the first folder with such a file is ours, or put elsewhere."""
     ours, *others = (folder.resolve() for folder in folders)
-    for choice in (str(getattr(value, "text", value)) for value in _values(override)):
+    for choice in _values(override):
         for file in (folder / group / f"{choice}.yaml" for folder in others if folder != ours):
             if not file.is_file():
                 continue
@@ -285,13 +283,12 @@ def _head(file: Path) -> str:
 
 
 def _values(override: Override) -> list[Any]:
-    """The value, or those of a sweep; none of a sweep over patterns, which finds files by itself."""
+    """The value, or those of a sweep, without quotes; none of a sweep over patterns, which finds files by itself."""
     value = override.value()
-    if isinstance(value, ChoiceSweep):
-        return list(value.list)
-    if override.is_sweep_override():
+    if override.is_sweep_override() and not isinstance(value, ChoiceSweep):
         return []
-    return [value]
+    values = value.list if isinstance(value, ChoiceSweep) else [value]
+    return [part.text if isinstance(part, QuotedString) else part for part in values]
 
 
 def _refuse_dotted_group(override: Override, name: str, folders: Sequence[Path]) -> None:

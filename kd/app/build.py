@@ -146,17 +146,18 @@ class Builder:
         Without a teacher the first one learns from the labels.
         """
         changes = links(self.settings["chain"]) if "student" in self.networks else []
+        networks = [{**self.settings["student"], **change} for change in changes]
         seed = self.cfg.teacher_seed
         return [
             Plan(
-                {**self.settings["student"], **change},
+                network,
                 self.cfg.recipe,
                 seed + place,
                 seed + place,
                 self.cfg.method if place or self.first_teachers else None,
-                stream=self._stream("chain", {**self.settings["student"], **change}, self.first_teachers),
+                stream=self._stream("chain", network, self.first_teachers),
             )
-            for place, change in enumerate(changes)
+            for place, network in enumerate(networks)
         ]
 
     @staticmethod

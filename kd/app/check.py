@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from kd.app.compose import Command, parts, plain, run_wide
 from kd.app.identity import SHORTHANDS
@@ -37,8 +37,6 @@ HOLDERS = frozenset({name.partition(".")[0] for name in NODES} | {"logger", "met
 """Top-level settings that hold others."""
 
 NUMBER = r"-?(?:inf|[\d.]+(?:e-?\d+)?)"
-MISSING = "???"
-"""What OmegaConf has for a setting without a value: a shorthand that was not given."""
 
 
 def check_command(command: Command) -> None:
@@ -49,8 +47,7 @@ def check_command(command: Command) -> None:
         OmegaConfBaseException: for a setting that takes the value of one that is not there.
     """
     settings, given, launcher = plain(command.cfg), command.overrides, command.launcher
-    read = OmegaConf.to_yaml(command.cfg)
-    """Unresolved, so that it tells which knobs are used."""
+    read = OmegaConf.to_yaml(command.cfg)  # unresolved, so that it tells which knobs are used
     _check_nodes(settings)
     _check_spec(settings)
     check_trainer(settings["trainer"], launcher)
@@ -211,7 +208,7 @@ def _check_ranges(settings: dict[str, Any]) -> None:
         knob = kind if name == f"method.{kind}" else name  # which takes the knob's value
         span = spans.get(knob) or KINDS.get(name) or RANGES.get(kind) or KINDS.get(kind)
         if span is None or (value is None and {kind, name} & MAY_BE_NULL) or value == MISSING:
-            continue
+            continue  # MISSING: a shorthand that was not given
         try:
             require(name, value, span)
         except ValueError as error:
@@ -231,12 +228,12 @@ def _check_ranges(settings: dict[str, Any]) -> None:
 
 def _check_shorthands(settings: dict[str, Any], given: Iterable[str]) -> None:
     """A shorthand is for both recipes; one that has a value of its own, as in a preset, would pass over it silently."""
-    values = dict(override.lstrip("+").partition("=")[::2] for override in given)
-    for name in SHORTHANDS.keys() & values.keys():
+    names = {override.lstrip("+").partition("=")[0] for override in given}
+    for name in SHORTHANDS.keys() & names:
         for role, recipe in (("student", "recipe"), ("teacher", "teacher_recipe")):
             target = f"{recipe}.{SHORTHANDS[name]}"
             reached = dict(leaves({recipe: settings[recipe]})).get(target)
-            if role in settings["spec"]["networks"] and target not in values and reached != settings[name]:
+            if role in settings["spec"]["networks"] and target not in names and reached != settings[name]:
                 raise UserError(
                     f"{name}={settings[name]} does not reach {recipe}, which has a value of its own ({reached}); "
                     f"give {target}={settings[name]}, or leave {name} out"
@@ -264,8 +261,7 @@ def _check_teacher(settings: dict[str, Any], given: Iterable[str]) -> None:
 
 
 def _check_data(settings: dict[str, Any]) -> None:
-    paths = settings["data"]["also_test"]
-    for path in paths:
+    for path in settings["data"]["also_test"]:
         if not Path(path).expanduser().is_dir():
             raise UserError(f"data.also_test: no folder {path}")
 

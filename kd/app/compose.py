@@ -68,11 +68,11 @@ class Command:
     """The file that was chosen, by group."""
     overrides: tuple[str, ...]
     """As typed."""
-    launcher: str | None = None
-    """Class that starts this job of a multirun, dotted; None for a run by itself."""
-    cwd: str = ""
+    launcher: str | None
+    """Class that starts this job of a multirun, dotted, or "search" for a trial; None for a run by itself."""
+    cwd: str
     """Where the command was typed, which relative paths refer to."""
-    config_dir: str | None = None
+    config_dir: str | None
     """A folder of configuration files beside our own, as `--config-dir` gives it."""
 
     @classmethod
@@ -92,7 +92,7 @@ class Command:
 
 
 def compose(overrides: Sequence[str], launcher: str | None = None, config_dir: Path | None = None) -> Command:
-    """Compose what `train.py` would compose, for programs beside it.
+    """Compose the configuration of one run, as Hydra's own main would.
 
     Args:
         overrides: as typed.

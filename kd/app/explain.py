@@ -20,8 +20,8 @@ EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
 LAUNCHERS = {"joblib": "parallel", "submitit": "slurm"}
 """Which of the extras in pyproject.toml brings a launcher, by the first word of its name."""
 
-PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "timm": "timm"}
-"""Which of the extras brings a logger or a library of networks, by the package that a constructor misses."""
+PACKAGES = ("wandb", "mlflow", "timm")
+"""Packages of loggers and libraries of networks; the extra that brings one has its name."""
 
 OTHER_NAMES = {
     "batch": "batch_size",
@@ -118,7 +118,7 @@ def missing_package(error: ImportError) -> str:
     name = error.name if isinstance(error, ModuleNotFoundError) and error.name else package and package[1]
     if not name:  # such as a _target_ that is no name of a module
         return " ".join(str(error).split())
-    extra = next((extra for known, extra in PACKAGES.items() if known in name), None)
+    extra = next((package for package in PACKAGES if package in name), None)
     return f"{name} is not installed: pip install " + (f"-e '.[{extra}]'" if extra else name)
 
 

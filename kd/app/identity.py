@@ -2,7 +2,8 @@
 
 Settings are plain values here, resolved: nested dictionaries as YAML has them.
 
-* fingerprint, of a run: all settings but placement, observation, storage, and networks that take no part;
+* fingerprint, of a run: all settings but placement, observation, storage, and networks that take no part; the folder of
+  the images counts, as two folders may be two data sets;
 * teacher key, of a trained teacher in the store: its network, data, recipe and method, and its own teacher's key; not
   on how many images it is validated or tested;
 * logit key, of a file of a teacher's logits: the teacher's weights and settings, the data, and what the views mean;
@@ -140,8 +141,8 @@ def teacher_key(
     network: dict[str, Any],
     recipe: dict[str, Any],
     seed: int,
-    method: dict[str, Any] | None = None,
-    taught_by: list[dict[str, Any]] | str | None = None,
+    method: dict[str, Any] | None,
+    taught_by: list[dict[str, Any]] | str | None,
 ) -> dict[str, Any]:
     """All that decides what a trained teacher becomes.
 
@@ -167,7 +168,7 @@ def teacher_key(
         "seed": seed,
         "trainer": without(settings["trainer"], PLACEMENT | OBSERVING | LIMITS),
     }
-    if method is None and taught_by is None:
+    if method is None:
         return key
     speed = settings["speed"]
     usual = {name for name, value in ROUNDING.items() if speed[name] == value}
@@ -205,7 +206,7 @@ def cohort_key(settings: dict[str, Any]) -> str:
 def variant(overrides: Sequence[str], networks: Sequence[str], knobs: Iterable[str], chain: object = ()) -> str:
     """The overrides that a result record has no column for, and that set the run of these networks apart."""
     columns = {"method", *knobs, "seed", "student", "teacher", "data", "experiment"}
-    silent = {"logger", "trainer", "teacher_store", "threads"}
+    silent = {"trainer", *IRRELEVANT}
     silent |= {f"trainer.{name}" for name in PLACEMENT | OBSERVING} | {f"data.{name}" for name in STORAGE | MEASURED}
     silent |= set() if "student" in networks else {"data.order_seed"}
     absent = _absent(networks, chain)

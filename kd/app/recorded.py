@@ -38,31 +38,32 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
     """
     check_data_settings(typed)
     keys = [str(override.key_or_group) for override in parse(typed)]
-    own: list[str] | None = None
+    own: list[str] = []
+    cwd = ""
     record = record_beside(weights)
-    if record is not None and record.command is not None and "data" not in keys:
+    if "data" in keys:
+        height, width = sides("image_size", image_size)
+        shape = {"data.image_size": f"[{height},{width}]", **({"data.channels": 1} if channels == 1 else {})}
+        typed = [*typed, *(f"{name}={value}" for name, value in shape.items() if name not in keys)]
+    elif record is None or record.command is None:
+        what = "no record of a run" if record is None else "no command in the record"
+        raise UserError(f"{what} beside {weights}; name the images by data=NAME data.root=DIR")
+    else:
         damaged = f"the command in {weights.parent / FILE} is damaged; name the images by data=NAME data.root=DIR"
-        own = _overrides(record.command, damaged)
+        own, cwd = _overrides(record.command, damaged), record.cwd
         to_type = to_be_typed(own) + ([] if record.config_dir is None else [f"--config-dir={record.config_dir}"])
         if to_type:
             raise UserError(
                 f"{weights.parent / FILE} has {' '.join(to_type)}, which may run code; name the images by "
                 "data=NAME data.root=DIR"
             )
-    elif "data" not in keys:
-        what = "no record of a run" if record is None else "no command in the record"
-        raise UserError(f"{what} beside {weights}; name the images by data=NAME data.root=DIR")
-    else:
-        height, width = sides("image_size", image_size)
-        shape = {"data.image_size": f"[{height},{width}]", **({"data.channels": 1} if channels == 1 else {})}
-        typed = [*typed, *(f"{name}={value}" for name, value in shape.items() if name not in keys)]
     from kd.app.build import Builder  # imports torch
 
-    overrides = [*(own or []), "threads=null", *typed]  # the run's threads were those of its machine
+    overrides = [*own, "threads=null", *typed]  # the run's threads were those of its machine
     command = compose(overrides)
     root = OmegaConf.select(command.cfg, "data.root")
-    if own is not None and "data.root" not in keys and root is not None and record and record.cwd:
-        there = Path(record.cwd, Path(str(root)).expanduser())
+    if cwd and root is not None and "data.root" not in keys:
+        there = Path(cwd, Path(str(root)).expanduser())
         command = compose([*overrides, quoted("data.root", str(there))])
     return Builder(command)
 

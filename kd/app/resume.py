@@ -39,29 +39,30 @@ def expand_resume(arguments: Arguments, program: str = "python train.py") -> tup
     Raises:
         UserError: if that is not the directory of a run, or of one that cannot be continued from here.
     """
-    given = [override.partition("=")[2] for override in arguments.overrides if override.startswith("resume=")]
-    if not given:
+    resumed = [override.partition("=")[2] for override in arguments.overrides if override.startswith("resume=")]
+    if not resumed:
         return arguments, None
     if arguments.multirun:
         raise UserError("resume= continues one run; a multirun is continued by its own command, as it was typed")
-    if len(given) > 1:
-        raise UserError(f"resume= continues one run, and here are {len(given)}; continue them one by one")
+    if len(resumed) > 1:
+        raise UserError(f"resume= continues one run, and here are {len(resumed)}; continue them one by one")
+    (given,) = resumed
     rest = [override for override in arguments.overrides if not override.startswith("resume=")]
     for override in rest:
         if _key(override) in ("hydra.run.dir", "hydra.output_subdir", "hydra.mode"):
             raise UserError(f"{override}: the run that is continued stays where and what it is; leave this out")
-    directory = Path(given[-1]).expanduser().resolve()
+    directory = Path(given).expanduser().resolve()
     if not (directory / FILE).exists():
         if (directory / SWEEP).is_file():
             how = _typed(directory, program)
-            raise UserError(f"resume={given[-1]}: this is a sweep, which its own command continues{how}")
-        raise UserError(f"resume={given[-1]}: not the directory of a run, which holds a {FILE}")
+            raise UserError(f"resume={given}: this is a sweep, which its own command continues{how}")
+        raise UserError(f"resume={given}: not the directory of a run, which holds a {FILE}")
     refuse_links(directory)
     try:
         record = read(directory / FILE)
     except UserError as error:
         raise UserError(
-            f"resume={given[-1]}: {error}; type the run's own settings again, with {quoted('hydra.run.dir', given[-1])}"
+            f"resume={given}: {error}; type the run's own settings again, with {quoted('hydra.run.dir', given)}"
         ) from error
     if record.config_dir is not None and arguments.config_dir != Path(record.config_dir):
         flag = shlex.quote(f"--config-dir={record.config_dir}")
@@ -74,14 +75,14 @@ def expand_resume(arguments: Arguments, program: str = "python train.py") -> tup
         own = [override for override in shlex.split(record.command or "") if _key(override) not in replaced]
         to_type = to_be_typed(own)
     except (UserError, ValueError) as error:
-        raise UserError(f"resume={given[-1]}: the command in {FILE} is damaged: {error}") from error
+        raise UserError(f"resume={given}: the command in {FILE} is damaged: {error}") from error
     if to_type:
         raise UserError(
-            f"resume={given[-1]}: by its {FILE} this run has {' '.join(to_type)}, which may run code, contact a server "
+            f"resume={given}: by its {FILE} this run has {' '.join(to_type)}, which may run code, contact a server "
             "or read the environment; if that is yours, type it as well: "
             f"{program} {shlex.join([*arguments.argv, *to_type])}"
         )
-    _go_to(directory, record, given[-1])
+    _go_to(directory, record, given)
     # An experiment may want a multirun; the one job of it that is resumed is a run. What it was started with stays on
     # record, whatever comes of this attempt.
     fixed = ("hydra.mode=RUN", quoted("hydra.run.dir", str(directory)), "hydra.output_subdir=null")

@@ -108,8 +108,8 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
             teacher_test_acc=prepared.accuracy,
             warnings=prepared.warnings,
         )
-    if prepared is not None and "student" not in build.networks:
-        return copy_from_store(prepared.directory, also_tested(build, prepared, record), directory, data_parallel)
+        if "student" not in build.networks:
+            return copy_from_store(prepared.directory, also_tested(build, prepared, record), directory, data_parallel)
 
     teacher = None if prepared is None else prepared.teacher
     log.info("training the student, method %s, seed %s", record.method, build.student.seed)

@@ -105,7 +105,7 @@ def _find(build: Builder, plan: Plan, record: Result, level: int) -> Path:
             date=record.date,
             status="running",
         )
-        teacher = below.teacher if below is not None and plan.method is not None else None
+        teacher = None if below is None else below.teacher
         try:
             write_card(train_network(build, plan, teacher, own, directory), directory)
         except DivergedError as error:
@@ -118,7 +118,7 @@ def _find(build: Builder, plan: Plan, record: Result, level: int) -> Path:
 
 def _key(build: Builder, plan: Plan, level: int) -> dict[str, Any]:
     """The plan's key in the store, which holds the keys of those that taught it."""
-    if level == 0 or plan.method is None:
+    if plan.method is None:
         return build.key(plan, None)
     if level == 1 and build.cfg.teacher_weights is not None:
         return build.key(plan, build.given_id())

@@ -1,4 +1,4 @@
-"""Trained networks as files that other programs run: ONNX and `torch.export`, checked against the network."""
+"""Trained networks as files that other programs run (ONNX, `torch.export`, ExecuTorch), checked against the network."""
 
 import copy
 import io

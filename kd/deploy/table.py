@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from kd.data.stored import Pixels
@@ -217,10 +218,8 @@ def _cells(row: Row, threads: Sequence[int]) -> list[str]:
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
     """Return the first and the third quartile."""
-    if len(values) == 1:
-        return values[0], values[0]
-    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
-    return first, third
+    first, third = np.quantile(values, (0.25, 0.75))
+    return float(first), float(third)
 
 
 def _threads(count: int) -> str:

@@ -72,7 +72,7 @@ class PeakMemory:
     """Peak of the resident set of this process, beyond what it was when this object was made. Linux alone has it."""
 
     def __init__(self) -> None:
-        self.before = _status("VmRSS")
+        self.before = memory_of("self", "VmRSS")
 
     def restart(self) -> None:
         """Forget the peak so far."""
@@ -81,15 +81,20 @@ class PeakMemory:
 
     def gb(self) -> float | None:
         """Return the peak since `restart`, in GB (10^9 bytes); None where the system does not tell."""
-        peak = _status("VmHWM")
-        return None if peak is None or self.before is None else max(peak - self.before, 0) * 1024 / 1e9
+        peak = memory_of("self", "VmHWM")
+        return None if peak is None or self.before is None else max(peak - self.before, 0) / 1e9
 
 
-def _status(key: str) -> int | None:
-    """A figure of /proc/self/status, in kB (1,024 bytes)."""
+def memory_of(process: int | str | None, figure: str) -> int | None:
+    """Return a figure of a process's memory, such as "VmHWM", in bytes; None where Linux does not tell it.
+
+    Args:
+        process: its id, or "self".
+        figure: a line of /proc/PROCESS/status.
+    """
     with suppress(OSError):
-        found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
-        return None if found is None else int(found[1])
+        found = re.search(rf"^{figure}:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.M)
+        return None if found is None else int(found[1]) * 1024
     return None
 
 

@@ -16,6 +16,7 @@ from kd.report.effects import (
     sign_flip_p,
     smallest_detectable,
 )
+from kd.report.notes import joined
 from kd.report.rows import Role, Row, overrides
 from kd.report.statistics import (
     FEWEST,
@@ -304,9 +305,8 @@ def _other_settings_note(comparisons: Sequence[Comparison]) -> list[str]:
     listed = [f"{c.row.label} ({', '.join(apart[:4])}{', ...' * (len(apart) > 4)})" for c, apart in found]
     if not listed:
         return []
-    more = f"; {len(listed) - 6} more" if len(listed) > 6 else ""
     return [
-        f"Not the method alone differs between a row and its baseline: {'; '.join(listed[:6])}{more}. Such a "
+        f"Not the method alone differs between a row and its baseline: {joined(listed, '; ', 6)}. Such a "
         "difference may come from these settings."
     ]
 

@@ -130,7 +130,7 @@ class Sources(NamedTuple):
     """Interval of the mean over all teachers, seeds and images of their kind."""
 
 
-def sources(right: NDArray[np.float64], level: float = LEVEL) -> Sources:
+def sources(right: NDArray[np.float64]) -> Sources:
     """Split what varies in figures of every teacher with every seed on each of the same test images.
 
     The networks' luck on single images is in both errors; in the interval it counts once.
@@ -142,11 +142,11 @@ def sources(right: NDArray[np.float64], level: float = LEVEL) -> Sources:
     Raises:
         ValueError: if there are fewer teachers or seeds.
     """
-    trained, count = components(right.mean(axis=2), level), right.shape[2]
+    trained, count = components(right.mean(axis=2)), right.shape[2]
     networks = right.reshape(-1, count)
     images = float(networks.mean(axis=0).std(ddof=1)) / math.sqrt(count)
     luck = float(networks.var(axis=0, ddof=1).mean()) / networks.size
-    own = t_around(0.0, math.sqrt(max(0.0, images**2 - luck)), count - 1, level)
+    own = t_around(0.0, math.sqrt(max(0.0, images**2 - luck)), count - 1)
     # Of the reaches, and not by the joint error's degrees of freedom: a further source never makes it narrower.
     reach = math.hypot(trained.interval.high - trained.mean, own.high)
     return Sources(trained, images, Interval(trained.mean - reach, trained.mean + reach))

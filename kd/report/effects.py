@@ -29,7 +29,7 @@ class Probability(NamedTuple):
     interval: Interval
 
 
-def better_probability(differences: Sequence[float], level: float = LEVEL) -> Probability | None:
+def better_probability(differences: Sequence[float]) -> Probability | None:
     """Return the probability that ours beats theirs with another seed.
 
     After Bouthillier et al. (2021, arXiv 2103.03098), but not by a bootstrap:
@@ -44,7 +44,7 @@ def better_probability(differences: Sequence[float], level: float = LEVEL) -> Pr
         return None
     n, effect = len(differences), float(np.mean(differences) / np.std(differences, ddof=1))
     t = effect * math.sqrt(n)
-    low, high = (float(scipy.special.nctdtrinc(n - 1, p, t)) for p in ((1 + level) / 2, (1 - level) / 2))
+    low, high = (float(scipy.special.nctdtrinc(n - 1, p, t)) for p in ((1 + LEVEL) / 2, (1 - LEVEL) / 2))
     bounds = Interval(*(float(scipy.special.ndtr(bound / math.sqrt(n))) for bound in (low, high)))
     return Probability(float(scipy.special.ndtr(effect)), bounds)
 
@@ -103,8 +103,8 @@ def bca_interval(values: Sequence[float], level: float = LEVEL) -> Interval | No
     return Interval(float(found.confidence_interval.low), float(found.confidence_interval.high))
 
 
-def smallest_detectable(std: float, n: int, power: float = POWER, level: float = LEVEL) -> float:
-    """Return the true mean difference that a paired t test of n seeds finds in a share `power` of the sweeps.
+def smallest_detectable(std: float, n: int, level: float = LEVEL) -> float:
+    """Return the true mean difference that a paired t test of n seeds finds in a share `POWER` of the sweeps.
 
     In the unit of `std`. Of one test: where several are corrected, it is larger.
 
@@ -113,16 +113,16 @@ def smallest_detectable(std: float, n: int, power: float = POWER, level: float =
         n: number of seeds, at least 2.
     """
     critical = scipy.special.stdtrit(n - 1, (1 + level) / 2)
-    return float(scipy.special.nctdtrinc(n - 1, 1 - power, critical)) * std / math.sqrt(n)
+    return float(scipy.special.nctdtrinc(n - 1, 1 - POWER, critical)) * std / math.sqrt(n)
 
 
-def seeds_needed(std: float, effect: float, power: float = POWER, level: float = LEVEL) -> int | None:
-    """Return the number of seeds with which a true difference `effect` is found in a share `power` of the sweeps.
+def seeds_needed(std: float, effect: float, level: float = LEVEL) -> int | None:
+    """Return the number of seeds with which a true difference `effect` is found in a share `POWER` of the sweeps.
 
     At least `FEWEST`; None where more than `MOST_SEEDS` would be needed.
     """
     numbers = range(FEWEST, MOST_SEEDS + 1)
-    place = bisect_left(numbers, -abs(effect), key=lambda n: -smallest_detectable(std, n, power, level))
+    place = bisect_left(numbers, -abs(effect), key=lambda n: -smallest_detectable(std, n, level))
     return numbers[place] if place < len(numbers) else None
 
 

@@ -56,13 +56,8 @@ def _precision_note(rows: Sequence[Row]) -> str:
     known = [(row.first.test_images, row.test_acc.mean) for row in rows if row.first.test_images and row.test_acc]
     if not known:
         return ""
-
-    def reach(images: int, acc: float) -> float:
-        interval = binomial_interval(round(acc * images), images)
-        return (interval.high - interval.low) / 2
-
-    images, acc = max(known, key=lambda pair: reach(*pair))
-    interval = binomial_interval(round(acc * images), images)
+    intervals = [binomial_interval(round(acc * images), images) for images, acc in known]
+    interval, (images, acc) = max(zip(intervals, known, strict=True), key=lambda pair: pair[0].high - pair[0].low)
     if abs(interval.low + interval.high - 2 * acc) > 0.0005:  # not centred, as of few images
         return (
             f"{images:,} test images tell an accuracy of {100 * acc:.2f} % to be {100 * interval.low:.1f} to "
@@ -70,8 +65,9 @@ def _precision_note(rows: Sequence[Row]) -> str:
             "tell of that."
         )
     return (
-        f"{images:,} test images tell an accuracy of {100 * acc:.2f} % to within about ±{100 * reach(images, acc):.2f} "
-        "points of what it is on all images of their kind (95 %, binomial); the spreads over seeds do not tell of that."
+        f"{images:,} test images tell an accuracy of {100 * acc:.2f} % to within about "
+        f"±{50 * (interval.high - interval.low):.2f} points of what it is on all images of their kind "
+        "(95 %, binomial); the spreads over seeds do not tell of that."
     )
 
 
@@ -108,11 +104,10 @@ def named(runs: Sequence[Result]) -> str:
     return _listed(seeds)
 
 
-def _listed(seeds: dict[str, list[int]], limit: int = 6) -> str:
-    """Name runs by their labels and seeds, at most `limit` labels."""
+def _listed(seeds: dict[str, list[int]]) -> str:
+    """Name runs by their labels and seeds, the first six labels."""
     listed = [f"{label} seed={','.join(map(str, sorted({*each})))}" for label, each in seeds.items()]
-    more = [f"{len(listed) - limit} more"] if len(listed) > limit else []
-    return "; ".join(listed[:limit] + more)
+    return joined(listed, "; ", 6)
 
 
 def joined(names: Iterable[str], separator: str, limit: int = 12) -> str:

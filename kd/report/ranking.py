@@ -39,9 +39,12 @@ def leaders(rows: Sequence[Row], limit: int) -> tuple[list[int], str]:
     if len(rows) <= limit:
         return list(range(len(rows))), ""
     ranking = _ranking(rows)
-    firsts = list({rows[i].first.method: i for i in reversed(ranking)}.values())
+    best_of: dict[str, int] = {}
+    for i in ranking:
+        best_of.setdefault(rows[i].first.method, i)
+    firsts = list(best_of.values())
     rest = [i for i in ranking if i not in firsts]
-    selected = sorted((firsts[::-1] + rest)[:limit]) or list(range(limit))
+    selected = sorted((firsts + rest)[:limit]) or list(range(limit))
     how = "the best of each method and of the rest by validation accuracy" if ranking else "the first of the table"
     return selected, f"{len(selected)} of {len(rows)} rows, {how}"
 

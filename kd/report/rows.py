@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from kd.report.knobs import knob_names, knob_text, natural, sort_key
 from kd.report.statistics import Interval, t_interval
-from kd.runs.results import Result
+from kd.runs.results import Result, start_of
 
 TELLING = 0.005
 """Difference from the accuracy from which on the mean of the classes' accuracies is shown."""
@@ -188,6 +188,15 @@ def also_tested(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.also_tested))
 
 
+OWN = ("test", "val", "balanced", "teacher")
+"""What tables call figures of the data set's own: a further test set of such a name would stand in their place."""
+
+
+def also_named(name: str) -> str:
+    """Return what tables call a further test set: its name; "also test" for one that has a name of `OWN`."""
+    return f"also {name}" if name in OWN else name
+
+
 def show_balanced(rows: Iterable[Row]) -> bool:
     """Return whether the mean of the classes' accuracies tells something else than the accuracy: by `TELLING`."""
     known = [(row.balanced_acc.mean, row.test_acc.mean) for row in rows if row.balanced_acc and row.test_acc]
@@ -203,7 +212,9 @@ def in_rows(done: Iterable[Result], diverged: Iterable[Result] = ()) -> list[Row
             same seed the latest counts, whichever it is.
     """
     # A repeated seed is one run, whatever the rest of its record: it must not count twice towards n.
-    latest = {(_kind(run), run.seed): run for run in sorted([*done, *diverged], key=lambda run: run.date)}
+    # Not by the text alone: machines may be in other time zones, and clocks are put back in autumn.
+    by_date = sorted([*done, *diverged], key=lambda run: (start_of(run) or 0.0, run.date))
+    latest = {(_kind(run), run.seed): run for run in by_date}
     lost = Counter(kind for (kind, _), run in latest.items() if run.diverged)
     groups = _groups(run for run in latest.values() if not run.diverged)
     firsts = [runs[0] for runs in groups]
@@ -212,7 +223,7 @@ def in_rows(done: Iterable[Result], diverged: Iterable[Result] = ()) -> list[Row
     for kind in set(kinds):
         places = [i for i, other in enumerate(kinds) if other == kind]
         pieces.update(zip(places, _pieces([firsts[i] for i in places]), strict=True))
-    known = {first.dataset: _known_teacher(groups, first.dataset) for first in firsts}
+    known = {dataset: _known_teacher(groups, dataset) for dataset in {first.dataset for first in firsts}}
     return [
         Row(pieces[i], runs, _teacher_acc(runs, known[runs[0].dataset]), lost[_kind(runs[0])])
         for i, runs in enumerate(groups)

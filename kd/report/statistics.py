@@ -10,7 +10,7 @@ import scipy  # loads its parts when they are first used
 from numpy.typing import NDArray
 
 LEVEL = 0.95
-"""Default confidence level of every interval."""
+"""Confidence level of every interval, unless another one is given."""
 RESOLUTION = 1e-6
 """A smaller spread counts as none: accuracies are fractions of far fewer than a million images, partly in fp32."""
 FEWEST = 3
@@ -83,7 +83,7 @@ def standard_error(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def binomial_interval(correct: int, of: int, level: float = LEVEL) -> Interval:
+def binomial_interval(correct: int, of: int) -> Interval:
     """Return the interval of an accuracy, in [0, 1], on the population that the test images were drawn from.
 
     Wilson's score interval (1927). It covers the choice of images, not that of seeds.
@@ -94,14 +94,14 @@ def binomial_interval(correct: int, of: int, level: float = LEVEL) -> Interval:
     if not 0 <= correct <= of or of < 1:
         raise ValueError(f"{correct} of {of} is no share of test images")
     # scipy.stats gives the same, but takes a second to load, which is most of a small run's end.
-    z, share = NormalDist().inv_cdf((1 + level) / 2), correct / of
+    z, share = NormalDist().inv_cdf((1 + LEVEL) / 2), correct / of
     middle = share + z * z / (2 * of)
     reach = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
     low, high = ((middle + side) / (1 + z * z / of) for side in (-reach, reach))
     return Interval(low if correct else 0.0, high if correct < of else 1.0)
 
 
-def change_interval(gained: int, lost: int, of: int, level: float = LEVEL) -> Interval:
+def change_interval(gained: int, lost: int, of: int) -> Interval:
     """Return the interval of the difference of two networks' accuracies on the same test images, for all of their kind.
 
     Tango's score interval (1998, Statistics in Medicine 17:891). It has a width where few images or none change, which
@@ -117,7 +117,7 @@ def change_interval(gained: int, lost: int, of: int, level: float = LEVEL) -> In
     """
     if min(gained, lost) < 0 or gained + lost > of or of < 1:
         raise ValueError(f"{gained} and {lost} of {of} are no shares of test images")
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
     def score(true: float) -> float:
         """Return by how many standard errors the difference seen is above this true one."""
@@ -136,17 +136,11 @@ def change_interval(gained: int, lost: int, of: int, level: float = LEVEL) -> In
     return Interval(float(low), float(high))
 
 
-def images_interval(
-    ours: NDArray[np.bool_],
-    theirs: NDArray[np.bool_],
-    level: float = LEVEL,
-    resamples: int = 9999,
-    seed: int = 0,
-) -> Interval:
+def images_interval(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Interval:
     """Return the interval of our mean accuracy minus theirs on the population that the test images were drawn from.
 
-    In fractions of 1, for these very networks. A percentile bootstrap over the images, which keeps the predictions of
-    all networks for an image together.
+    In fractions of 1, for these very networks. A percentile bootstrap of 9,999 resamples of the images, which keeps the
+    predictions of all networks for an image together.
 
     Args:
         ours, theirs: (n, M) and (m, M), which of the same M images each of n and m networks gets right.
@@ -159,9 +153,9 @@ def images_interval(
     differences = ours.mean(axis=0) - theirs.mean(axis=0)
     # Few values are possible: drawing images is drawing how often each value comes up.
     values, counts = np.unique(differences, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(differences), counts / len(differences), resamples)
+    drawn = np.random.default_rng(0).multinomial(len(differences), counts / len(differences), 9999)
     means = drawn @ values / len(differences)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))
 
 

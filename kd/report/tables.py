@@ -24,7 +24,7 @@ from kd.report.numbers import (
     points,
     probability,
 )
-from kd.report.rows import TELLING, Role, Row, also_tested, role, show_balanced
+from kd.report.rows import TELLING, Role, Row, also_named, also_tested, role, show_balanced
 from kd.report.text import comma_separated, encodable, escaped
 from kd.runs.results import Result
 from kd.terminal import visible
@@ -48,8 +48,8 @@ def to_csv(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> str:
     for name in also_tested(rows):
         for row, record in zip(rows, records, strict=True):
             acc = row.also_test_acc(name)
-            record |= {f"{name}_acc_mean": acc and acc.mean, f"{name}_acc_std": acc and acc.std}
-            record |= {f"{name}_nll_mean": row.also_test_nll(name)}
+            record |= {f"{also_named(name)}_acc_mean": acc and acc.mean, f"{also_named(name)}_acc_std": acc and acc.std}
+            record |= {f"{also_named(name)}_nll_mean": row.also_test_nll(name)}
     knobs = knob_columns((row.first for row in rows), records[0])
     for row, record in zip(rows, records, strict=True):
         record |= {header: knob_value(row.first.knobs.get(name)) for header, name in knobs.items()}
@@ -168,7 +168,7 @@ def _further_columns(rows: Sequence[Row]) -> list[Column]:
     """Return columns for the mean of the classes' accuracies, where that tells something, and further test sets."""
 
     def column(name: str) -> Column:
-        return Column(f"{name}, %", lambda row: plus_minus(row.also_test_acc(name)), terminal=False)
+        return Column(f"{also_named(name)}, %", lambda row: plus_minus(row.also_test_acc(name)), terminal=False)
 
     balanced = Column("balanced accuracy, %", lambda row: plus_minus(row.balanced_acc), terminal=False)
     return [*([balanced] if show_balanced(rows) else []), *(column(name) for name in also_tested(rows))]
@@ -339,10 +339,11 @@ def _single(result: Result) -> Table:
         "test accuracy": percent(result.teacher_test_acc, 2, " %"),
     }
     student = {"network": result.student or "", "parameters": parameters(result.student_params)}
+    also = {also_named(name): acc for name, acc in result.also_test_acc.items() if "/" not in name}
     trained = {
         "test accuracy": percent(result.test_acc, 2, " %"),
         "balanced accuracy": _balanced(result),
-        **{f"{name} accuracy": percent(acc, 2, " %") for name, acc in result.also_test_acc.items() if "/" not in name},
+        **{f"{name} accuracy": percent(acc, 2, " %") for name, acc in also.items()},
         "retention": percent(result.retention, 1, " %"),
         "agreement": percent(result.agreement, 2, " %"),
         "test NLL": decimals(result.test_nll),

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from datetime import datetime
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -136,6 +137,14 @@ class Result:
     epoch_val_loss: list[float] = field(default_factory=list)
     """Empty without a validation split, like the next one."""
     epoch_val_acc: list[float] = field(default_factory=list)
+
+
+def start_of(run: Result) -> float | None:
+    """Return when a run began, in seconds since 1970; None where its date is no time."""
+    try:
+        return datetime.fromisoformat(run.date).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 class Collected(NamedTuple):

@@ -116,13 +116,13 @@ def _tracked(
     path = directory / FILE
     previous = recorded(directory)
     refuse_another(previous, record.fingerprint, directory)
-    if previous is not None and previous.fingerprint == record.fingerprint and previous.status == "done":
+    if previous is not None and previous.status == "done":
         log.info("this run was done before, on %s; nothing is left to do", previous.date)
         return previous
-    if previous is not None and previous.git != record.git and (directory / CHECKPOINTS).exists():
-        started, now = (git or "an unknown version" for git in (previous.git, record.git))
-        log.warning("this run was started with the code of %s and goes on with that of %s", started, now)
     if previous is not None and (directory / CHECKPOINTS).exists():
+        if previous.git != record.git:
+            started, now = (git or "an unknown version" for git in (previous.git, record.git))
+            log.warning("this run was started with the code of %s and goes on with that of %s", started, now)
         record = replace(record, data_id=previous.data_id)  # what a checkpoint has been trained on
     write_once(record, path, data_parallel)
     try:

@@ -124,7 +124,7 @@ class Dashboard:
         latest = [run for runs in (running, ended) for run in sorted(runs, key=attrgetter("changed"), reverse=True)]
         if not latest:
             return Text("no run has begun", "dim")
-        shown = latest[: max(1, most)]
+        shown = latest[:most]
         validation = all(run.curves.validation for run in shown if run.curves.epochs)
         split = "val" if validation else "train"
         headers = ["run", "status", "settings", "epoch", f"{split} acc %"]

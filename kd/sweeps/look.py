@@ -9,13 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from kd.errors import UserError
 from kd.files import open_regular, read_regular
-from kd.runs.results import CURVES, FILE, MOST_BYTES, REPORT, Result, read
+from kd.runs.results import CURVES, FILE, MOST_BYTES, REPORT, Result, read, start_of
 from kd.sweeps import plan
 from kd.sweeps.jobs import written
 from kd.sweeps.plan import Plan, Planned
@@ -128,7 +127,7 @@ class State:
 
     def seconds_left(self) -> float | None:
         """Return the seconds until the last of the sweeps that go on has ended; None if that is unknown."""
-        known = [s.seconds_left(self.at) for s in self.sweeps if s.count(*LEFT) and not s.over(self.at)]
+        known = [sweep.seconds_left(self.at) for sweep in self.sweeps if not sweep.over(self.at)]
         return max((seconds for seconds in known if seconds is not None), default=None)
 
 
@@ -191,7 +190,7 @@ class Reader:
         first = self._first.setdefault(directory, (time.time(), {run.directory: run.trained for run in runs}))
         if any(run.trained > first[1].get(run.directory, 0.0) for run in runs):
             return first
-        began = [_time(run.record.date) for run in runs if run.record is not None]
+        began = [start_of(run.record) for run in runs if run.record is not None]
         return min((moment for moment in began if moment is not None), default=None), {}
 
     def _run(self, place: Path, unread: list[str]) -> Run:
@@ -340,13 +339,6 @@ def _last_line(path: Path) -> str:
             return (file.read().decode("utf-8", "replace").split("\n")[-2:] or [""])[0].strip()
     except OSError:
         return ""
-
-
-def _time(date: str) -> float | None:
-    try:
-        return datetime.fromisoformat(date).timestamp()
-    except (ValueError, OverflowError, OSError):
-        return None
 
 
 def _held(locks: Iterable[Path]) -> bool:

@@ -69,7 +69,7 @@ class Progress:
         self._worked = 0.0
         """Shares of their epochs that jobs which have ended trained since the sweep began."""
         self._lock = threading.Lock()
-        self._began = time.time()
+        self._date = time.time()
         self._write_plan()
 
     def update(self) -> None:
@@ -106,7 +106,7 @@ class Progress:
             self.update()
 
     def _write_plan(self) -> None:
-        plan.write(self.jobs, list(self._before.values()), self._began)
+        plan.write(self.jobs, list(self._before.values()), self._date)
 
     def _print(self, jobs: Sequence[Job]) -> None:
         """Print the line of jobs of the same status and reason."""

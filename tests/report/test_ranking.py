@@ -38,6 +38,15 @@ def test_leaders_are_the_best_of_each_method_and_of_the_rest():
     assert leaders(rows, 11) == (list(range(11)), "")
 
 
+def test_leaders_have_the_best_row_of_a_method_whose_other_rows_are_bad():
+    two = [seeds(TAUGHT, 0.5, T=1.0, val_acc=0.9), seeds(TAUGHT, 0.5, T=2.0, val_acc=0.1)]
+    others = [seeds(replace(TAUGHT, method=name), 0.5, val_acc=0.5) for name in "bcdefgh"]
+    rows = summarize(chain(*two, *others)).rows
+    places, _ = leaders(rows, 7)
+    assert "logits T=1" in [rows[i].label for i in places]
+    assert "logits T=2" not in [rows[i].label for i in places]
+
+
 def test_leaders_do_not_follow_the_test_split():
     rows = summarize(chain(*(seeds(TAUGHT, 0.5 + T / 100, T=float(T)) for T in range(10)))).rows
     assert leaders(rows, 3) == ([0, 1, 2], "3 of 10 rows, the first of the table")

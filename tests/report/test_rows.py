@@ -76,6 +76,15 @@ def test_summarize_counts_the_latest_of_repeated_runs():
         assert "1 repeat of a run (same configuration and seed) left out: the latest counts." in summary.notes
 
 
+def test_latest_of_repeated_runs_is_by_time_and_not_by_the_clock():
+    """A run of the hour after clocks are put back, or of a machine in another time zone."""
+    first = replace(ALONE, group="g", fingerprint="f", date="2026-10-25T02:30:00+02:00", test_acc=0.7)
+    again = replace(first, date="2026-10-25T02:10:00+01:00", test_acc=0.8)
+    for results in ([first, again], [again, first]):
+        (row,) = summarize(results).rows
+        assert row.test_acc.mean == 0.8
+
+
 def test_summarize_counts_a_seed_once_whatever_its_fingerprint():
     """A teacher from the store has a record in each run of a sweep over the students' seeds."""
     taken = [replace(TEACHER, group="g", fingerprint=name) for name in "abc"]

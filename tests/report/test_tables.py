@@ -1,5 +1,6 @@
 import csv
 import io
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -126,6 +127,18 @@ def test_tables_have_columns_for_further_test_sets_but_not_for_their_parts():
     assert "C accuracy" in text(single(runs[1]))
     partly = [replace(runs[1], also_test_acc={}), runs[2]]
     assert "C_acc_mean" not in records(partly)[0]  # never a mean over some of the seeds
+
+
+@pytest.mark.parametrize("name", ["test", "val", "balanced", "teacher"])
+def test_further_test_set_does_not_take_the_place_of_a_column(name):
+    (run,) = made = seeds(DISTILLED, 0.9, val_acc=0.91, also_test_acc={name: 0.3}, also_test_nll={name: 3.0})
+    (without,), (record,) = records([replace(run, also_test_acc={}, also_test_nll={})]), records(made)
+    own = {"acc_mean": "0.3", "acc_std": "", "nll_mean": "3.0"}
+    assert record == without | {f"also {name}_{figure}": value for figure, value in own.items()}
+    assert f"| also {name}, % |" in to_markdown(summarize(made).rows)
+    shown = text(single(run))
+    assert "90.00 %" in shown
+    assert re.search(rf"also {name} accuracy +30.00 %", shown)
 
 
 def test_tables_show_the_balanced_accuracy_where_it_tells_something():

@@ -222,7 +222,7 @@ def test_sweeper_begins_again_with_the_jobs_that_had_not_begun(tmp_path):
 
     sweeper = ResumableSweeper(max_batch_size=None)
     sweeper.launcher = SimpleNamespace(launch=launch)
-    assert sweeper._launch_with_retries(jobs, (), print) == []
+    assert sweeper._launch_with_retries(jobs, ()) == []
     assert asked == [[0, 1, 2], [1, 2, 0], [0]]
     assert [job.status for job in jobs] == ["failed", "done", "done"]
 

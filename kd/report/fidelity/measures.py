@@ -101,9 +101,9 @@ def pooled(labels: Labels, logits: Sequence[Logits]) -> Bins:
     return reliability(np.tile(labels, len(logits)), np.concatenate(logits))
 
 
-def ece(labels: Labels, logits: Logits, bins: int = BINS) -> float:
-    """Return the expected calibration error, in [0, 1] (Naeini et al. 2015)."""
-    return reliability(labels, logits, bins).ece
+def ece(labels: Labels, logits: Logits) -> float:
+    """Return the expected calibration error over `BINS` bins, in [0, 1] (Naeini et al. 2015)."""
+    return reliability(labels, logits).ece
 
 
 def _log_softmax(logits: Logits) -> Floats:
@@ -304,6 +304,5 @@ def flips_by_seed(correct: Mask, k: int) -> float:
 
 def _choices(true: Mask, k: int) -> Floats:
     """Return in how many ways k seeds can be chosen that are all true (n, M) for an image, (M,)."""
-    ways = np.array([comb(count, k) for count in range(len(true) + 1)], dtype=np.float64)
-    choices: Floats = ways[true.sum(axis=0)]
+    choices: Floats = scipy.special.comb(true.sum(axis=0), k)
     return choices

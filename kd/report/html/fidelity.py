@@ -161,8 +161,7 @@ def _shown_classes(found: Study) -> list[int]:
 def _network(labels: Labels, outputs: Sequence[Outputs], shown: Sequence[int]) -> Json:
     """Return accuracies by class, confusion and bins of n networks."""
     logits: list[Logits] = [seed.logits for seed in outputs]
-    with np.errstate(invalid="ignore"):
-        by_class = np.mean([class_accuracy(labels, seed) for seed in logits], axis=0)
+    by_class = np.mean([class_accuracy(labels, seed) for seed in logits], axis=0)
     bins = pooled(labels, logits)
     enough = bins.drawn(len(labels))
     return {

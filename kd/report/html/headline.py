@@ -30,7 +30,9 @@ def headline(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str
     if ranked:
         row = ranked[0]
         named = f"{row.label} reaches {accuracy(row.test_acc)} on the test images (n = {row.n})"
-        sentences = [f"{named}: it has the highest validation accuracy, {accuracy(row.val_acc)}, of {len(ranked)}."]
+        sound = [other for other in ranked if not other.diverged] or ranked
+        of = f"{len(sound)}" + (" without diverged runs" if len(sound) < len(ranked) else "")
+        sentences = [f"{named}: it has the highest validation accuracy, {accuracy(row.val_acc)}, of {of}."]
         chosen = [comparison for comparison in comparisons if comparison.row is row]
         baseline = any(comparison.baseline is row for comparison in comparisons)
         sentences += ["It is the baseline that the others are compared with."] if baseline else []

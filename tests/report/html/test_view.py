@@ -58,6 +58,16 @@ def test_headline_tells_accuracies_of_the_seeds_it_compares(tmp_path):
     assert "84.03 ± 1.05 % against 81.00 ± 1.00 %" in said
 
 
+def test_headline_does_not_call_a_row_with_diverged_runs_outdone(tmp_path):
+    """Such a row ranks behind all others, whatever the accuracy of what is left of it."""
+    put_result(tmp_path / "s0", test_acc=0.8, val_acc=0.80)
+    put_result(tmp_path / "l0", method="logits", taught=True, test_acc=0.9, val_acc=0.95)
+    put_result(tmp_path / "l1", method="logits", taught=True, seed=1, test_acc=0.1, diverged=True)
+    said = " ".join(unpacked(made([tmp_path]))["datasets"][0]["headline"]).replace("\N{NO-BREAK SPACE}", " ")
+    assert "standard reaches 80.00 %" in said
+    assert "the highest validation accuracy, 80.00 %, of 1 without diverged runs." in said
+
+
 def test_methods_beyond_the_hues_have_another_point(tmp_path):
     for i in range(12):
         put_result(tmp_path / f"m{i}", method=f"m{i:02}", test_acc=0.5)
