@@ -37,8 +37,11 @@ def work() -> None:
     summary = summarize(results, skipped)
     comparisons = compare(summary.rows, args.baseline, args.margin)
     from kd.report.page import report  # matplotlib takes a second, too long for help and mistakes
+    from kd.report.paper import for_paper
 
     made = report(summary, comparisons)
+    if args.paper:
+        made = for_paper(made, summary, comparisons)
     if bundle.installed():
         from kd.report.html.page import page
 
@@ -95,6 +98,7 @@ def _arguments() -> argparse.Namespace:
     made.add_argument(
         "--images", type=Path, metavar="ROOT", help="where the images are, data.root of the runs, to show some"
     )
+    made.add_argument("--paper", action="store_true", help="also write tables for LaTeX, and the pictures as PDF")
     made.add_argument(
         "--margin",
         type=margin,

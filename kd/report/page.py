@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
+
 from kd.errors import UserError
 from kd.files import replaced
 from kd.report import figures, tuning
@@ -129,7 +131,8 @@ def write(texts: dict[str, str], drawn: Sequence[Picture], out: Path) -> list[Pa
 
 
 def _save(drawn: Iterable[Picture], paths: Iterable[Path]) -> None:
-    with warnings.catch_warnings():
+    # Type 3 fonts, which are the default in PDFs, are refused by publishers.
+    with warnings.catch_warnings(), matplotlib.rc_context({"pdf.fonttype": 42}):
         # A script that the font lacks is drawn as boxes, or letter by letter; the tables have the name. And a name may
         # be too long for its picture.
         for message in (
@@ -139,7 +142,7 @@ def _save(drawn: Iterable[Picture], paths: Iterable[Path]) -> None:
         ):
             warnings.filterwarnings("ignore", message=message)
         for picture, path in zip(drawn, paths, strict=True):
-            picture.figure.savefig(path, dpi=DPI, format="png")
+            picture.figure.savefig(path, dpi=DPI, format=picture.name.rpartition(".")[2])
 
 
 def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence[Picture]) -> str:

@@ -1,8 +1,8 @@
 """Names and sentences as plain text, wherever a report puts them: terminal, Markdown, CSV, file names.
 
 Records may be a stranger's. For every medium there is one function, called where the text is written:
-`kd.terminal.visible` for a terminal, and for all others first; `escaped` for Markdown, `comma_separated` for CSV,
-`slug` for file names, and for matplotlib `kd.report.style.literal`.
+`kd.terminal.visible` for a terminal, and for all others first; `escaped` for Markdown, `latex` for LaTeX,
+`comma_separated` for CSV, `slug` for file names, and for matplotlib `kd.report.style.literal`.
 """
 
 import csv
@@ -13,6 +13,12 @@ from collections.abc import Iterable, Sequence
 from kd.hashing import digest
 
 _LOOKALIKES = str.maketrans({"±": "+/-", "‖": "||", "×": "x", "≥": ">=", "“": '"', "”": '"', "…": "...", "²": "^2"})
+_LATEX = str.maketrans(
+    {char: f"\\{char}" for char in "#$%&_{}"}
+    | {char: rf"\text{name}{{}}" for char, name in {"\\": "backslash", "^": "asciicircum", "~": "asciitilde"}.items()}
+    | {"[": "{[}"}  # behind the end of a table's line it would be a length
+    | {char: f"${name}$" for char, name in {"<": "<", ">": ">", "±": r"\pm", "×": r"\times"}.items()}
+)
 _LONGEST = 100
 """Bytes of a file name's stem; file systems take 255."""
 _SHOWN = 120
@@ -62,6 +68,11 @@ def escaped(text: str, brackets: bool = False) -> str:
     text = re.sub(special, r"\\\g<0>", text.strip())
     block = r"^(?:(?=#{1,6}(?:\s|$)|[-+](?:\s|$)|>|=+$|-+$|\[.*\]:)|(\d{1,9})(?=[.)](?:\s|$)))"
     return re.sub(block, r"\1\\", text)
+
+
+def latex(text: str) -> str:
+    """Return LaTeX that shows the text as it is."""
+    return text.translate(_LATEX)
 
 
 def comma_separated(headers: Sequence[str], lines: Iterable[dict[str, object]]) -> str:

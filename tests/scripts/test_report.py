@@ -96,6 +96,10 @@ def test_report_compares_rows_and_names_the_best(tmp_path):
     assert chosen in done.stdout
     assert "sweep_T.png" in done.stdout
     assert "diff_vs_standard" in (tmp_path / "report" / "results.csv").read_text("utf-8")
+    assert not (tmp_path / "report" / "tables.tex").exists()
+    done = report(".", "--paper", cwd=tmp_path)
+    assert "sweep_T.pdf" in done.stdout
+    assert "logits T=1 & 3 & 82.60" in (tmp_path / "report" / "tables.tex").read_text("utf-8")
     done = report(".", "--baseline", "logits T=8", "--margin", "1.5", cwd=tmp_path)
     assert "Compared with logits T=8:" in done.stdout
     assert "Differences of less than 1.5 points count as none" in (tmp_path / "report" / "results.md").read_text(

@@ -1,0 +1,156 @@
+"""Tables for LaTeX, and pictures as PDF: a report for a paper."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from kd.report.comparison import Comparison, by_baseline
+from kd.report.notes import counted
+from kd.report.numbers import interval_text, p_value, percent, plus_minus, points
+from kd.report.page import Report
+from kd.report.rows import Row, Spread, overrides, titled
+from kd.report.statistics import LEVEL
+from kd.report.summary import Summary
+from kd.report.text import latex, slug
+
+TABLES = "tables.tex"
+STAR = "$^{*}$"
+"""Marks what differs from the baseline."""
+Lines = list[list[str]]
+"""Cells in LaTeX, by line."""
+
+
+class Table(NamedTuple):
+    """What a table shows, in LaTeX."""
+
+    columns: str
+    """Their alignments, as in "lrr"."""
+    groups: list[Lines]
+    """With rules between them."""
+    caption: str
+
+
+def for_paper(made: Report, summary: Summary, comparisons: Sequence[Comparison]) -> Report:
+    """Add `TABLES`, and every picture as PDF, to a report."""
+    pdf = [picture._replace(name=Path(picture.name).with_suffix(".pdf").name) for picture in made.pictures]
+    return Report(made.texts | {TABLES: to_latex(summary, comparisons)}, [*made.pictures, *pdf])
+
+
+def to_latex(summary: Summary, comparisons: Sequence[Comparison]) -> str:
+    """Return a table of each data set for LaTeX, each with a caption that says how its figures are to be read.
+
+    Where rows have several baselines, such as one for each student, the table has a column for each, and a line for
+    each method; else a line for each row, and columns for its difference from the baseline.
+    """
+    tables = [r"% \usepackage{booktabs}"]
+    for part in summary.by_dataset():
+        compared = [comparison for comparison in comparisons if any(comparison.row is row for row in part.rows)]
+        made = _by_baseline(compared) if len(by_baseline(compared)) > 1 else _by_row(part.rows, compared)
+        tables.append(_table(titled(part.rows), made))
+    return "\n\n".join(tables) + "\n"
+
+
+def _by_row(rows: Sequence[Row], compared: Sequence[Comparison]) -> Table:
+    """Return a table with a line for each row."""
+    found = {id(comparison.row): comparison for comparison in compared}
+    groups: dict[int, Lines] = {}
+    for row in rows:
+        line = [latex(row.label) + _lost(row), str(row.n), _plus_minus(row.test_acc)]
+        if compared:
+            line += _difference(found[id(row)]) if id(row) in found else [""] * 3
+        groups.setdefault(row.role, []).append(line)
+    header = ["", "$n$", r"Test accuracy, \%"]
+    header += ["Difference, points", rf"{100 * LEVEL:.0f}\,\% interval", "$p$"] if compared else []
+    caption = r"mean $\pm$ sample standard deviation over $n$ seeds."
+    if compared:
+        caption += f" Differences are from {latex(compared[0].baseline.label)}, over common seeds"
+        caption += f"; intervals by Student's $t$; {_test(compared)}." if _tested(compared) else "."
+    return Table("l" + "r" * (len(header) - 1), [[header], *groups.values()], caption)
+
+
+def _by_baseline(compared: Sequence[Comparison]) -> Table:
+    """Return a table with a column for each baseline, and a line for each method and its settings."""
+    columns = [group for _, group in by_baseline(compared)]
+    named = [{name: c for c, name in zip(group, _names(group), strict=True)} for group in columns]
+    baselines = [group[0].baseline for group in columns]
+    networks = [baseline.network or "" for baseline in baselines]
+    settings = [" ".join(b.pieces) or network for b, network in zip(baselines, networks, strict=True)]
+    teachers = [_common(c.row.first.teacher or "" for c in group) for group in columns]
+    taught_by = [_common(percent(c.row.teacher_acc) for c in group) for group in columns]
+    header = [["Teacher", *map(latex, teachers)]] if all(teachers) else []
+    header += [["Student", *map(latex, networks if len({*networks}) == len(networks) else settings)]]
+    alone = [["teacher", *taught_by]] if all(taught_by) else []
+    baseline = latex(_common(row.first.method for row in baselines)) or "baseline"
+    alone += [[baseline, *(_plus_minus(row.test_acc) + _lost(row) for row in baselines)]]
+    methods = [
+        [latex(name), *(_starred(of[name]) if name in of else "" for of in named)]
+        for name in dict.fromkeys(name for of in named for name in of)
+    ]
+    numbers = [row.n for row in (*baselines, *(c.row for c in compared))]
+    n = f"$n = {min(numbers)}$" + (f" to ${max(numbers)}$" if len({*numbers}) > 1 else "")
+    caption = rf"mean $\pm$ sample standard deviation over seeds, {n}."
+    caption += (
+        f" {STAR}: differs from {baseline} ($p < {1 - LEVEL:.2f}$; {_test(compared)})." if _tested(compared) else ""
+    )
+    return Table("l" + "c" * len(columns), [header, alone, methods], caption)
+
+
+def _names(group: Sequence[Comparison]) -> list[str]:
+    """Name the rows of one baseline by what sets them apart from each other, and not by what sets baselines apart."""
+    runs = [c.row.first for c in group]
+    shared = set.intersection(*({*overrides(run), f"teacher={run.teacher}"} for run in runs))
+    common = {*group[0].baseline.pieces} | {piece for piece in shared if piece.startswith("teacher")}
+    return [" ".join((c.row.first.method, *(piece for piece in c.row.pieces if piece not in common))) for c in group]
+
+
+def _common(values: Iterable[str]) -> str:
+    """Return the one value that all are; empty if there are several."""
+    every = {*values}
+    return every.pop() if len(every) == 1 else ""
+
+
+def _tested(compared: Sequence[Comparison]) -> bool:
+    return any(comparison.difference.p is not None for comparison in compared)
+
+
+def _test(compared: Sequence[Comparison]) -> str:
+    return f"$p$ of the paired $t$ test, corrected by Holm's method for {counted(compared[0].tests, 'comparison')}"
+
+
+def _lost(row: Row) -> str:
+    return f" ({row.diverged} diverged)" if row.diverged else ""
+
+
+def _difference(comparison: Comparison) -> list[str]:
+    mean, interval, p, n, _ = comparison.difference
+    cells = points(mean), interval_text(interval, "+", n), p_value(p)
+    return [cell.replace("-", "$-$").replace("+", "$+$").replace("<", "$<$") for cell in cells]
+
+
+def _starred(comparison: Comparison) -> str:
+    p = comparison.difference.p
+    star = STAR if p is not None and p < 1 - LEVEL else ""
+    return _plus_minus(comparison.row.test_acc) + star + _lost(comparison.row)
+
+
+def _plus_minus(spread: Spread | None) -> str:
+    return plus_minus(spread).replace("±", r"$\pm$")
+
+
+def _table(data: str, table: Table) -> str:
+    """Return a table of results on a data set in LaTeX."""
+    body = "\n\\midrule\n".join("\n".join(" & ".join(line) + r" \\" for line in group) for group in table.groups)
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{Test accuracy on {latex(data)} (\%): {table.caption}}}",
+            rf"\label{{tab:{slug(data)}}}",
+            rf"\begin{{tabular}}{{{table.columns}}}",
+            r"\toprule",
+            body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )

@@ -1,0 +1,145 @@
+"""Tables for LaTeX and pictures as PDF."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from kd.report.comparison import compare
+from kd.report.page import report
+from kd.report.paper import TABLES, for_paper, to_latex
+from kd.report.summary import summarize
+from tests.report.made import ALONE, DISTILLED, TEACHER, changed, seeds
+
+HOSTILE = r"a_b & 50 % #1 {$x$} \input{/etc/passwd} ~^ < > × [2em]"
+
+
+def latex(*runs):
+    summary = summarize(runs)
+    return to_latex(summary, compare(summary.rows))
+
+
+def lines(text):
+    """Return the cells of a table's lines, by the first of each."""
+    cells = [re.split(r"(?<!\\)&", line.removesuffix(r"\\")) for line in text.splitlines() if line.endswith(r"\\")]
+    return {first.strip(): [cell.strip() for cell in rest] for first, *rest in cells}
+
+
+def of(student, teacher, run, *accuracies):
+    own = {"student": student, "variant": f"student={student}"}
+    if run is not ALONE:
+        own |= {"teacher": teacher, "variant": f"{own['variant']} teacher={teacher}"}
+    return seeds(replace(run, **own), *accuracies)
+
+
+ONE = [
+    *seeds(TEACHER, 0.9, 0.91),
+    *seeds(ALONE, 0.80, 0.81, 0.80),
+    *seeds(DISTILLED, 0.82, 0.83, 0.824),
+    *seeds(changed(DISTILLED, method="a_b"), 0.79, 0.81, 0.80),
+]
+TWO = [
+    *of("resnet20", "resnet56", ALONE, 0.690, 0.692, 0.691),
+    *of("resnet20", "resnet56", DISTILLED, 0.7101, 0.712, 0.711),
+    *of("resnet20", "resnet56", replace(DISTILLED, method="dkd"), 0.68, 0.70, 0.72),
+    *of("vgg8", "vgg13", ALONE, 0.700, 0.702, 0.701),
+    *of("vgg8", "vgg13", DISTILLED, 0.7211, 0.723, 0.722),
+]
+
+
+def test_table_of_one_baseline_has_a_line_for_each_row():
+    text = latex(*ONE)
+    assert lines(text) == {
+        "": ["$n$", r"Test accuracy, \%", "Difference, points", r"95\,\% interval", "$p$"],
+        "teacher": ["2", r"90.50 $\pm$ 0.71", "", "", ""],
+        "standard": ["3", r"80.33 $\pm$ 0.58", "", "", ""],
+        r"a\_b": ["3", r"80.00 $\pm$ 1.00", "$-$0.33", "$-$1.77 to $+$1.10", "0.423"],
+        "logits": ["3", r"82.47 $\pm$ 0.50", "$+$2.13", "$+$1.56 to $+$2.71", "0.008"],
+    }
+    assert text.count(r"\midrule") == 3  # between header, teacher, student alone and distilled ones
+    assert "Differences are from standard, over common seeds" in text
+    assert "Holm's method for 2 comparisons" in text
+
+
+def test_table_of_several_students_has_a_column_for_each():
+    text = latex(*TWO)
+    assert lines(text) == {
+        "Teacher": ["resnet56", "vgg13"],
+        "Student": ["resnet20", "vgg8"],
+        "teacher": ["90.00", "90.00"],
+        "standard": [r"69.10 $\pm$ 0.10", r"70.10 $\pm$ 0.10"],
+        "dkd": [r"70.00 $\pm$ 2.00", ""],
+        "logits": [r"71.10 $\pm$ 0.10$^{*}$", r"72.20 $\pm$ 0.10$^{*}$"],
+    }
+    assert "over seeds, $n = 3$." in text
+    assert (
+        r"$^{*}$: differs from standard ($p < 0.05$; $p$ of the paired $t$ test, corrected by Holm's method for 3"
+        in text
+    )
+    assert "$n = 1$ to $3$" in latex(*TWO[:4], *TWO[9:])
+
+
+def test_table_keeps_what_sets_rows_of_one_student_apart():
+    own = [replace(run, variant=f"{run.variant} recipe.warmup=1") for run in TWO[3:6]]
+    tuned = [changed(run, T=8.0) for run in TWO[3:6]]
+    assert {"logits T=4", "logits T=8"} <= lines(latex(*TWO, *tuned)).keys()
+    assert "logits" in lines(latex(*TWO, *own))  # a setting of its own: not a line of this student
+
+
+def test_table_without_seeds_states_no_test():
+    text = latex(*seeds(ALONE, 0.8), *seeds(DISTILLED, 0.82))
+    assert lines(text)["logits"] == ["1", "82.00", "$+$2.00", "too few seeds", ""]
+    assert "Holm" not in text
+    assert lines(latex(*seeds(DISTILLED, 0.82)))["logits"] == ["1", "82.00"]
+
+
+def test_diverged_runs_are_named():
+    lost = replace(DISTILLED, seed=9, diverged=True)
+    assert "logits (1 diverged)" in lines(latex(*seeds(ALONE, 0.8), *seeds(DISTILLED, 0.82), lost))
+    lost = replace(TWO[3], seed=9, diverged=True)
+    assert lines(latex(*TWO, lost))["logits"][0] == r"71.10 $\pm$ 0.10 (1 diverged)"
+
+
+def test_names_are_text():
+    """A record may be a stranger's: what is in it is shown, and not run."""
+    text = latex(*seeds(replace(ALONE, method=HOSTILE, dataset=HOSTILE), 0.8))
+    shown = text[text.index(r"\begin{table}") :]
+    assert "/etc/passwd" in shown
+    assert not re.search(r"\\input|(?<!\\)[%#]|(?<![\\{])\[", shown)
+    (name,) = set(lines(text)) - {""}
+    assert name.startswith(r"a\_b \& 50 \% \#1 \{\$x\$\} \textbackslash{}input")
+
+
+@pytest.mark.parametrize(
+    "made", [ONE, TWO, [replace(run, dataset=HOSTILE) for run in ONE]], ids=["one", "two", "hostile"]
+)
+def test_latex_accepts_the_tables(made, tmp_path):
+    """Every line has as many cells as there are columns; and LaTeX says so, where it is installed."""
+    text = latex(*made)
+    (columns,) = re.findall(r"\\begin{tabular}{([lrc]+)}", text)
+    assert {1 + len(rest) for rest in lines(text).values()} == {len(columns)}
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    program = shutil.which("pdflatex")
+    if program:
+        document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{text}\end{{document}}"
+        (tmp_path / "a.tex").write_text(document.replace(r"\begin{document}", "\\begin{document}\n"), encoding="utf-8")
+        done = subprocess.run([program, "-halt-on-error", "a.tex"], cwd=tmp_path, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+
+
+def test_pictures_are_written_as_pdf_with_fonts_that_publishers_take(tmp_path):
+    summary = summarize(ONE)
+    comparisons = compare(summary.rows)
+    made = report(summary, comparisons)
+    with_paper = for_paper(made, summary, comparisons)
+    assert with_paper.texts == {**made.texts, TABLES: to_latex(summary, comparisons)}
+    with_paper.write(tmp_path)
+    pictures = sorted(path.stem for path in tmp_path.glob("*.png"))
+    assert pictures == sorted(path.stem for path in tmp_path.glob("*.pdf"))
+    assert len(pictures) == 3
+    for path in tmp_path.glob("*.pdf"):
+        assert path.read_bytes().startswith(b"%PDF")
+        assert b"/Type3" not in path.read_bytes()
+    assert (tmp_path / "accuracy_comparison.png").read_bytes().startswith(b"\x89PNG")
