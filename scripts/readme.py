@@ -67,7 +67,7 @@ from kd.report.speed import to_markdown as speed_to_markdown
 from kd.report.statistics import Interval
 from kd.report.summary import Summary, summarize
 from kd.report.sweeps import pictures as swept
-from kd.report.tables import across_to_markdown, markdown, to_brief, to_csv
+from kd.report.tables import across_cells, markdown, to_brief, to_csv
 from kd.runs import predictions
 from kd.runs.results import Result, collect
 from kd.terminal import outcome
@@ -194,7 +194,7 @@ def _table(name: str) -> str:
         "fidelity": _fidelity,
         "sure": _sure,
         "varies": _varies,
-        "crossed": lambda: across_to_markdown(across(_records("crossed")[0].rows, _records("crossed")[1])),
+        "crossed": lambda: across_cells(across(_records("crossed")[0].rows, _records("crossed")[1])).to_markdown(),
         "to-logits": _to_logits,
         "each-teacher": lambda: each_teacher(*_crossed()),
         "sources": _sources,

@@ -19,7 +19,7 @@ from kd.report.ranking import best
 from kd.report.rows import titled
 from kd.report.summary import Summary
 from kd.report.sweeps import Picture, pictures
-from kd.report.tables import across_to_markdown, differences_to_markdown, to_csv, to_markdown
+from kd.report.tables import across_cells, differences_to_markdown, to_csv, to_markdown
 from kd.report.text import escaped, slug
 
 ACCURACY = "accuracy_comparison.png"
@@ -159,13 +159,13 @@ def to_page(summary: Summary, comparisons: Sequence[Comparison], drawn: Sequence
         tuned = tuning.budgets(part.rows, part.cut_short)
         if len(tuned) > 1:
             where = f" on {escaped(titled(part.rows))}" if several else ""
-            parts += [f"## Tuning{where}", tuning.to_markdown(tuned), bullets([tuning.NOTE])]
+            parts += [f"## Tuning{where}", tuning.cells(tuned).to_markdown(), bullets([tuning.NOTE])]
     for baseline, compared in by_baseline(comparisons):
         parts += [f"## Compared with {escaped(baseline)}", differences_to_markdown(compared)]
     parts.append(bullets(comparison_notes(summary.rows, comparisons)))
     lines = across(summary.rows, comparisons)
     if lines:
-        parts += ["## New teachers and new seeds", across_to_markdown(lines), bullets(ACROSS_NOTES)]
+        parts += ["## New teachers and new seeds", across_cells(lines).to_markdown(), bullets(ACROSS_NOTES)]
     if len(by_dataset) > MOST_DATASETS:
         parts.append(f"Pictures show the first {MOST_DATASETS} of the {len(by_dataset)} data sets.")
     parts += linked(drawn)

@@ -232,8 +232,20 @@ def between_teachers(parts: Components) -> str:
     return f"{percent(parts.teacher)} (to {percent(parts.teacher_most)})"
 
 
-def across_to_markdown(lines: Sequence[Across]) -> str:
-    """Return a Markdown table of methods over several teachers, in percent and points."""
+class Cells(NamedTuple):
+    """A table in plain text."""
+
+    headers: list[str]
+    lines: list[list[str]]
+    left: tuple[str, ...] = ()
+    """Headers of the columns, besides the first, that are aligned to the left."""
+
+    def to_markdown(self) -> str:
+        return markdown(*self)
+
+
+def across_cells(lines: Sequence[Across]) -> Cells:
+    """Return a table of methods over several teachers, in percent and points."""
     headers = ["run", "teachers", "seeds", "test accuracy, %", "95 % interval", "difference, points", "95 % interval"]
     headers += ["p (Holm)", "between teachers", "between seeds", "rest", "in words"]
 
@@ -246,7 +258,7 @@ def across_to_markdown(lines: Sequence[Across]) -> str:
         accuracy = percent(acc.mean), interval_text(acc.interval)
         return [line.label, *counts, *accuracy, *minus, p_value(line.p), *deviations, line.verdict]
 
-    return markdown(headers, map(cells, lines), left=["in words"])
+    return Cells(headers, list(map(cells, lines)), ("in words",))
 
 
 WRAPPED = {"run": 24, "in words": 12}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kd.report.rows import Role, Row, titled
 from kd.report.style import framed, literal, method_styles
-from kd.report.tables import markdown
+from kd.report.tables import Cells
 from kd.runs.results import Result
 
 FEWEST_TRIED = 5
@@ -104,8 +104,8 @@ def _kind(run: Result) -> tuple[str, str]:
     return run.method, f"{networks}, {run.epochs} epochs"
 
 
-def to_markdown(found: Sequence[Budget]) -> str:
-    """Return a Markdown table of expected validation accuracy, and the test accuracy of the choice, in percent."""
+def cells(found: Sequence[Budget]) -> Cells:
+    """Return a table of expected validation accuracy, and the test accuracy of the choice, in percent."""
     most = max(len(budget.val) for budget in found)
     shown = [k for k in BUDGETS if k <= most]
 
@@ -117,7 +117,7 @@ def to_markdown(found: Sequence[Budget]) -> str:
 
     headers = ["method", "tried", *(f"best of {k}" if k > 1 else "one" for k in shown)]
     lines = [[budget.label, str(len(budget.val)), *(cell(budget, k) for k in shown)] for budget in found]
-    return markdown(headers, lines)
+    return Cells(headers, lines)
 
 
 NOTE = (

@@ -7,7 +7,7 @@ import pytest
 
 from kd.report.page import report
 from kd.report.summary import summarize
-from kd.report.tuning import budgets, expected_of_best, to_markdown
+from kd.report.tuning import budgets, cells, expected_of_best
 from tests.report.made import ALONE, DISTILLED, TEACHER, changed
 
 RNG = np.random.default_rng(0)
@@ -75,12 +75,12 @@ def test_budgets_of_other_networks_are_others():
 
 def test_budget_table_has_equal_budgets_in_a_column():
     rows = summarize([*tried(DISTILLED, 6), *tried(replace(DISTILLED, method="dkd"), 12)]).rows
-    head, _, *lines = to_markdown(budgets(rows)).splitlines()
+    head, _, *lines = cells(budgets(rows)).to_markdown().splitlines()
     assert head == "| method | tried | one | best of 2 | best of 5 | best of 10 |"
-    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in lines}
-    assert len(cells["dkd"]) == 6
-    assert "best of 10" not in cells["logits"]
-    assert cells["logits"][-1].strip() != cells["dkd"][-1].strip()
+    by_method = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in lines}
+    assert len(by_method["dkd"]) == 6
+    assert "best of 10" not in by_method["logits"]
+    assert by_method["logits"][-1].strip() != by_method["dkd"][-1].strip()
 
 
 def test_report_tells_of_tuning_where_methods_were_tuned():

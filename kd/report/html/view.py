@@ -5,8 +5,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from kd.report import tuning
 from kd.report.axes import Sweep, grid, logarithmic, sizes, sweeps
 from kd.report.comparison import Comparison, baseline_name, comparison_notes
+from kd.report.crossed import ACROSS_NOTES, Across, across
 from kd.report.html.headline import headline
 from kd.report.html.runs import details
 from kd.report.numbers import interval_text, points
@@ -15,7 +17,7 @@ from kd.report.rows import Role, Row
 from kd.report.style import Colour, looks
 from kd.report.summary import Summary
 from kd.report.sweeps import MOST_LINES, measured, top_lines
-from kd.report.tables import CERTAINTY, columns
+from kd.report.tables import CERTAINTY, Cells, across_cells, columns
 from kd.runs.results import Result
 
 Json = dict[str, Any]
@@ -69,6 +71,7 @@ def view(summary: Summary, comparisons: Sequence[Comparison]) -> Json:
         ],
         "curves": _curves([row for row in summary.rows if ids[id(row)] in drawn], ids),
         "sweeps": [sweep for sweep in swept if sweep["points"]],
+        "further": _further(parts, across(summary.rows, comparisons)),
         "notes": [*summary.notes, *comparison_notes(summary.rows, comparisons)],
     }
 
@@ -145,6 +148,24 @@ def _table(rows: Sequence[Row], compared: dict[int, Comparison]) -> Json:
     numbers = [numeric for _, numeric in headers]
     order = [[sort_value(cell) if x else None for cell, x in zip(line, numbers, strict=True)] for line in cells]
     return {"headers": headers, "cells": cells, "order": order}
+
+
+def _further(parts: Sequence[Summary], lines: Sequence[Across]) -> list[Json]:
+    """Return the tables that some reports have besides that of the rows: tuning budgets, and several teachers."""
+    found = []
+    for part in parts:
+        tuned = tuning.budgets(part.rows, part.cut_short)
+        if len(tuned) > 1:
+            found.append(_plain("Tuning", tuning.cells(tuned), [tuning.NOTE], part.rows[0].first.dataset))
+    if lines:
+        found.append(_plain("New teachers and new seeds", across_cells(lines), ACROSS_NOTES))
+    return found
+
+
+def _plain(title: str, table: Cells, notes: Sequence[str], dataset: str | None = None) -> Json:
+    """Return a table that is neither sorted nor filtered; without a data set, it is shown with each."""
+    headers = [[name, i > 0 and name not in table.left] for i, name in enumerate(table.headers)]
+    return {"title": title, "headers": headers, "cells": table.lines, "notes": list(notes), "data": dataset}
 
 
 _ACCURACY = ("n", "test accuracy, %", "95 % interval")

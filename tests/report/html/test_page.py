@@ -2,6 +2,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -238,6 +239,33 @@ def test_page_shows_hostile_names_as_text(visited):
     width, height = found["narrow"]
     assert width <= 390
     assert height < 400
+
+
+@needs_browser
+def test_page_has_the_tables_of_teachers_and_of_tuning_with_their_data(tmp_path):
+    teaching = {"teacher": "t", "teacher_params": 9, "teacher_test_acc": 0.9, "taught": True}
+    for seed, teacher in product(range(3), range(3)):
+        acc = 0.8 + ((seed * 7 + teacher * 5) % 4) / 100
+        about = {"method": "logits", "variant": f"teacher_seed={teacher}", "teacher_id": f"t{teacher}", **teaching}
+        put_result(tmp_path / f"a{seed}{teacher}", seed=seed, test_acc=acc, dataset="A", **about)
+    for method, i in product(("logits", "dkd"), range(5)):
+        about = {"method": method, "knobs": {"T": float(i + 1)}, "dataset": "B", **teaching}
+        put_result(tmp_path / f"{method}{i}", val_acc=0.5 + i / 100, test_acc=0.5, **about)
+    script = """
+        const choice = document.getElementById('dataset');
+        const seen = () => [...document.querySelectorAll('.further')].filter((part) => !part.hidden).map((part) => [
+          part.querySelector('h2').textContent, ...[...part.querySelectorAll('tr')].map((row) => row.cells.length)]);
+        const found = [seen()];
+        choice.selectedIndex = 1; choice.dispatchEvent(new Event('change')); found.push(seen());
+        return [...found, [...document.querySelectorAll('.further')].map((part) => part.textContent).join('')];
+    """
+    (first, second, text), console, _ = visit(made([tmp_path]), script, tmp_path)
+    assert console == []
+    across = ["New teachers and new seeds", 12, 12]
+    assert first == [across]
+    assert second == [["Tuning", 5, 5, 5], across]
+    assert "logits33" in text  # three teachers, three seeds
+    assert "Compare methods in one column only." in text
 
 
 def test_page_holds_no_address_and_is_small(page):

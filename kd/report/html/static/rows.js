@@ -47,6 +47,22 @@ function startAccuracy() {
   });
 }
 
+/** Show the tables that some reports have besides that of the rows. */
+function startFurther() {
+  view.further.forEach((table, place) => {
+    const of = (column) => (table.headers[column][1] ? null : "text");
+    const head = table.headers.map(([name], i) => make("th", { scope: "col", class: of(i) }, name.replace(", ", ",\n")));
+    const lines = table.cells.map(([name, ...rest]) =>
+      make("tr", {}, make("th", { scope: "row" }, name), ...rest.map((cell, i) => make("td", { class: of(i + 1) }, cell))));
+    const scroll = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": table.title },
+      make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines)));
+    const notes = table.notes.map((note) => make("p", { class: "note" }, note));
+    const section = make("section", { id: `further-${place}`, class: "further", "data-nav": table.title }, make("h2", {}, table.title), scroll, ...notes);
+    at("learning").before(section);
+    followers.push((what) => { if (what === "rows") section.hidden = table.data !== null && table.data !== state.data; });
+  });
+}
+
 function startCurves() {
   if (!view.curves.length) return remove("learning");
   const select = choices("curve", view.curves.map((curve, i) => [String(i), curve.title]), "0");

@@ -38,6 +38,7 @@ function startNav() {
 
 startHead();
 startTable();
+startFurther();
 startPicked();
 startRuns();
 startLegends();
