@@ -79,6 +79,8 @@ def show(summary: Summary, comparisons: Sequence[Comparison]) -> None:
         shown += rows
     for baseline, compared in by_baseline(comparisons):
         compared = [comparison for comparison in compared if any(comparison.row is row for row in shown)]
+        if not compared:
+            continue
         print_lines(f"Compared with {baseline}:")
         console.print(differences_to_rich(compared, console.width, console.encoding))
     print_lines(*(best(part.rows) for part in parts), "", *summary.notes, *comparison_notes(summary.rows, comparisons))

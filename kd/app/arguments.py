@@ -177,7 +177,9 @@ def parse(overrides: Iterable[str]) -> list[Override]:
                 raise UserError(f"{override}: write {name}={plain}") from error
             if not re.fullmatch(rf"[~+]*{NAME}", name):
                 raise UserError(f"{override}: '{name}' is no name of a setting; see --help") from error
-            better = in_shell(quoted(name, value))
+            items = value[1:-1].split(",") if re.fullmatch(r"\[[^][{}'\"]+\]", value) else []
+            listed = ",".join(f"'{escaped(item.strip())}'" for item in items)
+            better = in_shell(f"{name}=[{listed}]" if items else quoted(name, value))
             raise UserError(f"{override}: Hydra cannot read this value; if it is a text, write {better}") from error
     return parsed
 

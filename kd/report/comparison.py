@@ -189,6 +189,8 @@ def _baseline(row: Row, candidates: Sequence[Row]) -> Row | None:
     own = [other for other in candidates if other.first.dataset == row.first.dataset]
     if len(own) > 1:
         own = [other for other in own if other is row or not _other_settings(row, other)]
+    if len(own) > 1:
+        own = [other for other in own if other.trial == row.trial]
     return own[0] if len(own) == 1 else None
 
 
@@ -236,7 +238,7 @@ def comparison_notes(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> 
         *ambiguous,
         "Differences are in test accuracy, in points, over the seeds that a row and the baseline have in common. "
         "They compare; they choose nothing.",
-        *_other_settings_note(comparisons),
+        *other_settings_note(comparisons),
     ]
     tests = sum(comparison.difference.p is not None for comparison in comparisons)
     if tests:
@@ -299,7 +301,7 @@ def _apart(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tupl
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _other_settings_note(comparisons: Sequence[Comparison]) -> list[str]:
+def other_settings_note(comparisons: Sequence[Comparison]) -> list[str]:
     """Return a warning of rows that differ from their baseline in more than what they are compared for."""
     found = [(c, apart) for c in comparisons if (apart := other_settings(c))]
     listed = [f"{c.row.label} ({', '.join(apart[:4])}{', ...' * (len(apart) > 4)})" for c, apart in found]
@@ -312,17 +314,20 @@ def _other_settings_note(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _without_a_baseline(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
-    """Return notes on the rows that are not compared, as several of their data set could be the baseline."""
+    """Return notes on the rows that are not compared, as none or several of their data set could be the baseline."""
     alone = Counter(row.first.dataset for row in rows if row.role is Role.ALONE)
     found = {id(row) for comparison in comparisons for row in (comparison.row, comparison.baseline)}
-    left = [row for row in rows if row.role is Role.DISTILLED and id(row) not in found and alone[row.first.dataset] > 1]
+    left = [row for row in rows if row.role is Role.DISTILLED and id(row) not in found]
     compared = {comparison.row.first.dataset for comparison in comparisons}
+    nowhere = dict.fromkeys(row.first.dataset for row in left if row.first.dataset not in compared)
+    unclear = [name for name in nowhere if compared or alone[name] > 1]
     notes = []
-    if unclear := list(dict.fromkeys(row.first.dataset for row in left if row.first.dataset not in compared)):
+    if unclear:
         where = f" on {', '.join(unclear)}" if len({row.first.dataset for row in rows}) > 1 else ""
-        notes += [f"Nothing is compared{where}: several rows could be the baseline; name one with --baseline."]
+        which = "several rows" if all(alone[name] > 1 for name in unclear) else "no row, or several,"
+        notes += [f"Nothing is compared{where}: {which} could be the baseline; name one with --baseline."]
     if lacking := [row for row in left if row.first.dataset in compared]:
-        notes += [f"Not compared, as no row of labels alone has their settings: {_labels(lacking)}."]
+        notes += [f"Not compared, as no baseline, or several, have their settings: {_labels(lacking)}."]
     return notes
 
 

@@ -270,10 +270,11 @@ def _lines(
     why = [refusal((*group.rows, *rows)) for group, rows in zip(groups, compared_with, strict=True)]
     tested = [None if refused else d for d, refused in zip(differences, why, strict=True)]
     corrected = holm([d and d.p for d in tested])
+    several = len({group.rows[0].first.dataset for group in groups}) > 1
     beyond = holm([None if d is None or margin is None else d.equivalence_p(margin) for d in tested])
     return [
         Across(
-            group.label,
+            group.label + (f" on {group.rows[0].first.dataset}" if several else ""),
             len(group.rows),
             len(group.seeds),
             components(group.accuracies).within(0.0, 1.0),

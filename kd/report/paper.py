@@ -1,14 +1,15 @@
 """Tables for LaTeX, and pictures as PDF: a report for a paper."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kd.report.comparison import Comparison, by_baseline
-from kd.report.notes import counted
+from kd.report.comparison import OF_TEACHING, Comparison, by_baseline, other_settings_note
+from kd.report.notes import counted, joined
 from kd.report.numbers import interval_text, p_value, percent, plus_minus, points
 from kd.report.page import Report
-from kd.report.rows import Row, Spread, overrides, titled
+from kd.report.rows import Role, Row, Spread, overrides, titled
 from kd.report.statistics import LEVEL
 from kd.report.summary import Summary
 from kd.report.text import latex, slug
@@ -45,7 +46,13 @@ def to_latex(summary: Summary, comparisons: Sequence[Comparison]) -> str:
     tables = [r"% \usepackage{booktabs}"]
     for part in summary.by_dataset():
         compared = [comparison for comparison in comparisons if any(comparison.row is row for row in part.rows)]
-        made = _by_baseline(compared) if len(by_baseline(compared)) > 1 else _by_row(part.rows, compared)
+        if len(by_baseline(compared)) > 1:
+            shown = {id(row) for comparison in compared for row in (comparison.row, comparison.baseline)}
+            left = [row.label for row in part.rows if row.role is not Role.TEACHER and id(row) not in shown]
+            tables += [f"% Not in this table: {latex(joined(left, ', '))}"] if left else []
+            made = _by_baseline(compared)
+        else:
+            made = _by_row(part.rows, compared)
         tables.append(_table(titled(part.rows), made))
     return "\n\n".join(tables) + "\n"
 
@@ -65,21 +72,20 @@ def _by_row(rows: Sequence[Row], compared: Sequence[Comparison]) -> Table:
     if compared:
         caption += f" Differences are from {latex(compared[0].baseline.label)}, over common seeds"
         caption += f"; intervals by Student's $t$; {_test(compared)}." if _tested(compared) else "."
+        caption += "".join(f" {latex(note)}" for note in other_settings_note(compared))
     return Table("l" + "r" * (len(header) - 1), [[header], *groups.values()], caption)
 
 
 def _by_baseline(compared: Sequence[Comparison]) -> Table:
     """Return a table with a column for each baseline, and a line for each method and its settings."""
     columns = [group for _, group in by_baseline(compared)]
-    named = [{name: c for c, name in zip(group, _names(group), strict=True)} for group in columns]
     baselines = [group[0].baseline for group in columns]
-    networks = [baseline.network or "" for baseline in baselines]
-    settings = [" ".join(b.pieces) or network for b, network in zip(baselines, networks, strict=True)]
-    teachers = [_common(c.row.first.teacher or "" for c in group) for group in columns]
-    taught_by = [_common(percent(c.row.teacher_acc) for c in group) for group in columns]
-    header = [["Teacher", *map(latex, teachers)]] if all(teachers) else []
-    header += [["Student", *map(latex, networks if len({*networks}) == len(networks) else settings)]]
-    alone = [["teacher", *taught_by]] if all(taught_by) else []
+    teachers = _teachers(columns)
+    named = [{name: c for c, name in zip(group, _names(group, bool(teachers)), strict=True)} for group in columns]
+    taught_by = [_common(percent(c.row.teacher_acc) for c in group if c.row.first.teacher) for group in columns]
+    header = [["Teacher", *map(latex, teachers)]] if teachers else []
+    header += [["Student", *map(latex, _students(baselines))]]
+    alone = [["teacher", *taught_by]] if teachers and all(taught_by) else []
     baseline = latex(_common(row.first.method for row in baselines)) or "baseline"
     alone += [[baseline, *(_plus_minus(row.test_acc) + _lost(row) for row in baselines)]]
     methods = [
@@ -89,18 +95,48 @@ def _by_baseline(compared: Sequence[Comparison]) -> Table:
     numbers = [row.n for row in (*baselines, *(c.row for c in compared))]
     n = f"$n = {min(numbers)}$" + (f" to ${max(numbers)}$" if len({*numbers}) > 1 else "")
     caption = rf"mean $\pm$ sample standard deviation over seeds, {n}."
-    caption += (
-        f" {STAR}: differs from {baseline} ($p < {1 - LEVEL:.2f}$; {_test(compared)})." if _tested(compared) else ""
-    )
+    if _tested(compared):
+        caption += (
+            f" {STAR}: differs from {baseline} over common seeds ($p < {1 - LEVEL:.2f}$; {_test(compared)}). Others do "
+            "not, or have diverged runs or too few common seeds."
+        )
     return Table("l" + "c" * len(columns), [header, alone, methods], caption)
 
 
-def _names(group: Sequence[Comparison]) -> list[str]:
-    """Name the rows of one baseline by what sets them apart from each other, and not by what sets baselines apart."""
-    runs = [c.row.first for c in group]
-    shared = set.intersection(*({*overrides(run), f"teacher={run.teacher}"} for run in runs))
-    common = {*group[0].baseline.pieces} | {piece for piece in shared if piece.startswith("teacher")}
-    return [" ".join((c.row.first.method, *(piece for piece in c.row.pieces if piece not in common))) for c in group]
+def _students(baselines: Sequence[Row]) -> list[str]:
+    """Name the columns by all that sets their baselines apart but for the teacher: network, recipe, data."""
+    several = len({row.network for row in baselines}) > 1
+    settings = [[p for p in row.pieces if not p.startswith(("student=", "teacher"))] for row in baselines]
+    networks = [[row.network or ""] if several or not own else [] for row, own in zip(baselines, settings, strict=True)]
+    return [" ".join((*network, *own)) for network, own in zip(networks, settings, strict=True)]
+
+
+def _teachers(columns: Sequence[Sequence[Comparison]]) -> list[str]:
+    """Name the one teacher of each column; empty if some column has several, which its lines tell then."""
+    rows = [[group[0].baseline, *(c.row for c in group)] for group in columns]
+    found = [{(row.first.teacher, *_of_teacher(row)) for row in own if row.first.teacher} for own in rows]
+    if any(len(own) != 1 for own in found):
+        return []
+    teachers = [own.pop() for own in found]
+    common = set.intersection(*({*settings} for _, *settings in teachers))
+    return [" ".join((name, *(s for s in settings if s not in common))) for name, *settings in teachers]
+
+
+def _of_teacher(row: Row) -> list[str]:
+    return [s for s in overrides(row.first) if s.startswith("teacher") and not s.startswith("teacher=")]
+
+
+def _names(group: Sequence[Comparison], one_teacher: bool) -> list[str]:
+    """Name the rows of one baseline by method, knobs and teacher, and not by what all of its column have in common."""
+
+    def name(row: Row) -> str:
+        first = row.first
+        of_column = {*overrides(first), f"student={first.student}", f"epochs={first.epochs}"}
+        kept = [p for p in row.pieces if p not in of_column or re.match(OF_TEACHING, p)]
+        return " ".join((first.method, *(p for p in kept if not (one_teacher and p.startswith("teacher")))))
+
+    names = [name(c.row) for c in group]
+    return names if len({*names}) == len(names) else [c.row.label for c in group]
 
 
 def _common(values: Iterable[str]) -> str:

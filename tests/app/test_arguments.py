@@ -99,6 +99,7 @@ def test_quoted_texts_come_back_from_hydras_grammar_and_from_interpolation(text)
         ("teacher_recipe.optimizer=sgd", "write recipe/optimizer@teacher_recipe.optimizer=NAME"),
         ("data.root=a=b", "data.root=a=b: Hydra cannot read this value; if it is a text, write \"data.root='a=b'\""),
         ("data.root=it's", "if it is a text, write 'data.root="),
+        ("teacher_weights=[/a,~/b]", "if it is a text, write \"teacher_weights=['/a','~/b']\""),
         ("a b=4", "'a b' is no name of a setting"),
         (f"T={'9' * 5000}", "Hydra cannot read this value"),
         (f"T={'[' * 500}{']' * 500}", "Hydra cannot read this value"),

@@ -135,6 +135,15 @@ def test_compare_takes_any_student_as_the_baseline():
     assert list(verdicts(*rows, name="logits T=4")) == ["standard", "logits T=1"]
 
 
+def test_compare_takes_a_baseline_of_the_same_trial():
+    short, less = ({"trial": trial} for trial in ("tested on 2000 of 10000 images", "1 batch an epoch"))
+    both = [*seeds(ALONE, 0.8, 0.81, **short), *seeds(TAUGHT, 0.82, 0.84, **short)]
+    both += [*seeds(ALONE, 0.5, 0.51, **less), *seeds(TAUGHT, 0.55, 0.56, **less)]
+    found = comparisons(*both)
+    assert [c.row.trial for c in found] == [c.baseline.trial for c in found]
+    assert [c.difference.mean for c in found] == pytest.approx([0.025, 0.05], abs=1e-6)
+
+
 def test_compare_without_a_name_needs_a_student_alone():
     taught = seeds(TAUGHT, 0.82, 0.83)
     assert comparisons(*taught) == []
@@ -160,7 +169,7 @@ def test_compare_takes_of_several_students_alone_the_one_with_the_settings_of_th
         )
         assert all(other_settings(c) == [] for c in found)
     (note, *_) = comparison_notes(rows, compare(rows))
-    assert note.startswith("Not compared, as no row of labels alone has their settings: 'logits")
+    assert note.startswith("Not compared, as no baseline, or several, have their settings: 'logits")
     assert "recipe.ema=0.999" in note
     assert len(by_baseline(found)) == 4
     unlike = summarize([*alone, *lost]).rows
@@ -287,6 +296,10 @@ def test_comparison_notes_name_the_data_set_on_which_nothing_can_be_compared():
     assert note.startswith("Nothing is compared: several rows could be the baseline")
     apart = [*STANDARD, *(replace(run, dataset="SVHN") for run in STANDARD)]
     assert comparison_notes(summarize(apart).rows, comparisons(*apart)) == []
+    tuned = [*seeds(TAUGHT, 0.8, 0.81, T=2.0), *seeds(TAUGHT, 0.82, 0.83, T=8.0)]
+    rows = summarize([*tuned, *seeds(replace(TAUGHT, dataset="SVHN"), 0.8, T=2.0)]).rows
+    (note, *_) = comparison_notes(rows, compare(rows, "logits T=8"))
+    assert note.startswith("Nothing is compared on SVHN: no row, or several, could be the baseline")
     mixed = [*STANDARD, *GAINED, *(replace(run, dataset="SVHN") for run in both)]
     notes = comparison_notes(summarize(mixed).rows, comparisons(*mixed))
     assert notes[0].startswith("Nothing is compared on SVHN: several rows")

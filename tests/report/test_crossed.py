@@ -28,6 +28,15 @@ TABLE = 0.85 + RNG.normal(0, 0.003, (4, 1)) + RNG.normal(0, 0.002, (1, 5)) + RNG
 BASE = seeds(ALONE, *(0.84 + RNG.normal(0, 0.002, 5)))
 
 
+def test_lines_of_several_data_sets_name_them():
+    there = taught(TABLE, dataset="SVHN")
+    assert [line.label for line in across(summarize(taught(TABLE)).rows)] == ["logits"]
+    assert [line.label for line in across(summarize([*taught(TABLE), *there]).rows)] == [
+        "logits on CIFAR-10",
+        "logits on SVHN",
+    ]
+
+
 def test_components_match_an_analysis_of_variance_by_hand():
     """Of [[1, 2, 6], [3, 5, 7], [5, 8, 9]]: grand mean 46/9, means of rows 3, 5, 22/3, of columns 3, 5, 22/3."""
     found = components(np.array([[1.0, 2, 6], [3, 5, 7], [5, 8, 9]]))

@@ -11,7 +11,7 @@ from kd.report.comparison import compare
 from kd.report.page import report
 from kd.report.paper import TABLES, for_paper, to_latex
 from kd.report.summary import summarize
-from tests.report.made import ALONE, DISTILLED, TEACHER, changed, seeds
+from tests.report.made import ALONE, DISTILLED, MUTUAL, TEACHER, changed, seeds
 
 HOSTILE = r"a_b & 50 % #1 {$x$} \input{/etc/passwd} ~^ < > × [2em]"
 
@@ -74,18 +74,61 @@ def test_table_of_several_students_has_a_column_for_each():
         "logits": [r"71.10 $\pm$ 0.10$^{*}$", r"72.20 $\pm$ 0.10$^{*}$"],
     }
     assert "over seeds, $n = 3$." in text
-    assert (
-        r"$^{*}$: differs from standard ($p < 0.05$; $p$ of the paired $t$ test, corrected by Holm's method for 3"
-        in text
-    )
+    assert r"$^{*}$: differs from standard over common seeds ($p < 0.05$;" in text
+    assert "corrected by Holm's method for 3 comparisons)" in text
     assert "$n = 1$ to $3$" in latex(*TWO[:4], *TWO[9:])
 
 
 def test_table_keeps_what_sets_rows_of_one_student_apart():
-    own = [replace(run, variant=f"{run.variant} recipe.warmup=1") for run in TWO[3:6]]
     tuned = [changed(run, T=8.0) for run in TWO[3:6]]
-    assert {"logits T=4", "logits T=8"} <= lines(latex(*TWO, *tuned)).keys()
-    assert "logits" in lines(latex(*TWO, *own))  # a setting of its own: not a line of this student
+    shown = lines(latex(*TWO, *tuned))
+    assert shown["logits T=4"] == [r"71.10 $\pm$ 0.10$^{*}$", r"72.20 $\pm$ 0.10$^{*}$"]
+    assert shown["logits T=8"] == [r"71.10 $\pm$ 0.10$^{*}$", ""]
+
+
+def test_table_of_several_students_names_what_is_not_in_it():
+    own = [replace(run, variant=f"{run.variant} recipe.warmup=1") for run in TWO[3:6]]
+    text = latex(*TWO, *own)
+    assert re.search(r"^% Not in this table: logits .*recipe.warmup=1$", text, re.MULTILINE)
+    assert lines(text) == lines(latex(*TWO))
+
+
+def test_table_of_students_with_several_teachers_names_them_by_line():
+    more = of("resnet20", "vgg13", DISTILLED, 0.7101, 0.712, 0.711)
+    shown = lines(latex(*TWO, *more))
+    assert "Teacher" not in shown
+    assert "teacher" not in shown
+    assert shown["logits teacher=resnet56"] == [r"71.10 $\pm$ 0.10$^{*}$", ""]
+    assert shown["logits teacher=vgg13"] == [r"71.10 $\pm$ 0.10$^{*}$", r"72.20 $\pm$ 0.10$^{*}$"]
+
+
+def test_table_with_a_method_without_a_teacher_keeps_the_teachers():
+    shown = lines(latex(*TWO, *of("resnet20", None, MUTUAL, 0.70, 0.71, 0.72)))
+    assert shown == lines(latex(*TWO)) | {"dml": [r"71.00 $\pm$ 1.00", ""]}
+
+
+def test_table_tells_a_teacher_by_its_recipe():
+    """A row of another recipe must not be taken for one of the same line."""
+    part = [run for run in TWO if run.method != "dkd"]
+    long = [replace(run, variant=f"{run.variant} teacher_recipe.epochs=9") for run in part[3:6]]
+    shown = lines(latex(*part, *long))
+    assert shown[r"logits teacher=resnet56 teacher\_recipe.epochs=9"] == [r"71.10 $\pm$ 0.10$^{*}$", ""]
+    assert "Teacher" not in shown
+    shown = lines(latex(*part[:3], *long, *part[6:]))
+    assert shown["Teacher"] == ["resnet56 teacher\\_recipe.epochs=9", "vgg13"]
+    assert shown["logits"] == [r"71.10 $\pm$ 0.10$^{*}$", r"72.20 $\pm$ 0.10$^{*}$"]
+
+
+def test_columns_are_named_by_what_sets_them_apart():
+    tenth = [replace(run, variant=f"{run.variant} data.fraction=0.1") for run in TWO[9:]]
+    assert lines(latex(*TWO[:6], *tenth))["Student"] == ["resnet20", "vgg8 data.fraction=0.1"]
+    one = [replace(run, student="vgg8", variant=run.variant.replace("resnet20", "vgg8")) for run in TWO[:6]]
+    assert lines(latex(*one, *tenth))["Student"] == ["vgg8", "data.fraction=0.1"]
+
+
+def test_table_says_what_else_a_row_differs_in_from_its_baseline():
+    text = latex(*seeds(ALONE, 0.80, 0.81, 0.80), *seeds(replace(DISTILLED, epochs=60), 0.82, 0.83, 0.824))
+    assert "logits (epochs 60 against 30)" in text
 
 
 def test_table_without_seeds_states_no_test():

@@ -107,6 +107,18 @@ def test_report_compares_rows_and_names_the_best(tmp_path):
     )
 
 
+def test_report_has_no_empty_table_where_the_terminal_shows_some_rows(tmp_path, monkeypatch, capsys):
+    for student, acc in (("a", 0.7), ("b", 0.8)):
+        put(tmp_path / student, replace(ALONE, student=student, variant=f"student={student}", val_acc=0.5))
+        for T in range(22):
+            own = {"student": student, "variant": f"student={student}", "val_acc": acc + T / 1000}
+            put(tmp_path / f"{student}{T}", changed(TAUGHT, T=float(T + 1), **own))
+    assert in_process(monkeypatch, ".", cwd=tmp_path).main() == 0
+    printed = capsys.readouterr().out
+    assert "Compared with standard student=b:" in printed
+    assert "Compared with standard student=a:" not in printed
+
+
 def test_report_answers_a_missing_baseline_in_one_line(tmp_path, one_line):
     put(tmp_path / "a", TAUGHT)
     put(tmp_path / "b", changed(TAUGHT, T=8.0))

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from kd.report.comparison import Comparison, baseline_name
+from kd.report.notes import counted
 from kd.report.numbers import p_value
 from kd.report.ranking import by_validation
 from kd.report.rows import Role, Row, Spread
@@ -34,8 +35,8 @@ def headline(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str
         of = f"{len(sound)}" + (" without diverged runs" if len(sound) < len(ranked) else "")
         sentences = [f"{named}: it has the highest validation accuracy, {accuracy(row.val_acc)}, of {of}."]
         chosen = [comparison for comparison in comparisons if comparison.row is row]
-        baseline = any(comparison.baseline is row for comparison in comparisons)
-        sentences += ["It is the baseline that the others are compared with."] if baseline else []
+        others = sum(comparison.baseline is row for comparison in comparisons)
+        sentences += [f"It is the baseline of {counted(others, 'other row')}."] if others else []
     elif len(candidates) == 1:
         (row,) = candidates
         sentences = [f"{row.label} reaches {accuracy(row.test_acc)} on the test images (n = {row.n})."]

@@ -58,6 +58,15 @@ def test_headline_tells_accuracies_of_the_seeds_it_compares(tmp_path):
     assert "84.03 ± 1.05 % against 81.00 ± 1.00 %" in said
 
 
+def test_headline_counts_the_rows_whose_baseline_is_the_best(tmp_path):
+    for student, acc in (("a", 0.95), ("b", 0.8)):
+        own = {"student": student, "variant": f"student={student}"}
+        put_result(tmp_path / f"s{student}", test_acc=acc, val_acc=acc, **own)
+        put_result(tmp_path / f"l{student}", method="logits", taught=True, test_acc=0.7, val_acc=0.7, **own)
+    said = " ".join(unpacked(made([tmp_path]))["datasets"][0]["headline"])
+    assert "It is the baseline of 1 other row." in said
+
+
 def test_headline_does_not_call_a_row_with_diverged_runs_outdone(tmp_path):
     """Such a row ranks behind all others, whatever the accuracy of what is left of it."""
     put_result(tmp_path / "s0", test_acc=0.8, val_acc=0.80)
