@@ -39,7 +39,7 @@ def pair(student, teacher=None, size=8, labels=None):
     import torch
 
     from kd.methods.base import Pair
-    from kd.models.output import probe
+    from kd.models.output import probe, probe_images
 
     first = probe(student, size)
     return Pair(
@@ -50,6 +50,7 @@ def pair(student, teacher=None, size=8, labels=None):
         student,
         teacher,
         lambda: copy.deepcopy(student),
+        probe_images(size),
     )
 
 

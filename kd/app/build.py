@@ -29,7 +29,7 @@ from kd.hashing import derive, digest
 from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
 from kd.models.external import External, bind
-from kd.models.output import probe
+from kd.models.output import probe, probe_images
 from kd.runs.given import STUDENT_WEIGHTS, TEACHER_WEIGHTS, given_paths, weights_file
 from kd.runs.weights import begin_from, content_id, read_weights
 from kd.teachers.frozen import FrozenTeacher, check_origin, fitted
@@ -289,16 +289,17 @@ class Builder:
         mixes = self._new(self.cfg.data.augment).mixes
         smoothing = plan.recipe.label_smoothing
         check_method(method, mixes, self.cfg.data.balance, smoothing, taught=teacher is not None)
-        size, channels = images.image_size, images.channels
+        shown = probe_images(images.image_size, images.channels)
         with user_errors():
             pair = Pair(
-                probe(student, size, channels),
-                None if teacher is None else probe(teacher, size, channels),
+                probe(student, shown),
+                None if teacher is None else probe(teacher, shown),
                 self.data(plan).labels,
                 len(images.classes),
                 student,
                 teacher,
                 lambda: self.speed.prepare_student(self.net(plan.network)),
+                shown,
             )
             method.setup(pair)
         return method

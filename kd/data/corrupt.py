@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from kd.data.also_test import SEVERITIES
 from kd.data.decode import new_mapping
 from kd.errors import UserError
 
@@ -36,8 +37,6 @@ PIXELS = (0.95, 0.9, 0.85, 0.75, 0.65)
 """Share of the side that is left before it is enlarged again."""
 QUALITY = (80, 65, 58, 50, 40)
 """Qualities of JPEG."""
-SEVERITIES = 5
-
 
 def gaussian_noise(images: Floats, severity: int, rng: np.random.Generator) -> Floats:
     return images + rng.normal(0, NOISE[severity], images.shape).astype(np.float32)

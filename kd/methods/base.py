@@ -33,7 +33,7 @@ class Pair(NamedTuple):
     teacher: Output | None
     """The teacher's, likewise; None where there is none."""
     labels: Tensor
-    """(N,), int64: the label of every training image by `Batch.index`, -1 for images kept for validation."""
+    """(N,), int64: the label of every training image by `Batch.index`, -1 for images that are not trained on."""
     num_classes: int
     student_net: nn.Module
     """The student itself."""
@@ -41,6 +41,8 @@ class Pair(NamedTuple):
     """The teacher in full precision. Do not modify it; copy a layer before training it."""
     new_student: Callable[[], nn.Module]
     """Makes another network like the student, with initial weights of its own."""
+    images: Tensor | None = None
+    """(B, C, H, W), the probe batch; None for outputs that no network made."""
 
     @property
     def taught_output(self) -> Output:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.losses import hard_loss
-from kd.methods.base import Method, Pair, SoftTargets
+from kd.methods.base import Method, Pair
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -81,9 +81,7 @@ class Combine(Method):
         self.parts = nn.ModuleList(made[name] for name in self.names)
         self.reads = frozenset({"logits"}).union(*(part.reads for part in made.values()))
         self.needs_labels = any(part.needs_labels for part in made.values())
-        # Labels of the common form are left out of the parts; other forms may have them in further terms.
-        common = all(isinstance(part, SoftTargets) for part in made.values())
-        self.reads_labels = alpha > 0 or self.needs_labels or not common
+        self.reads_labels = alpha > 0  # the parts' own terms of labels are left out
 
     @property
     def methods(self) -> dict[str, Method]:

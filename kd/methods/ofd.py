@@ -97,7 +97,9 @@ class OFD(SoftTargets):
     def setup(self, pair: Pair) -> None:
         student, teacher = pair.student, pair.taught_output
         self.stages = common_preacts("ofd", student, teacher)
-        layers = _batchnorms(pair.teacher_net, teacher)
+        layers: list[_BatchNorm | None] = [None] * len(teacher.preacts)
+        if pair.teacher_net is not None and pair.images is not None:
+            layers = _batchnorms(pair.teacher_net, pair.images[:2])
         for i, stage in enumerate(self.stages):
             self.connectors.append(connector(student.preacts[stage].shape[1], teacher.preacts[stage].shape[1]))
             layer = layers[stage]
@@ -119,13 +121,12 @@ class OFD(SoftTargets):
 
 
 @torch.no_grad()
-def _batchnorms(net: nn.Module | None, output: Output) -> list[_BatchNorm | None]:
-    """The BatchNorm that makes each preact of `output`, or None; found by two images shown to a copy.
+def _batchnorms(net: nn.Module, images: Tensor) -> list[_BatchNorm | None]:
+    """The BatchNorm that makes each preact of a network, or None; found by images (B, C, H, W) shown to a copy.
 
-    How large the images were is not known, so that powers of two times the shallowest map's size are tried. What is
-    added to a BatchNorm's output in place has its address, so that values are compared, too.
+    What is added to a BatchNorm's output in place has its address, so that values are compared, too.
     """
-    probed, made = copy.deepcopy(net or nn.Identity()).eval(), list[tuple[_BatchNorm, Tensor, Tensor]]()
+    probed, made = copy.deepcopy(net).eval(), list[tuple[_BatchNorm, Tensor, Tensor]]()
     for layer in probed.modules():
         if isinstance(layer, _BatchNorm) and layer.affine:
             layer.register_forward_hook(lambda layer, _, result: made.append((layer, result, result.clone())))
@@ -133,18 +134,4 @@ def _batchnorms(net: nn.Module | None, output: Output) -> list[_BatchNorm | None
     def maker(preact: Tensor) -> _BatchNorm | None:
         return next((layer for layer, result, then in made if result is preact and torch.equal(result, then)), None)
 
-    convs = (layer.in_channels for layer in probed.modules() if isinstance(layer, nn.Conv2d))
-    channels = next(convs, 3)
-    shapes, first = [preact.shape[1:] for preact in output.preacts], output.preacts[0]
-    for factor in (1, 2, 4, 8, 16, 32):
-        made.clear()
-        height, width = (factor * side for side in first.shape[2:])
-        shape = 2, channels, height, width
-        images = torch.linspace(-1, 1, math.prod(shape), device=first.device).view(shape)
-        try:
-            preacts = probed(images).preacts
-        except Exception:  # whatever a network raises for images of a size that it does not fit
-            continue
-        if [preact.shape[1:] for preact in preacts] == shapes:
-            return [maker(preact) for preact in preacts]
-    return [None] * len(shapes)
+    return [maker(preact) for preact in probed(images).preacts]

@@ -82,6 +82,7 @@ class TFKD(Method):
         require("method.certainty", certainty, "(0, 1)")
         require("label_smoothing", label_smoothing)
         self.T, self.alpha, self.certainty, self.label_smoothing = T, alpha, certainty, label_smoothing
+        self.reads_labels = alpha > 0
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         """The terms of the student; `teacher` is not read."""

@@ -42,21 +42,32 @@ def checked(output: object, source: object) -> Output:
 
 
 @torch.no_grad()
+def probe_images(size: Size, channels: int = 3) -> Tensor:
+    """Return two images, (2, C, H, W): a dark and a bright one.
+
+    They differ, so that a method can tell from their outputs how these hang together.
+
+    Args:
+        size: height and width in pixels.
+        channels: of an image.
+    """
+    height, width = sides("image_size", size)
+    return torch.linspace(-1, 1, 2 * channels * height * width).view(2, channels, height, width)
+
+
 def probe(net: nn.Module, images: Size | Tensor, channels: int = 3) -> Output:
     """Return the network's output in eval mode, from a copy, so that the network itself stays as it was.
 
     Args:
         net: the network.
-        images: (B, C, H, W), on its device; or the height and width in pixels of two, a dark and a bright one. They
-            differ, so that a method can tell from their outputs how these hang together.
-        channels: of those two.
+        images: (B, C, H, W), on its device; or the height and width in pixels of `probe_images`.
+        channels: of those.
 
     Raises:
         TypeError: if the network returns anything but an `Output`.
     """
     if not isinstance(images, Tensor):
-        height, width = sides("image_size", images)
-        images = torch.linspace(-1, 1, 2 * channels * height * width).view(2, channels, height, width)
+        images = probe_images(images, channels)
     return checked(copy.deepcopy(net).eval()(images), net)
 
 

@@ -185,7 +185,7 @@ def open_logits(
         teacher, folder, key, images, classes, limit_gb: see `StoredLogits` and `prepare_file`.
     """
     if views is None:
-        why = "with cutout, mixup or cutmix an image has too many views, as it has with a policy"
+        why = "with cutout, mixup or cutmix an image has too many views, as it has with a policy or a transform"
         log.info("the teacher's logits are not kept: %s", why)
         return None
     path = prepare_file(folder, key, images, views, classes, limit_gb)

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import FileWriter
@@ -217,6 +218,11 @@ def log_confusion(loggers: Sequence[Logger], predictions: Predictions, classes: 
             log_picture(loggers, "test/confusion", render(figure), step)
 
 
+def as_rgb(pixels: Tensor) -> Tensor:
+    """Return images (N, C, H, W) as (N, 3, H, W): the first three channels, or the first one three times."""
+    return pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
+
+
 def sample_grid(loader: Loader) -> NDArray[np.uint8]:
     """Return the first 64 images of the loader's next epoch, or fewer, as one picture, (H, W, 3) uint8.
 
@@ -224,7 +230,7 @@ def sample_grid(loader: Loader) -> NDArray[np.uint8]:
     """
     x = next(iter(loader)).x[: GRID * GRID]
     pixels = ((x - loader.shift) / loader.scale).round().clamp(0, 255).to(torch.uint8).cpu()
-    pixels = pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
+    pixels = as_rgb(pixels)
     n, channels, height, width = pixels.shape
     columns = min(GRID, n)
     rows = n // columns

@@ -50,6 +50,7 @@ def distill(
         student_net=student,
         teacher_net=None if teacher is None else teacher.net,
         new_student=new_student or missing,
+        images=example,
     )
     method.setup(pair)
     return Distillation(student, teacher, method.to(example.device))

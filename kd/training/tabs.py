@@ -26,7 +26,7 @@ from kd.errors import reason_of
 from kd.files import replaced
 from kd.runs.predictions import Predictions
 from kd.terminal import visible
-from kd.training.loggers import TensorBoard, optional, printable
+from kd.training.loggers import TensorBoard, as_rgb, optional, printable
 from kd.training.modules import Classifier
 
 THRESHOLDS = 101
@@ -329,7 +329,7 @@ def _table(parts: Mapping[str, Tensor], role: str, classes: Sequence[str]) -> It
 def _write_thumbnails(pixels: Tensor, file: Path) -> tuple[int, int]:
     """Write images, (N, C, H, W) uint8, as one picture, row by row in a square; return width and height of each."""
     height, width = (max(1, round(side * min(1, THUMBNAIL / max(pixels.shape[2:])))) for side in pixels.shape[2:])
-    pixels = pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
+    pixels = as_rgb(pixels)
     if (height, width) != tuple(pixels.shape[2:]):
         pixels = F.interpolate(pixels.float(), (height, width), mode="area").round().to(torch.uint8)
     side = int(np.ceil(np.sqrt(len(pixels))))

@@ -112,6 +112,15 @@ def test_a_method_without_labels_refuses_weights_of_them(run, tmp_path):
     assert not (tmp_path / "teachers").exists()
 
 
+@pytest.mark.parametrize(
+    "method", ["method=tfkd", "method=combine method.terms={lskd:1}", "method=combine method.terms={nkd:1}"]
+)
+def test_smoothing_of_labels_that_have_no_weight_is_refused(run, method):
+    code, printed = run(*QUICK, *method.split(), "alpha=0", "recipe.label_smoothing=0.1")
+    assert code == 1
+    assert "recipe.label_smoothing=0.1: this method reads no labels, or weighs them by 0" in printed
+
+
 @pytest.mark.parametrize("setting", ["data.balance=weights", "recipe.label_smoothing=0.1"])
 @pytest.mark.parametrize("method", [("method=simkd",), ("method=logits", "alpha=0")], ids=str)
 def test_settings_of_labels_that_have_no_weight_are_refused(run, setting, method):

@@ -105,12 +105,14 @@ def with_statistics(net):
 
 
 class Plain(nn.Sequential):
-    """A network of anyone's, with a stem that halves images twice and activations in place."""
+    """A network of anyone's, with activations in place and any stem; by default one that halves images twice."""
 
-    def __init__(self):
+    def __init__(self, *stem):
         stage = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
         head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10))
-        super().__init__(nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.BatchNorm2d(4), nn.ReLU(inplace=True)), stage, head)
+        super().__init__(
+            nn.Sequential(nn.Conv2d(3, 4, *(stem or (4, 4))), nn.BatchNorm2d(4), nn.ReLU(inplace=True)), stage, head
+        )
 
 
 NETS = {
@@ -119,6 +121,11 @@ NETS = {
     "wrap": (
         lambda: wrap(Plain(), ["0", "1"], preacts=True),
         16,
+        lambda net: [net.module[0][1], net.module[1][1]],
+    ),
+    "without padding": (
+        lambda: wrap(Plain(3), ["0", "1"], preacts=True),
+        15,
         lambda net: [net.module[0][1], net.module[1][1]],
     ),
 }
