@@ -78,6 +78,7 @@ def grouped(configs: Sequence[DictConfig]) -> list[list[int]]:
 
 def train_together(configs: Sequence[DictConfig], callbacks: Callbacks) -> list[JobReturn]:
     """Train jobs of one group side by side in this process."""
+    from kd.app.machine import check_devices
     from kd.sweeps.cohort import Cohort, Memory, State
     from kd.training.performance import choose_device
 
@@ -85,8 +86,9 @@ def train_together(configs: Sequence[DictConfig], callbacks: Callbacks) -> list[
     # A copy: logging is set up anew for each job, and changes the list in place.
     handlers = State(lambda: logging.root.handlers[:], lambda saved: setattr(logging.root, "handlers", saved))
     working_directory = State(os.getcwd, os.chdir)  # hydra.job.chdir=true
-    trainer = configs[0].trainer  # all of a group have the same
-    memory = Memory(choose_device(str(trainer.accelerator), plain(trainer)["devices"]))
+    trainer = plain(configs[0].trainer)  # all of a group have the same
+    check_devices(trainer)
+    memory = Memory(choose_device(str(trainer["accelerator"]), trainer["devices"]))
     cohort = Cohort([hydra_config, handlers, working_directory], memory)
     outcomes = cohort.run([partial(run_one, cfg, callbacks) for cfg in configs])
     for outcome in outcomes:

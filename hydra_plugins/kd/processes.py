@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, setup_globals
 from omegaconf import DictConfig
 
 from hydra_plugins.kd.cohort import ComposingLauncher, grouped, run_one, train_together
-from kd.app.compose import VERSION_BASE
+from kd.app.compose import VERSION_BASE, plain
 from kd.errors import UserError
 from kd.sweeps.jobs import fail
 from kd.sweeps.processes import Work, cores, side_by_side, start_server
@@ -106,7 +106,9 @@ class AutoLauncher(LocalLauncher):
     """
 
     def overrides(self, overrides: Sequence[str]) -> list[str]:
-        return [*overrides, *(["threads=1"] if self.config.threads is None and not self.gpus else [])]
+        if self.gpus:  # of which each process sees one
+            return [*overrides, *(["trainer.devices=1"] if self._chosen else [])]
+        return [*overrides, *(["threads=1"] if self.config.threads is None else [])]
 
     def environments(self, configs: Sequence[DictConfig]) -> list[Mapping[str, str]]:
         number = self.n_jobs or len(self.gpus) or max(1, cores() // configs[0].threads)
@@ -133,7 +135,16 @@ class AutoLauncher(LocalLauncher):
         if isinstance(found, Exception):
             raise found
         names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(found)))
-        return names.split(",")[:found]
+        there = names.split(",")[:found]
+        if any(int(place) >= found for place in self._chosen):
+            raise UserError(f"trainer.devices={self._chosen}: there are {found} here, counted from 0")
+        return [there[int(place)] for place in self._chosen] or there
+
+    @property
+    def _chosen(self) -> list[int]:
+        """The numbers of the GPUs that `trainer.devices` names; empty if it names none."""
+        devices = plain(self.config.trainer)["devices"]
+        return devices if isinstance(devices, list) else []
 
 
 def _run(configs: Sequence[DictConfig]) -> list[JobReturn]:

@@ -38,6 +38,9 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
     count = torch.cuda.device_count() if choose_device(accelerator, 1).type == "cuda" else os.cpu_count() or 1
     if str(devices).isdecimal() and int(devices) > count:
         raise UserError(f"trainer.devices={devices}: there are {count} here")
+    on_gpus = choose_device(accelerator, 1).type == "cuda"
+    if on_gpus and isinstance(devices, list) and any(int(place) >= count for place in devices):
+        raise UserError(f"trainer.devices={devices}: there are {count} here, counted from 0")
     if trainer["sync_batchnorm"] and choose_device(accelerator, devices).type == "cpu":
         raise UserError("trainer.sync_batchnorm=true is for GPUs; write trainer.sync_batchnorm=false")
 

@@ -4,6 +4,7 @@ A teacher is a finished run. Usually it learnt from the labels; in a chain (teac
 taught itself, by a method and a teacher of its own, and its key in the store holds both.
 """
 
+import gc
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from kd.runs.weights import read_weights
 from kd.teachers.frozen import FrozenTeacher, check_origin, joined, load, verify
 from kd.teachers.store import find_or_train
 from kd.training.also_test import measure_teacher
+from kd.training.memory import lacks_memory
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,15 @@ class Prepared(NamedTuple):
 
 def prepare_teacher(build: Builder, record: Result) -> Prepared | None:
     """The teacher of the run's student: the last of its chain; None for a run without."""
-    return _prepared(build, record, len(build.chain))
+    try:
+        return _prepared(build, record, len(build.chain))
+    except (RuntimeError, MemoryError) as error:  # of training there is a message already
+        if not lacks_memory(error):
+            raise
+        raise UserError(
+            f"the device, {build.device}, has no memory to test the teacher; end what else runs there, or choose "
+            "another, as by trainer.devices=[1] or trainer=cpu"
+        ) from error
 
 
 def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
@@ -112,6 +122,8 @@ def _find(build: Builder, plan: Plan, record: Result, level: int) -> Path:
             if level or "student" not in build.networks:  # by the run's own method and recipe, or all that it is
                 raise
             raise UserError(str(error)) from error  # which is no fault of the run that wanted the teacher
+        if build.device.type != "cpu":
+            gc.collect()  # a Trainer refers to itself: its images would stay on the device beside the student's
 
     return find_or_train(build.store, _key(build, plan, level), train_it)
 

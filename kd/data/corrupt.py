@@ -38,6 +38,7 @@ PIXELS = (0.95, 0.9, 0.85, 0.75, 0.65)
 QUALITY = (80, 65, 58, 50, 40)
 """Qualities of JPEG."""
 
+
 def gaussian_noise(images: Floats, severity: int, rng: np.random.Generator) -> Floats:
     return images + rng.normal(0, NOISE[severity], images.shape).astype(np.float32)
 

@@ -48,7 +48,15 @@ def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     if student.shape[2:] == teacher.shape[2:]:
         return student, teacher
     shape = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-    return F.adaptive_avg_pool2d(student, shape), F.adaptive_avg_pool2d(teacher, shape)
+    return averaged(student, shape), averaged(teacher, shape)
+
+
+def averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average maps (B, C, H, W) to a smaller height and width, as `F.adaptive_avg_pool2d` does."""
+    block = maps.shape[2] // size[0], maps.shape[3] // size[1]
+    if maps.shape[2:] == (block[0] * size[0], block[1] * size[1]):
+        return F.avg_pool2d(maps, block)  # whose gradient is deterministic on a GPU, too
+    return F.adaptive_avg_pool2d(maps, size)
 
 
 def common_preacts(name: str, student: Output, teacher: Output) -> list[int]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kd.data.batch import Batch
 from kd.methods.base import Pair, SoftTargets
-from kd.methods.maps import common_stages, connector
+from kd.methods.maps import averaged, common_stages, connector
 from kd.models.output import Output
 from kd.ranges import require
 
@@ -27,7 +27,7 @@ def hcl_loss(student: Tensor, teacher: Tensor) -> Tensor:
             if size < min(student.shape[2:]):
                 weight /= 2
                 total += weight
-                parts = F.adaptive_avg_pool2d(student - teacher, size)  # of means, as it is linear
+                parts = averaged(student - teacher, (size, size))  # of means, as it is linear
                 loss = loss + weight * parts.square().mean()
         return loss / total
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd.data.batch import Batch
 from kd.losses import hard_loss
 from kd.methods.base import Method, Pair, Step, Teacher
-from kd.methods.maps import classifier_head, is_mean_of_last_map, of_one_size
+from kd.methods.maps import averaged, classifier_head, is_mean_of_last_map, of_one_size
 from kd.models.output import Output, checked
 from kd.ranges import require
 
@@ -58,7 +58,7 @@ class ReusedHead(nn.Module):
         """The student's output with the reused classifier's logits, and its projected maps (B, C, h, w)."""
         maps = _represented(student, self.on_maps)
         if maps.shape[2:] != self.size:
-            maps = F.adaptive_avg_pool2d(maps, self.size)
+            maps = averaged(maps, self.size)
         if self.training and len(maps) == 1:  # twice, as BatchNorm refuses a single number
             maps = maps.expand(2, -1, -1, -1)
         projected = self.projector(maps)[: len(student.embedding)]

@@ -39,8 +39,9 @@ def lacks_memory(error: BaseException) -> bool:
     """Return whether an error is that of a GPU, or of a processor, that has no more memory to give."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # A context or a library's workspace that finds none is a RuntimeError.
-    pattern = r"DefaultCPUAllocator|out of memory|_ALLOC_FAILED"
+    # A context or a library's workspace that finds none is a RuntimeError; so is cuDNN's trial of algorithms, of which
+    # none has memory.
+    pattern = r"DefaultCPUAllocator|out of memory|_ALLOC(ATION)?_FAILED|unable to find an engine"
     return isinstance(error, RuntimeError) and re.search(pattern, str(error)) is not None
 
 
@@ -69,11 +70,14 @@ def out_of_memory(error: BaseException, module: Classifier, data: DataModule, tr
         if not lacks_memory(second):
             raise
         return UserError(f"{device} has no memory for all images; give data.in_memory=false")
-    fitting = fitting_batch_size(module, trainer, batch)
-    if fitting is None:
+    if trainer.world_size > 1:  # a step by itself would wait for the other processes, as that of crd does
+        smaller = data.batch_size // 2 // trainer.world_size * trainer.world_size
+        way_out = f"try batch_size={smaller}, or a smaller network" if smaller else "choose a smaller network"
+    elif (fitting := fitting_batch_size(module, trainer, batch)) is None:
         way_out = "not even one image a step fits; choose a smaller network"
+        way_out += "; or cuDNN does not work here" if "unable to find an engine" in str(error) else ""
     else:
-        way_out = f"batch_size={fitting * trainer.world_size} fits, as does a smaller network"
+        way_out = f"batch_size={fitting} fits, as does a smaller network"
     return UserError(f"{device} has no memory for steps of {data.batch_size} images; {way_out}")
 
 

@@ -3,7 +3,7 @@
 import pytest
 from torch import Tensor, nn
 
-from kd.app.machine import check_sync_batchnorm
+from kd.app.machine import check_devices, check_sync_batchnorm
 from kd.errors import UserError
 
 
@@ -12,6 +12,16 @@ class BatchNormAct(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).relu()
+
+
+def test_check_devices_refuses_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    trainer = {"accelerator": "auto", "sync_batchnorm": False}
+    for devices in ("auto", 2, [0], [1, 0]):
+        check_devices(trainer | {"devices": devices})
+    with pytest.raises(UserError, match=r"^trainer.devices=\[2\]: there are 2 here, counted from 0$"):
+        check_devices(trainer | {"devices": [2]})
 
 
 def test_check_sync_batchnorm_refuses_layers_that_it_would_cut_short():

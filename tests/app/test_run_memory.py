@@ -1,10 +1,15 @@
 """Runs for which there is too little memory."""
 
+import gc
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from kd.app import teacher
 from kd.models.cnn import CNN
-from kd.runs.results import read
+from kd.runs.results import Result, read
 from tests.common import SMALL
 
 
@@ -33,6 +38,48 @@ def test_memory_is_saved_by_a_setting_that_the_network_has(run, monkeypatch, nam
     code, printed = run(*(one for one in SMALL if "student.scale" not in one), "method=standard", f"student={name}")
     assert code == 1
     assert f"choose a smaller network, such as by student.{setting}\n" in printed
+
+
+def test_teacher_that_finds_no_memory_to_be_tested_is_told_in_a_line(run, monkeypatch):
+    """On a GPU that is full of others' work, a teacher from the store is the first to ask for memory."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("kd.app.teacher.verify", full)
+    code, printed = run(*SMALL, "method=logits", "hydra.run.dir=run")
+    assert code == 1
+    assert "error: the device, cpu, has no memory to test the teacher; end what else runs there, or choose" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_what_a_teachers_training_held_is_freed_on_a_device(monkeypatch, device):
+    """A Trainer is a cycle of references, and on a GPU its images are a copy."""
+
+    class Cycle:
+        pass
+
+    held = []
+
+    def train(*_):
+        cycle = Cycle()
+        cycle.itself = cycle
+        held.append(weakref.ref(cycle))
+
+    monkeypatch.setattr(teacher, "train_network", train)
+    monkeypatch.setattr(teacher, "write_card", lambda *_: None)
+    monkeypatch.setattr(teacher, "_name", lambda *_, **__: "cnn32")
+    monkeypatch.setattr(teacher, "_key", lambda *_: {})
+    monkeypatch.setattr(teacher, "find_or_train", lambda store, key, train_it: train_it("place"))
+    build = SimpleNamespace(device=torch.device(device), store=None, first_teachers=[])
+    plan = SimpleNamespace(method=None, seed=0, recipe=SimpleNamespace(epochs=1))
+    gc.disable()
+    try:
+        teacher._find(build, plan, Result(method="logits", seed=0), 0)
+        assert (held[0]() is None) == (device == "cuda")
+    finally:
+        gc.enable()
 
 
 def test_run_out_of_memory_names_the_batch_size_that_fits(run, tmp_path, monkeypatch):

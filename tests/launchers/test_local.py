@@ -18,7 +18,8 @@ import torch
 
 from hydra_plugins.kd import processes
 from hydra_plugins.kd.processes import LOADED, AutoLauncher
-from kd.app.compose import compose
+from kd.app.compose import compose, plain
+from kd.errors import UserError
 from kd.runs.results import read
 from kd.sweeps.processes import DiedError, Work, side_by_side, start_server
 from tests.common import QUICK, ROOT, SMALL
@@ -227,6 +228,22 @@ def test_auto_launcher_gives_each_gpu_a_process(auto):
     assert environments == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "3"}]
     assert [cfg.threads for cfg in configs] == [None] * 9
     assert auto(*[("method=standard",)] * 9, gpus=("7",), n_jobs=2)[2] == [{"CUDA_VISIBLE_DEVICES": "7"}] * 2
+
+
+def test_auto_launcher_takes_the_gpus_that_are_named(auto, monkeypatch):
+    """A process sees only its own GPU, and there that is the first."""
+    _, configs, _ = auto(*[("method=standard", "trainer.devices=[1]")] * 2, gpus=("5", "6"))
+    assert [plain(cfg.trainer)["devices"] for cfg in configs] == [1, 1]
+    monkeypatch.setattr(processes, "side_by_side", lambda *_: [3])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    for devices, expected in (("auto", ["4", "5", "6"]), ("[1]", ["5"]), ("[2,0]", ["6", "4"])):
+        launcher = AutoLauncher(None)
+        launcher.config = composed("trainer=auto", "hydra.sweep.dir=sweep", f"trainer.devices={devices}")
+        assert launcher.gpus == expected
+    launcher = AutoLauncher(None)
+    launcher.config = composed("trainer=auto", "hydra.sweep.dir=sweep", "trainer.devices=[3]")
+    with pytest.raises(UserError, match=r"trainer.devices=\[3\]: there are 3 here, counted from 0"):
+        _ = launcher.gpus
 
 
 @pytest.mark.parametrize("devices", [("trainer=ddp",), ("trainer=cpu", "trainer.devices=2")], ids=["ddp", "devices"])

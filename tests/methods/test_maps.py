@@ -10,9 +10,10 @@ from kd.methods.at import at_loss
 from kd.methods.fitnet import hint_loss
 from kd.methods.fsp import fsp_loss
 from kd.methods.ft import ft_loss
-from kd.methods.maps import classifier_head, common_stages, is_mean_of_last_map, of_one_size
+from kd.methods.maps import averaged, classifier_head, common_stages, is_mean_of_last_map, of_one_size
 from kd.methods.nst import nst_loss
 from kd.methods.ofd import ofd_loss
+from kd.methods.reviewkd import hcl_loss
 from kd.methods.simkd import simkd_loss
 from kd.methods.sp import sp_loss
 from kd.methods.vid import vid_loss
@@ -28,6 +29,22 @@ def test_common_stages_meet_at_the_deepest():
     assert common_stages(three, three) == [-3, -2, -1]
     with pytest.raises(ValueError, match=r"^the teacher has no such maps"):
         common_stages(two, [])
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((8, 8), (4, 2)), ((15, 9), (5, 3)), ((7, 8), (3, 4)), ((2, 2), (4, 4)), ((4, 4), (4, 4))]
+)
+def test_averaged_is_adaptive_pooling(shape, size):
+    maps = torch.randn(2, 3, *shape, dtype=torch.float64)
+    torch.testing.assert_close(averaged(maps, size), F.adaptive_avg_pool2d(maps, size))
+
+
+def test_of_one_size_averages_without_a_gradient_that_gpus_sum_in_any_order(monkeypatch):
+    """trainer.deterministic=true refuses that of adaptive pooling on a GPU."""
+    monkeypatch.delattr(F, "adaptive_avg_pool2d")
+    small, _ = of_one_size(torch.ones(1, 2, 8, 8), torch.zeros(1, 5, 4, 2))
+    assert torch.equal(small, torch.ones(1, 2, 4, 2))
+    assert hcl_loss(torch.ones(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)) == 1
 
 
 def test_of_one_size_averages_the_larger_of_each_side():

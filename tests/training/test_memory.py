@@ -1,5 +1,6 @@
 import os
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,11 +34,13 @@ class SmallMemory(nn.Module):
 
 
 ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+NO_ENGINE = RuntimeError("FIND was unable to find an engine to execute this computation")
+"""What torch makes of cuDNN's trial of algorithms, each of which lacked memory."""
 ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20971520 bytes.")
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
-@pytest.mark.parametrize("error", [ON_GPU, ON_CPU], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("error", [ON_GPU, NO_ENGINE, ON_CPU], ids=["gpu", "cudnn", "cpu"])
 @pytest.mark.parametrize(
     ("forward", "backward", "answer"),
     [
@@ -61,6 +64,18 @@ def test_out_of_memory_names_the_batch_size_that_fits(
     message = str(out_of_memory(raised.value, module, data, lightning))
     assert message.startswith("the device, cpu, has no memory for steps of 20 images; ")
     assert answer in message
+
+
+@pytest.mark.parametrize(
+    ("ranks", "answer"), [(2, "try batch_size=10, or a"), (4, "try batch_size=8, or a"), (16, "choose a")]
+)
+def test_out_of_memory_among_several_processes_tries_no_step(tiny_net, noise, trainer, ranks, answer):
+    """A step that gathers from all processes, as that of crd does, would wait for the others for good."""
+    data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=20, seed=0)
+    data.setup("fit")
+    one_of_several = SimpleNamespace(world_size=ranks, strategy=SimpleNamespace(root_device="cuda:1"))
+    message = str(out_of_memory(ON_GPU, None, data, one_of_several))
+    assert message == f"the device, cuda:1, has no memory for steps of 20 images; {answer} smaller network"
 
 
 def test_out_of_memory_for_all_images_at_once(tiny_net, noise, trainer, monkeypatch):
@@ -87,6 +102,8 @@ def test_free_memory_is_within_the_machines():
         (RuntimeError("CUDA error: out of memory"), True, True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True, True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), False, True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True, True),
+        (NO_ENGINE, True, False),
         (torch.distributed.DistBackendError("unhandled system error"), False, True),
         (RuntimeError("Error(s) in loading state_dict for Classifier"), False, False),
         (UserError("the disk is out of memory"), False, False),
