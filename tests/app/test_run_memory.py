@@ -9,8 +9,9 @@ import torch
 
 from kd.app import teacher
 from kd.models.cnn import CNN
-from kd.runs.results import Result, read
+from kd.runs.results import read
 from tests.common import SMALL
+from tests.report.made import ALONE
 
 
 @pytest.mark.parametrize("name", ["student", "teacher"])
@@ -76,7 +77,7 @@ def test_what_a_teachers_training_held_is_freed_on_a_device(monkeypatch, device)
     plan = SimpleNamespace(method=None, seed=0, recipe=SimpleNamespace(epochs=1))
     gc.disable()
     try:
-        teacher._find(build, plan, Result(method="logits", seed=0), 0)
+        teacher._find(build, plan, ALONE, 0)
         assert (held[0]() is None) == (device == "cuda")
     finally:
         gc.enable()
