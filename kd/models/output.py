@@ -41,7 +41,6 @@ def checked(output: object, source: object) -> Output:
     )
 
 
-@torch.no_grad()
 def probe_images(size: Size, channels: int = 3) -> Tensor:
     """Return two images, (2, C, H, W): a dark and a bright one.
 
@@ -55,6 +54,7 @@ def probe_images(size: Size, channels: int = 3) -> Tensor:
     return torch.linspace(-1, 1, 2 * channels * height * width).view(2, channels, height, width)
 
 
+@torch.no_grad()
 def probe(net: nn.Module, images: Size | Tensor, channels: int = 3) -> Output:
     """Return the network's output in eval mode, from a copy, so that the network itself stays as it was.
 
