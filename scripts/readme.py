@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,21 +25,21 @@ from studies import (
     LENGTH,
     LOOKS,
     MISTAKES,
-    NETWORKS,
     STRONG_GAINS,
     STUDENTS,
     UNEQUAL,
     by_width,
     changed,
     choices,
+    deployed,
     gain_table,
+    networks,
     of_sizes,
     recipes,
     survey,
     tuned,
 )
 
-from kd.deploy.timing import FORMS
 from kd.errors import UserError
 from kd.report.comparison import Comparison, compare
 from kd.report.contrasts import (
@@ -58,13 +58,12 @@ from kd.report.differences import differences
 from kd.report.fidelity.measures import accuracy, agreement, averaged, kl
 from kd.report.html.page import to_html, unpacked
 from kd.report.html.view import Json, view
-from kd.report.numbers import decimals, interval_text, p_value, percent, plus_minus, points
+from kd.report.numbers import decimals, interval_text, p_value, percent, points
 from kd.report.page import Picture, report, write
 from kd.report.power import picture
 from kd.report.rows import Row
 from kd.report.speed import limits_to_markdown
 from kd.report.speed import to_markdown as speed_to_markdown
-from kd.report.statistics import Interval
 from kd.report.summary import Summary, summarize
 from kd.report.sweeps import pictures as swept
 from kd.report.tables import across_cells, markdown, to_brief, to_csv
@@ -188,7 +187,7 @@ def _table(name: str) -> str:
         "gain": lambda: gain_table(*_records("seed_table")),
         "looks": lambda: to_markdown(_rows("seed_table"), *LOOKS),
         "changes": lambda: to_markdown(_rows("what_matters"), CHANGES),
-        "networks": _networks,
+        "networks": lambda: networks(_rows("what_matters")),
         "length": lambda: to_markdown(_rows("what_matters"), LENGTH),
         "averaged": _averaged,
         "fidelity": _fidelity,
@@ -211,7 +210,7 @@ def _table(name: str) -> str:
         "strong": lambda: gain_table(*_records("strong")),
         "strong-gains": lambda: to_markdown(_rows("strong"), STRONG_GAINS),
         "tuned": lambda: tuned(_records("tuning")[0].rows, _records("tuned")[0].rows),
-        "deploy": _deployed,
+        "deploy": lambda: deployed(_measured("deploy/deploy")["rows"]),
         "mistakes": lambda: to_markdown(_rows("seed_anomaly"), mistakes(MISTAKES, "LabelsOnly"), accuracy=True),
         "unequal": lambda: to_markdown(
             _rows("seed_anomaly"), mistakes((*UNEQUAL, f"Right {DROPLESS}"), f"LabelsOnly {DROPLESS}")
@@ -229,17 +228,6 @@ def mistakes(rows: Sequence[str], baseline: str) -> list[Contrast]:
     family = [Contrast(MISTAKES[row], f"logits mistake={row}", f"logits mistake={baseline}") for row in rows]
     found = zip(compared(_rows("seed_anomaly"), family), family, strict=True)
     return [contrast for _, contrast in sorted(found, key=lambda pair: -(pair[0].difference.mean or 0.0))]
-
-
-def _networks() -> str:
-    lines = []
-    for label, name in NETWORKS.items():
-        row = _rows("what_matters")[label]
-        trained = percent(fmean(run.epoch_train_acc[-1] for run in row.runs), 1)
-        own = percent(row.retention, 1, " %")
-        lines.append([name, str(row.n), plus_minus(row.test_acc), trained, percent(row.teacher_acc), own])
-    headers = ["network", "n", "test accuracy, %", "on training images, %", "its teachers, %", "retention"]
-    return markdown(headers, lines)
 
 
 def _predicted(method: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -330,38 +318,6 @@ def _sources() -> str:
     right = _right_crossed()
     gains = {f"gain of {name}": right[name] - right["standard"] for name in CROSSED}
     return sources_to_markdown({name: right[name] for name in CROSSED} | gains)
-
-
-def _deployed() -> str:
-    """Return networks and their forms in use, with the ratios to the first of them."""
-    rows = _measured("deploy/deploy")["rows"]
-
-    def seconds(row: Json, threads: int, batch: int) -> float:
-        found = (t["seconds"] for t in row["timings"] if (t["threads"], t["batch"]) == (threads, batch))
-        return median(next(found))
-
-    lines = []
-    for row in rows:
-        low, high = row["change_interval"]
-        change = "" if row is rows[0] or row["change"] == low == high else interval_text(Interval(low, high), "+")
-        faster = seconds(rows[0], 1, 1) / seconds(row, 1, 1)
-        smaller = rows[0]["file_mb"] / row["file_mb"]
-        lines.append(
-            [
-                row["network"],
-                FORMS[row["form"]].name,
-                percent(row["accuracy"]),
-                change,
-                decimals(row["file_mb"], 2),
-                decimals(smaller, 1),
-                decimals(1e3 * seconds(row, 1, 1), 2),
-                decimals(faster, 1),
-                f"{256 / seconds(row, 2, 256):,.0f}",
-            ]
-        )
-    headers = ["network", "form", "test accuracy, %", "change by the form, 95 %", "MB", "times smaller"]
-    headers += ["ms an image", "times faster", "images/s, batch 256"]
-    return markdown(headers, lines, left=["form"])
 
 
 def _varies() -> str:

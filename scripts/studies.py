@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
+from kd.deploy.timing import FORMS
 from kd.report.comparison import Comparison, compare, contrasts
 from kd.report.contrasts import Contrast, Measure, compared
 from kd.report.effects import equal_size
 from kd.report.numbers import decimals, interval_text, p_value, parameters, percent, plus_minus, points
 from kd.report.rows import Role, Row, Spread
+from kd.report.statistics import Interval
 from kd.report.summary import Summary
 from kd.report.tables import markdown
 from kd.runs.results import Result
@@ -313,3 +315,46 @@ def survey(records: Sequence[Row], steps: Mapping[str, Any]) -> str:
         "step, × logits",
     ]
     return markdown(headers, lines, left=["in words"])
+
+
+def networks(rows: Mapping[str, Row]) -> str:
+    """Return the students of what_matters, how well they fit, and their teachers."""
+    lines = []
+    for label, name in NETWORKS.items():
+        row = rows[label]
+        trained = percent(fmean(run.epoch_train_acc[-1] for run in row.runs), 1)
+        own = percent(row.retention, 1, " %")
+        lines.append([name, str(row.n), plus_minus(row.test_acc), trained, percent(row.teacher_acc), own])
+    headers = ["network", "n", "test accuracy, %", "on training images, %", "its teachers, %", "retention"]
+    return markdown(headers, lines)
+
+
+def deployed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return networks and their forms in use, with the ratios to the first of them."""
+
+    def seconds(row: Mapping[str, Any], threads: int, batch: int) -> float:
+        found = (t["seconds"] for t in row["timings"] if (t["threads"], t["batch"]) == (threads, batch))
+        return median(next(found))
+
+    lines = []
+    for row in rows:
+        low, high = row["change_interval"]
+        change = "" if row is rows[0] or row["change"] == low == high else interval_text(Interval(low, high), "+")
+        faster = seconds(rows[0], 1, 1) / seconds(row, 1, 1)
+        smaller = rows[0]["file_mb"] / row["file_mb"]
+        lines.append(
+            [
+                row["network"],
+                FORMS[row["form"]].name,
+                percent(row["accuracy"]),
+                change,
+                decimals(row["file_mb"], 2),
+                decimals(smaller, 1),
+                decimals(1e3 * seconds(row, 1, 1), 2),
+                decimals(faster, 1),
+                f"{256 / seconds(row, 2, 256):,.0f}",
+            ]
+        )
+    headers = ["network", "form", "test accuracy, %", "change by the form, 95 %", "MB", "times smaller"]
+    headers += ["ms an image", "times faster", "images/s, batch 256"]
+    return markdown(headers, lines, left=["form"])

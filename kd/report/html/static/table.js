@@ -72,8 +72,8 @@ const writers = {
     return [head, rules, ...rest].map((line) => `| ${line.join(" | ")} |\n`).join("");
   },
   latex(table) {
-    const special = { "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$", "<": "$<$", ">": "$>$" };
-    const cell = (value) => value.replace(/[\\~^±<>&%$#_{}]/g, (c) => special[c] || `\\${c}`);
+    const special = { "[": "{[}", "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$", "<": "$<$", ">": "$>$" };
+    const cell = (value) => value.replace(/[\\~^±<>&%$#_{}[]/g, (c) => special[c] || `\\${c}`);
     const [head, ...rest] = table.map((line) => `${line.map(cell).join(" & ")} \\\\\n`);
     const aligned = view.table.headers.map(([, numeric]) => (numeric ? "r" : "l")).join("");
     return `\\begin{tabular}{${aligned}}\n\\toprule\n${head}\\midrule\n${rest.join("")}\\bottomrule\n\\end{tabular}\n`;
