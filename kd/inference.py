@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from kd.data.decode import read_rgb, to_rgb
 from kd.data.resize import resized
-from kd.data.tree import printable
 from kd.errors import UserError, reason_of
 from kd.files import open_regular
 from kd.methods.base import restored_net
@@ -27,6 +26,7 @@ from kd.models.output import Output, checked
 from kd.ranges import Size, sides
 from kd.runs.given import weights_file
 from kd.runs.weights import fill, load_weights
+from kd.terminal import visible
 
 OURS = "kd.models."
 """Where the networks lie that a file may name."""
@@ -183,12 +183,12 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         with open_regular(Path(path)) as file:
             if os.fstat(file.fileno()).st_size > LARGEST_FILE:
-                raise UserError(f"{printable(path)}: above {LARGEST_FILE >> 30} GB, which no image is read of")
+                raise UserError(f"{visible(path)}: above {LARGEST_FILE >> 30} GB, which no image is read of")
             data = file.read(LARGEST_FILE)
     except FileNotFoundError as error:
-        raise UserError(f"no image at {printable(path)}") from error
+        raise UserError(f"no image at {visible(path)}") from error
     except OSError as error:
-        raise UserError(f"{printable(path)}: {error.strerror or error}") from error
+        raise UserError(f"{visible(path)}: {error.strerror or error}") from error
     return decoded_image(str(path), data)
 
 

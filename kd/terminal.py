@@ -30,15 +30,16 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def visible(text: str) -> str:
+def visible(text: object) -> str:
     r"""Write characters that have no shape as escapes, a line's end as "\n" and ESC as "\x1b".
 
     A name can then neither break a table nor control a terminal, and can be encoded: surrogates, which stand for bytes
     that are not UTF-8, are among them.
     """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def outcome(

@@ -52,11 +52,11 @@ from kd.deploy.timing import memory_of
 from kd.errors import UserError
 from kd.models.cnn import CNN
 from kd.report.speed import IMAGES, LOOPS, limits_to_rich, ratio, remarks, shares, to_rich
+from kd.runs.provenance import measured_by
 from kd.runs.results import Result
-from kd.runs.status import measured_by
 from kd.runs.weights import save_weights
 from kd.terminal import Parser, file, positive, save
-from kd.training.performance import device_name
+from kd.training.device import device_name
 from kd.training.threads import SPINNING
 
 WORKLOADS = {

@@ -18,7 +18,7 @@ from pathlib import Path
 from kd.app.programs import check_launchers, run_program
 from kd.errors import UserError
 from kd.report.speed import median_ratio
-from kd.runs.status import git_revision, versions
+from kd.runs.provenance import git_revision, versions
 from kd.terminal import Parser, file, positive, save
 
 ROOT = Path(__file__).resolve().parents[1]

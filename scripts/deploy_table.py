@@ -27,8 +27,8 @@ from kd.deploy.runtime import required
 from kd.deploy.timing import FORMS, Form, Passes
 from kd.errors import UserError, reason_of
 from kd.runs.given import weights_file
+from kd.runs.provenance import measured_by
 from kd.runs.results import Result
-from kd.runs.status import measured_by
 from kd.terminal import Parser, positive, visible
 from kd.training.threads import SPINNING
 
@@ -285,7 +285,7 @@ def _machine(args: argparse.Namespace) -> dict[str, Any]:
     """Return where, when and with what was measured."""
     import torch
 
-    from kd.training.performance import choose_precision, device_name
+    from kd.training.device import choose_precision, device_name
 
     processor = device_name(torch.device("cpu")).rpartition(" (")[0]
     facts = measured_by("scripts/deploy_table.py", processor)

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from kd.errors import UserError, described, reason_of
 from kd.report.speed import IMAGES
 from kd.report.tables import markdown
-from kd.runs.status import measured_by
+from kd.runs.provenance import measured_by
 from kd.terminal import Parser, file, outcome, positive, save
 
 TEACHER = "teacher.safetensors"
@@ -233,7 +233,7 @@ def _machine(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
 
     from kd.models.cnn import CNN
     from kd.runs.weights import save_weights
-    from kd.training.performance import device_name
+    from kd.training.device import device_name
 
     if options.device == "gpu" and not torch.cuda.is_available():
         raise UserError(f"torch {torch.__version__} finds no CUDA device here; for a trial give --device cpu --quick")

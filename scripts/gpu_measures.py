@@ -27,7 +27,8 @@ from kd.models.cnn import CNN
 from kd.models.ensemble import Ensemble
 from kd.report.speed import median_ratio
 from kd.teachers.frozen import FrozenTeacher
-from kd.training.performance import Speed, choose_precision
+from kd.training.device import choose_precision
+from kd.training.performance import Speed
 
 Row = dict[str, Any]
 Step = Callable[[], None]

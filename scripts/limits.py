@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from kd.training.performance import choose_precision
+from kd.training.device import choose_precision
 
 SIDE = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the matrices."""

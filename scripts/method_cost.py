@@ -28,10 +28,10 @@ from kd.data.batch import Batch
 from kd.data.images import Images
 from kd.errors import UserError
 from kd.report.speed import median_ratio
-from kd.runs.status import measured_by
+from kd.runs.provenance import measured_by
 from kd.teachers.frozen import FrozenTeacher
 from kd.terminal import Parser, file, positive, save
-from kd.training.performance import device_name
+from kd.training.device import device_name
 
 if TYPE_CHECKING:
     from kd.app.build import Builder

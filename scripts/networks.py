@@ -23,11 +23,11 @@ from torch import nn
 
 from kd.errors import UserError
 from kd.inference import build_network
-from kd.models.output import Output
+from kd.models.output import Output, parameter_count
 from kd.report.speed import median_ratio
-from kd.runs.status import measured_by
+from kd.runs.provenance import measured_by
 from kd.terminal import Parser, file, outcome, positive, save
-from kd.training.performance import choose_device, choose_precision, device_name
+from kd.training.device import choose_device, choose_precision, device_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = "docs/models.md"
@@ -201,7 +201,7 @@ def measured(name: str) -> Network:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(lambda layer, _, output: made.append((layer, output.numel())))
     output: Output = net.eval()(torch.zeros(1, 3, 32, 32, device="meta"))
-    count = sum(p.numel() for p in net.parameters())
+    count = parameter_count(net)
     per_class = sum(p[0].numel() for p in net.classifier.parameters())
     return Network(
         name,

@@ -147,7 +147,7 @@ def test_distill_sets_the_method_up_from_both_networks(tiny_net):
     before = {name: t.clone() for name, t in student.state_dict().items()}
     pair = kd.distill(student, teacher, Curious(), noise(), labels, new_student=tiny_net).method.pair
     assert pair.student.features[0].shape == (6, 3, 8, 8)
-    assert pair.taught_output.features[0].shape == (6, 5, 8, 8)
+    assert pair.teacher_output.features[0].shape == (6, 5, 8, 8)
     assert (pair.num_classes, pair.student_net, pair.teacher_net) == (10, student, teacher)
     assert pair.labels is labels
     assert isinstance(pair.new_student(), nn.Module)

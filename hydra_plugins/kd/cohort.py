@@ -80,7 +80,7 @@ def train_together(configs: Sequence[DictConfig], callbacks: Callbacks) -> list[
     """Train jobs of one group side by side in this process."""
     from kd.app.machine import check_devices
     from kd.sweeps.cohort import Cohort, Memory, State
-    from kd.training.performance import choose_device
+    from kd.training.device import choose_device
 
     hydra_config = State(lambda: HydraConfig.instance().cfg, lambda cfg: setattr(HydraConfig.instance(), "cfg", cfg))
     # A copy: logging is set up anew for each job, and changes the list in place.

@@ -29,16 +29,17 @@ from kd.hashing import derive, digest
 from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
 from kd.models.external import External, bind
-from kd.models.output import probe, probe_images
+from kd.models.output import parameter_count, probe, probe_images
 from kd.runs.given import STUDENT_WEIGHTS, TEACHER_WEIGHTS, given_paths, weights_file
 from kd.runs.weights import begin_from, content_id, read_weights
 from kd.teachers.frozen import FrozenTeacher, check_origin, fitted
 from kd.teachers.logit_cache import RoundedLogits, StoredLogits, open_logits
 from kd.training.callbacks import EpochBar
+from kd.training.device import choose_device, choose_precision
 from kd.training.memory import free_memory
 from kd.training.modules import Classifier, Distiller, check_scaling
 from kd.training.optim import parameter_groups
-from kd.training.performance import Speed, choose_device, choose_precision
+from kd.training.performance import Speed
 
 T = TypeVar("T")
 
@@ -288,7 +289,7 @@ class Builder:
             )
         mixes = self._new(self.cfg.data.augment).mixes
         smoothing = plan.recipe.label_smoothing
-        check_method(method, mixes, self.cfg.data.balance, smoothing, taught=teacher is not None)
+        check_method(method, mixes, self.cfg.data.balance, smoothing, teacher is not None)
         shown = probe_images(images.image_size, images.channels)
         with user_errors():
             pair = Pair(
@@ -414,7 +415,7 @@ class Builder:
             return  # others may not be built without memory
         _ = self.images  # loaded outside
         with torch.device("meta"):
-            count = sum(p.numel() for p in self.net(plan.network).parameters())
+            count = parameter_count(self.net(plan.network))
         check_memory(name, plan.network, count, free, self.device)
 
     def _try(self, plan: Plan, net: nn.Module, taught_by: nn.Module | None) -> nn.Module:

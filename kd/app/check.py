@@ -201,12 +201,13 @@ def _check_read(settings: dict[str, Any], read: str) -> None:
 def _check_ranges(settings: dict[str, Any]) -> None:
     spans: dict[str, str] = settings["spec"]["ranges"]
     values = _nodes({name: value for name, value in settings.items() if name != "spec"})
+    elsewhere = _checked_elsewhere(settings)
     for name, value in sorted(values, key=lambda node: node[0].count(".")):  # first what interpolations refer to
-        if ".settings." in name or name.startswith("data.augment.transform."):
-            continue  # arguments of the user's own network or function, whatever they are called
         kind = name.rpartition(".")[2]
         knob = kind if name == f"method.{kind}" else name  # which takes the knob's value
-        span = spans.get(knob) or KINDS.get(name) or RANGES.get(kind) or KINDS.get(kind)
+        span = spans.get(knob)
+        if ".settings." not in name and not name.startswith(elsewhere):
+            span = span or KINDS.get(name) or RANGES.get(kind) or KINDS.get(kind)
         if span is None or (value is None and {kind, name} & MAY_BE_NULL) or value == MISSING:
             continue  # MISSING: a shorthand that was not given
         try:
@@ -224,6 +225,17 @@ def _check_ranges(settings: dict[str, Any]) -> None:
         require("teacher_seed", settings["teacher_seed"] + seeds - 1)
     except ValueError as error:
         raise UserError(f"{error}: {seeds} teachers have the seeds from teacher_seed on") from error
+
+
+def _checked_elsewhere(settings: dict[str, Any]) -> tuple[str, ...]:
+    """How names begin of arguments that a class checks itself: a method's within `combine`, and those of foreign code.
+
+    By their last part they could be other settings, as `groups` of a network or `gamma` of a method.
+    """
+    nodes = {name: settings[name] for name in ("method", "student", "teacher")}
+    nodes["data.source"] = settings["data"]["source"]
+    foreign = [f"{name}." for name, node in nodes.items() if node and not node["_target_"].startswith("kd.")]
+    return ("data.augment.transform.", "method.terms.", *foreign)
 
 
 def _check_shorthands(settings: dict[str, Any], given: Iterable[str]) -> None:
@@ -289,7 +301,7 @@ def _check_chain(settings: dict[str, Any], read: str) -> None:
             raise UserError(f"chain: the student has no setting '{name}' that a link could differ in; it has {own}")
 
 
-def check_method(method: "Method", mixes: Sequence[str], balance: str, smoothing: float, taught: bool) -> None:
+def check_method(method: "Method", mixes: Sequence[str], balance: str, smoothing: float, has_teacher: bool) -> None:
     """Refuse a method that cannot use what a run's data, recipe or chain make for it.
 
     Args:
@@ -297,7 +309,7 @@ def check_method(method: "Method", mixes: Sequence[str], balance: str, smoothing
         mixes: settings of `data.augment` that mix images.
         balance: `data.balance`.
         smoothing: `recipe.label_smoothing`.
-        taught: whether there is a teacher.
+        has_teacher: whether there is one.
 
     Raises:
         UserError: naming both, and what to write instead.
@@ -319,5 +331,5 @@ def check_method(method: "Method", mixes: Sequence[str], balance: str, smoothing
         raise UserError(
             f"recipe.label_smoothing={smoothing}: this method reads no labels, or weighs them by 0; leave that out"
         )
-    if taught and not method.reads:
+    if has_teacher and not method.reads:
         raise UserError("this method reads nothing of a teacher: leave chain out, or choose another method")

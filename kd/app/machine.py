@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd.errors import UserError
-from kd.training.performance import choose_device
+from kd.training.device import choose_device
 
 SIZES = ("scale", "widen", "width", "growth", "depth")
 """Settings of networks that make them smaller."""

@@ -19,8 +19,9 @@ from kd.app.resume import to_be_typed
 from kd.app.trainer import several_processes
 from kd.errors import UserError
 from kd.runs.given import given_paths
+from kd.runs.provenance import git_revision, versions
 from kd.runs.results import FILE, Result
-from kd.runs.status import first_process, git_revision, refusals, tracked, versions, write_once
+from kd.runs.status import first_process, refusals, tracked, write_once
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -81,8 +82,8 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
     """Prepare the teacher if one is wanted, then train and test the student if one is wanted."""
     from kd.app.teacher import also_tested, prepare_teacher
     from kd.app.train import train_network
+    from kd.models.output import parameter_count
     from kd.teachers.store import copy_from_store
-    from kd.training.fit import parameter_count
 
     with refusals():
         build.dry_run(directory)

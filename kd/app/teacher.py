@@ -23,7 +23,7 @@ from kd.runs.weights import read_weights
 from kd.teachers.frozen import FrozenTeacher, check_origin, joined, load, verify
 from kd.teachers.store import find_or_train
 from kd.training.also_test import measure_teacher
-from kd.training.memory import lacks_memory
+from kd.training.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def prepare_teacher(build: Builder, record: Result) -> Prepared | None:
     try:
         return _prepared(build, record, len(build.chain))
     except (RuntimeError, MemoryError) as error:  # of training there is a message already
-        if not lacks_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"the device, {build.device}, has no memory to test the teacher; end what else runs there, or choose "

@@ -9,11 +9,11 @@ from lightning import Callback, seed_everything
 from omegaconf import MISSING
 
 from kd.app.build import Builder, Plan
-from kd.models.output import multiply_adds
+from kd.models.output import multiply_adds, parameter_count
 from kd.runs.results import Result
 from kd.teachers.frozen import FrozenTeacher
 from kd.training.ema import WeightAverage
-from kd.training.fit import parameter_count, train
+from kd.training.fit import train
 
 
 def train_network(

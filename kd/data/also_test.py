@@ -17,8 +17,8 @@ from kd.data.folder import folder_test
 from kd.data.images import Images
 from kd.data.npy import open_array
 from kd.data.stored import Pixels
-from kd.data.tree import printable
 from kd.errors import UserError
+from kd.terminal import visible
 
 SEVERITIES = 5
 """Equal parts of each file of CIFAR-10-C, one after the other, from mild to severe."""
@@ -75,7 +75,7 @@ def also_test(paths: Sequence[str], images: Images, in_memory: bool = True) -> t
 
 def _opened(path: Path, images: Images, in_memory: bool) -> list[AlsoTest]:
     if not path.is_dir():
-        raise UserError(f"data.also_test: no folder {printable(path)}")
+        raise UserError(f"data.also_test: no folder {visible(path)}")
     try:
         arrays = sorted(path.glob("*.npy"))
         if path / "labels.npy" in arrays:
@@ -83,7 +83,7 @@ def _opened(path: Path, images: Images, in_memory: bool) -> list[AlsoTest]:
         names = sorted(file.name.removesuffix("_data.npy") for file in path.glob("*_data.npy"))
         if names:
             return [
-                AlsoTest(printable(name), *_pair(path / f"{name}_data.npy", path / f"{name}_labels.npy", images))
+                AlsoTest(visible(name), *_pair(path / f"{name}_data.npy", path / f"{name}_labels.npy", images))
                 for name in names
             ]
         if images.channels not in (1, 3):
@@ -92,27 +92,25 @@ def _opened(path: Path, images: Images, in_memory: bool) -> list[AlsoTest]:
                 "channels; give arrays in .npy files"
             )
         x, y = folder_test(path, images.classes, images.image_size, in_memory, images.channels)
-        return [AlsoTest(printable(path.name), x, y)]
+        return [AlsoTest(visible(path.name), x, y)]
     except OSError as error:
-        raise UserError(f"data.also_test: {printable(error.filename or path)}: {error.strerror or error}") from error
+        raise UserError(f"data.also_test: {visible(error.filename or path)}: {error.strerror or error}") from error
 
 
 def _corrupted(path: Path, files: Sequence[Path], images: Images) -> list[AlsoTest]:
     """Return the severities of each corruption."""
     if not files:
-        raise UserError(f"data.also_test: {printable(path)}: labels.npy and no arrays of images beside it")
+        raise UserError(f"data.also_test: {visible(path)}: labels.npy and no arrays of images beside it")
     counted = [file for file in files if file.stem not in BESIDE]
     part = "" if len(counted) == CORRUPTIONS else f" ({len(counted)} of {CORRUPTIONS} corruptions)"
     found = []
     for file in files:
         x, y = _pair(file, path / "labels.npy", images)
         if len(y) % SEVERITIES:
-            raise UserError(
-                f"{printable(file)}: {len(y):,} images, which are not {SEVERITIES} severities of equal size"
-            )
+            raise UserError(f"{visible(file)}: {len(y):,} images, which are not {SEVERITIES} severities of equal size")
         for severity, (some_x, some_y) in enumerate(zip(x.chunk(SEVERITIES), y.chunk(SEVERITIES), strict=True), 1):
-            name = f"{printable(path.name)}/{printable(file.stem)}/{severity}"
-            found.append(AlsoTest(name, some_x, some_y, printable(path.name) + part if file in counted else None))
+            name = f"{visible(path.name)}/{visible(file.stem)}/{severity}"
+            found.append(AlsoTest(name, some_x, some_y, visible(path.name) + part if file in counted else None))
     return found
 
 
@@ -123,17 +121,17 @@ def _pair(data: Path, labels: Path, images: Images) -> tuple[Tensor, Tensor]:
     if channels == 1 and x.ndim == 3:
         x = x[..., None]
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != channels or not len(x):
-        raise UserError(f"{printable(data)}: {x.dtype} of shape {x.shape}, not images: uint8 of (M, H, W, {channels})")
+        raise UserError(f"{visible(data)}: {x.dtype} of shape {x.shape}, not images: uint8 of (M, H, W, {channels})")
     if x.shape[1:3] != (height, width):
         raise UserError(
-            f"{printable(data)}: images of {x.shape[2]}x{x.shape[1]} pixels, those of {images.name} have "
+            f"{visible(data)}: images of {x.shape[2]}x{x.shape[1]} pixels, those of {images.name} have "
             f"{width}x{height}; data.also_test takes a folder of image files of any size"
         )
     if y.dtype.kind not in "iu" or y.shape != (len(x),):
-        raise UserError(f"{printable(labels)}: {y.dtype} of shape {y.shape}, not labels of {len(x):,} images")
+        raise UserError(f"{visible(labels)}: {y.dtype} of shape {y.shape}, not labels of {len(x):,} images")
     if not 0 <= int(y.min()) <= int(y.max()) < len(images.classes):
         raise UserError(
-            f"{printable(labels)}: labels from {y.min()} to {y.max()}, and {images.name} has "
+            f"{visible(labels)}: labels from {y.min()} to {y.max()}, and {images.name} has "
             f"{len(images.classes):,} classes"
         )
     return read_only(x).permute(0, 3, 1, 2), torch.from_numpy(y.astype(np.int64))

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from kd.data.images import Images
 from kd.data.resize import images_of_size
-from kd.data.tree import printable
 from kd.errors import UserError
 from kd.files import open_regular, read_regular
 from kd.ranges import Size
+from kd.terminal import visible
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
@@ -89,7 +89,7 @@ def stl10(root: str | os.PathLike[str], image_size: Size = 96) -> Images:
         x, y = (_found(root, name, "https://cs.stanford.edu/~acoates/stl10", ("", "stl10_binary")) for name in names)
         pixels = _bytes(x)
         if len(pixels) % (3 * 96 * 96):
-            raise UserError(f"{printable(x)}: {len(pixels):,} bytes, which are no images of 96x96 pixels; is it whole?")
+            raise UserError(f"{visible(x)}: {len(pixels):,} bytes, which are no images of 96x96 pixels; is it whole?")
         # Each channel is stored column by column.
         images = torch.from_numpy(pixels).view(-1, 3, 96, 96).transpose(2, 3).contiguous()
         parts.append((images, torch.from_numpy(_bytes(y).astype(np.int64)) - 1))
@@ -105,10 +105,10 @@ def _images(name: str, classes: Sequence[str], parts: Sequence[Part], files: Seq
     """Put training and test images together; every label must be that of a class, and every image must have one."""
     for (x, y), file in zip(parts, files, strict=True):
         if y.shape != (len(x),) or not len(x):
-            raise UserError(f"{printable(file)}: {len(x):,} images and labels of shape {tuple(y.shape)}; is it whole?")
+            raise UserError(f"{visible(file)}: {len(x):,} images and labels of shape {tuple(y.shape)}; is it whole?")
         if not 0 <= int(y.min()) <= int(y.max()) < len(classes):
             raise UserError(
-                f"{printable(file)}: its labels are from {y.min()} to {y.max()} here, and {name} has "
+                f"{visible(file)}: its labels are from {y.min()} to {y.max()} here, and {name} has "
                 f"{len(classes)} classes"
             )
     train, test = parts
@@ -125,7 +125,7 @@ def _found(
         if path.exists():
             return path
     raise UserError(
-        f"{printable(top)}: no {name}{packed} there; get it from {source}, or set data.root=DIR to where it is"
+        f"{visible(top)}: no {name}{packed} there; get it from {source}, or set data.root=DIR to where it is"
     )
 
 
@@ -133,7 +133,7 @@ def _bytes(file: Path) -> NDArray[np.uint8]:
     try:
         return np.frombuffer(bytearray(read_regular(file, MOST_BYTES)), np.uint8)
     except OSError as error:
-        raise UserError(f"{printable(file)}: {error.strerror or error}") from error
+        raise UserError(f"{visible(file)}: {error.strerror or error}") from error
 
 
 def _matlab(file: Path) -> Part:
@@ -145,9 +145,9 @@ def _matlab(file: Path) -> Part:
         found: dict[str, Any] = loadmat(content, variable_names=["X", "y"])
         x, y = found["X"], found["y"]
     except Exception as error:  # scipy raises anything about a damaged file
-        raise UserError(f"{printable(file)}: damaged or another kind of file; get it again") from error
+        raise UserError(f"{visible(file)}: damaged or another kind of file; get it again") from error
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[2] != 3 or y.dtype.kind not in "iuf":
-        raise UserError(f"{printable(file)}: X is {x.dtype} of shape {x.shape}, not the images of SVHN")
+        raise UserError(f"{visible(file)}: X is {x.dtype} of shape {x.shape}, not the images of SVHN")
     pixels = torch.from_numpy(np.ascontiguousarray(x.transpose(3, 2, 0, 1)))
     labels = torch.from_numpy(y.reshape(-1).astype(np.int64))
     return pixels, torch.where(labels == 10, 0, labels)
@@ -168,7 +168,7 @@ def _idx(file: Path, dimensions: int) -> NDArray[np.uint8]:
         if len(content) != size:
             raise ValueError(f"an array of shape {shape} in {len(content):,} bytes")
     except (EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{printable(file)}: damaged or another kind of file ({error}); get it again") from error
+        raise UserError(f"{visible(file)}: damaged or another kind of file ({error}); get it again") from error
     except OSError as error:
-        raise UserError(f"{printable(file)}: {error.strerror or error}") from error
+        raise UserError(f"{visible(file)}: {error.strerror or error}") from error
     return np.frombuffer(bytearray(content), np.uint8).reshape(shape)

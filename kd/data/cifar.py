@@ -16,9 +16,10 @@ from kd.data.decode import display_name
 from kd.data.folder import folder
 from kd.data.images import Images
 from kd.data.parquet import has_parquet, parquet
-from kd.data.tree import Tree, in_order, printable, split_folders
+from kd.data.tree import Tree, in_order, split_folders
 from kd.errors import UserError
 from kd.files import clear_leftovers, shared_lock, temporary_path
+from kd.terminal import visible
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
@@ -101,7 +102,7 @@ def _cifar(source: "type[CIFAR10]", name: str, classes: list[str], root: str | o
         return _original(source, name, root)
     except OSError as error:
         raise UserError(
-            f"{name} cannot be read from {printable(root)} or put there: {error}; mend that or set data.root=DIR to "
+            f"{name} cannot be read from {visible(root)} or put there: {error}; mend that or set data.root=DIR to "
             "another folder"
         ) from error
 
@@ -110,11 +111,11 @@ def _check_root(name: str, root: Path) -> None:
     """Create the default folder if it is missing; refuse any other that is no folder."""
     try:
         if not stat.S_ISDIR(os.stat(root).st_mode):
-            raise UserError(f"{printable(root)} is a file, not a folder; set data.root=DIR to where {name} is")
+            raise UserError(f"{visible(root)} is a file, not a folder; set data.root=DIR to where {name} is")
     except (FileNotFoundError, NotADirectoryError) as error:
         if root.name != DEFAULT_ROOT or not root.parent.is_dir():
             raise UserError(
-                f"no folder {printable(root)}; create it to have {name} downloaded there, or set data.root=DIR to "
+                f"no folder {visible(root)}; create it to have {name} downloaded there, or set data.root=DIR to "
                 f"where {name} is"
             ) from error
         root.mkdir(exist_ok=True)
@@ -133,14 +134,14 @@ def _recognised(images: Images, kind: str, name: str, classes: list[str], root: 
     if len(images.classes) != len(classes) or not (set(called) == set(classes) or (numbered and counts == COUNTS)):
         few = ", ".join(images.classes[:5]) + (", ..." if len(images.classes) > 5 else "")
         wrong.append(f"{len(images.classes):,} classes ({few})")
-    if images.sizes:
-        wrong.append(" and ".join(f"{width}x{height}" for width, height in sorted(images.sizes)[:3]) + " pixels")
+    if images.resized_from:
+        wrong.append(" and ".join(f"{width}x{height}" for width, height in sorted(images.resized_from)[:3]) + " pixels")
     if counts[0] > COUNTS[0] or counts[1] > COUNTS[1]:
         wrong.append(f"{counts[0]:,} training and {counts[1]:,} test images")
     if wrong:
         raise UserError(
-            f"{printable(root)}: not {name}, but {', '.join(wrong)}; set data.root=DIR to where {name} is, or train on "
-            f"this with data={kind} data.root={printable(root)}"
+            f"{visible(root)}: not {name}, but {', '.join(wrong)}; set data.root=DIR to where {name} is, or train on "
+            f"this with data={kind} data.root={visible(root)}"
         )
     if not numbered and called != classes:
         # A plane sorts elsewhere than an airplane, and further test sets are in the published order.

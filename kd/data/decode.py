@@ -19,12 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from kd.data.stored import Pixels, StoredPixels, chunks
-from kd.data.tree import CACHE, printable
+from kd.data.tree import CACHE
 from kd.errors import UserError
 from kd.files import TEMPORARY, clear_leftovers, open_regular, replaced, reserve
 from kd.hashing import digest
 from kd.ranges import Size, require, short_size, sides, size_text
-from kd.terminal import with_progress
+from kd.terminal import visible, with_progress
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is read, recognised by content. Nothing else is: other formats of PIL start programs (EPS) or have no use."""
@@ -65,7 +65,7 @@ class Decoded(NamedTuple):
     """(N, 3, H, W), uint8, RGB; or grey, (N, 1, H, W)."""
     jpeg: bool
     """Whether any of the images is a JPEG: pixels that were re-encoded are not the original's."""
-    sizes: frozenset[tuple[int, int]]
+    resized_from: frozenset[tuple[int, int]]
     """Width and height of the images that were resized."""
     changes: Counter[str]
     """How many images were changed otherwise, by what was done."""
@@ -138,7 +138,7 @@ def decode(
             raise  # an image that cannot be read
         shown = file if TEMPORARY.fullmatch(where.name) else where
         raise UserError(
-            f"{printable(shown)}: {error.strerror or error}; data.in_memory=false keeps decoded pixels there: have it "
+            f"{visible(shown)}: {error.strerror or error}; data.in_memory=false keeps decoded pixels there: have it "
             "made readable and writable for you, or leave that out"
         ) from error
 
@@ -323,12 +323,12 @@ def read_rgb(name: str, data: bytes, changes: Counter[str]) -> Image.Image:
         raise UserError(_too_large(name, "its pixels are")) from error
     except Exception as error:  # on damaged files PIL raises anything
         raise UserError(
-            f"{printable(name)}: damaged, or not an image (PNG, JPEG, WebP, BMP, GIF, TIFF); copy or download it again"
+            f"{visible(name)}: damaged, or not an image (PNG, JPEG, WebP, BMP, GIF, TIFF); copy or download it again"
         ) from error
 
 
 def _too_large(name: str, pixels: str) -> str:
-    return f"{printable(name)}: {pixels} more than {MAX_PIXELS // 1_000_000} megapixels; make the image smaller"
+    return f"{visible(name)}: {pixels} more than {MAX_PIXELS // 1_000_000} megapixels; make the image smaller"
 
 
 def _is_plain(image: Image.Image) -> bool:
@@ -379,7 +379,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     bits, white_is_zero = tags.get(258, (16,)), tags.get(262) == 0
     if image.mode == "F" or bits != (16,) or (image.mode == "I" and image.format != "PNG"):
         raise UserError(
-            f"{printable(name)}: pixels of {'x'.join(map(str, bits))} bits, mode {image.mode}, have no known range; "
+            f"{visible(name)}: pixels of {'x'.join(map(str, bits))} bits, mode {image.mode}, have no known range; "
             "convert the image to 8 or 16 bits, unsigned"
         )
     values = np.asarray(image).astype(np.int64)

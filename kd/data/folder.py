@@ -10,9 +10,10 @@ from torch import Tensor
 from kd.data.decode import Decoded, cache_of, change_notes, decode, display_name
 from kd.data.images import Images, draw_test_split
 from kd.data.stored import Pixels
-from kd.data.tree import SPLITS, Tree, check_class_names, in_order, printable, split_folders
+from kd.data.tree import SPLITS, Tree, check_class_names, in_order, split_folders
 from kd.errors import UserError
 from kd.ranges import Size
+from kd.terminal import visible
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -62,17 +63,17 @@ def folder(
         )
     except OSError as error:
         raise UserError(
-            f"{printable(error.filename)}: {error.strerror}; data.root must be a readable folder with "
+            f"{visible(error.filename)}: {error.strerror}; data.root must be a readable folder with "
             "train/<class>/*.png and test/<class>/*.png (or .jpg, .webp, .bmp, .gif, .tif)"
         ) from error
     return Images(
-        name=display_name(name or printable(root.name), "JPEG" if train.jpeg else ""),
+        name=display_name(name or visible(root.name), "JPEG" if train.jpeg else ""),
         classes=tuple(splits[0]),
         train_x=train.x,
         train_y=_labels(splits[0]),
         test_x=test.x,
         test_y=_labels(splits[1]),
-        sizes=train.sizes | test.sizes,
+        resized_from=train.resized_from | test.resized_from,
         notes=(*notes, *tree.notes(), *change_notes(train, test)),
     )
 
@@ -99,7 +100,7 @@ def folder_test(
     named = _classes(tree, split)
     unknown = [label for label in named if label not in classes]
     if unknown:
-        raise UserError(f"{printable(split)}: none of the data set's classes is called {_few(unknown)}")
+        raise UserError(f"{visible(split)}: none of the data set's classes is called {_few(unknown)}")
     decoded = _load("also-test", named, image_size, None if in_memory else root, channels, in_memory)
     return decoded.x, torch.tensor([classes.index(label) for label, files in named.items() for _ in files])
 
@@ -127,10 +128,10 @@ def _splits(tree: Tree) -> tuple[tuple[Classes, Classes], tuple[str, ...]]:
         note = f"no test split found: a fifth of each class of {found['train'].name}/, drawn with a fixed seed, is it"
         return _drawn(images), (note,)
     for missing in {"train", "test"} - found.keys():
-        there = ", ".join(f"{printable(folder.name)}/" for folder in top.folders)
+        there = ", ".join(f"{visible(folder.name)}/" for folder in top.folders)
         alone = " or leave train/ alone there," if missing == "test" else ""
         raise UserError(
-            f"{printable(root)}: no {missing}/ there, but {there}; add it, or move the class folders into data.root "
+            f"{visible(root)}: no {missing}/ there, but {there}; add it, or move the class folders into data.root "
             f"itself,{alone} to have a fifth of the images for testing{_aside(tree)}"
         )
     train, test = found["train"], found["test"]
@@ -138,11 +139,11 @@ def _splits(tree: Tree) -> tuple[tuple[Classes, Classes], tuple[str, ...]]:
         if SPLITS.get(other.name.lower()) is None:
             tree.pass_over_folder(other)
     classes = _classes(tree, train), _classes(tree, test)
-    unmatched = [f"{train.name}/{printable(label)}" for label in classes[0] if label not in classes[1]]
-    unmatched += [f"{test.name}/{printable(label)}" for label in classes[1] if label not in classes[0]]
+    unmatched = [f"{train.name}/{visible(label)}" for label in classes[0] if label not in classes[1]]
+    unmatched += [f"{test.name}/{visible(label)}" for label in classes[1] if label not in classes[0]]
     if unmatched:
         raise UserError(
-            f"{printable(root)}: {train.name}/ and {test.name}/ must hold the same classes; add the counterpart of, or "
+            f"{visible(root)}: {train.name}/ and {test.name}/ must hold the same classes; add the counterpart of, or "
             f"delete, {_few(unmatched)}"
         )
     return classes, tuple(notes)
@@ -153,15 +154,15 @@ def _unsplit(tree: Tree, folders: list[Path]) -> Classes:
     for below in folders:
         inside = Tree(tree.root, ()).entries(below).folders
         if "train" in split_folders(inside):
-            raise UserError(f"{printable(tree.root)}: train/ is in {printable(below.name)}/; set data.root to that")
+            raise UserError(f"{visible(tree.root)}: train/ is in {visible(below.name)}/; set data.root to that")
     if len(folders) < 2:
         raise UserError(
-            f"{printable(tree.root)}: neither train/ and test/ nor class folders in it; put images into train/<class>/ "
+            f"{visible(tree.root)}: neither train/ and test/ nor class folders in it; put images into train/<class>/ "
             f"and test/<class>/, or into <class>/{_aside(tree)}"
         )
     if not any(Tree(tree.root, tree.suffixes).entries(below).files for below in folders):
-        names = _few([f"{printable(below.name)}/" for below in folders])
-        raise UserError(f"{printable(tree.root)}: {names} hold folders and no images; is one of them train/ or test/?")
+        names = _few([f"{visible(below.name)}/" for below in folders])
+        raise UserError(f"{visible(tree.root)}: {names} hold folders and no images; is one of them train/ or test/?")
     classes = _read(tree, tree.root, folders)
     _require_two(tree.root, classes)
     return classes
@@ -172,7 +173,7 @@ def _require_two(where: Path, classes: Classes) -> None:
     single = [label for label, files in classes.items() if len(files) < 2]
     if single:
         raise UserError(
-            f"{printable(where)}: a single image in {_few(single)}, which cannot be split into training and "
+            f"{visible(where)}: a single image in {_few(single)}, which cannot be split into training and "
             "test images; add one, or delete the class"
         )
 
@@ -192,7 +193,7 @@ def _classes(tree: Tree, split: Path) -> Classes:
     found = tree.entries(split)
     tree.pass_over(found.files, "outside of a class folder")
     if not found.folders:
-        raise UserError(f"{printable(split)}: no class folders in it; put images into {split.name}/<class>/")
+        raise UserError(f"{visible(split)}: no class folders in it; put images into {split.name}/<class>/")
     return _read(tree, split, found.folders)
 
 
@@ -204,7 +205,7 @@ def _read(tree: Tree, split: Path, folders: list[Path]) -> Classes:
     empty = [label for label, files in classes.items() if not files]
     if empty:
         raise UserError(
-            f"{printable(split)}: no {', '.join(SUFFIXES)} images in {_few(empty)}; put some there or delete the "
+            f"{visible(split)}: no {', '.join(SUFFIXES)} images in {_few(empty)}; put some there or delete the "
             f"folder{_aside(tree)}"
         )
     return classes
@@ -235,5 +236,5 @@ def _labels(classes: Classes) -> Tensor:
 
 def _content(path: Path) -> bytes:
     if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{printable(path)}: a file of over 1 GiB, which is no image of usual size; delete it")
+        raise UserError(f"{visible(path)}: a file of over 1 GiB, which is no image of usual size; delete it")
     return path.read_bytes()

@@ -32,7 +32,7 @@ class Images:
     """(M, C, H, W), uint8."""
     test_y: Tensor
     """(M,), int64."""
-    sizes: frozenset[tuple[int, int]] = frozenset()
+    resized_from: frozenset[tuple[int, int]] = frozenset()
     """Width and height in pixels of the images before they were resized; empty if none was."""
     notes: tuple[str, ...] = ()
     """How the images were found and prepared, as far as a user could expect otherwise; parts of `summary`."""
@@ -54,8 +54,8 @@ class Images:
         classes = f"{len(self.classes):,} {'class' if len(self.classes) == 1 else 'classes'}"
         counts = f"{len(self.train_y):,} training and {len(self.test_y):,} test images, {classes}"
         resized = []
-        if self.sizes:
-            ordered = [f"{width}x{height}" for width, height in sorted(self.sizes)]
+        if self.resized_from:
+            ordered = [f"{width}x{height}" for width, height in sorted(self.resized_from)]
             few = " and ".join(ordered)
             many = f"{len(ordered):,} sizes between {ordered[0]} and {ordered[-1]}"
             height, width = self.train_x.shape[-2:]

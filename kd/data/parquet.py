@@ -19,10 +19,11 @@ from torch import Tensor
 from kd.data.decode import Decoded, cache_of, change_notes, decode, display_name
 from kd.data.images import Images
 from kd.data.parquet_pages import Chunk, chunks
-from kd.data.tree import LONGEST_NAME, SPLITS, Tree, check_class_names, in_order, printable
+from kd.data.tree import LONGEST_NAME, SPLITS, Tree, check_class_names, in_order
 from kd.errors import UserError
 from kd.files import checksum
 from kd.ranges import Size
+from kd.terminal import visible
 
 IMAGE = ("img", "image", "bytes")
 LABEL = ("label", "labels", "fine_label", "fine_labels")
@@ -78,7 +79,7 @@ def parquet(
         splits, notes = _splits(tree)
     except OSError as error:
         raise UserError(
-            f"{printable(error.filename)}: {error.strerror}; set data.root=DIR to the parquet files' folder"
+            f"{visible(error.filename)}: {error.strerror}; set data.root=DIR to the parquet files' folder"
         ) from error
     train, test = ([_read(file) for file in files] for files in splits)
     names = _class_names(train, test)
@@ -88,13 +89,13 @@ def parquet(
         _decode(*split, image_size, cache_root, channels, in_memory) for split in (("train", train), ("test", test))
     ]
     return Images(
-        name=display_name(name or printable(root.name), "JPEG" if decoded[0].jpeg else ""),
+        name=display_name(name or visible(root.name), "JPEG" if decoded[0].jpeg else ""),
         classes=names,
         train_x=decoded[0].x,
         train_y=labels[0],
         test_x=decoded[1].x,
         test_y=labels[1],
-        sizes=decoded[0].sizes | decoded[1].sizes,
+        resized_from=decoded[0].resized_from | decoded[1].resized_from,
         notes=(*notes, *tree.notes(), *change_notes(*decoded)),
     )
 
@@ -127,7 +128,7 @@ def _splits(tree: Tree) -> tuple[tuple[list[Path], list[Path]], tuple[str, ...]]
         if not of_split[split]:
             names = ", ".join(_relative(file, root) for file in found[:5]) or "none"
             raise UserError(
-                f"{printable(root)}: no *{split}*.parquet in it or below (parquet files found: {names}); put it "
+                f"{visible(root)}: no *{split}*.parquet in it or below (parquet files found: {names}); put it "
                 "there or set data.root=DIR to where it is"
             )
         files, copies = _one_set(root, split, of_split[split])
@@ -177,16 +178,16 @@ def _one_set(root: Path, split: str, files: list[Path]) -> tuple[list[Path], int
     if not all(_same(first, other) for other in others):
         places = ", ".join(_relative(members[0], root) for members in ordered[:5])
         folder = _split(ordered[-1][0], root)[1]
-        mend = f"set data.root to one of them, such as data.root={printable(folder)}"
+        mend = f"set data.root to one of them, such as data.root={visible(folder)}"
         if len({key.folder for key in sets}) == 1:
             mend = "move all but one of them away"
-        raise UserError(f"{printable(root)}: {len(sets)} sets of {split} files that differ: {places}; {mend}")
+        raise UserError(f"{visible(root)}: {len(sets)} sets of {split} files that differ: {places}; {mend}")
     for key, members in sets.items():
         numbers = sorted(number for of_file, _ in members for number in of_file[:1])
         if key.shards and (len(numbers) != key.shards or numbers != list(range(len(numbers)))):
             there = ", ".join(f"{n:05}" for n in numbers[:10]) + (" ..." if len(numbers) > 10 else "")
             raise UserError(
-                f"{printable(members[0][1])}: one of {key.shards:,} shards, of which {there} "
+                f"{visible(members[0][1])}: one of {key.shards:,} shards, of which {there} "
                 "are there; download what is missing, delete what is there twice"
             )
     return first, len(others)
@@ -201,7 +202,7 @@ def _same(files: list[Path], others: list[Path]) -> bool:
 
 
 def _relative(path: Path, root: Path) -> str:
-    return printable(path.relative_to(root))
+    return visible(path.relative_to(root))
 
 
 # --- what is in them
@@ -244,7 +245,7 @@ class _Shard(NamedTuple):
         """
         if self.names and self.names != names:
             raise UserError(
-                f"{printable(self.file)}: names other classes than the files before it; set data.root=DIR to a "
+                f"{visible(self.file)}: names other classes than the files before it; set data.root=DIR to a "
                 "folder with one data set only"
             )
         text = isinstance(self.labels[0], str)
@@ -254,8 +255,8 @@ class _Shard(NamedTuple):
         except KeyError:
             row, label = next((row, label) for row, label in enumerate(self.labels) if label not in places)
         raise UserError(
-            f"{printable(self.row(row))}: label {printable(label)[:50]} is none of the {len(names):,} classes "
-            f"{' to '.join(printable(known) for known in (*places,)[:: max(1, len(places) - 1)])}; correct the file"
+            f"{visible(self.row(row))}: label {visible(label)[:50]} is none of the {len(names):,} classes "
+            f"{' to '.join(visible(known) for known in (*places,)[:: max(1, len(places) - 1)])}; correct the file"
         )
 
 
@@ -265,8 +266,8 @@ def _class_names(train: list[_Shard], test: list[_Shard]) -> tuple[str, ...]:
     for shard in (*train, *test):
         if isinstance(shard.labels[0], str) != text:
             raise UserError(
-                f"{printable(shard.file)}: its labels are {'numbers' if text else 'names'}, unlike those of "
-                f"{printable(train[0].file)}; convert one of them"
+                f"{visible(shard.file)}: its labels are {'numbers' if text else 'names'}, unlike those of "
+                f"{visible(train[0].file)}; convert one of them"
             )
     names = next((shard.names for shard in (*train, *test) if shard.names), None)
     if names is None or text:
@@ -288,14 +289,14 @@ def _decode(
 @contextmanager
 def _readable(file: Path) -> Iterator[pq.ParquetFile]:
     """Open a file; errors while it is open become a UserError."""
-    shown = printable(file)
+    shown = visible(file)
     try:
         with pq.ParquetFile(file) as source:
             yield source
     except PermissionError as error:
         raise UserError(f"{shown}: permission denied; make it readable") from error
     except (OSError, ValueError, pa.ArrowException) as error:
-        reason = printable((str(error).splitlines() or [type(error).__name__])[0])
+        reason = visible((str(error).splitlines() or [type(error).__name__])[0])
         raise UserError(f"{shown}: not a readable parquet file ({reason}); copy or download it again") from error
 
 
@@ -314,7 +315,7 @@ def _read(file: Path) -> _Shard:
         labels = list(_labels(file, source, label, _rows_at_a_time(of_labels, AT_A_TIME // 2)))  # str takes as much
         _check_count(file, label, len(labels), rows)
     if not labels:
-        raise UserError(f"{printable(file)}: no rows in it; delete it or download it again")
+        raise UserError(f"{visible(file)}: no rows in it; delete it or download it again")
     if None in labels:
         raise _missing(f"{file}, row {labels.index(None)}", label)
     return _Shard(file, image, cast(list[int | str], labels), names, _rows_at_a_time(images, AT_A_TIME))
@@ -332,12 +333,12 @@ def _check_sizes(file: Path, rows: int, columns: dict[str, list[Chunk]]) -> None
     """Refuse a file that would unpack to far more than it is."""
     size = file.stat().st_size
     if rows > size:
-        raise UserError(f"{printable(file)}: {rows:,} rows in {size:,} bytes, which no images are; download it again")
+        raise UserError(f"{visible(file)}: {rows:,} rows in {size:,} bytes, which no images are; download it again")
     for name, parts in columns.items():
         packed, unpacked = sum(chunk.packed for chunk in parts), sum(chunk.unpacked for chunk in parts)
         if unpacked > max(AT_A_TIME, PACKED * packed):
             raise UserError(
-                f"{printable(file)}: {name} unpacks from {packed:,} bytes to {unpacked:,}; if you trust it, write it "
+                f"{visible(file)}: {name} unpacks from {packed:,} bytes to {unpacked:,}; if you trust it, write it "
                 "anew without compression"
             )
 
@@ -345,7 +346,7 @@ def _check_sizes(file: Path, rows: int, columns: dict[str, list[Chunk]]) -> None
 def _check_count(file: Path, column: str, values: int, rows: int) -> None:
     if values != rows:
         raise UserError(
-            f"{printable(file)}: damaged, {rows:,} rows and {values:,} values of {column}; copy or download it again"
+            f"{visible(file)}: damaged, {rows:,} rows and {values:,} values of {column}; copy or download it again"
         )
 
 
@@ -376,7 +377,7 @@ def _labels(file: Path, source: pq.ParquetFile, column: str, rows: int) -> Itera
 
 
 def _missing(row: str, column: str) -> UserError:
-    return UserError(f"{printable(row)}: {column} is missing; correct the file or download it again")
+    return UserError(f"{visible(row)}: {column} is missing; correct the file or download it again")
 
 
 def _column(
@@ -386,10 +387,10 @@ def _column(
     matching = [field.name for field in schema if field.name in names and is_kind(field.type)]
     if len(matching) == 1:
         return str(matching[0])
-    found = ", ".join(f"{printable(field.name)} ({field.type})"[:60] for field in list(schema)[:20]) or "none"
+    found = ", ".join(f"{visible(field.name)} ({field.type})"[:60] for field in list(schema)[:20]) or "none"
     wrong = f"several columns {' and '.join(matching)}" if matching else f"no column {' or '.join(names)}"
     mend = "leave one of them" if matching else "rename or convert it"
-    raise UserError(f"{printable(file)}: {wrong} {kind} (columns found: {found}); {mend}")
+    raise UserError(f"{visible(file)}: {wrong} {kind} (columns found: {found}); {mend}")
 
 
 def _is_image(kind: pa.DataType) -> bool:
@@ -420,7 +421,7 @@ def _names(file: Path, schema: pa.Schema, label: str) -> tuple[str, ...]:
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return ()
-    damaged = UserError(f"{printable(file)}: damaged metadata (huggingface); download the file again")
+    damaged = UserError(f"{visible(file)}: damaged metadata (huggingface); download the file again")
     try:
         names = json.loads(text)
         for key in ("info", "features", label, "names"):

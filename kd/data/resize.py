@@ -37,7 +37,7 @@ def images_of_size(images: Images, size: Size) -> Images:
     if (height, width) == sides("data.image_size", size):
         return images
     x, test_x = resized(images.train_x[:], size), resized(images.test_x[:], size)
-    return replace(images, train_x=x, test_x=test_x, sizes=images.sizes or frozenset({(width, height)}))
+    return replace(images, train_x=x, test_x=test_x, resized_from=images.resized_from or frozenset({(width, height)}))
 
 
 def grey(x: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kd.data.tree import printable
 from kd.errors import UserError
 from kd.files import open_regular
+from kd.terminal import visible
 
 AT_ONCE = 2**24
 """Bytes of one read, which may have no more than 2 GB."""
@@ -69,9 +69,9 @@ class StoredPixels:
             try:
                 count = os.preadv(self._descriptor, [target.numpy().data], self._start + self._size * place)
             except OSError as error:
-                raise UserError(f"{printable(self.file)}: {error.strerror}") from error
+                raise UserError(f"{visible(self.file)}: {error.strerror}") from error
             if count != target.numel():
-                raise UserError(f"{printable(self.file)}: was cut while it was in use; give the same command again")
+                raise UserError(f"{visible(self.file)}: was cut while it was in use; give the same command again")
         return found
 
 

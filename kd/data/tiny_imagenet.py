@@ -7,10 +7,11 @@ import torch
 
 from kd.data.decode import Decoded, cache_of, change_notes, decode
 from kd.data.images import Images
-from kd.data.tree import check_class_names, printable
+from kd.data.tree import check_class_names
 from kd.errors import UserError
 from kd.files import read_regular
 from kd.ranges import Size
+from kd.terminal import visible
 
 SOURCE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MOST_BYTES = 64 << 20
@@ -49,7 +50,7 @@ def tiny_imagenet(
             unknown = sorted({wnid for _, wnid in found} - set(wnids))
             if lacking or unknown:
                 what = f"no images of {lacking[0]}" if lacking else f"images of {unknown[0]}, which wnids.txt lacks"
-                raise UserError(f"{printable(top / where)}: {printable(what)}; unpack {SOURCE} again")
+                raise UserError(f"{visible(top / where)}: {visible(what)}; unpack {SOURCE} again")
         splits = [
             _decoded(split, [path for path, _ in found], image_size, None if in_memory else top, channels)
             for split, found in (("train", train), ("val", test))
@@ -57,7 +58,7 @@ def tiny_imagenet(
         names = _names(top, wnids)
     except OSError as error:
         raise UserError(
-            f"{printable(error.filename or top)}: {error.strerror or error}; data.root must be what {SOURCE} unpacks to"
+            f"{visible(error.filename or top)}: {error.strerror or error}; data.root must be what {SOURCE} unpacks to"
         ) from error
     check_class_names(names, top)
     labels = {wnid: label for label, wnid in enumerate(wnids)}
@@ -69,7 +70,7 @@ def tiny_imagenet(
         y[0],
         splits[1].x,
         y[1],
-        splits[0].sizes | splits[1].sizes,
+        splits[0].resized_from | splits[1].resized_from,
         ("val/ taken as the test split", *change_notes(*splits)),
     )
 

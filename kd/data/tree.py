@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kd.errors import UserError
+from kd.terminal import visible
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -105,7 +106,7 @@ class Tree:
 
     def pass_over_folder(self, folder: Path, reason: str = "") -> None:
         if folder.name != CACHE:
-            self.folders_passed_over.append(printable(folder.name) + (f" ({reason})" if reason else ""))
+            self.folders_passed_over.append(visible(folder.name) + (f" ({reason})" if reason else ""))
 
     def notes(self) -> tuple[str, ...]:
         """Return what was passed over, for `Images.notes`."""
@@ -135,11 +136,6 @@ class Tree:
         return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "special", out
 
 
-def printable(text: object) -> str:
-    """Return a name or path for messages: one line, control characters and bytes that are not UTF-8 escaped."""
-    return "".join(c if _plain(c) else c.encode("unicode_escape").decode() for c in str(text))
-
-
 def check_class_names(names: Iterable[str], where: object) -> None:
     """Check that class names can be stored, printed and drawn: any text in one line.
 
@@ -150,12 +146,12 @@ def check_class_names(names: Iterable[str], where: object) -> None:
     for name in names:
         if len(name) > LONGEST_NAME:
             raise UserError(
-                f"{printable(where)}: a class name of {len(name):,} characters, '{printable(name[:40])}...'; shorten it"
+                f"{visible(where)}: a class name of {len(name):,} characters, '{visible(name[:40])}...'; shorten it"
             )
         if not name or not all(map(_plain, name)):
             utf8 = not any(unicodedata.category(character) == "Cs" for character in name)
             wrong = "is not UTF-8" if not utf8 else "has control characters or line breaks" if name else "is empty"
-            raise UserError(f"{printable(where)}: a class name {wrong}: '{printable(name)}'; rename the class")
+            raise UserError(f"{visible(where)}: a class name {wrong}: '{visible(name)}'; rename the class")
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -176,7 +172,7 @@ def split_folders(folders: Iterable[Path]) -> dict[str, Path]:
         split = SPLITS.get(folder.name.lower())
         if split in found:
             raise UserError(
-                f"{printable(folder.parent)}: both {found[split].name}/ and {folder.name}/ are there; delete or "
+                f"{visible(folder.parent)}: both {found[split].name}/ and {folder.name}/ are there; delete or "
                 "rename one of them"
             )
         if split is not None:

@@ -18,12 +18,12 @@ from rich.cells import cell_len
 from torch import Tensor
 
 from kd.data.folder import SUFFIXES
-from kd.data.tree import Tree, printable
+from kd.data.tree import Tree
 from kd.errors import UserError
 from kd.inference import LARGEST_FILE, Prediction, Predictor, decoded_image, load, read_image
 from kd.report.text import cell, encodable
 from kd.terminal import Parser, end_with_the_pipe, file, outcome, positive, visible, with_progress
-from kd.training.performance import choose_device
+from kd.training.device import choose_device
 
 STDIN = "-"
 WIDEST = 60
@@ -135,7 +135,7 @@ def found(argument: str) -> list[str]:
         return [argument if argument == STDIN else str(path)]
     matching = sorted(glob.glob(str(path), recursive=True))
     if not matching:
-        raise UserError(f"{printable(argument)}: nothing has a name of this pattern")
+        raise UserError(f"{visible(argument)}: nothing has a name of this pattern")
     files = [_inside(Path(match)) if os.path.isdir(match) else [match] for match in matching]
     return list(dict.fromkeys(chain.from_iterable(files)))
 
@@ -144,9 +144,9 @@ def _inside(folder: Path) -> list[str]:
     try:
         files = [str(file) for file in Tree(folder, SUFFIXES).files(folder)]
     except OSError as error:
-        raise UserError(f"{printable(error.filename or folder)}: {error.strerror or error}") from error
+        raise UserError(f"{visible(error.filename or folder)}: {error.strerror or error}") from error
     if not files:
-        raise UserError(f"{printable(folder)}: no images in this folder ({', '.join(SUFFIXES)})")
+        raise UserError(f"{visible(folder)}: no images in this folder ({', '.join(SUFFIXES)})")
     return files
 
 

@@ -15,7 +15,7 @@ from kd.deploy.export import Deployed, onnx_runner, safetensors_runner, to_onnx,
 from kd.deploy.quantise import to_int8
 from kd.deploy.timing import FORMS, Form
 from kd.inference import Predictor
-from kd.models.output import multiply_adds
+from kd.models.output import multiply_adds, parameter_count
 from kd.report.statistics import Interval
 from kd.report.tables import markdown
 from kd.report.text import comma_separated
@@ -131,7 +131,7 @@ def measured_row(
         found.change,
         found.change_interval,
         found.same,
-        sum(weight.numel() for weight in predictor.net.parameters()),
+        parameter_count(predictor.net),
         multiply_adds(predictor.net, predictor.image_size, len(predictor.mean)),
         path.stat().st_size / 1e6,
     )

@@ -87,7 +87,7 @@ class AB(TwoStages):
         self.connectors = nn.ModuleList()
 
     def setup(self, pair: Pair) -> None:
-        student, teacher = pair.student, pair.taught_output
+        student, teacher = pair.student, pair.teacher_output
         self.stages = common_preacts("ab", student, teacher)
         for stage in self.stages:
             self.connectors.append(connector(student.preacts[stage].shape[1], teacher.preacts[stage].shape[1]))

@@ -92,7 +92,7 @@ class AT(SoftTargets):
         self.p, self.rescale = p, rescale
 
     def setup(self, pair: Pair) -> None:
-        ours, theirs = pair.student.features, pair.taught_output.features
+        ours, theirs = pair.student.features, pair.teacher_output.features
         self.stages = common_stages(ours, theirs)
         if all(1 in (ours[i][0, 0].numel(), theirs[i][0, 0].numel()) for i in self.stages):
             sizes = [", ".join(sorted({f"{f.shape[2]}x{f.shape[3]}" for f in maps})) for maps in (ours, theirs)]

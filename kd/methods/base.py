@@ -45,7 +45,7 @@ class Pair(NamedTuple):
     """(B, C, H, W), the probe batch; None for outputs that no network made."""
 
     @property
-    def taught_output(self) -> Output:
+    def teacher_output(self) -> Output:
         """The teacher's output, for a method that needs one.
 
         Raises:
@@ -62,9 +62,14 @@ class Step(NamedTuple):
     output: Output
     """The student's, for the images whose labels are the batch's."""
     terms: dict[str, Tensor]
-    """Weighted and named, scalars in fp32. The loss is their sum; each is logged as `train/<name>`."""
+    """Weighted and named, scalars in fp32; each is logged as `train/<name>`."""
     monitors: dict[str, Tensor] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
     """Scalars that are logged in the same way and are no part of the loss."""
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the terms."""
+        return torch.stack(list(self.terms.values())).sum()
 
 
 class Method(nn.Module):
@@ -108,11 +113,11 @@ class Method(nn.Module):
         if teacher is None and self.reads:
             raise ValueError(f"{type(self).__name__} needs a teacher")
         output = checked(student(batch.x), student)
-        taught = output if teacher is None else checked(teacher(batch), teacher)
+        theirs = output if teacher is None else checked(teacher(batch), teacher)
         if teacher is not None and self.stored_logits_suffice:
             # What stored logits do not have is NaN with every teacher: a method that uses it has to name it in `reads`.
-            taught = Output(taught.logits, (), torch.full_like(taught.logits, torch.nan))
-        return Step(output, self(output, taught, batch), self.monitors())
+            theirs = Output(theirs.logits, (), torch.full_like(theirs.logits, torch.nan))
+        return Step(output, self(output, theirs, batch), self.monitors())
 
     def monitors(self) -> dict[str, Tensor]:
         """Return scalars of the latest step that are logged beside its terms and are no part of the loss."""

@@ -103,7 +103,7 @@ class CRD(SoftTargets):
                 "crd needs training images of at least two classes; in a loop of your own, kd.distill(..., labels=...)"
             )
         self.student_layer = nn.Linear(pair.student.embedding.shape[1], self.dim)
-        self.teacher_layer = nn.Linear(pair.taught_output.embedding.shape[1], self.dim)
+        self.teacher_layer = nn.Linear(pair.teacher_output.embedding.shape[1], self.dim)
         for role in ("student", "teacher"):
             self.register_buffer(f"{role}_bank", F.normalize(torch.randn(len(labels), self.dim), dim=1))
             self.register_buffer(f"{role}_log_mean", torch.tensor(math.nan))

@@ -87,7 +87,7 @@ class Feature(SoftTargets):
         return max(0.0, 1 - self.alpha - self.beta)
 
     def setup(self, pair: Pair) -> None:
-        student, teacher = pair.student.features, pair.taught_output.features
+        student, teacher = pair.student.features, pair.teacher_output.features
         check_stages("method.stages", self.stages, len(student))
         check_stages("method.teacher_stages", self.teacher_stages, len(teacher))
         for ours, theirs in zip(self.stages, self.teacher_stages, strict=True):

@@ -86,7 +86,7 @@ class FitNet(TwoStages):
         self.stage = stage
 
     def setup(self, pair: Pair) -> None:
-        student, teacher = pair.student.features, pair.taught_output.features
+        student, teacher = pair.student.features, pair.teacher_output.features
         stages = common_stages(student, teacher)
         stage = (len(stages) - 1) // 2 if self.stage is None else self.stage
         check_stages("method.stage", [stage], len(stages))

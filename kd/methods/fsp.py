@@ -95,7 +95,7 @@ class FSP(TwoStages):
         super().__init__(T, alpha, beta, warmup, label_smoothing)
 
     def setup(self, pair: Pair) -> None:
-        student, teacher = pair.student.features, pair.taught_output.features
+        student, teacher = pair.student.features, pair.teacher_output.features
         self.count = len(common_stages(student, teacher))
         if self.count < 2:
             raise ValueError(

@@ -86,7 +86,7 @@ class FT(SoftTargets):
         self.warmup, self.rate = warmup, rate
 
     def setup(self, pair: Pair) -> None:
-        student, teacher = pair.student.features, pair.taught_output.features
+        student, teacher = pair.student.features, pair.teacher_output.features
         common_stages(student, teacher)  # refuses a network without maps
         ours, theirs = student[-1].shape[1], teacher[-1].shape[1]
         factors = max(1, round(self.rate * theirs))
@@ -98,13 +98,13 @@ class FT(SoftTargets):
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         with torch.no_grad():
-            factor = self.kept(self._taught_map(teacher))
+            factor = self.kept(self._teacher_map(teacher))
         return ft_loss(*of_one_size(self.translator(student.features[-1]), factor))
 
     def own_terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         if self.progress < self.warmup:
             self.kept.load_state_dict(self.encoder.state_dict())
-        feature = self._taught_map(teacher)
+        feature = self._teacher_map(teacher)
         paraphrase = F.mse_loss(self.decoder(self.encoder(feature)).float(), feature.float())
         return {**super().own_terms(student, teacher, batch), "paraphrase": paraphrase}
 
@@ -112,7 +112,7 @@ class FT(SoftTargets):
         weights, first = super().term_weights(), self.progress < self.warmup
         return {**weights, "ft": weights["ft"] * float(not first), "paraphrase": float(first)}
 
-    def _taught_map(self, teacher: Output) -> Tensor:
+    def _teacher_map(self, teacher: Output) -> Tensor:
         return teacher.features[-1].to(next(self.kept.parameters()).dtype)
 
 

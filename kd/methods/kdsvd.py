@@ -138,7 +138,7 @@ class KDSVD(SoftTargets):
         self.adapters = nn.ModuleList()
 
     def setup(self, pair: Pair) -> None:
-        student, teacher = pair.student.features, pair.taught_output.features
+        student, teacher = pair.student.features, pair.teacher_output.features
         self.stages = common_stages(student, teacher)
         if len(self.stages) < 2:
             raise ValueError(

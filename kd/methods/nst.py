@@ -82,7 +82,7 @@ class NST(SoftTargets):
         super().__init__(T, alpha, beta, label_smoothing)
 
     def setup(self, pair: Pair) -> None:
-        self.stages = common_stages(pair.student.features, pair.taught_output.features)
+        self.stages = common_stages(pair.student.features, pair.teacher_output.features)
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         losses = [nst_loss(*of_one_size(student.features[i], teacher.features[i])) for i in self.stages]

@@ -95,7 +95,7 @@ class OFD(SoftTargets):
         self.connectors = nn.ModuleList()
 
     def setup(self, pair: Pair) -> None:
-        student, teacher = pair.student, pair.taught_output
+        student, teacher = pair.student, pair.teacher_output
         self.stages = common_preacts("ofd", student, teacher)
         layers: list[_BatchNorm | None] = [None] * len(teacher.preacts)
         if pair.teacher_net is not None and pair.images is not None:

@@ -124,7 +124,7 @@ class ReviewKD(SoftTargets):
         self.fusions = nn.ModuleList()
 
     def setup(self, pair: Pair) -> None:
-        ours, theirs = self._levels(pair.student, pair.taught_output)
+        ours, theirs = self._levels(pair.student, pair.teacher_output)
         inner = min(512, pair.student.features[-1].shape[1])
         for level, (maps, target) in enumerate(zip(ours, theirs, strict=True)):
             self.fusions.append(Fusion(maps.shape[1], inner, target.shape[1], deeper=level > 0))
@@ -145,7 +145,7 @@ class ReviewKD(SoftTargets):
 
     def _levels(self, student: Output, teacher: Output) -> tuple[list[Tensor], list[Tensor]]:
         """Embeddings and maps of student and teacher, paired, deep to shallow."""
-        taught = teacher.preacts or teacher.features
-        stages = common_stages(student.features, taught)[::-1]
+        theirs = teacher.preacts or teacher.features
+        stages = common_stages(student.features, theirs)[::-1]
         ours = [student.embedding[:, :, None, None], *(student.features[stage] for stage in stages)]
-        return ours, [teacher.embedding[:, :, None, None], *(taught[stage] for stage in stages)]
+        return ours, [teacher.embedding[:, :, None, None], *(theirs[stage] for stage in stages)]

@@ -131,7 +131,7 @@ class SimKD(Method):
         self.reads_labels = alpha > 0
 
     def setup(self, pair: Pair) -> None:
-        teacher = pair.taught_output
+        teacher = pair.teacher_output
         if pair.teacher_net is None:
             raise ValueError("simkd needs the teacher itself, for its classifier, and there are only its outputs")
         on_maps = is_mean_of_last_map(pair.student) and is_mean_of_last_map(teacher)

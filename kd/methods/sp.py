@@ -85,7 +85,7 @@ class SP(SoftTargets):
         self.rescale = rescale
 
     def setup(self, pair: Pair) -> None:
-        common_stages(pair.student.features, pair.taught_output.features)  # refuses a network without maps
+        common_stages(pair.student.features, pair.teacher_output.features)  # refuses a network without maps
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         loss = sp_loss(student.features[-1], teacher.features[-1])

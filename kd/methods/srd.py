@@ -94,7 +94,7 @@ class SRD(SoftTargets):
         self.exponent = exponent
 
     def setup(self, pair: Pair) -> None:
-        self.projector = nn.Linear(pair.student.embedding.shape[1], pair.taught_output.embedding.shape[1])
+        self.projector = nn.Linear(pair.student.embedding.shape[1], pair.teacher_output.embedding.shape[1])
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         return srd_loss(self.projector(student.embedding), teacher.embedding, self.exponent)

@@ -89,7 +89,7 @@ class SRRL(SoftTargets):
         self.head_weight = head_weight
 
     def setup(self, pair: Pair) -> None:
-        student, teacher = pair.student, pair.taught_output
+        student, teacher = pair.student, pair.teacher_output
         if pair.teacher_net is None:
             raise ValueError("srrl needs the teacher itself, for its classifier, and there are only its outputs")
         head = classifier_head(pair.teacher_net, teacher)

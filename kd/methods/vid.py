@@ -88,7 +88,7 @@ class VID(SoftTargets):
         self.means, self.scales = nn.ModuleList(), nn.ParameterList()
 
     def setup(self, pair: Pair) -> None:
-        student, teacher = pair.student.features, pair.taught_output.features
+        student, teacher = pair.student.features, pair.teacher_output.features
         self.stages = common_stages(student, teacher)
         # The inverse of softplus: log(e^v - 1), without overflow.
         scale = self.init_variance - EPS + math.log(-math.expm1(EPS - self.init_variance))

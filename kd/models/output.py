@@ -88,6 +88,11 @@ def multiply_adds(net: nn.Module, images: Size, channels: int = 3) -> int:
     return int(counter.get_total_flops()) // (2 * len(output.logits))
 
 
+def parameter_count(net: nn.Module) -> int:
+    """Return the number of trainable and frozen parameters, without buffers."""
+    return sum(p.numel() for p in net.parameters())
+
+
 def preact_and_feature(stage: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Run a stage, an `nn.Sequential` that ends with its activation; return its maps before and after that.
 

@@ -22,6 +22,7 @@ from lightning import Callback
 from kd.data.batch import Batch
 from kd.data.fetch import InMemory
 from kd.data.module import CPU, DataModule, Loader
+from kd.methods.base import Teacher
 from kd.models.output import Output
 from kd.training.callbacks import StopOnInterrupt
 from kd.training.memory import free_memory
@@ -88,7 +89,7 @@ class Member:
         created: T = self.cohort.created[name]
         return created
 
-    def shared_teacher(self, teacher: Callable[[Batch], Output]) -> "SharedTeacher":
+    def shared_teacher(self, teacher: Teacher) -> "SharedTeacher":
         """Return the cohort's shared teacher, which computes the output of a batch once for all trainings."""
         return self.shared(f"outputs of {id(teacher)}", lambda: SharedTeacher(teacher))
 
@@ -126,7 +127,7 @@ class Member:
 class SharedTeacher:
     """A teacher whose output for a batch is computed once for several trainings, one after the other."""
 
-    def __init__(self, teacher: Callable[[Batch], Output]) -> None:
+    def __init__(self, teacher: Teacher) -> None:
         self.teacher = teacher
         self.last: tuple[Any, Output] | None = None
 

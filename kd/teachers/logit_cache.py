@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from torch import Tensor
 from kd.data.batch import Batch
 from kd.files import clear_leftovers, open_regular, replaced, reserve, shared_lock
 from kd.hashing import digest
+from kd.methods.base import Teacher
 from kd.models.output import Output
 
 HEADER = 4096
@@ -52,7 +52,7 @@ class RoundedLogits:
         images: N, number of training images.
     """
 
-    def __init__(self, teacher: Callable[[Batch], Output], images: int) -> None:
+    def __init__(self, teacher: Teacher, images: int) -> None:
         self.teacher, self.images = teacher, images
 
     def __call__(self, batch: Batch) -> Output:
@@ -79,7 +79,7 @@ class StoredLogits(RoundedLogits):
 
     def __init__(
         self,
-        teacher: Callable[[Batch], Output],
+        teacher: Teacher,
         path: Path,
         key: dict[str, Any],
         images: int,
@@ -167,7 +167,7 @@ class StoredLogits(RoundedLogits):
 
 
 def open_logits(
-    teacher: Callable[[Batch], Output],
+    teacher: Teacher,
     folder: Path,
     key: dict[str, Any],
     images: int,

@@ -1,11 +1,11 @@
-"""The teacher store: each teacher is trained once and stored under the hash of its recipe.
+"""The teacher store: each teacher is trained once and stored under the hash of its key.
 
 A store entry is the run directory of the training that made it, plus `entry.json`. It is named by the digest of its
-recipe, which `kd.app.identity.teacher_key` makes:
+key, which `kd.app.identity.teacher_key` makes:
 
     <store>/<id>/teacher.safetensors   the weights
     <store>/<id>/result.json           the record of its training
-    <store>/<id>/entry.json            recipe and checksum, checked on every loading
+    <store>/<id>/entry.json            key (as "recipe") and checksum, checked on every loading
     <store>/<id>/README.md             the model card
     <store>/<id>.partial/              a training in progress, or interrupted and to be resumed
     <store>/<id>.lock                  locked while it is in progress
@@ -37,22 +37,22 @@ MAX_ENTRY = 2**24
 log = logging.getLogger(__name__)
 
 
-def find_or_train(store: Path, recipe: dict[str, Any], train: Callable[[Path], object]) -> Path:
-    """Return the directory of the teacher of a recipe, trained first if the store has none.
+def find_or_train(store: Path, key: dict[str, Any], train: Callable[[Path], object]) -> Path:
+    """Return the directory of the teacher of a key, trained first if the store has none.
 
     If several processes need the same teacher at once, one trains and the others wait. An interrupted training is
     resumed by the next call.
 
     Args:
         store: directory of all teachers.
-        recipe: all settings that decide the teacher, resolved, as plain JSON values.
+        key: all settings that decide the teacher, resolved, as plain JSON values.
         train: trains, tests and writes `teacher.safetensors` and `result.json` into the given directory, which may
             hold the files of an interrupted call.
 
     Raises:
-        UserError: if the entry was made by another recipe or is damaged, or the store cannot be written.
+        UserError: if the entry was made by another key or is damaged, or the store cannot be written.
     """
-    name = digest(recipe)
+    name = digest(key)
     entry, partial = store / name, store / f"{name}.partial"
     if not _exists(entry):
         try:
@@ -68,11 +68,11 @@ def find_or_train(store: Path, recipe: dict[str, Any], train: Callable[[Path], o
                     raise UserError(_not_writable(store, partial, "another user's training that ended early"))
                 train(partial)
                 weights = partial / TEACHER_WEIGHTS
-                facts = {"recipe": recipe, "sha256": checksum(weights), "bytes": weights.stat().st_size}
+                facts = {"recipe": key, "sha256": checksum(weights), "bytes": weights.stat().st_size}
                 with replaced(partial / ENTRY) as temporary:
                     temporary.write_text(json.dumps(facts, indent=2, sort_keys=True))
                 os.rename(partial, entry)
-    _check(entry, recipe)
+    _check(entry, key)
     return entry
 
 
@@ -146,11 +146,11 @@ def _facts(entry: Path) -> Any:
     return json.loads(read_regular(entry / ENTRY, MAX_ENTRY))
 
 
-def _check(entry: Path, recipe: dict[str, Any]) -> None:
+def _check(entry: Path, key: dict[str, Any]) -> None:
     advice = f"remove {entry} to have it trained again"
     try:
         facts = _facts(entry)
-        stored_recipe, recorded = facts["recipe"], facts["sha256"]
+        stored_key, recorded = facts["recipe"], facts["sha256"]
         with open_regular(entry / TEACHER_WEIGHTS) as file:
             size = os.fstat(file.fileno()).st_size
         # Of another size it is not read to its end, which could be far away. Older versions did not store the size.
@@ -159,7 +159,7 @@ def _check(entry: Path, recipe: dict[str, Any]) -> None:
         raise UserError(_forbidden(error.filename)) from error
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"the teacher in {entry} is damaged ({error}); {advice}") from error
-    if stored_recipe != recipe:
+    if stored_key != key:
         raise UserError(f"the teacher in {entry} was made by another recipe than its name says; {advice}")
     if recorded != digest:
         raise UserError(f"the teacher in {entry} is damaged (its weights do not match their checksum); {advice}")

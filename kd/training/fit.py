@@ -18,7 +18,6 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from torch import nn
 
 from kd.data.module import DataModule
 from kd.errors import DivergedError, UserError, reason_of
@@ -32,10 +31,10 @@ from kd.runs.weights import not_finite, save_weights
 from kd.training.also_test import Measured, measure
 from kd.training.callbacks import ADVICE, EpochSeed, History, KeepPredictions
 from kd.training.checkpoints import PREVIOUS, AtomicCheckpoints
+from kd.training.device import device_name
 from kd.training.loggers import Samples, TensorBoard, abandon, conclude, log_confusion, log_settings, name_run
-from kd.training.memory import lacks_memory, of_the_device, out_of_memory
+from kd.training.memory import is_device_error, is_out_of_memory, out_of_memory
 from kd.training.modules import Classifier
-from kd.training.performance import device_name
 from kd.training.tabs import GradientNorms, Tabs
 
 CHECKPOINT = Path(CHECKPOINTS, "last.ckpt")
@@ -138,7 +137,7 @@ def train(
         except BaseException as error:
             abandon(trainer.loggers)
             _end_others(trainer)
-            if lacks_memory(error):
+            if is_out_of_memory(error):
                 raise out_of_memory(error, module, data, trainer) from error
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 reason = reason_of(error)
@@ -252,7 +251,7 @@ def _restoring(checkpoint: Path | None, history: History) -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception as error:
-        if checkpoint is None or history.trains or lacks_memory(error) or of_the_device(error):
+        if checkpoint is None or history.trains or is_out_of_memory(error) or is_device_error(error):
             raise
         reason = reason_of(error)
         raise UserError(
@@ -309,11 +308,6 @@ def _title(record: Result) -> str:
     """Return a name of the run by its settings, as in "cnn16 logits T=4.0 alpha=0.1 seed=0"."""
     knobs = [f"{name}={value}" for name, value in record.knobs.items()]
     return " ".join([record.student or record.teacher or "", record.method, *knobs, f"seed={record.seed}"])
-
-
-def parameter_count(net: nn.Module) -> int:
-    """Return the number of trainable and frozen parameters, without buffers."""
-    return sum(p.numel() for p in net.parameters())
 
 
 def _summary(record: Result) -> tuple[dict[str, Any], dict[str, float]]:

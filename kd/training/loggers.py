@@ -253,7 +253,7 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str]) -> Figur
     bars.barh(range(n), 100 * share.diagonal(), color="#4477aa")
     bars.set(xlim=(0, 100), xlabel="%", title=f"Accuracy of each class (all: {100 * overall:.2f} %)")
     ticks = range(0, n, 1 if few else 5)
-    names = [printable(classes[i]) for i in ticks]
+    names = [class_label(classes[i]) for i in ticks]
     plain = {"parse_math": False}  # else "$5_$10" is a formula
     matrix.set_xticks(ticks, names, rotation=45 if few else 90, ha="right" if few else "center", **plain)
     matrix.set_yticks(ticks, names, **plain)
@@ -271,7 +271,7 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str]) -> Figur
     return figure
 
 
-def printable(name: str) -> str:
+def class_label(name: str) -> str:
     """Return a class name as a picture can hold it: in one line, shortened, with escapes for what is no text."""
     shown = visible(name)
     return shown if len(shown) <= NAME_LENGTH else f"{shown[: NAME_LENGTH - 3]}..."

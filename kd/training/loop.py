@@ -88,4 +88,4 @@ class Distillation(nn.Module):
         self.method.progress = progress
         step = self.method.step(self.student, self.teacher, batch if index is None else batch._replace(index=index))
         self.terms = {name: term.detach() for name, term in step.terms.items()}
-        return torch.stack(list(step.terms.values())).sum()
+        return step.loss

@@ -35,7 +35,7 @@ def free_memory() -> int | None:
     return free
 
 
-def lacks_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error is that of a GPU, or of a processor, that has no more memory to give."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -45,7 +45,7 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and re.search(pattern, str(error)) is not None
 
 
-def of_the_device(error: BaseException) -> bool:
+def is_device_error(error: BaseException) -> bool:
     """Return whether an error is that of a device, or of the connection between devices, whatever is computed."""
     pattern = r"\b(CUDA|cuDNN|CUBLAS|HIP|NCCL|MPS)\b"
     return isinstance(error, torch.distributed.DistError) or (
@@ -67,7 +67,7 @@ def out_of_memory(error: BaseException, module: Classifier, data: DataModule, tr
     try:
         batch = next(iter(data.train_dataloader()))
     except (RuntimeError, MemoryError) as second:
-        if not lacks_memory(second):
+        if not is_out_of_memory(second):
             raise
         return UserError(f"{device} has no memory for all images; give data.in_memory=false")
     if trainer.world_size > 1:  # a step by itself would wait for the other processes, as that of crd does
@@ -98,10 +98,10 @@ def fitting_batch_size(module: Classifier, trainer: L.Trainer, batch: Batch) -> 
             moments = [torch.empty_like(parameter) for parameter in module.parameters() for _ in range(2)]
             with precision.forward_context():
                 some: Batch = precision.convert_input(Batch(*(part[:size].to(device) for part in batch)))
-                terms = module.step(some).terms
-            torch.autograd.backward(torch.stack(list(terms.values())).sum())
+                loss = module.step(some).loss
+            torch.autograd.backward(loss)
         except (RuntimeError, MemoryError) as error:
-            if not lacks_memory(error):
+            if not is_out_of_memory(error):
                 raise
             traceback.clear_frames(error.__traceback__)
         else:

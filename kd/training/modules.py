@@ -1,6 +1,6 @@
 """The two LightningModules: a network trained on labels, and a student trained by a method."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import lightning as L
@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from kd.data.batch import Batch, require_batch
 from kd.errors import UserError
 from kd.losses import hard_loss, soft_loss
-from kd.methods.base import Method, Step
+from kd.methods.base import Method, Step, Teacher
 from kd.models.output import Output, checked
 from kd.ranges import require
 from kd.training.callbacks import CHECK_EVERY, DivergenceCheck
@@ -175,12 +175,12 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         require_batch(batch)
-        output, terms, monitors = self.step(batch)
-        loss = torch.stack(list(terms.values())).sum()
-        self.terms = {name: term.detach() for name, term in terms.items()}
-        self.pending_terms = terms
-        self.train_acc.update(output.logits.detach(), batch.labels)
-        for name, value in {**terms, "loss": loss, **monitors}.items():
+        step = self.step(batch)
+        loss = step.loss
+        self.terms = {name: term.detach() for name, term in step.terms.items()}
+        self.pending_terms = step.terms
+        self.train_acc.update(step.output.logits.detach(), batch.labels)
+        for name, value in {**step.terms, "loss": loss, **step.monitors}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
         self._summed += 1
         of_epoch = batch_idx + 1 == self.trainer.num_training_batches
@@ -292,7 +292,7 @@ class Distiller(Classifier):
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
         method: Method,
-        teacher: Callable[[Batch], Output] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__(net, num_classes, optimizer, schedule)
         self.method = method
@@ -321,8 +321,8 @@ class Distiller(Classifier):
         if self.teacher is None:
             return more
         fidelity = self.val_fidelity if split == "val" else self.test_fidelity
-        taught = checked(self.teacher(batch), self.teacher)
-        self.embeddings["teacher"], teacher_logits = taught.embedding, taught.logits.float()
+        theirs = checked(self.teacher(batch), self.teacher)
+        self.embeddings["teacher"], teacher_logits = theirs.embedding, theirs.logits.float()
         fidelity.update(output.logits.float(), teacher_logits)
         self.log_scores(split, fidelity, len(batch.y))
         return {**more, "teacher_logits": teacher_logits}

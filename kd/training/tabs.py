@@ -26,7 +26,7 @@ from kd.errors import reason_of
 from kd.files import replaced
 from kd.runs.predictions import Predictions
 from kd.terminal import visible
-from kd.training.loggers import TensorBoard, as_rgb, optional, printable
+from kd.training.loggers import TensorBoard, as_rgb, class_label, optional
 from kd.training.modules import Classifier
 
 THRESHOLDS = 101
@@ -233,7 +233,7 @@ def precision_recall(
         curves["all classes/teacher"] = taught[0].sum(axis=0), taught[1].sum(axis=0)
     if len(classes) <= FEW:
         for label, name in enumerate(classes):
-            shown = name if name == str(label) else f"{label} {printable(name)}"
+            shown = name if name == str(label) else f"{label} {class_label(name)}"
             curves[f"{role}, by class/{shown}"] = hits[label], others[label]
     return curves
 
@@ -323,7 +323,7 @@ def _table(parts: Mapping[str, Tensor], role: str, classes: Sequence[str]) -> It
     for row, (label, own) in enumerate(zip(labels.tolist(), predicted.tolist(), strict=True)):
         seen = [label, own] if taught is None else [label, own, int(taught[row])]
         right = RIGHT[own == label, seen[2] == label] if len(seen) > 2 else ("yes" if own == label else "no")
-        yield [*(printable(classes[i]) for i in seen), right, str(int(parts["index"][row]))]
+        yield [*(class_label(classes[i]) for i in seen), right, str(int(parts["index"][row]))]
 
 
 def _write_thumbnails(pixels: Tensor, file: Path) -> tuple[int, int]:

@@ -52,6 +52,7 @@ def test_knobs_are_the_methods_own_settings():
         (["method=takd", "assistants=[]"], "this method is a chain of networks, and there is none in it"),
         (["spec.networks=[teacher]"], "spec.networks is not a setting"),
         (["method=nkd", "gamma=-1"], r"gamma must be in \[0, inf\), got -1"),
+        (["method=nkd", "gamma=-1", "method._target_=my_package.NKD"], r"gamma must be in \[0, inf\), got -1"),
         (["recipe/schedule=multistep", "recipe.schedule.gamma=3.5"], r"schedule.gamma must be in \(0, 1\], got 3.5"),
     ],
 )
@@ -72,6 +73,22 @@ def test_check_refuses_shorthands_in_vain_and_declarations(overrides, message):
     ],
 )
 def test_check_takes_shorthands_that_reach_what_is_trained(overrides):
+    check_command(compose(["data=digits", *overrides]))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [
+            "method=combine",
+            "method.terms={nkd: {weight: 1.0, gamma: 3.5}}",
+        ],  # a schedule's is at most 1
+        ["student._target_=my_package.ResNeXt", "+student.groups=32"],
+        ["data.source._target_=my_package.images", "+data.source.size=0.5"],
+        ["method=logits", "method._target_=my_package.Method", "+method.rise=2.0"],
+    ],
+)
+def test_check_takes_arguments_of_other_classes_that_are_called_like_settings(overrides):
     check_command(compose(["data=digits", *overrides]))
 
 

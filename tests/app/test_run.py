@@ -19,7 +19,8 @@ from kd.data.digits import digits
 from kd.runs import predictions
 from kd.runs.results import read, write
 from kd.runs.weights import fill, load_weights
-from kd.training.performance import PackedDropout, choose_precision
+from kd.training.device import choose_precision
+from kd.training.performance import PackedDropout
 from tests.common import QUICK, SMALL, metric_rows, same_weights
 
 

@@ -105,7 +105,7 @@ def test_decode_turns_images_upright(kind, orientation):
     stored = saved(image, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     found = decoded(stored, 12)
     turned = orientation > 4
-    assert found.sizes == {(48, 64) if turned else (64, 48)}
+    assert found.resized_from == {(48, 64) if turned else (64, 48)}
     blocks = found.x[0, 0].view(3, 4, 4, 3) if turned is False else found.x[0, 0].view(4, 3, 3, 4)
     blocks = blocks.float().mean(dim=(1, 3))
     assert blocks[CORNER[orientation]] > 200
@@ -201,4 +201,4 @@ def test_decode_resizes_to_height_and_width_as_pil_does(pixels, channels):
     expected = image.convert("L" if channels == 1 else "RGB").resize((24, 10), Image.Resampling.BILINEAR)
     found = decode([("a", saved(image))], 1, [10, 24], channels=channels)
     assert torch.equal(found.x[0], torch.from_numpy(np.array(expected).reshape(10, 24, channels)).permute(2, 0, 1))
-    assert found.sizes == {(32, 32)}
+    assert found.resized_from == {(32, 32)}

@@ -49,6 +49,13 @@ def test_digits_is_deterministic():
     assert digits(16).id != first.id
 
 
+def test_digits_are_the_same_where_scikit_learn_keeps_them_elsewhere(monkeypatch):
+    """Read by scikit-learn itself then."""
+    expected = digits().id
+    monkeypatch.setattr("kd.data.digits.find_spec", lambda name: None)
+    assert digits().id == expected
+
+
 def test_digits_refuses_a_size_below_one():
     with pytest.raises(ValueError, match="image_size"):
         digits(0)

@@ -122,6 +122,6 @@ def test_images_summary_counts_images_and_classes():
     ],
 )
 def test_images_summary_names_the_sizes_before_resizing(sizes, resized):
-    found = replace(images(sample()), sizes=frozenset(sizes))
+    found = replace(images(sample()), resized_from=frozenset(sizes))
     assert found.summary == f"a: 50 training and 20 test images, 2 classes, {resized}"
     assert found.id == images(sample()).id

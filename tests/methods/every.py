@@ -136,10 +136,6 @@ def case(
     return Case(method, student, taught, batch)
 
 
-def total(step: Step) -> Tensor:
-    return torch.stack(list(step.terms.values())).sum()
-
-
 def tensors_of(output: Output) -> dict[str, Tensor]:
     """Return every tensor of an output by name."""
     maps = {f"{field}[{i}]": part for field in ("features", "preacts") for i, part in enumerate(getattr(output, field))}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kd.data.batch import Batch
-from tests.methods.every import METHODS, PROGRESS, Case, case, total
+from tests.methods.every import METHODS, PROGRESS, Case, case
 
 RANKS = 2
 
@@ -24,7 +24,7 @@ class Together(nn.Module):
         self.student, self.method, self.taught = found.student, found.method, found.taught
 
     def forward(self, batch: Batch) -> Tensor:
-        return total(self.method.step(self.student, self.taught, batch))
+        return self.method.step(self.student, self.taught, batch).loss
 
 
 def prepared(name: str) -> Case:

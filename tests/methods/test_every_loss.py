@@ -18,7 +18,6 @@ from tests.methods.every import (
     knobs_of,
     networks,
     scales,
-    total,
 )
 
 
@@ -31,7 +30,7 @@ def assert_finite(found, progress=PROGRESS):
         values = {name: term.item() for name, term in step.terms.items()}
         assert all(torch.isfinite(term) for term in step.terms.values()), values
         assert {(term.dtype, term.shape) for term in step.terms.values()} == {(torch.float32, ())}
-        total(step).backward()
+        step.loss.backward()
         bad = [name for name, p in found.learned if p.grad is not None and not p.grad.isfinite().all()]
         assert not bad, f"gradients at progress {share}: {bad}"
 
@@ -89,7 +88,7 @@ def test_gradient_reaches_all_that_is_trained_and_none_the_teacher(name):
     for share in (0.01, 0.3, 0.6):
         for _, parameter in found.learned:
             parameter.grad = None
-        total(found.step(share)).backward()
+        found.step(share).loss.backward()
         missing = [key for key, parameter in found.learned if parameter.grad is None]
         assert not missing, f"no gradient at progress {share}: {missing}"
         for key, parameter in found.learned:
@@ -118,7 +117,7 @@ def test_inputs_are_not_changed_in_place(name):
     def taught(batch):
         return teacher(batch.x)
 
-    total(found.step(student=student, taught=None if teacher is None else taught)).backward()
+    found.step(student=student, taught=None if teacher is None else taught).loss.backward()
     assert [part._version for part in found.batch] == versions
     assert all(torch.equal(part, before) for part, before in zip(found.batch, copies, strict=True))
     for who, net in (("student", student), ("teacher", teacher)):
@@ -160,7 +159,7 @@ def test_gradients_are_finite_for_constant_outputs(name, value, theirs):
     leaves = Leaves(student(found.batch.x), value)
     for share in PROGRESS:
         leaves.zero_grad()
-        total(found.step(share, student=leaves)).backward()
+        found.step(share, student=leaves).loss.backward()
         bad = [part for part, leaf in leaves.parts.items() if leaf.grad is not None and not leaf.grad.isfinite().all()]
         assert not bad, f"gradients at progress {share}: {bad}"
 
@@ -204,7 +203,7 @@ def test_autocast_changes_the_terms_by_rounding_only(name):
                     taught=None if found.teacher is None else lambda batch, taught=taught: taught(batch.x),
                 )
             steps.append(step)
-            total(step).backward()
+            step.loss.backward()
             assert all(p.grad is None or p.grad.isfinite().all() for _, p in found.learned)
         exact, rounded = (step.terms for step in steps)
         assert exact.keys() == rounded.keys()
@@ -219,7 +218,7 @@ def test_step_is_deterministic(name):
     for _ in range(2):
         found = case(name)
         step = found.step()
-        total(step).backward()
+        step.loss.backward()
         results.append([*step.terms.values(), *(p.grad for _, p in found.learned if p.grad is not None)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

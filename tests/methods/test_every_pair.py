@@ -12,7 +12,7 @@ from kd.models.ensemble import Ensemble
 from kd.models.output import Output
 from kd.models.wide_resnet import WideResNet
 from kd.models.wrap import wrap
-from tests.methods.every import TinyViT, case, cnn, each_method, total
+from tests.methods.every import TinyViT, case, cnn, each_method
 
 
 class NoMaps(nn.Module):
@@ -112,7 +112,7 @@ def test_pair_is_taught_or_refused_in_words(name, kind):
     for share in (0.01, 0.6):
         step = found.step(share)
         assert all(torch.isfinite(term) for term in step.terms.values())
-        total(step).backward()
+        step.loss.backward()
         missing = [key for key, p in found.learned if p.grad is None and key.startswith("method.")]
         assert not missing, f"no gradient: {missing}"
         assert all(p.grad is None or p.grad.isfinite().all() for _, p in found.learned)

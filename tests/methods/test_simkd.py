@@ -14,11 +14,10 @@ from kd.data.module import DataModule
 from kd.methods.simkd import Reused, SimKD, simkd_loss
 from kd.models.cnn import CNN
 from kd.models.ensemble import Ensemble
-from kd.models.output import Output, probe
+from kd.models.output import Output, parameter_count, probe
 from kd.models.wide_resnet import WideResNet
 from kd.runs.results import read
 from kd.teachers.frozen import freeze
-from kd.training.fit import parameter_count
 from kd.training.modules import Distiller
 from kd.training.optim import one_cycle
 from tests.common import SMALL, pair

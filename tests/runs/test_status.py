@@ -3,7 +3,6 @@
 import errno
 import os
 import shlex
-import subprocess
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ import pytest
 from kd.errors import UserError
 from kd.files import temporary_path
 from kd.runs.results import FILE, Result, read, write
-from kd.runs.status import git_revision, recorded, refuse_links, tracked, versions
+from kd.runs.status import recorded, refuse_links, tracked
 
 RUN = Result(method="logits", seed=0, dataset="d", epochs=1, status="running", fingerprint="one")
 
@@ -183,41 +182,6 @@ def test_tracked_prints_a_hint_that_a_shell_reads(tmp_path, capsys):
     assert words[-5:] == ["python", "train.py", "--config-dir=my conf", f"resume={directory}", "data.root='a b'"]
 
 
-def test_versions_accepts_a_package_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr("kd.runs.status.version", raise_not_found)
-    assert versions().endswith("kd unknown")
-
-
-def raise_not_found(name):
-    from importlib.metadata import PackageNotFoundError
-
-    raise PackageNotFoundError(name)
-
-
 def test_recorded_takes_what_a_kill_left_of_the_first_record_for_nothing(tmp_path):
     temporary_path(tmp_path / FILE).write_text("{")
     assert recorded(tmp_path) is None
-
-
-def test_git_revision_is_that_of_the_code_and_of_no_repository_around_it(tmp_path, monkeypatch):
-    """As where kd is installed below another project, which ignores the folder."""
-
-    def git(*arguments):
-        who = ("-c", "user.name=a", "-c", "user.email=a@b")
-        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
-
-    (tmp_path / "kd").mkdir()
-    (tmp_path / "kd" / "status.py").touch()
-    (tmp_path / "paper.txt").touch()
-    monkeypatch.setattr("kd.runs.status.__file__", str(tmp_path / "kd" / "status.py"))
-    assert git_revision() == ""
-    git("init")
-    git("add", "paper.txt")
-    git("commit", "-m", "paper")
-    assert git_revision() == ""
-    git("add", "kd")
-    git("commit", "-m", "code")
-    whole = git_revision()
-    assert len(whole) >= 7
-    (tmp_path / "kd" / "status.py").write_text("# changed")
-    assert git_revision() == f"{whole}-dirty"

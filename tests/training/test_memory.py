@@ -9,7 +9,7 @@ from torch import nn
 from kd.data.augment import Augment
 from kd.data.module import DataModule
 from kd.errors import UserError
-from kd.training.memory import free_memory, lacks_memory, of_the_device, out_of_memory
+from kd.training.memory import free_memory, is_device_error, is_out_of_memory, out_of_memory
 from kd.training.modules import Classifier
 from kd.training.optim import one_cycle
 
@@ -60,7 +60,7 @@ def test_out_of_memory_names_the_batch_size_that_fits(
     lightning = trainer(max_epochs=1, precision=precision)
     with pytest.raises(type(error)) as raised:
         lightning.fit(module, data)
-    assert lacks_memory(raised.value)
+    assert is_out_of_memory(raised.value)
     message = str(out_of_memory(raised.value, module, data, lightning))
     assert message.startswith("the device, cpu, has no memory for steps of 20 images; ")
     assert answer in message
@@ -111,7 +111,7 @@ def test_free_memory_is_within_the_machines():
     ids=lambda value: str(value)[:20],
 )
 def test_errors_of_memory_and_of_devices_are_told_from_others(error, memory, device):
-    assert (lacks_memory(error), of_the_device(error)) == (memory, device)
+    assert (is_out_of_memory(error), is_device_error(error)) == (memory, device)
 
 
 def test_free_memory_is_what_a_container_leaves(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgb
 
 from kd.data.augment import Augment
 from kd.data.module import DataModule
-from kd.training.loggers import confusion_figure, printable, render, sample_grid
+from kd.training.loggers import class_label, confusion_figure, render, sample_grid
 
 
 def texts(axes):
@@ -114,5 +114,5 @@ def test_confusion_figure_of_a_class_without_images_shows_no_accuracy_of_it():
     assert [text.get_text() for text in figure.axes[1].texts] == ["75.0", "no images"]
 
 
-def test_printable_keeps_letters_of_all_scripts():
-    assert [printable(name) for name in ("Hündin", "犬", "a b")] == ["Hündin", "犬", "a b"]
+def test_class_label_keeps_letters_of_all_scripts():
+    assert [class_label(name) for name in ("Hündin", "犬", "a b")] == ["Hündin", "犬", "a b"]
