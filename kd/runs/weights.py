@@ -33,6 +33,9 @@ STATE_DICTS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.", "net.", "model.")
 """What DataParallel, torch.compile, wrappers and LightningModules put before the names of a network's weights."""
 
+COUNTER = "num_batches_tracked"
+"""What the name of BatchNorm's number of batches ends with, which nothing but its own momentum reads."""
+
 LISTED = 4
 """Names of each of three kinds that are listed of two networks that differ: a dozen at most."""
 
@@ -161,10 +164,12 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def renamed(net: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Name tensors as the network does, if they have other `PREFIXES`.
+    """Name tensors as the network does, if they have other `PREFIXES`, or are named as another program does.
 
     Where the names with one prefix are all that the network has, those without it are left out, such as the loss of a
-    LightningModule. Numbers of batches that BatchNorm has seen, which old files lack, are the network's own.
+    LightningModule. Numbers of batches that BatchNorm has seen, which old files lack, are the network's own. Where
+    names differ otherwise, tensors are taken in their order if kinds and shapes are the network's, one after the other:
+    a program names layers as it likes, and defines them in the order in which an image passes through them.
 
     Returns:
         The tensors, still to be compared with the network's by `fill`, and what was done, a note each.
@@ -174,21 +179,38 @@ def renamed(net: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tenso
         return tensors, []
     ours = max(set.intersection(*map(_prefixes, own)), key=len) if own else ""
     bare = {name[len(ours) :] for name in own}
-    needed = {name for name in bare if not name.endswith("num_batches_tracked")}
+    needed = {name for name in bare if not name.endswith(COUNTER)}
 
     def matched(prefix: str) -> int:
         return sum(prefix + name in tensors for name in bare)
 
     prefix = max(sorted(set().union(*map(_prefixes, tensors)), key=len), key=matched, default="")
     given = {ours + name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    given.update({name: own[name] for name in own if name not in given and name.endswith("num_batches_tracked")})
+    given.update({name: own[name] for name in own if name not in given and name.endswith(COUNTER)})
     others = [name for name in tensors if not name.startswith(prefix)]
     notes = [f"the prefix '{prefix}' was stripped from its names"] if prefix not in ("", ours) else []
     if others and all(prefix + name in tensors for name in needed):
         notes.append(f"{len(others)} further tensors were left out, such as {others[0]}")
     else:
         given.update({name: tensors[name] for name in others})
+    in_order = _in_order(own, tensors) if given.keys() != own.keys() else None
+    if in_order is not None:
+        return in_order, ["its names are of another program; its tensors are taken in their order, as all shapes agree"]
     return given, notes
+
+
+def _in_order(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Name tensors as the network's at the same places; None if those are of other kinds or shapes."""
+    if list(tensors) == sorted(tensors):
+        return None  # as of a safetensors file, which keeps no order
+
+    def listed(named: dict[str, Tensor]) -> list[tuple[str, str, torch.Size]]:
+        return [(n, n.rpartition(".")[2], tensor.shape) for n, tensor in named.items() if not n.endswith(COUNTER)]
+
+    ours, theirs = listed(own), listed(tensors)
+    if [kind for _, *kind in ours] != [kind for _, *kind in theirs]:
+        return None
+    return own | {name: tensors[source] for (name, *_), (source, *_) in zip(ours, theirs, strict=True)}
 
 
 def _prefixes(name: str) -> set[str]:

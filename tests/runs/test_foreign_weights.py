@@ -143,6 +143,33 @@ def test_renamed_hides_no_difference(tiny_net):
         fill(tiny_net(), renamed(tiny_net(), plain)[0], "file")
 
 
+def named_otherwise(net, counters=True):
+    """The state dict of the same network in another program."""
+    named = {f"layer{9 - i}.{name.rpartition('.')[2]}": t for i, (name, t) in enumerate(net.state_dict().items())}
+    return {name: t for name, t in named.items() if counters or not name.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("counters", [True, False])
+def test_renamed_takes_tensors_of_other_names_in_their_order(tiny_net, tmp_path, counters):
+    source, net = tiny_net(seed=3), tiny_net()
+    torch.save({"model": named_otherwise(source, counters)}, tmp_path / "w.pth")
+    tensors, notes = renamed(net, read_weights(tmp_path / "w.pth")[0])
+    assert notes == ["its names are of another program; its tensors are taken in their order, as all shapes agree"]
+    fill(net, tensors, tmp_path)
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in source.state_dict().items())
+
+
+def test_renamed_takes_no_order_for_names_that_do_not_fit(tiny_net, tmp_path):
+    """Another kind of tensor at one place, one too many, or a file that keeps no order."""
+    net, foreign = tiny_net(), named_otherwise(tiny_net(seed=3))
+    swapped = {name.replace("bias", "weight") if name == list(foreign)[1] else name: t for name, t in foreign.items()}
+    longer = {**foreign, "loss.weight": torch.ones(3)}
+    save_file(foreign, tmp_path / "w.safetensors")
+    for given in (swapped, longer, read_weights(tmp_path / "w.safetensors")[0]):
+        with pytest.raises(UserError, match="another architecture or number of classes"):
+            fill(net, renamed(net, given)[0], "file")
+
+
 def test_renamed_takes_files_without_numbers_of_batches(tiny_net):
     """As those that torch wrote before version 0.4.1."""
     given = {name: t for name, t in tiny_net(seed=3).state_dict().items() if "num_batches" not in name}
