@@ -75,7 +75,7 @@ KINDS = {
     **dict.fromkeys(("default_hp_metric", "enable_progress_bar", "flip", "fused", "in_memory", "pool"), SWITCH),
     **dict.fromkeys(("channels_last", "compile", "fold_teacher", "keep_memory", "packed_dropout"), SWITCH),
     **dict.fromkeys(("benchmark", "detect_anomaly"), SWITCH),
-    **dict.fromkeys(("nesterov", "sync_batchnorm", "tensor_cores"), SWITCH),
+    **dict.fromkeys(("decay_all", "nesterov", "sync_batchnorm", "tensor_cores"), SWITCH),
     **dict.fromkeys(("preacts", "rescale", "standardize"), SWITCH),
     **dict.fromkeys(("name", "root", "teacher_store"), TEXT),
     **dict.fromkeys(("head", "pretrained", "target"), TEXT),

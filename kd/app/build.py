@@ -312,6 +312,7 @@ class Builder:
             "num_classes": len(self.images.classes),
             "optimizer": self._new(plan.recipe.optimizer),
             "schedule": self._new(plan.recipe.schedule),
+            "decay_all": plan.recipe.decay_all,
         }
         if plan.method is None:
             return Classifier(**parts, label_smoothing=plan.recipe.label_smoothing)
@@ -424,7 +425,7 @@ class Builder:
         with user_errors():
             schedule, optimizer = self._new(plan.recipe.schedule), self._new(plan.recipe.optimizer)
             classifier = Classifier(net, len(self.images.classes), optimizer, schedule, plan.recipe.label_smoothing)
-            schedule(optimizer(parameter_groups(classifier)), 100)
+            schedule(optimizer(parameter_groups(classifier, plan.recipe.decay_all)), 100)
         with user_errors():
             data = self.data(plan)
             batches = {"train": data.steps_per_epoch, "test": len(data.test_dataloader().sampler)}

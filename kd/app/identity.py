@@ -46,8 +46,8 @@ UNCHANGED = {"fraction": 1.0, "noise": 0.0, "balance": "none"}
 A key leaves them out then, so that teachers from before there was such a setting are found.
 """
 
-LATER = frozenset({"channels", "transform"})
-"""Settings of the data, its source and its augmentation that earlier versions had not; null leaves all as it was."""
+LATER = {"channels": None, "transform": None, "decay_all": False}
+"""Settings of data and recipes that earlier versions had not, with the values that leave all as it was."""
 
 AFTER_TRAINING = frozenset({"keep_memory", "fold_teacher", "stored_logits", "stored_logits_gb"})
 """Speed-ups that change nothing about how a teacher is trained on labels."""
@@ -77,14 +77,15 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     kept["data"] = _without_unset(without(kept["data"], STORAGE | MEASURED))
     kept["data"]["source"] = _without_unset(without(kept["data"]["source"], STORAGE))
     kept["data"]["augment"] = _without_unset(kept["data"]["augment"])
+    kept |= {name: _without_unset(kept[name]) for name in ("recipe", "teacher_recipe") if name in kept}
     if "student" not in networks:
         del kept["data"]["order_seed"]  # a teacher's order is that of its own seed
     return kept
 
 
 def _without_unset(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that came later and have no value, so that runs from before there were such are found."""
-    return {name: value for name, value in settings.items() if value is not None or name not in LATER}
+    """Settings without those that came later and change nothing, so that runs from before there were such are found."""
+    return {name: value for name, value in settings.items() if name not in LATER or value != LATER[name]}
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
@@ -163,7 +164,7 @@ def teacher_key(
             "augment": {name: value for name, value in settings["data"]["augment"].items() if value is not None},
             **{name: settings["data"][name] for name, plain in UNCHANGED.items() if settings["data"][name] != plain},
         },
-        "recipe": {name: value for name, value in recipe.items() if (name, value) != ("ema", None)},
+        "recipe": {name: value for name, value in _without_unset(recipe).items() if (name, value) != ("ema", None)},
         "speed": without(settings["speed"], AFTER_TRAINING),
         "seed": seed,
         "trainer": without(settings["trainer"], PLACEMENT | OBSERVING | LIMITS),

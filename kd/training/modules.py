@@ -110,6 +110,7 @@ class Classifier(L.LightningModule):
         optimizer: makes the optimiser from parameter groups.
         schedule: makes the learning rate schedule from the optimiser and the total number of steps.
         label_smoothing: of the loss, in [0, 1].
+        decay_all: whether biases and BatchNorm have weight decay, too.
 
     Raises:
         ValueError: for a label smoothing outside its range.
@@ -122,10 +123,11 @@ class Classifier(L.LightningModule):
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
         label_smoothing: float = 0.0,
+        decay_all: bool = False,
     ) -> None:
         super().__init__()
         require("label_smoothing", label_smoothing)
-        self.net, self.label_smoothing = net, label_smoothing
+        self.net, self.label_smoothing, self.decay_all = net, label_smoothing, decay_all
         self._optimizer, self._schedule = optimizer, schedule
         self._sums: dict[str, Tensor | float] = {}
         self._summed = 0
@@ -240,12 +242,12 @@ class Classifier(L.LightningModule):
             self.log(f"{split}/{name}", cast(Metric, metric), prog_bar=name == "acc", batch_size=batch_size)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer(parameter_groups(self))
+        optimizer = self._optimizer(parameter_groups(self, self.decay_all))
         check_scaling(optimizer, self.trainer)
         if scales_gradients(self.trainer) and optimizer.defaults.get("fused"):
             # A fused optimiser takes off the scale of gradients within its step: after they are clipped. And where its
             # first step is skipped, for a scale too large, SGD's momentum is left as memory happens to be.
-            optimizer = self._optimizer(parameter_groups(self), fused=False)
+            optimizer = self._optimizer(parameter_groups(self, self.decay_all), fused=False)
         schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -283,6 +285,7 @@ class Distiller(Classifier):
             layers of its own is set up before: `kd.distill` does that, and has it as its `method`.
         teacher: returns the teacher's output for a batch. Not registered as a submodule: its weights are neither
             trained, nor moved between train and eval mode, nor saved in checkpoints. None for a method without one.
+        decay_all: as of `Classifier`; the method's own layers are among what has weight decay.
     """
 
     def __init__(
@@ -293,8 +296,9 @@ class Distiller(Classifier):
         schedule: ScheduleFactory,
         method: Method,
         teacher: Teacher | None = None,
+        decay_all: bool = False,
     ) -> None:
-        super().__init__(net, num_classes, optimizer, schedule)
+        super().__init__(net, num_classes, optimizer, schedule, decay_all=decay_all)
         self.method = method
         self.teacher = teacher
         self._steps = 1

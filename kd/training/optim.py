@@ -19,12 +19,14 @@ OptimizerFactory = Callable[..., Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LambdaLR]
 
 
-def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, decay_all: bool = False) -> list[dict[str, Any]]:
     """Return the module's parameters in two groups: with weight decay, and without it (BatchNorm and biases).
 
-    The second group holds exactly the parameters of at most one dimension.
+    The second group holds exactly the parameters of at most one dimension. With `decay_all` there is one group.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
+    if decay_all:
+        return [{"params": parameters}]
     return [
         {"params": [p for p in parameters if p.ndim > 1]},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

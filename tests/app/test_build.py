@@ -27,6 +27,15 @@ def test_teacher_is_trained_on_the_device_of_the_run(monkeypatch, device, device
     assert build.trainer(build.student).keywords["devices"] == [2, 3]
 
 
+@pytest.mark.parametrize("recipe", ["default", "published"])
+def test_biases_have_weight_decay_where_the_recipe_wants_it(recipe):
+    build = Builder(compose(["data=digits", "method=logits", f"recipe={recipe}", f"recipe@teacher_recipe={recipe}"]))
+    teacher, student = build.first_teachers[0], build.student
+    frozen = kd.freeze(build.net(teacher.network))
+    modules = build.module(teacher, build.net(teacher.network), None), build.module(student, frozen.net, frozen)
+    assert [module.decay_all for module in modules] == [recipe == "published"] * 2
+
+
 def test_record_counts_the_multiply_adds_of_what_was_trained(finished):
     student = read(finished / "run" / "result.json")
     (entry,) = (finished / "teachers").glob("*/result.json")

@@ -40,7 +40,14 @@ def test_pair_has_the_published_settings(name):
         assert [240 * milestone for milestone in schedule.pop("milestones")] == [150, 180, 210]
         assert schedule == {"_partial_": True, "warmup": 0, "gamma": 0.1}
         plain_sgd = {**SGD, "lr": lr, "nesterov": False}
-        steps = {"epochs": 240, "batch_size": 64, "label_smoothing": 0, "clip_norm": None, "ema": None}
+        steps = {
+            "epochs": 240,
+            "batch_size": 64,
+            "label_smoothing": 0,
+            "clip_norm": None,
+            "ema": None,
+            "decay_all": True,
+        }
         assert settings[recipe] == {"optimizer": plain_sgd, **steps}
     data = settings["data"]
     assert data["source"]["_target_"] == "kd.data.cifar.cifar100"

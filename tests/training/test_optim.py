@@ -112,12 +112,14 @@ def test_parameter_groups_exempt_exactly_batchnorm_and_biases_from_decay():
     assert sorted(grouped) == sorted(id(p) for p in net.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("decay_all", [False, True])
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
-def test_parameter_groups_decay_weights_and_nothing_else(optimizer):
+def test_parameter_groups_decay_weights_and_nothing_else_unless_all_are_wanted(optimizer, decay_all):
     net = CNN(2, 10, 8, "relu", 0.0, 0.0)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
-    optimizer(parameter_groups(net), lr=0.1, weight_decay=0.5).step()
+    optimizer(parameter_groups(net, decay_all), lr=0.1, weight_decay=0.5).step()
     for name, p in net.named_parameters():
-        torch.testing.assert_close(p.detach(), before[name] * (0.95 if p.ndim > 1 else 1), msg=name)  # 1 - 0.1 * 0.5
+        factor = 0.95 if p.ndim > 1 or decay_all else 1  # 1 - 0.1 * 0.5
+        torch.testing.assert_close(p.detach(), before[name] * factor, msg=name)
