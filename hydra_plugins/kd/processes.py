@@ -134,6 +134,8 @@ class AutoLauncher(LocalLauncher):
         (found,) = side_by_side([counting], [{}])  # this process does not load torch
         if isinstance(found, Exception):
             raise found
+        if not found:  # a processor, or Apple's GPU: jobs check their devices themselves
+            return []
         names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(found)))
         there = names.split(",")[:found]
         if any(int(place) >= found for place in self._chosen):

@@ -127,6 +127,7 @@ def describe(command: Command) -> Result:
     networks = settings["spec"]["networks"]
     own = knobs(settings)
     learner = settings["recipe"] if "student" in networks else settings["teacher_recipe"]
+    order_seed = settings["data"]["order_seed"]
     teachers = len(given_paths(settings["teacher_weights"])) or settings["ensemble"]
     is_ensemble = teachers != 1 and "student" in networks
     teacher = f"{teachers} x {choices['teacher']}" if is_ensemble else choices["teacher"]
@@ -139,6 +140,7 @@ def describe(command: Command) -> Result:
         teacher=teacher if "teacher" in networks else None,
         dataset=choices["data"],
         epochs=learner["epochs"] if is_number(learner["epochs"]) else 0,
+        order_seed=order_seed if "student" in networks and is_number(order_seed) else None,
         git=git_revision(),
         versions=versions(),
         status="running",

@@ -23,7 +23,7 @@ from kd.runs.weights import read_weights
 from kd.teachers.frozen import FrozenTeacher, check_origin, joined, load, verify
 from kd.teachers.store import find_or_train
 from kd.training.also_test import measure_teacher
-from kd.training.memory import is_out_of_memory
+from kd.training.memory import hint_of_cudnn, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +49,11 @@ def prepare_teacher(build: Builder, record: Result) -> Prepared | None:
     except (RuntimeError, MemoryError) as error:  # of training there is a message already
         if not is_out_of_memory(error):
             raise
+        on_gpu = build.device.type != "cpu"
+        other = ", choose another GPU by trainer.devices=[NUMBER], write trainer=cpu" if on_gpu else ""
         raise UserError(
-            f"the device, {build.device}, has no memory to test the teacher; end what else runs there, or choose "
-            "another, as by trainer.devices=[1] or trainer=cpu"
+            f"{build.device} has no memory to test the teacher; end what else runs there{other}, or give "
+            f"data.in_memory=false{hint_of_cudnn(error)}"
         ) from error
 
 

@@ -49,7 +49,9 @@ def check_trainer(trainer: Mapping[str, Any], launcher: str | None) -> None:
     strategy = str(trainer["strategy"])
     if strategy.startswith("ddp") and ("fork" in strategy or "spawn" in strategy or "notebook" in strategy):
         raise UserError(f"trainer.strategy={strategy} loses what its processes measure; write trainer.strategy=ddp")
-    if launcher is not None and not launcher.endswith(".SlurmLauncher") and several_processes(trainer):
+    shared_out = launcher is not None and launcher.endswith(".AutoLauncher") and isinstance(devices, list)
+    own = {**trainer, "devices": 1} if shared_out else trainer  # a process has one of the GPUs that are named
+    if launcher is not None and not launcher.endswith(".SlurmLauncher") and several_processes(own):
         raise UserError(
             "training on several devices starts this command again in further processes, which a job of a multirun "
             "cannot be; sweep on one device, run the jobs one by one, or use hydra/launcher=slurm"

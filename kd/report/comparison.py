@@ -317,7 +317,10 @@ def _without_a_baseline(rows: Sequence[Row], comparisons: Sequence[Comparison]) 
     """Return notes on the rows that are not compared, as none or several of their data set could be the baseline."""
     alone = Counter(row.first.dataset for row in rows if row.role is Role.ALONE)
     found = {id(row) for comparison in comparisons for row in (comparison.row, comparison.baseline)}
-    left = [row for row in rows if row.role is Role.DISTILLED and id(row) not in found]
+    named = any(comparison.baseline.role is Role.DISTILLED for comparison in comparisons)  # by --baseline
+    sought = {Role.DISTILLED, Role.ALONE} if named else {Role.DISTILLED}
+    left = [row for row in rows if row.role in sought and id(row) not in found]
+    baselines = {comparison.baseline.first.method for comparison in comparisons}
     compared = {comparison.row.first.dataset for comparison in comparisons}
     nowhere = dict.fromkeys(row.first.dataset for row in left if row.first.dataset not in compared)
     unclear = [name for name in nowhere if compared or alone[name] > 1]
@@ -326,7 +329,7 @@ def _without_a_baseline(rows: Sequence[Row], comparisons: Sequence[Comparison]) 
         where = f" on {', '.join(unclear)}" if len({row.first.dataset for row in rows}) > 1 else ""
         which = "several rows" if all(alone[name] > 1 for name in unclear) else "no row, or several,"
         notes += [f"Nothing is compared{where}: {which} could be the baseline; name one with --baseline."]
-    if lacking := [row for row in left if row.first.dataset in compared]:
+    if lacking := [row for row in left if row.first.dataset in compared and row.first.method not in baselines]:
         notes += [f"Not compared, as no baseline, or several, have their settings: {_labels(lacking)}."]
     return notes
 

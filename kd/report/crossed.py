@@ -244,9 +244,10 @@ def across(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> list[
     baselines = [_baseline(found, comparisons) for found in groups]
     minus = [None if base is None else found.minus(base) for found, base in zip(groups, baselines, strict=True)]
     differences = [None if values is None else components(values) for values in minus]
-    return _lines(
-        groups, differences, comparisons[0].margin if comparisons else None, [[b] if b else [] for b in baselines]
-    )
+    if len({row.first.dataset for row in rows}) > 1:
+        groups = [replace(group, label=f"{group.label} on {group.rows[0].first.dataset}") for group in groups]
+    margin = comparisons[0].margin if comparisons else None
+    return _lines(groups, differences, margin, [[b] if b else [] for b in baselines])
 
 
 def against(methods: Sequence[Crossed], other: Crossed, margin: float | None = None) -> list[Across]:
@@ -270,11 +271,10 @@ def _lines(
     why = [refusal((*group.rows, *rows)) for group, rows in zip(groups, compared_with, strict=True)]
     tested = [None if refused else d for d, refused in zip(differences, why, strict=True)]
     corrected = holm([d and d.p for d in tested])
-    several = len({group.rows[0].first.dataset for group in groups}) > 1
     beyond = holm([None if d is None or margin is None else d.equivalence_p(margin) for d in tested])
     return [
         Across(
-            group.label + (f" on {group.rows[0].first.dataset}" if several else ""),
+            group.label,
             len(group.rows),
             len(group.seeds),
             components(group.accuracies).within(0.0, 1.0),

@@ -28,6 +28,7 @@ def explanations(rows: Sequence[Row]) -> list[str]:
     ]
     if len({(run.device, run.precision) for row in rows for run in row.runs if run.train_seconds}) > 1:
         notes.append("Training times are of different devices or precisions: do not compare them.")
+    notes += shared_order(rows)
     if any(row.test_interval for row in rows):
         notes.append(
             f"The {100 * LEVEL:.0f} % interval is that of the mean test accuracy over seeds (Student's t, within 0 to "
@@ -49,6 +50,19 @@ def explanations(rows: Sequence[Row]) -> list[str]:
             "is measured against the one teacher of the others, where there is exactly one."
         )
     return notes
+
+
+def shared_order(rows: Sequence[Row]) -> list[str]:
+    """Return a note on rows whose seeds have the order and the views of the images in common."""
+    several = [row for row in rows if row.n > 1]
+    shared = [row for row in several if len(orders := {run.order_seed for run in row.runs}) == 1 and orders != {None}]
+    if not shared:
+        return []
+    which = "all rows" if len(shared) == len(several) else joined((row.label for row in shared), "; ", 6)
+    return [
+        f"The seeds of {which} have the order, crops and flips of the images in common (data.order_seed): ± and "
+        "intervals are of initial weights and dropout alone."
+    ]
 
 
 def _precision_note(rows: Sequence[Row]) -> str:

@@ -1,12 +1,14 @@
 """Tables for LaTeX, and pictures as PDF: a report for a paper."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from kd.report.comparison import OF_TEACHING, Comparison, by_baseline, other_settings_note
-from kd.report.notes import counted, joined
+from kd.report.crossed import Across, across
+from kd.report.notes import counted, joined, shared_order
 from kd.report.numbers import interval_text, p_value, percent, plus_minus, points
 from kd.report.page import Report
 from kd.report.rows import Role, Row, Spread, overrides, titled
@@ -29,6 +31,8 @@ class Table(NamedTuple):
     groups: list[Lines]
     """With rules between them."""
     caption: str
+    name: str = ""
+    """What tells it from another table of the same data, for references."""
 
 
 def for_paper(made: Report, summary: Summary, comparisons: Sequence[Comparison]) -> Report:
@@ -41,10 +45,13 @@ def to_latex(summary: Summary, comparisons: Sequence[Comparison]) -> str:
     """Return a table of each data set for LaTeX, each with a caption that says how its figures are to be read.
 
     Where rows have several baselines, such as one for each student, the table has a column for each, and a line for
-    each method; else a line for each row, and columns for its difference from the baseline.
+    each method; else a line for each row, and columns for its difference from the baseline. Methods that several
+    teachers have taught with the same seeds are in a table besides, with intervals for new teachers.
     """
     tables = [r"% \usepackage{booktabs}"]
-    for part in summary.by_dataset():
+    labels: Counter[str] = Counter()
+    by_dataset = summary.by_dataset()
+    for part in by_dataset:
         compared = [comparison for comparison in comparisons if any(comparison.row is row for row in part.rows)]
         if len(by_baseline(compared)) > 1:
             shown = {id(row) for comparison in compared for row in (comparison.row, comparison.baseline)}
@@ -53,7 +60,10 @@ def to_latex(summary: Summary, comparisons: Sequence[Comparison]) -> str:
             made = _by_baseline(compared)
         else:
             made = _by_row(part.rows, compared)
-        tables.append(_table(titled(part.rows), made))
+        tables.append(_table(titled(part.rows), made, labels))
+    if lines := across(summary.rows, comparisons):
+        data = summary.datasets if len(by_dataset) > 1 else titled(summary.rows)
+        tables.append(_table(data, _across(lines, comparisons), labels))
     return "\n\n".join(tables) + "\n"
 
 
@@ -71,8 +81,9 @@ def _by_row(rows: Sequence[Row], compared: Sequence[Comparison]) -> Table:
     caption = r"mean $\pm$ sample standard deviation over $n$ seeds."
     if compared:
         caption += f" Differences are from {latex(compared[0].baseline.label)}, over common seeds"
-        caption += f"; intervals by Student's $t$; {_test(compared)}." if _tested(compared) else "."
+        caption += f"; intervals by Student's $t$, not corrected; {_test(compared)}." if _tested(compared) else "."
         caption += "".join(f" {latex(note)}" for note in other_settings_note(compared))
+    caption += "".join(f" {latex(note)}" for note in shared_order(rows))
     return Table("l" + "r" * (len(header) - 1), [[header], *groups.values()], caption)
 
 
@@ -81,7 +92,10 @@ def _by_baseline(compared: Sequence[Comparison]) -> Table:
     columns = [group for _, group in by_baseline(compared)]
     baselines = [group[0].baseline for group in columns]
     teachers = _teachers(columns)
-    named = [{name: c for c, name in zip(group, _names(group, bool(teachers)), strict=True)} for group in columns]
+    taught = [_taught_by(c.row) for c in compared if c.row.first.teacher]
+    apart = {s for own in taught for s in own if not teachers and any(s not in other for other in taught)}
+    names = [_names(group, bool(teachers), apart) for group in columns]
+    named = [dict(zip(of, group, strict=True)) for of, group in zip(names, columns, strict=True)]
     taught_by = [_common(percent(c.row.teacher_acc) for c in group if c.row.first.teacher) for group in columns]
     header = [["Teacher", *map(latex, teachers)]] if teachers else []
     header += [["Student", *map(latex, _students(baselines))]]
@@ -97,10 +111,43 @@ def _by_baseline(compared: Sequence[Comparison]) -> Table:
     caption = rf"mean $\pm$ sample standard deviation over seeds, {n}."
     if _tested(compared):
         caption += (
-            f" {STAR}: differs from {baseline} over common seeds ($p < {1 - LEVEL:.2f}$; {_test(compared)}). Others do "
-            "not, or have diverged runs or too few common seeds."
+            f" {STAR}: differs from {baseline} over common seeds ($p < {1 - LEVEL:.2f}$; {_test(compared)}). Of others "
+            "no difference is certain, or none is stated: diverged runs, too few common seeds, or no spread."
         )
+    caption += "".join(f" {latex(note)}" for note in shared_order([*baselines, *(c.row for c in compared)]))
     return Table("l" + "c" * len(columns), [header, alone, methods], caption)
+
+
+def _across(lines: Sequence[Across], comparisons: Sequence[Comparison]) -> Table:
+    """Return a table of methods over several teachers and seeds."""
+    compared = any(line.difference for line in lines)
+    interval = rf"{100 * LEVEL:.0f}\,\% interval"
+    header = ["", "Teachers", "Seeds", r"Test accuracy, \%", interval]
+    header += ["Difference, points", interval, "$p$"] if compared else []
+
+    def cells(line: Across) -> list[str]:
+        acc, gain = line.accuracy, line.difference
+        counts = str(line.teachers), str(line.seeds)
+        shown = [latex(line.label), *counts, percent(acc.mean), interval_text(acc.interval)]
+        if not compared:
+            return shown
+        return [
+            *shown,
+            *(_signed(points(gain.mean), interval_text(gain.interval, "+"), p_value(line.p)) if gain else [""] * 3),
+        ]
+
+    caption = (
+        "mean over teachers and seeds. Intervals (two-way analysis of variance, both factors random, not corrected) "
+        "speak of new teachers and new seeds."
+    )
+    if compared:
+        baseline = latex(_common(comparison.baseline.label for comparison in comparisons)) or "the baseline of each"
+        tests = counted(sum(line.p is not None for line in lines), "comparison")
+        caption += (
+            f" Differences are from {baseline} with the same seeds; $p$ of the $t$ test with the same error, corrected "
+            f"by Holm's method for {tests}."
+        )
+    return Table("l" + "r" * (len(header) - 1), [[header], [cells(line) for line in lines]], caption, "new_teachers")
 
 
 def _students(baselines: Sequence[Row]) -> list[str]:
@@ -126,13 +173,24 @@ def _of_teacher(row: Row) -> list[str]:
     return [s for s in overrides(row.first) if s.startswith("teacher") and not s.startswith("teacher=")]
 
 
-def _names(group: Sequence[Comparison], one_teacher: bool) -> list[str]:
-    """Name the rows of one baseline by method, knobs and teacher, and not by what all of its column have in common."""
+def _taught_by(row: Row) -> list[str]:
+    return [s for s in overrides(row.first) if s.startswith(("teacher", "ensemble"))]
+
+
+def _names(group: Sequence[Comparison], one_teacher: bool, apart: set[str]) -> list[str]:
+    """Name the rows of one baseline by method, knobs and teacher, and not by what all of its column have in common.
+
+    Args:
+        group: the rows, each with its comparison.
+        one_teacher: whether all have one, which the head of the column names.
+        apart: settings of teachers that some rows of the table have and others have not.
+    """
 
     def name(row: Row) -> str:
         first = row.first
-        of_column = {*overrides(first), f"student={first.student}", f"epochs={first.epochs}"}
+        of_column = {*overrides(first), f"student={first.student}", f"epochs={first.epochs}", f"trial={row.trial}"}
         kept = [p for p in row.pieces if p not in of_column or re.match(OF_TEACHING, p)]
+        kept += [s for s in _taught_by(row) if s in apart and s not in kept]
         return " ".join((first.method, *(p for p in kept if not (one_teacher and p.startswith("teacher")))))
 
     names = [name(c.row) for c in group]
@@ -159,7 +217,10 @@ def _lost(row: Row) -> str:
 
 def _difference(comparison: Comparison) -> list[str]:
     mean, interval, p, n, _ = comparison.difference
-    cells = points(mean), interval_text(interval, "+", n), p_value(p)
+    return _signed(points(mean), interval_text(interval, "+", n), p_value(p))
+
+
+def _signed(*cells: str) -> list[str]:
     return [cell.replace("-", "$-$").replace("+", "$+$").replace("<", "$<$") for cell in cells]
 
 
@@ -173,15 +234,18 @@ def _plus_minus(spread: Spread | None) -> str:
     return plus_minus(spread).replace("±", r"$\pm$")
 
 
-def _table(data: str, table: Table) -> str:
-    """Return a table of results on a data set in LaTeX."""
+def _table(data: str, table: Table, labels: Counter[str]) -> str:
+    """Return a table of results on a data set in LaTeX, whose label is none of those before."""
+    label = "_".join(filter(None, (slug(data), table.name)))
+    labels[label] += 1
+    label += f"_{labels[label]}" if labels[label] > 1 else ""
     body = "\n\\midrule\n".join("\n".join(" & ".join(line) + r" \\" for line in group) for group in table.groups)
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
             rf"\caption{{Test accuracy on {latex(data)} (\%): {table.caption}}}",
-            rf"\label{{tab:{slug(data)}}}",
+            rf"\label{{tab:{label}}}",
             rf"\begin{{tabular}}{{{table.columns}}}",
             r"\toprule",
             body,

@@ -16,10 +16,11 @@ def best(rows: Sequence[Row]) -> str:
     ranked = by_validation(candidates)
     if not ranked:
         return f"{titled(candidates)}: no validation accuracy is known, so no run is chosen as the best."
-    row = ranked[0]
+    row, lost = ranked[0], sum(bool(other.diverged) for other in ranked)
+    last = f", the {lost} with diverged runs last" if 0 < lost < len(ranked) else ""
     test = f"test accuracy {plus_minus(row.test_acc)} %" if row.test_acc else "test accuracy unknown"
     return (
-        f"{titled(candidates)}: best by validation accuracy, of {_coverage(len(ranked), len(candidates))}: "
+        f"{titled(candidates)}: best by validation accuracy, of {_coverage(len(ranked), len(candidates))}{last}: "
         f"{row.label} (n = {row.n}{f', {row.diverged} more diverged' * bool(row.diverged)}), "
         f"{plus_minus(row.val_acc)} %; {test}."
     )

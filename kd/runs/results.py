@@ -75,6 +75,8 @@ class Result:
     """Number of images that were trained on, those for validation and those beyond `data.fraction` left out."""
     noisy_labels: int | None = None
     """How many of their labels were made wrong, by `data.noise`."""
+    order_seed: int | None = None
+    """What the order of the images and their views are drawn by; None in records of older versions, and of teachers."""
     val_acc: float | None = None
     """Accuracy with the last epoch's weights, like all test figures; None without a validation split."""
     test_acc: float | None = None
@@ -168,7 +170,7 @@ _SPANS = {
     **dict.fromkeys(("test_nll", "also_test_nll", "epoch_train_loss", "epoch_val_loss"), _FIGURE),
     **dict.fromkeys(("student_params", "teacher_params", "multiply_adds"), "whole [0, 1e15]"),
     **dict.fromkeys(("train_images", "noisy_labels", "test_images", "test_total"), "whole [0, 1e15]"),
-    **dict.fromkeys(_CHECKED_LATER, "whole [-1e15, 1e15]"),
+    **dict.fromkeys((*_CHECKED_LATER, "order_seed"), "whole [-1e15, 1e15]"),
     **dict.fromkeys(("retention", "train_seconds", "images_per_second"), "[0, 1e12]"),
 }
 """Ranges of all numbers, each item of a curve among them, but for knobs, which are finite."""

@@ -45,6 +45,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and re.search(pattern, str(error)) is not None
 
 
+def hint_of_cudnn(error: BaseException) -> str:
+    """Return what else a lack of memory may mean, for the end of a message; "" for nothing."""
+    return "; or cuDNN does not work here" if "unable to find an engine" in str(error) else ""
+
+
 def is_device_error(error: BaseException) -> bool:
     """Return whether an error is that of a device, or of the connection between devices, whatever is computed."""
     pattern = r"\b(CUDA|cuDNN|CUBLAS|HIP|NCCL|MPS)\b"
@@ -75,7 +80,7 @@ def out_of_memory(error: BaseException, module: Classifier, data: DataModule, tr
         way_out = f"try batch_size={smaller}, or a smaller network" if smaller else "choose a smaller network"
     elif (fitting := fitting_batch_size(module, trainer, batch)) is None:
         way_out = "not even one image a step fits; choose a smaller network"
-        way_out += "; or cuDNN does not work here" if "unable to find an engine" in str(error) else ""
+        way_out += hint_of_cudnn(error)
     else:
         way_out = f"batch_size={fitting} fits, as does a smaller network"
     return UserError(f"{device} has no memory for steps of {data.batch_size} images; {way_out}")

@@ -41,16 +41,30 @@ def test_memory_is_saved_by_a_setting_that_the_network_has(run, monkeypatch, nam
     assert f"choose a smaller network, such as by student.{setting}\n" in printed
 
 
-def test_teacher_that_finds_no_memory_to_be_tested_is_told_in_a_line(run, monkeypatch):
+CUDNN = RuntimeError("GET was unable to find an engine to execute this computation")
+ELSEWHERE = ", choose another GPU by trainer.devices=[NUMBER], write trainer=cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "elsewhere", "hint"),
+    [
+        ("cpu", MemoryError(), "", ""),
+        ("cuda:1", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), ELSEWHERE, ""),
+        ("cuda:1", CUDNN, ELSEWHERE, "; or cuDNN does not work here"),
+    ],
+)
+def test_teacher_that_finds_no_memory_to_be_tested_is_told_in_a_line(run, monkeypatch, device, error, elsewhere, hint):
     """On a GPU that is full of others' work, a teacher from the store is the first to ask for memory."""
 
     def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        monkeypatch.setattr("kd.app.build.Builder.device", torch.device(device))
+        raise error
 
     monkeypatch.setattr("kd.app.teacher.verify", full)
     code, printed = run(*SMALL, "method=logits", "hydra.run.dir=run")
     assert code == 1
-    assert "error: the device, cpu, has no memory to test the teacher; end what else runs there, or choose" in printed
+    lack = f"error: {device} has no memory to test the teacher; end what else runs there{elsewhere}, or give"
+    assert f"{lack} data.in_memory=false{hint}\n" in printed
     assert "Traceback" not in printed
 
 

@@ -19,6 +19,7 @@ import torch
 from hydra_plugins.kd import processes
 from hydra_plugins.kd.processes import LOADED, AutoLauncher
 from kd.app.compose import compose, plain
+from kd.app.trainer import check_trainer
 from kd.errors import UserError
 from kd.runs.results import read
 from kd.sweeps.processes import DiedError, Work, side_by_side, start_server
@@ -240,10 +241,15 @@ def test_auto_launcher_takes_the_gpus_that_are_named(auto, monkeypatch):
         launcher = AutoLauncher(None)
         launcher.config = composed("trainer=auto", "hydra.sweep.dir=sweep", f"trainer.devices={devices}")
         assert launcher.gpus == expected
+    check_trainer(plain(composed("trainer.devices=[0,1]").trainer), "hydra_plugins.kd.processes.AutoLauncher")
     launcher = AutoLauncher(None)
     launcher.config = composed("trainer=auto", "hydra.sweep.dir=sweep", "trainer.devices=[3]")
     with pytest.raises(UserError, match=r"trainer.devices=\[3\]: there are 3 here, counted from 0"):
         _ = launcher.gpus
+    monkeypatch.setattr(processes, "side_by_side", lambda *_: [0])  # as on a Mac, whose GPU is not counted
+    launcher = AutoLauncher(None)
+    launcher.config = composed("trainer=auto", "hydra.sweep.dir=sweep", "trainer.devices=[0]")
+    assert launcher.gpus == []
 
 
 @pytest.mark.parametrize("devices", [("trainer=ddp",), ("trainer=cpu", "trainer.devices=2")], ids=["ddp", "devices"])

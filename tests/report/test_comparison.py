@@ -306,6 +306,21 @@ def test_comparison_notes_name_the_data_set_on_which_nothing_can_be_compared():
     assert len(notes) > 2
 
 
+def test_comparison_notes_name_what_is_not_compared_with_a_baseline_that_was_named():
+    """Not the baselines that no row needs; but students alone, which are compared with this method, too."""
+
+    def sized(run, scale, *accuracies):
+        return seeds(replace(run, variant=f"student.scale={scale}", student=f"cnn{scale}"), *accuracies)
+
+    feature = replace(TAUGHT, method="feature")
+    runs = [*sized(TAUGHT, 4, 0.7, 0.71), *sized(TAUGHT, 8, 0.8, 0.81), *sized(feature, 4, 0.72, 0.73)]
+    rows = summarize(runs).rows
+    assert not any(note.startswith("Not compared") for note in comparison_notes(rows, compare(rows, "logits")))
+    rows = summarize([*runs, *sized(ALONE, 16, 0.9, 0.91)]).rows
+    notes = comparison_notes(rows, compare(rows, "logits"))
+    assert notes[0] == "Not compared, as no baseline, or several, have their settings: 'standard'."
+
+
 # The finite test split
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy
@@ -35,6 +37,8 @@ def test_lines_of_several_data_sets_name_them():
         "logits on CIFAR-10",
         "logits on SVHN",
     ]
+    elsewhere = seeds(replace(ALONE, dataset="SVHN"), 0.8)  # whose reader must not take the line for one of SVHN
+    assert [line.label for line in across(summarize([*taught(TABLE), *elsewhere]).rows)] == ["logits on CIFAR-10"]
 
 
 def test_components_match_an_analysis_of_variance_by_hand():

@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from kd.report.comparison import compare
+from kd.report.crossed import across
+from kd.report.numbers import p_value, percent
 from kd.report.page import report
 from kd.report.paper import TABLES, for_paper, to_latex
 from kd.report.summary import summarize
@@ -124,6 +126,62 @@ def test_columns_are_named_by_what_sets_them_apart():
     assert lines(latex(*TWO[:6], *tenth))["Student"] == ["resnet20", "vgg8 data.fraction=0.1"]
     one = [replace(run, student="vgg8", variant=run.variant.replace("resnet20", "vgg8")) for run in TWO[:6]]
     assert lines(latex(*one, *tenth))["Student"] == ["vgg8", "data.fraction=0.1"]
+
+
+def test_table_names_the_teacher_of_each_line_where_methods_have_others():
+    """Else a line that names none would be taken for one of the teacher that the line above it names."""
+    both = [*TWO, *of("vgg8", "resnet56", DISTILLED, 0.7211, 0.723, 0.722)]
+    shown = lines(latex(*both, *of("vgg8", "resnet56", replace(DISTILLED, method="crd"), 0.71, 0.72, 0.73)))
+    assert shown["Student"] == ["vgg8", "resnet20"]
+    assert shown["crd teacher=resnet56"] == [r"72.00 $\pm$ 1.00", ""]
+    assert shown["dkd teacher=resnet56"] == ["", r"70.00 $\pm$ 2.00"]
+
+
+def test_trials_of_two_kinds_share_their_lines():
+    runs = []
+    for trial, low in (("tested on 2000 of 10000 images", 0.8), ("1 batch an epoch", 0.5)):
+        runs += seeds(replace(ALONE, trial=trial), low, low + 0.01, low)
+        runs += seeds(replace(DISTILLED, trial=trial), low + 0.02, low + 0.03, low + 0.021)
+    assert all(lines(latex(*runs))["logits"])
+
+
+def test_each_table_has_a_label_of_its_own():
+    runs = [replace(run, dataset=name) for name in ("a b", "a_b") for run in ONE]
+    assert re.findall(r"\\label{(.*)}", latex(*runs)) == ["tab:a_b", "tab:a_b_2"]
+
+
+def test_caption_calls_nothing_equal():
+    text = latex(*TWO)
+    assert "Of others no difference is certain, or none is stated" in text
+    assert "intervals by Student's $t$, not corrected;" in latex(*ONE)
+
+
+def test_caption_says_what_seeds_have_in_common():
+    shared = [replace(run, order_seed=0) for run in ONE]
+    note = "The seeds of all rows have the order, crops and flips of the images in common"
+    assert note in latex(*shared)
+    assert note not in latex(*(replace(run, order_seed=run.seed) for run in ONE))
+    apart = [replace(run, order_seed=0 if run.method == "logits" else run.seed) for run in ONE]
+    assert "The seeds of logits have the order" in latex(*apart)
+
+
+def test_methods_of_several_teachers_have_a_table_with_intervals_for_new_ones():
+    accuracies = [[0.82, 0.83, 0.824], [0.825, 0.832, 0.828], [0.818, 0.831, 0.822]]
+    crossed = [
+        replace(DISTILLED, seed=seed, test_acc=acc, teacher_id=f"t{t}", variant=f"teacher_seed={t}")
+        for t, row in enumerate(accuracies)
+        for seed, acc in enumerate(row)
+    ]
+    summary = summarize([*seeds(ALONE, 0.80, 0.81, 0.80), *crossed])
+    compared = compare(summary.rows)
+    (line,) = across(summary.rows, compared)
+    text = to_latex(summary, compared)
+    second = text[text.rindex(r"\begin{table}") :]
+    assert r"\label{tab:CIFAR-10_new_teachers}" in second
+    assert lines(second)["logits"][:3] == ["3", "3", percent(line.accuracy.mean)]
+    assert lines(second)["logits"][-1] == p_value(line.p).replace("<", "$<$")
+    assert "speak of new teachers and new seeds. Differences are from standard with the same seeds" in second
+    assert "Holm's method for 1 comparison." in second
 
 
 def test_table_says_what_else_a_row_differs_in_from_its_baseline():

@@ -56,6 +56,6 @@ def test_best_prefers_rows_without_diverged_runs():
     lucky = [*seeds(TAUGHT, 0.9, val_acc=0.81), *seeds(TAUGHT, 0.1, 0.1, first=1, diverged=True)]
     steady = seeds(replace(TAUGHT, method="dkd"), 0.8, 0.8, 0.8, val_acc=0.80)
     sentence = best(summarize([*lucky, *steady]).rows)
-    assert "of 2: dkd (n = 3)" in sentence
+    assert "of 2, the 1 with diverged runs last: dkd (n = 3)" in sentence
     sentence = best(summarize(lucky).rows)
     assert "logits (n = 1, 2 more diverged)" in sentence

@@ -253,18 +253,21 @@ def test_page_has_the_tables_of_teachers_and_of_tuning_with_their_data(tmp_path)
         put_result(tmp_path / f"{method}{i}", val_acc=0.5 + i / 100, test_acc=0.5, **about)
     script = """
         const choice = document.getElementById('dataset');
-        const seen = () => [...document.querySelectorAll('.further')].filter((part) => !part.hidden).map((part) => [
+        const shown = (what) => [...document.querySelectorAll(what)].filter((part) => !part.hidden);
+        const seen = () => shown('.further').map((part) => [
           part.querySelector('h2').textContent, ...[...part.querySelectorAll('tr')].map((row) => row.cells.length)]);
-        const found = [seen()];
-        choice.selectedIndex = 1; choice.dispatchEvent(new Event('change')); found.push(seen());
+        const links = () => shown('#nav li').map((part) => part.textContent);
+        const found = [seen(), links()];
+        choice.selectedIndex = 1; choice.dispatchEvent(new Event('change')); found.push(seen(), links());
         return [...found, [...document.querySelectorAll('.further')].map((part) => part.textContent).join('')];
     """
-    (first, second, text), console, _ = visit(made([tmp_path]), script, tmp_path)
+    (first, links, second, more, text), console, _ = visit(made([tmp_path]), script, tmp_path)
     assert console == []
     across = ["New teachers and new seeds", 12, 12]
     assert first == [across]
     assert second == [["Tuning", 5, 5, 5], across]
-    assert "logits33" in text  # three teachers, three seeds
+    assert "logits on A33" in text  # three teachers, three seeds
+    assert (links.count("Tuning"), more.count("Tuning")) == (0, 1)  # none to a section that is not shown
     assert "Compare methods in one column only." in text
 
 

@@ -33,7 +33,10 @@ function startPicked() {
 }
 
 function startNav() {
-  at("nav").replaceChildren(...[...document.querySelectorAll("[data-nav]")].map((section) => make("li", {}, make("a", { href: `#${section.id}` }, section.dataset.nav))));
+  const sections = [...document.querySelectorAll("[data-nav]")];
+  const links = sections.map((section) => make("li", {}, make("a", { href: `#${section.id}` }, section.dataset.nav)));
+  at("nav").replaceChildren(...links);
+  followers.push((what) => { if (what === "rows") links.forEach((link, i) => { link.hidden = sections[i].hidden; }); });
 }
 
 startHead();
