@@ -292,7 +292,7 @@ def _to_logits() -> str:
         for line in against(list(methods.values()), logits, MARGIN)
         if (d := line.difference)
     ]
-    beyond = f"p of ±{100 * MARGIN:g} points or more"
+    beyond = f"p of equivalence within ±{100 * MARGIN:g} points"
     headers = ["minus logits", "difference, points", "95 % interval", "p (Holm)", beyond, "in words"]
     return markdown(headers, lines, left=["in words"])
 

@@ -48,7 +48,7 @@ class Comparison(NamedTuple):
     margin: float | None = None
     """The greatest difference that does not matter, a fraction of 1, if one was stated."""
     equivalence: float | None = None
-    """p of a difference beyond the margin, corrected like that of the difference; None without a margin."""
+    """p of the test for equivalence within the margin, corrected like that of the difference; None without a margin."""
     tests: int = 1
     """How many differences p is corrected for."""
 
@@ -110,7 +110,7 @@ def in_words(difference: Difference, margin: float | None, equivalence: float | 
     Args:
         difference: with its p, corrected where several are tested.
         margin: the greatest difference that does not matter, a fraction of 1; None without one.
-        equivalence: p of a difference beyond that margin, corrected likewise.
+        equivalence: p of the test for equivalence within that margin, corrected likewise.
     """
     words = difference.in_words("better", "worse")
     if margin is None or equivalence is None or equivalence >= 1 - LEVEL:

@@ -116,7 +116,7 @@ def certainty(found: Mapping[str, Comparison], rights: Sequence[tuple[Rights, Ri
         ["probability of a gain with another seed, %", *(probability(c.probability) for c in each)],
         ["p, paired t test", *(p_value(t_test(c.by_seed)) for c in each)],
         ["p, sign-flip test", *(p_value(sign_flip_p(c.by_seed)) for c in each)],
-        [f"p of a difference beyond ±{half}", *(p_value(equivalence_p(c.by_seed, margin)) for c in each)],
+        [f"p of the test for equivalence within ±{half}", *(p_value(equivalence_p(c.by_seed, margin)) for c in each)],
         ["smallest difference that one test of 3 seeds finds", *(percent(smallest_detectable(s, 3)) for s in spread)],
         ["the same, 6 seeds", *(percent(smallest_detectable(s, 6)) for s in spread)],
         [f"seeds that find {half}", *(str(seeds_needed(s, margin) or "") for s in spread)],

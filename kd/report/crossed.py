@@ -222,7 +222,7 @@ class Across(NamedTuple):
     margin: float | None
     """The greatest difference that does not matter, a fraction of 1, if one was stated."""
     equivalence: float | None
-    """p of a difference beyond the margin, corrected likewise; None without a margin."""
+    """p of the test for equivalence within the margin, corrected likewise; None without a margin."""
     refused: str = ""
     """Why nothing is said of the difference."""
 

@@ -83,7 +83,7 @@ def test_certainty_has_a_column_for_each_comparison(rows):
     assert low < 40 < high
     assert table["95 % interval over test images"][1] == "+0.00 to +0.00"
     assert table["seeds in which it is positive"] == ["3", "3"]
-    assert table["p of a difference beyond ±3 points"] == [
+    assert table["p of the test for equivalence within ±3 points"] == [
         "0.004",
         "< 0.001",
     ]  # t = -11 with two degrees of freedom, one-sided
