@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -292,6 +292,18 @@ def _why_not(model: dict[str, Any], error: Exception) -> str:
     hint = "; was it written by another version of kd?" if changed else ""
     reason = reason_of(error)
     return f"{target}{of}: {reason}{hint}"
+
+
+def described_network(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the settings of the network that a file's metadata describe, if it is one of ours, of `kd.models`."""
+    model = metadata.get("model")
+    if not isinstance(model, dict) or any(isinstance(value, dict | list) for value in model.values()):
+        return None
+    try:
+        _resolve(str(model.get("_target_")), trust=False)
+    except (_UntrustedError, ImportError, AttributeError):
+        return None
+    return None if model["_target_"] in FOREIGN_NETWORKS else model
 
 
 def build_network(settings: dict[str, Any]) -> nn.Module:

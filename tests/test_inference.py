@@ -13,7 +13,7 @@ from kd.data.augment import Augment
 from kd.data.decode import decode
 from kd.data.module import DataModule
 from kd.errors import UserError
-from kd.inference import Predictor, load, read_image
+from kd.inference import Predictor, described_network, load, read_image
 from kd.models.cnn import CNN
 from kd.runs.results import read
 from kd.runs.weights import load_weights, save_weights
@@ -290,6 +290,28 @@ def test_load_builds_nothing_that_names_code(tmp_path, monkeypatch, model):
     with pytest.raises(UserError, match=r"cannot build its network, kd\.models\.external"):
         load(saved(tmp_path / "w.safetensors", model=model))
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        None,
+        {"scale": 2},
+        {"_target_": 3},
+        {"_target_": "kd.models.cnn.torch.hub.load"},
+        {"_target_": "kd.models.cnn._stage"},
+        {"_target_": "kd.models.nowhere.Net"},
+        {"_target_": "os.system", "command": "true"},
+        {"_target_": "kd.models.external.custom", "target": "os.system"},
+        {"_target_": "kd.models.external.timm", "name": "resnet18"},
+        {"_target_": "kd.models.cnn.CNN", "scale": {"_target_": "os.system", "command": "true"}},
+    ],
+)
+def test_described_network_is_one_of_ours_or_none(model):
+    """Hydra would import and call whatever a file of weights names."""
+    assert described_network({"model": model}) is None
+    own = {"_target_": "kd.models.cnn.CNN", "scale": 2}
+    assert described_network({"model": own}) == own
 
 
 def test_trusted_file_may_name_other_networks(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """From a configuration to objects: the one place that instantiates."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from kd.data.module import DataModule, Loader
 from kd.data.resize import images_of_channels, images_of_size
 from kd.errors import UserError
 from kd.hashing import derive, digest
+from kd.inference import described_network
 from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
 from kd.models.external import External, bind
@@ -134,10 +136,10 @@ class Builder:
         cfg = self.cfg
         if "teacher" not in self.networks:
             return []
-        count = (len(self.given_weights) or cfg.ensemble) if "student" in self.networks else 1
+        count = cfg.ensemble if "student" in self.networks else 1
+        networks = self.given_networks or [cfg.teacher] * count
         return [
-            Plan(cfg.teacher, cfg.teacher_recipe, seed, seed)
-            for seed in range(cfg.teacher_seed, cfg.teacher_seed + count)
+            Plan(network, cfg.teacher_recipe, seed, seed) for seed, network in enumerate(networks, cfg.teacher_seed)
         ]
 
     @property
@@ -247,11 +249,24 @@ class Builder:
         """The files of the teachers that are given, several for an ensemble; none for teachers of the store."""
         return [weights_file(path) for path in given_paths(self.settings["teacher_weights"])]
 
+    @cached_property
+    def given_networks(self) -> list[Mapping[str, Any]]:
+        """Their networks: as their files say, unless the command chooses one, or a file says nothing."""
+        chosen = any(re.match(r"[+~]*teacher[.=]", override) for override in self.command.overrides)
+        described = [None if chosen else described_network(read_weights(path)[1]) for path in self.given_weights]
+        return [network or self.cfg.teacher for network in described]
+
     def given_id(self) -> str:
         """What names the teachers that are given, in the keys of those that they teach."""
-        network = self.settings["teacher"]
-        ids = [identity.teacher_id(content_id(read_weights(path)[0]), network) for path in self.given_weights]
+        contents = [content_id(read_weights(path)[0]) for path in self.given_weights]
+        found = zip(contents, self.given_networks, strict=True)
+        ids = [identity.teacher_id(content, plain(network)) for content, network in found]
         return ids[0] if len(ids) == 1 else digest(ids)
+
+    @property
+    def probe_images(self) -> torch.Tensor:
+        """Images that show what a network makes of those of this run."""
+        return probe_images(self.images.image_size, self.images.channels)
 
     def shown(self, plan: Plan, net: nn.Module) -> dict[str, Any]:
         """The metadata of this run's data, as they are shown to this network of the plan."""
@@ -290,11 +305,17 @@ class Builder:
         mixes = self._new(self.cfg.data.augment).mixes
         smoothing = plan.recipe.label_smoothing
         check_method(method, mixes, self.cfg.data.balance, smoothing, teacher is not None)
-        shown = probe_images(images.image_size, images.channels)
+        shown = self.probe_images
+        taught_by = None if teacher is None else probe(teacher, shown)
+        if taught_by is not None and not taught_by.features and method.reads & {"features", "preacts"}:
+            raise UserError(
+                "the teachers' feature maps differ in number or size, and this method matches maps: choose one that "
+                "reads logits or embeddings, or teachers whose maps are alike"
+            )
         with user_errors():
             pair = Pair(
                 probe(student, shown),
-                None if teacher is None else probe(teacher, shown),
+                taught_by,
                 self.data(plan).labels,
                 len(images.classes),
                 student,
@@ -404,7 +425,7 @@ class Builder:
                 shown = self.shown(self.first_teachers[place], nets[place])
                 nets[place], _, metadata, _ = fitted(nets[place], path)
                 check_origin(metadata, shown, path)
-            taught_by = nets[0] if len(nets) == 1 else Ensemble(nets)
+            taught_by = nets[0] if len(nets) == 1 else Ensemble(nets, self.probe_images)
         for plan in [*self.chain, *student]:
             taught_by = self._try(plan, self.net(plan.network), taught_by)
         self.logger(directory)

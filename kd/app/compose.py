@@ -1,5 +1,6 @@
 """From a command to a configuration: where conf/ lies, and what Hydra composes from it. No torch import."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -55,6 +56,13 @@ def settings_of(path: Path) -> dict[str, Any]:
     """What a file of conf/ sets."""
     settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return settings
+
+
+@cache
+def network_names() -> dict[str, str]:
+    """Names of the networks by their settings as JSON, those of which are all in one file."""
+    files = sorted((conf_dir() / "student").glob("*.yaml"))
+    return {json.dumps(settings_of(file), sort_keys=True): file.stem for file in files}
 
 
 @dataclass(frozen=True)

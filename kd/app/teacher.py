@@ -5,14 +5,18 @@ taught itself, by a method and a teacher of its own, and its key in the store ho
 """
 
 import gc
+import json
 import logging
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd.app import identity
 from kd.app.build import Builder, Plan
-from kd.app.compose import plain
+from kd.app.compose import network_names, plain
 from kd.app.train import train_network
 from kd.deploy.card import write_card
 from kd.errors import DivergedError, UserError
@@ -65,32 +69,31 @@ def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
     warnings: list[str] = []
     paths = build.given_weights if level == 0 else []
     if paths:
-        shown = build.shown(plans[0], build.net(plans[0].network))
         origins = [read_weights(path)[1] for path in paths]
-        for path, metadata in zip(paths, origins, strict=True):
-            warnings += check_origin(metadata, shown, path)
+        for path, metadata, plan in zip(paths, origins, plans, strict=True):
+            warnings += check_origin(metadata, build.shown(plan, build.net(plan.network)), path)
             if metadata.get("trial"):
                 warnings.append(f"{path} comes from a trial: {metadata['trial']}")
         claims = [_claim_of_file(build, metadata) for metadata in origins]
-        advice = [_settings_of(metadata, plans[0]) for metadata in origins]
+        advice = [_settings_of(metadata, plan) for metadata, plan in zip(origins, plans, strict=True)]
     else:
         entries = [_find(build, plan, record, level) for plan in plans]
         paths = [entry / TEACHER_WEIGHTS for entry in entries]
         claims, advice = [_claim(build, entry) for entry in entries], [""] * len(entries)
     test = build.data(plans[0]).test_dataloader(build.device)
-    settings = plain(plans[0].network)
-
-    def name(content: str) -> str:
-        return identity.teacher_id(content, settings)
-
+    networks = [plain(plan.network) for plan in plans]
     teachers = [
-        load(build.net(plan.network), path, build.inference_copy, name) for plan, path in zip(plans, paths, strict=True)
+        load(build.net(network), path, build.inference_copy, partial(identity.teacher_id, network=network))
+        for network, path in zip(networks, paths, strict=True)
     ]
     measured = [
         verify(teacher, test, claim, path, hint)
         for teacher, claim, path, hint in zip(teachers, claims, paths, advice, strict=True)
     ]
-    teacher, accuracy = joined(teachers, build.inference_copy, name), measured[0] if claims[0] is None else claims[0]
+    together = networks[0] if all(network == networks[0] for network in networks) else {"networks": networks}
+    name = partial(identity.teacher_id, network=together)
+    teacher = joined(teachers, build.inference_copy, name, build.probe_images)
+    accuracy = measured[0] if claims[0] is None else claims[0]
     if len(teachers) > 1:
         accuracy = teacher.accuracy(test)
         log.info("the %d teachers together: %.2f %% on the test split", len(teachers), 100 * accuracy)
@@ -176,13 +179,24 @@ def _near_chance(build: Builder, measured: list[float], accuracy: float) -> list
 
 def _name(build: Builder, level: int, count: int) -> str:
     """As in "cnn32", "3 x cnn32" or "cnn32 > scale=24": the networks from the first teachers to this one."""
-    chosen = build.command.choices["teacher"]
-    names = [f"{count} x {chosen}" if count > 1 else chosen] if build.first_teachers else []
+    plans, names = build.first_teachers[:count], []
+    if plans:
+        counts = Counter(_network_name(build, plan.network) for plan in plans)
+        names = [" + ".join(f"{n} x {name}" if n > 1 else name for name, n in counts.items())]
     base: dict[str, Any] = build.settings["student"]
     for plan in build.chain[:level]:
         changes = [f"{key}={value}" for key, value in plan.network.items() if base.get(key) != value]
         names.append(" ".join(changes) or build.command.choices["student"])
     return " > ".join(names)
+
+
+def _network_name(build: Builder, network: Mapping[str, Any]) -> str:
+    """The name that was chosen, or, of a network that its file of weights describes, that of its settings or class."""
+    own: dict[str, Any] = plain(network)
+    if own == build.settings["teacher"]:
+        return build.command.choices["teacher"]
+    name = str(own["_target_"]).rpartition(".")[2]
+    return network_names().get(json.dumps(own, sort_keys=True), name)
 
 
 def also_tested(build: Builder, prepared: Prepared, record: Result) -> Result:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from kd.models.output import Output
+from kd.models.output import Output, probe
 
 
 class Ensemble(nn.Module):
@@ -16,28 +16,32 @@ class Ensemble(nn.Module):
     on these.
 
     Args:
-        nets: K networks, at least one, with equally many classes and features of equal size.
+        nets: K networks, at least one, with equally many classes.
+        images: (B, C, H, W), on which their maps are compared: where these differ in number, height or width, the
+            ensemble has none. Without images they are taken for alike.
     """
 
-    def __init__(self, nets: Iterable[nn.Module]) -> None:
+    def __init__(self, nets: Iterable[nn.Module], images: Tensor | None = None) -> None:
         super().__init__()
         self.nets = nn.ModuleList(nets)
         if not self.nets:
             raise ValueError("an ensemble needs at least one network")
+        shown = [] if images is None else [probe(net, images) for net in self.nets]
+        self.alike = len({tuple(stage.shape[2:] for stage in output.features) for output in shown}) < 2
 
     def forward(self, x: Tensor) -> Output:
         """(B, in_channels, H, W) -> `Output`.
 
         Its logits (B, num_classes) are in fp32, its maps (B, C_1i + .. + C_Ki, H_i, W_i), its embedding
-        (B, D_1 + .. + D_K). It has preacts where all networks have them.
+        (B, D_1 + .. + D_K). It has maps where those of all networks are alike, and preacts where all have them, too.
         """
         outputs: list[Output] = [net(x) for net in self.nets]
         logits, features, embeddings, preacts = zip(*outputs, strict=True)
         return Output(
             torch.stack(logits).float().mean(dim=0),
-            _side_by_side(features),
+            _side_by_side(features) if self.alike else (),
             torch.cat(embeddings, dim=1),
-            _side_by_side(preacts) if all(preacts) else (),
+            _side_by_side(preacts) if self.alike and all(preacts) else (),
         )
 
 

@@ -202,15 +202,17 @@ def joined(
     teachers: Sequence[FrozenTeacher],
     prepare: Callable[[nn.Module], nn.Module] = lambda net: net,
     name: Callable[[str], str] = lambda content: content,
+    images: Tensor | None = None,
 ) -> FrozenTeacher:
-    """Join several teachers into an ensemble, see `kd.models.ensemble`; a single one is returned as it is.
+    """Join several teachers into an ensemble; a single one is returned as it is.
 
     Args:
         prepare, name: as in `load`.
+        images: as of `kd.models.ensemble.Ensemble`.
     """
     if len(teachers) == 1:
         return teachers[0]
-    net = Ensemble(teacher.net for teacher in teachers)
+    net = Ensemble((teacher.net for teacher in teachers), images)
     return FrozenTeacher(net, name(content_id(net.state_dict())), prepare)
 
 

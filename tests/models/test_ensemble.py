@@ -1,12 +1,13 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from kd.losses import soft_loss
 from kd.models.cnn import CNN
 from kd.models.ensemble import Ensemble
 from kd.models.output import probe
-from kd.training.performance import Speed
+from kd.training.performance import Speed, folded
 
 
 @pytest.fixture
@@ -58,6 +59,29 @@ def test_preacts_are_left_out_where_a_network_has_none(nets, tiny_net):
     mixed = Ensemble([OneStage(), tiny_net(num_classes=5)])(x)
     assert mixed.preacts == ()
     assert mixed.features[0].shape == (4, 2 + 4, 8, 8)
+
+
+def test_networks_whose_maps_differ_have_none_together(nets, tiny_net):
+    """In number, or in size; and so has a copy that torch.fx has traced, which sees no sizes."""
+
+    class Halved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nets[1]
+
+        def forward(self, x):
+            output = self.net(x)
+            return output._replace(features=tuple(F.max_pool2d(stage, 2) for stage in output.features))
+
+    images = torch.randn(2, 3, 8, 8)
+    for other in (tiny_net(num_classes=5), Halved()):
+        both = Ensemble([nets[0], other], images).eval()
+        for net in (both, folded(both)):
+            found = net(images)
+            assert (found.features, found.preacts) == ((), ())
+            expected = (both.nets[0](images).logits + both.nets[1](images).logits) / 2
+            torch.testing.assert_close(found.logits, expected, rtol=1e-4, atol=1e-5)
+    assert len(Ensemble(nets, images)(images).features) == len(nets[0](images).features)
 
 
 def test_frozen_ensemble_returns_the_same(nets):

@@ -1,0 +1,71 @@
+"""Teachers of different networks, each given by its file."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import kd
+from kd.app.build import Builder
+from kd.app.compose import compose, settings_of
+from kd.runs import predictions
+from kd.runs.results import read
+from kd.runs.weights import save_weights
+from tests.common import CONF
+
+DATA = ("data=digits", "data.source.image_size=16")
+RUN = (*DATA, "student.scale=2", "epochs=1", "trainer=cpu", "logger=none")
+
+
+@pytest.fixture(scope="module")
+def two_kinds(tmp_path_factory):
+    """Run directories of two teachers of different networks, which have not been trained."""
+    build = Builder(compose(DATA))
+    found = []
+    for name, extra in (("resnet8", {}), ("wrn16_1", {"widen": 3})):
+        network = {**settings_of(CONF / "student" / f"{name}.yaml"), **extra}
+        directory = tmp_path_factory.mktemp(name)
+        metadata = build.metadata(replace(build.first_teachers[0], network=network))
+        save_weights(build.net(network), directory / "teacher.safetensors", metadata)
+        found.append(directory)
+    return found
+
+
+def test_teachers_of_different_networks_teach_together(run, tmp_path, two_kinds):
+    """Each as its file describes it; their maps are of equal size, and side by side."""
+    together = f"teacher_weights=[{two_kinds[0]},{two_kinds[1]}]"
+    code, printed = run(*RUN, together, "method=feature", "method.teacher_stages=[1]", "hydra.run.dir=run")
+    assert code == 0, printed
+    record = read(tmp_path / "run" / "result.json")
+    assert record.teacher == "resnet8 + WideResNet"
+    nets = [kd.load(directory).net for directory in two_kinds]
+    assert record.teacher_params == sum(p.numel() for net in nets for p in net.parameters())
+    images = predictions.read(tmp_path / "run" / "predictions.npz")
+    data = Builder(compose(DATA))
+    x = torch.cat([batch.x for batch in data.data(data.student).test_dataloader()])
+    with torch.no_grad():
+        mean = sum(net(x).logits for net in nets) / 2
+    assert abs(torch.from_numpy(images.teacher_logits).float() - mean).max() < 0.05  # half precision
+    code, printed = run(
+        *RUN, f"teacher_weights={two_kinds[0]}", "method=takd", "assistants=[{scale: 1}]", "hydra.run.dir=one"
+    )
+    assert (code, read(tmp_path / "one" / "result.json").teacher) == (0, "resnet8 > scale=1"), printed
+
+
+def test_teacher_that_is_chosen_has_to_be_that_of_its_file(run, tmp_path, two_kinds):
+    code, printed = run(*RUN, f"teacher_weights={two_kinds[0]}", "teacher=wrn16_1", "hydra.run.dir=run")
+    assert code == 1
+    assert "holds another architecture or number of classes than the network" in printed
+
+
+def test_teachers_without_maps_in_common_teach_by_logits(run, tmp_path, two_kinds):
+    build = Builder(compose(DATA))
+    metadata = build.metadata(build.first_teachers[0])
+    save_weights(build.net(build.first_teachers[0].network), tmp_path / "teacher.safetensors", metadata)
+    together = f"teacher_weights=[{two_kinds[0]},{tmp_path}]"  # three stages and two
+    code, printed = run(*RUN, together, "method=feature", "hydra.run.dir=run")
+    assert code == 1
+    assert "error: the teachers' feature maps differ in number or size, and this method matches maps" in printed
+    code, printed = run(*RUN, together, "method=logits", "hydra.run.dir=run")
+    assert code == 0, printed
+    assert read(tmp_path / "run" / "result.json").teacher == "resnet8 + cnn32"
