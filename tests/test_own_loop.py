@@ -105,6 +105,25 @@ def test_distill_returns_the_loss_of_the_method(tiny_net):
     assert not lesson.terms["soft"].requires_grad
 
 
+def test_distill_takes_images_without_labels(tiny_net):
+    """Their part of the labels' loss is 0, and of the teacher's what it is for images with labels."""
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 3, 8, 8), torch.tensor([1, 2, 3, 4, 5, 6])
+    student, teacher = tiny_net(seed=1).eval(), kd.freeze(tiny_net(seed=2))
+    lesson = kd.distill(student, teacher, Logits(T=4, alpha=0.3), example=x)
+    shares = nn.functional.one_hot(y, 10).float()
+    lesson(x, shares)
+    whole = lesson.terms
+    shares[2:] = 0
+    lesson(x, shares)
+    part = lesson.terms
+    torch.testing.assert_close(part["soft"], whole["soft"])
+    lesson(x[:2], y[:2])
+    torch.testing.assert_close(part["hard"], lesson.terms["hard"] / 3)
+    lesson(x, torch.zeros(6, 10))
+    assert lesson.terms["hard"] == 0
+
+
 def test_distill_trains_student_and_method_and_not_the_teacher(tiny_net):
     student, teacher = tiny_net(width=4, seed=1), tiny_net(width=6, seed=2)
     before = {name: t.clone() for name, t in teacher.state_dict().items()}
