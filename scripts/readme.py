@@ -121,8 +121,8 @@ def work() -> int:
     """Write everything, or check it; return 1 where a check finds that something differs."""
     check = wants_check(__doc__)
     results = ROOT / "docs" / "results"
-    reports = {results / folder: report(*_records(folder)) for folder in BASELINES}
     wanted = {page: filled(page) for page in PAGES}
+    reports = {results / folder: report(*_records(folder)) for folder in BASELINES}
     summary, comparisons = _records("seed_table")
     wanted["docs/results/seed_table.csv"] = to_csv(summary.rows, comparisons)
     page = (ROOT / INDEX).read_text(encoding="utf-8")

@@ -32,7 +32,6 @@ LOADED = (
     "kd.report.figures",
     "kd.sweeps.cohort",
     "kd.training.loggers",
-    "sklearn.datasets",
     "tensorboard.summary.writer.event_file_writer",
     "torch._functorch.vmap",
 )

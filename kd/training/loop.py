@@ -79,8 +79,8 @@ class Distillation(nn.Module):
 
         Args:
             x: images (B, C, H, W), normalised.
-            y: labels (B,), int64, or shares of classes (B, C), float, such as of mixed images. A row of zeros stands for
-                an image without a label: it counts in the labels' loss as 0, and in what the teacher adds like any other.
+            y: labels (B,), int64, or shares of classes (B, C), float, such as of mixed images. A row of zeros stands
+                for an image without a label: 0 in the labels' loss, and like any other in what the teacher adds.
             progress: share of training that is done, in [0, 1], for methods that change with it; by default warm-ups
                 are over.
             index: (B,), int64, which training image each is, for methods with a memory of them.
