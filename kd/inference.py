@@ -273,7 +273,9 @@ def _refuse_giants(model: dict[str, Any], numbers: int, path: Path) -> None:
     """Refuse a network far larger than what the file holds: a stranger's settings would take all memory."""
     with torch.device("meta"):
         net = _build(model, trust=False)
-    wanted = sum(parameter.numel() for parameter in net.parameters()) if isinstance(net, nn.Module) else 0
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{path}: {model['_target_']} makes no network")
+    wanted = sum(parameter.numel() for parameter in net.parameters())
     if wanted > 2 * numbers + MOST_MISSING:
         raise UserError(f"{path}: its metadata describe a network of {wanted:,} parameters, and it holds {numbers:,}")
 
@@ -294,16 +296,52 @@ def _why_not(model: dict[str, Any], error: Exception) -> str:
     return f"{target}{of}: {reason}{hint}"
 
 
-def described_network(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the settings of the network that a file's metadata describe, if it is one of ours, of `kd.models`."""
+def described_network(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], shape: Mapping[str, Any], path: Path
+) -> dict[str, Any] | None:
+    """Return the settings of the network that a file describes, if it is one of ours: plain values, by name.
+
+    Args:
+        tensors, metadata: the file's.
+        shape: the network's further arguments, which come from the data.
+        path: the file, for messages.
+
+    Raises:
+        UserError: if that network is far larger than what the file holds, or cannot be built.
+    """
     model = metadata.get("model")
-    if not isinstance(model, dict) or any(isinstance(value, dict | list) for value in model.values()):
+    if not isinstance(model, dict) or not all(_is_plain(name, value) for name, value in model.items()):
         return None
     try:
         _resolve(str(model.get("_target_")), trust=False)
     except (_UntrustedError, ImportError, AttributeError):
         return None
-    return None if model["_target_"] in FOREIGN_NETWORKS else model
+    if model["_target_"] in FOREIGN_NETWORKS:
+        return None
+    try:
+        _refuse_giants({**model, **shape}, sum(tensor.numel() for tensor in tensors.values()), path)
+    except UserError:
+        raise
+    except Exception as error:  # such as of a version with other arguments
+        why = _why_not(model, error)
+        raise UserError(f"{path}: cannot build its network, {why}; name the network by teacher=") from error
+    return model
+
+
+def foreign_network(metadata: Mapping[str, Any]) -> str | None:
+    """Return the settings that choose the network of other code that a file describes; None if it describes none."""
+    model = metadata.get("model")
+    if not isinstance(model, dict) or model.get("_target_") not in FOREIGN_NETWORKS:
+        return None
+    named = "target" if model["_target_"] == FOREIGN else "name"
+    return f"teacher={model['_target_'].rpartition('.')[2]} teacher.{named}={model.get(named)}"
+
+
+def _is_plain(name: str, value: object) -> bool:
+    """Whether a setting stands for itself alone: no option of Hydra, no interpolation, nothing nested."""
+    if name == "_target_":
+        return True
+    return not name.startswith("_") and (isinstance(value, int | float) or str(value).isidentifier())
 
 
 def build_network(settings: dict[str, Any]) -> nn.Module:

@@ -27,7 +27,7 @@ from kd.data.module import DataModule, Loader
 from kd.data.resize import images_of_channels, images_of_size
 from kd.errors import UserError
 from kd.hashing import derive, digest
-from kd.inference import described_network
+from kd.inference import described_network, foreign_network
 from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
 from kd.models.external import External, bind
@@ -46,9 +46,6 @@ from kd.training.performance import Speed
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-SHAPELESS = frozenset({"activation", "conv_dropout", "dropout", "head_dropout"})
-"""Settings of networks that change no weight's shape."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +165,7 @@ class Builder:
         """The stream of a network that others come before: its name if one of them has weights of the same shapes."""
 
         def shaping(node: Any) -> dict[str, Any]:
-            return identity.without(plain(node), SHAPELESS)
+            return identity.without(plain(node), identity.SHAPELESS)
 
         return name if any(shaping(network) == shaping(plan.network) for plan in before) else None
 
@@ -226,12 +223,18 @@ class Builder:
         """The directory of all teachers."""
         return Path(self.cfg.teacher_store).expanduser()
 
-    def net(self, node: Mapping[str, Any]) -> nn.Module:
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The arguments of networks that come from the data."""
         images = self.images
         shape: dict[str, Any] = {"num_classes": len(images.classes), "image_size": images.image_size}
         if images.channels != 3:  # a network that does not take it is for RGB
             shape["in_channels"] = images.channels
-        net: nn.Module = self._new(node, **shape, _convert_="all")
+        return shape
+
+    def net(self, node: Mapping[str, Any]) -> nn.Module:
+        images = self.images
+        net: nn.Module = self._new(node, **self.shape, _convert_="all")
         if not isinstance(net, External):
             return net
         with user_errors():
@@ -252,8 +255,14 @@ class Builder:
     @cached_property
     def given_networks(self) -> list[Mapping[str, Any]]:
         """Their networks: as their files say, unless the command chooses one, or a file says nothing."""
-        chosen = any(re.match(r"[+~]*teacher[.=]", override) for override in self.command.overrides)
-        described = [None if chosen else described_network(read_weights(path)[1]) for path in self.given_weights]
+        files = [(*read_weights(path), self.shape, path) for path in self.given_weights]
+        described = [described_network(*file) for file in files]
+        if any(re.match(r"[+~]*teacher[.=]", override) for override in self.command.overrides):
+            # It is of the files that say nothing; of all, if there is none.
+            return [network if None in described and network else self.cfg.teacher for network in described]
+        for _, metadata, _, path in files:
+            if (foreign := foreign_network(metadata)) is not None:
+                raise UserError(f"{path} is of a network of other code; give {foreign}, and its other settings")
         return [network or self.cfg.teacher for network in described]
 
     def given_id(self) -> str:
@@ -308,9 +317,13 @@ class Builder:
         shown = self.probe_images
         taught_by = None if teacher is None else probe(teacher, shown)
         if taught_by is not None and not taught_by.features and method.reads & {"features", "preacts"}:
+            several = isinstance(teacher, Ensemble)
+            lack = (
+                "the teachers' feature maps differ in number or size" if several else "the teacher has no feature maps"
+            )
+            others = "teachers whose maps are alike" if several else "a teacher with maps"
             raise UserError(
-                "the teachers' feature maps differ in number or size, and this method matches maps: choose one that "
-                "reads logits or embeddings, or teachers whose maps are alike"
+                f"{lack}, and this method matches maps: choose one that reads logits or embeddings, or {others}"
             )
         with user_errors():
             pair = Pair(

@@ -118,10 +118,11 @@ def _check_nodes(settings: dict[str, Any]) -> None:
             raise UserError(
                 f"{name}={shown}: {name} holds several settings; set them one by one, as in {name}.NAME=VALUE"
             )
-        if has_class and "_target_" not in node:
+        if has_class and not isinstance(node.get("_target_"), str):
             raise UserError(f"{name} has no _target_, the class that takes its settings; choose a file of its group")
     for name in ("logger", "method"):
-        if not (settings[name] is None or (isinstance(settings[name], dict) and "_target_" in settings[name])):
+        node = settings[name]
+        if not (node is None or (isinstance(node, dict) and isinstance(node.get("_target_"), str))):
             raise UserError(f"{name}={settings[name]}: choose a file of conf/{name}, or set one of {name}.NAME=VALUE")
 
 

@@ -1,6 +1,5 @@
 """From a command to a configuration: where conf/ lies, and what Hydra composes from it. No torch import."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,6 +19,7 @@ from hydra.core.utils import run_job
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from kd.app.identity import SHAPELESS, without
 from kd.errors import UserError
 
 VERSION_BASE = "1.3"
@@ -60,9 +60,17 @@ def settings_of(path: Path) -> dict[str, Any]:
 
 @cache
 def network_names() -> dict[str, str]:
-    """Names of the networks by their settings as JSON, those of which are all in one file."""
-    files = sorted((conf_dir() / "student").glob("*.yaml"))
-    return {json.dumps(settings_of(file), sort_keys=True): file.stem for file in files}
+    """Names of the networks by `network_text` of their settings, where all of these are in one file."""
+    files = sorted((conf_dir() / "student").glob("*.yaml"), reverse=True)
+    return {network_text(settings_of(file)): file.stem for file in files}
+
+
+def network_text(settings: dict[str, Any]) -> str:
+    """Return a network's settings as text, as far as they shape it: "WideResNet depth=16 widen=3"."""
+    shaping = without(settings, SHAPELESS | {"_target_"})
+    return " ".join(
+        [str(settings.get("_target_")).rpartition(".")[2], *(f"{name}={shaping[name]}" for name in sorted(shaping))]
+    )
 
 
 @dataclass(frozen=True)

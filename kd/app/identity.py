@@ -55,6 +55,9 @@ AFTER_TRAINING = frozenset({"keep_memory", "fold_teacher", "stored_logits", "sto
 ROUNDING = {"fold_teacher": True, "stored_logits": "auto"}
 """Those that round what a network of a chain is taught, with the values of `speed=fast`, which a key leaves out."""
 
+SHAPELESS = frozenset({"activation", "conv_dropout", "dropout", "head_dropout"})
+"""Settings of networks that change no weight's shape."""
+
 OF_ROLE = {
     "teacher": frozenset({"teacher", "teacher_recipe", "teacher_seed", "ensemble"}),
     "student": frozenset({"student", "recipe", "ensemble", "chain"}),

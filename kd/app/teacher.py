@@ -5,7 +5,6 @@ taught itself, by a method and a teacher of its own, and its key in the store ho
 """
 
 import gc
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 from kd.app import identity
 from kd.app.build import Builder, Plan
-from kd.app.compose import network_names, plain
+from kd.app.compose import network_names, network_text, plain
 from kd.app.train import train_network
 from kd.deploy.card import write_card
 from kd.errors import DivergedError, UserError
@@ -195,8 +194,8 @@ def _network_name(build: Builder, network: Mapping[str, Any]) -> str:
     own: dict[str, Any] = plain(network)
     if own == build.settings["teacher"]:
         return build.command.choices["teacher"]
-    name = str(own["_target_"]).rpartition(".")[2]
-    return network_names().get(json.dumps(own, sort_keys=True), name)
+    text = network_text(own)
+    return network_names().get(text, text)
 
 
 def also_tested(build: Builder, prepared: Prepared, record: Result) -> Result:

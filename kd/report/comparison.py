@@ -322,7 +322,8 @@ def _without_a_baseline(rows: Sequence[Row], comparisons: Sequence[Comparison]) 
     left = [row for row in rows if row.role in sought and id(row) not in found]
     baselines = {comparison.baseline.first.method for comparison in comparisons}
     compared = {comparison.row.first.dataset for comparison in comparisons}
-    nowhere = dict.fromkeys(row.first.dataset for row in left if row.first.dataset not in compared)
+    taught = (row for row in left if row.role is Role.DISTILLED)
+    nowhere = dict.fromkeys(row.first.dataset for row in taught if row.first.dataset not in compared)
     unclear = [name for name in nowhere if compared or alone[name] > 1]
     notes = []
     if unclear:

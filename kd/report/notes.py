@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from kd.report.rows import Row, knobs_and_overrides
+from kd.report.rows import ORDER_SEED, Role, Row, knobs_and_overrides, overrides
 from kd.report.statistics import FEWEST, LEVEL, binomial_interval
 from kd.report.text import fewer, shortened
 from kd.runs.results import Result
@@ -54,15 +54,23 @@ def explanations(rows: Sequence[Row]) -> list[str]:
 
 def shared_order(rows: Sequence[Row]) -> list[str]:
     """Return a note on rows whose seeds have the order and the views of the images in common."""
-    several = [row for row in rows if row.n > 1]
-    shared = [row for row in several if len(orders := {run.order_seed for run in row.runs}) == 1 and orders != {None}]
+    several = [row for row in rows if row.n > 1 and row.role is not Role.TEACHER]
+    shared = [row for row in several if len(orders := set(map(_order_seed, row.runs))) == 1 and orders != {None}]
     if not shared:
         return []
-    which = "all rows" if len(shared) == len(several) else joined((row.label for row in shared), "; ", 6)
+    datasets = len({row.first.dataset for row in rows}) > 1
+    names = (f"{row.label} on {row.first.dataset}" if datasets else row.label for row in shared)
+    which = "all rows" if len(shared) == len(several) else joined(names, "; ", 6)
     return [
         f"The seeds of {which} have the order, crops and flips of the images in common (data.order_seed): ± and "
         "intervals are of initial weights and dropout alone."
     ]
+
+
+def _order_seed(run: Result) -> str | None:
+    """Return what a run's order is drawn by, which records of older versions tell only where it was typed."""
+    typed = (s.partition("=")[2] for s in overrides(run) if s.startswith(f"{ORDER_SEED}="))
+    return next(typed, None) if run.order_seed is None else str(run.order_seed)
 
 
 def _precision_note(rows: Sequence[Row]) -> str:

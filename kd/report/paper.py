@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kd.report.comparison import OF_TEACHING, Comparison, by_baseline, other_settings_note
-from kd.report.crossed import Across, across
+from kd.report.crossed import Across, across, crossed
 from kd.report.notes import counted, joined, shared_order
 from kd.report.numbers import interval_text, p_value, percent, plus_minus, points
 from kd.report.page import Report
@@ -50,8 +50,7 @@ def to_latex(summary: Summary, comparisons: Sequence[Comparison]) -> str:
     """
     tables = [r"% \usepackage{booktabs}"]
     labels: Counter[str] = Counter()
-    by_dataset = summary.by_dataset()
-    for part in by_dataset:
+    for part in summary.by_dataset():
         compared = [comparison for comparison in comparisons if any(comparison.row is row for row in part.rows)]
         if len(by_baseline(compared)) > 1:
             shown = {id(row) for comparison in compared for row in (comparison.row, comparison.baseline)}
@@ -62,8 +61,8 @@ def to_latex(summary: Summary, comparisons: Sequence[Comparison]) -> str:
             made = _by_row(part.rows, compared)
         tables.append(_table(titled(part.rows), made, labels))
     if lines := across(summary.rows, comparisons):
-        data = summary.datasets if len(by_dataset) > 1 else titled(summary.rows)
-        tables.append(_table(data, _across(lines, comparisons), labels))
+        rows = [row for found in crossed(summary.rows) for row in found.rows]
+        tables.append(_table(titled(rows), _across(lines, rows, comparisons), labels))
     return "\n\n".join(tables) + "\n"
 
 
@@ -118,8 +117,8 @@ def _by_baseline(compared: Sequence[Comparison]) -> Table:
     return Table("l" + "c" * len(columns), [header, alone, methods], caption)
 
 
-def _across(lines: Sequence[Across], comparisons: Sequence[Comparison]) -> Table:
-    """Return a table of methods over several teachers and seeds."""
+def _across(lines: Sequence[Across], rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Table:
+    """Return a table of methods over several teachers and seeds, made of rows."""
     compared = any(line.difference for line in lines)
     interval = rf"{100 * LEVEL:.0f}\,\% interval"
     header = ["", "Teachers", "Seeds", r"Test accuracy, \%", interval]
@@ -128,13 +127,9 @@ def _across(lines: Sequence[Across], comparisons: Sequence[Comparison]) -> Table
     def cells(line: Across) -> list[str]:
         acc, gain = line.accuracy, line.difference
         counts = str(line.teachers), str(line.seeds)
-        shown = [latex(line.label), *counts, percent(acc.mean), interval_text(acc.interval)]
-        if not compared:
-            return shown
-        return [
-            *shown,
-            *(_signed(points(gain.mean), interval_text(gain.interval, "+"), p_value(line.p)) if gain else [""] * 3),
-        ]
+        name = latex(line.label) + (f" ({latex(line.refused)})" if line.refused else "")
+        minus = [points(gain.mean), interval_text(gain.interval, "+"), p_value(line.p)] if gain else [""] * 3
+        return [name, *counts, percent(acc.mean), interval_text(acc.interval), *(_signed(*minus) if compared else [])]
 
     caption = (
         "mean over teachers and seeds. Intervals (two-way analysis of variance, both factors random, not corrected) "
@@ -142,11 +137,13 @@ def _across(lines: Sequence[Across], comparisons: Sequence[Comparison]) -> Table
     )
     if compared:
         baseline = latex(_common(comparison.baseline.label for comparison in comparisons)) or "the baseline of each"
-        tests = counted(sum(line.p is not None for line in lines), "comparison")
-        caption += (
-            f" Differences are from {baseline} with the same seeds; $p$ of the $t$ test with the same error, corrected "
-            f"by Holm's method for {tests}."
-        )
+        caption += f" Differences are from {baseline} with the same seeds"
+        tests = sum(line.p is not None for line in lines)
+        if tests:
+            caption += "; $p$ of the $t$ test with the same error, corrected by Holm's method for "
+            caption += counted(tests, "comparison")
+        caption += "."
+    caption += "".join(f" {latex(note)}" for note in shared_order(rows))
     return Table("l" + "r" * (len(header) - 1), [[header], [cells(line) for line in lines]], caption, "new_teachers")
 
 
@@ -174,7 +171,8 @@ def _of_teacher(row: Row) -> list[str]:
 
 
 def _taught_by(row: Row) -> list[str]:
-    return [s for s in overrides(row.first) if s.startswith(("teacher", "ensemble"))]
+    chosen = [f"teacher={row.first.teacher}"] if row.first.teacher else []
+    return list(dict.fromkeys([*chosen, *(s for s in overrides(row.first) if s.startswith(("teacher", "ensemble")))]))
 
 
 def _names(group: Sequence[Comparison], one_teacher: bool, apart: set[str]) -> list[str]:

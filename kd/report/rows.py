@@ -29,6 +29,10 @@ class Role(IntEnum):
     """A student taught by a method: by a teacher, or without one, as in mutual learning."""
 
 
+ORDER_SEED = "data.order_seed"
+"""The setting by which seeds have the order of the images in common."""
+
+
 def role(result: Result) -> Role:
     """Return the role by what the record counts and says of teaching; no method is known here by its name."""
     if result.teacher_params is not None and result.student_params is None:
@@ -39,8 +43,9 @@ def role(result: Result) -> Role:
 
 def teacher_name(network: str | None) -> str:
     """Return what a teacher is called beside single ones: "3 x cnn32" is the "ensemble of 3 teachers"."""
-    ensemble = re.match(r"(\d+) x ", network or "")
-    return f"ensemble of {ensemble[1]} teachers" if ensemble else "teacher"
+    parts = (network or "").partition(" > ")[0].split(" + ")
+    count = sum(int(found[1]) if (found := re.match(r"(\d+) x ", part)) else 1 for part in parts)
+    return f"ensemble of {count} teachers" if count > 1 else "teacher"
 
 
 class Spread(NamedTuple):
@@ -242,7 +247,9 @@ def _groups(done: Iterable[Result]) -> list[tuple[Result, ...]]:
 
 def _kind(run: Result) -> object:
     """What the runs of a row have in common."""
-    return run.dataset, run.trial, run.group or settings(run)
+    # A group's hash is that of seed 0, which an order of seed 0 that was typed does not tell from one of its own.
+    typed = any(override.startswith(f"{ORDER_SEED}=") for override in overrides(run))
+    return run.dataset, run.trial, run.group or settings(run), typed
 
 
 def settings(run: Result) -> tuple[object, ...]:

@@ -1,16 +1,20 @@
 """Teachers of different networks, each given by its file."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 import kd
 from kd.app.build import Builder
 from kd.app.compose import compose, settings_of
+from kd.models.output import Output
 from kd.runs import predictions
 from kd.runs.results import read
-from kd.runs.weights import save_weights
+from kd.runs.weights import load_weights, save_weights
 from tests.common import CONF
 
 DATA = ("data=digits", "data.source.image_size=16")
@@ -37,7 +41,7 @@ def test_teachers_of_different_networks_teach_together(run, tmp_path, two_kinds)
     code, printed = run(*RUN, together, "method=feature", "method.teacher_stages=[1]", "hydra.run.dir=run")
     assert code == 0, printed
     record = read(tmp_path / "run" / "result.json")
-    assert record.teacher == "resnet8 + WideResNet"
+    assert record.teacher == "resnet8 + WideResNet depth=16 widen=3"
     nets = [kd.load(directory).net for directory in two_kinds]
     assert record.teacher_params == sum(p.numel() for net in nets for p in net.parameters())
     images = predictions.read(tmp_path / "run" / "predictions.npz")
@@ -56,6 +60,65 @@ def test_teacher_that_is_chosen_has_to_be_that_of_its_file(run, tmp_path, two_ki
     code, printed = run(*RUN, f"teacher_weights={two_kinds[0]}", "teacher=wrn16_1", "hydra.run.dir=run")
     assert code == 1
     assert "holds another architecture or number of classes than the network" in printed
+
+
+def test_file_that_says_nothing_teaches_beside_one_that_does(run, tmp_path, two_kinds):
+    """The first is of the network that is chosen, whatever it names its weights."""
+    named = {
+        f"part{9 - i % 10}.{name}": t for i, (name, t) in enumerate(kd.load(two_kinds[0]).net.state_dict().items())
+    }
+    torch.save(named, tmp_path / "old.pth")
+    given = f"teacher_weights=[old.pth,{two_kinds[1]}]"
+    code, printed = run(*RUN, given, "teacher=resnet8", "method=logits", "hydra.run.dir=run")
+    assert code == 0, printed
+    assert "taken in their order, as all shapes agree" in printed
+    assert read(tmp_path / "run" / "result.json").teacher == "resnet8 + WideResNet depth=16 widen=3"
+
+
+def test_file_of_a_network_of_other_code_says_what_to_choose(run, tmp_path, two_kinds):
+    tensors, metadata = load_weights(two_kinds[0] / "teacher.safetensors")
+    model = {"_target_": "kd.models.external.custom", "target": "my_package.Net"}
+    save_file(
+        tensors, tmp_path / "own.safetensors", {k: json.dumps(v) for k, v in (metadata | {"model": model}).items()}
+    )
+    code, printed = run(*RUN, "teacher_weights=own.safetensors", "method=logits", "hydra.run.dir=run")
+    assert (code, printed.count("\n")) == (1, 1)
+    expected = (
+        "own.safetensors is of a network of other code; give teacher=custom teacher.target=my_package.Net, and its"
+    )
+    assert expected in printed
+
+
+def test_what_a_file_describes_is_not_executed(run, tmp_path, two_kinds):
+    """An interpolation becomes whatever it creates before Hydra makes anything of it."""
+    tensors, metadata = load_weights(two_kinds[0] / "teacher.safetensors")
+    call = "_target_:kd.models.external.custom,num_classes:2,image_size:8,target:os.mkdir,settings:{path:ran}"
+    model = metadata["model"] | {"depth": f"${{oc.create:{{{call}}}}}"}
+    save_file(
+        tensors, tmp_path / "evil.safetensors", {k: json.dumps(v) for k, v in (metadata | {"model": model}).items()}
+    )
+    code, printed = run(*RUN, "teacher_weights=evil.safetensors", "method=logits", "hydra.run.dir=run")
+    assert code == 1
+    assert "holds another architecture" in printed  # than that of `teacher=`, as what it says is not taken
+    assert not (tmp_path / "ran").exists()
+
+
+class Mapless(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, x):
+        embedding = x.mean(dim=(2, 3))
+        return Output(self.head(embedding), (), embedding)
+
+
+def test_teacher_without_maps_is_told(run, tmp_path):
+    torch.save(Mapless().state_dict(), tmp_path / "w.pth")
+    own = ("teacher=custom", f"teacher.target={Mapless.__module__}.Mapless", "teacher_weights=w.pth")
+    code, printed = run(*RUN, *own, "method=at", "hydra.run.dir=run")
+    assert code == 1
+    assert "error: the teacher has no feature maps, and this method matches maps" in printed
 
 
 def test_teachers_without_maps_in_common_teach_by_logits(run, tmp_path, two_kinds):

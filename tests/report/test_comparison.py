@@ -319,6 +319,9 @@ def test_comparison_notes_name_what_is_not_compared_with_a_baseline_that_was_nam
     rows = summarize([*runs, *sized(ALONE, 16, 0.9, 0.91)]).rows
     notes = comparison_notes(rows, compare(rows, "logits"))
     assert notes[0] == "Not compared, as no baseline, or several, have their settings: 'standard'."
+    alone = [replace(run, dataset="SVHN") for scale in (4, 8) for run in sized(ALONE, scale, 0.9, 0.91)]
+    rows = summarize([*seeds(TAUGHT, 0.7, 0.71), *seeds(feature, 0.72, 0.73), *alone]).rows
+    assert not any(note.startswith("Nothing is") for note in comparison_notes(rows, compare(rows, "logits")))
 
 
 # The finite test split

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from kd.app.identity import variant
 from kd.report.comparison import compare
 from kd.report.crossed import across
 from kd.report.numbers import p_value, percent
@@ -30,9 +31,8 @@ def lines(text):
 
 
 def of(student, teacher, run, *accuracies):
-    own = {"student": student, "variant": f"student={student}"}
-    if run is not ALONE:
-        own |= {"teacher": teacher, "variant": f"{own['variant']} teacher={teacher}"}
+    own = {"student": student} | ({} if run is ALONE else {"teacher": teacher})
+    assert variant([f"{role}={name}" for role, name in own.items()], list(own), ()) == ""  # of these a run has no more
     return seeds(replace(run, **own), *accuracies)
 
 
@@ -89,9 +89,9 @@ def test_table_keeps_what_sets_rows_of_one_student_apart():
 
 
 def test_table_of_several_students_names_what_is_not_in_it():
-    own = [replace(run, variant=f"{run.variant} recipe.warmup=1") for run in TWO[3:6]]
+    own = [replace(run, variant="recipe.warmup=1") for run in TWO[3:6]]
     text = latex(*TWO, *own)
-    assert re.search(r"^% Not in this table: logits .*recipe.warmup=1$", text, re.MULTILINE)
+    assert re.search(r"^% Not in this table: logits recipe.warmup=1", text, re.MULTILINE)
     assert lines(text) == lines(latex(*TWO))
 
 
@@ -112,19 +112,19 @@ def test_table_with_a_method_without_a_teacher_keeps_the_teachers():
 def test_table_tells_a_teacher_by_its_recipe():
     """A row of another recipe must not be taken for one of the same line."""
     part = [run for run in TWO if run.method != "dkd"]
-    long = [replace(run, variant=f"{run.variant} teacher_recipe.epochs=9") for run in part[3:6]]
+    long = [replace(run, variant="teacher_recipe.epochs=9") for run in part[3:6]]
     shown = lines(latex(*part, *long))
-    assert shown[r"logits teacher=resnet56 teacher\_recipe.epochs=9"] == [r"71.10 $\pm$ 0.10$^{*}$", ""]
+    assert shown[r"logits teacher\_recipe.epochs=9 teacher=resnet56"] == [r"71.10 $\pm$ 0.10$^{*}$", ""]
     assert "Teacher" not in shown
     shown = lines(latex(*part[:3], *long, *part[6:]))
-    assert shown["Teacher"] == ["resnet56 teacher\\_recipe.epochs=9", "vgg13"]
-    assert shown["logits"] == [r"71.10 $\pm$ 0.10$^{*}$", r"72.20 $\pm$ 0.10$^{*}$"]
+    assert shown["Teacher"] == ["vgg13", "resnet56 teacher\\_recipe.epochs=9"]
+    assert shown["logits"] == [r"72.20 $\pm$ 0.10$^{*}$", r"71.10 $\pm$ 0.10$^{*}$"]
 
 
 def test_columns_are_named_by_what_sets_them_apart():
-    tenth = [replace(run, variant=f"{run.variant} data.fraction=0.1") for run in TWO[9:]]
+    tenth = [replace(run, variant="data.fraction=0.1") for run in TWO[9:]]
     assert lines(latex(*TWO[:6], *tenth))["Student"] == ["resnet20", "vgg8 data.fraction=0.1"]
-    one = [replace(run, student="vgg8", variant=run.variant.replace("resnet20", "vgg8")) for run in TWO[:6]]
+    one = [replace(run, student="vgg8") for run in TWO[:6]]
     assert lines(latex(*one, *tenth))["Student"] == ["vgg8", "data.fraction=0.1"]
 
 
@@ -182,6 +182,13 @@ def test_methods_of_several_teachers_have_a_table_with_intervals_for_new_ones():
     assert lines(second)["logits"][-1] == p_value(line.p).replace("<", "$<$")
     assert "speak of new teachers and new seeds. Differences are from standard with the same seeds" in second
     assert "Holm's method for 1 comparison." in second
+    lost = [replace(crossed[0], seed=seed, diverged=True) for seed in (7, 8)]
+    summary = summarize([*seeds(ALONE, 0.80, 0.81, 0.80), *(replace(run, order_seed=0) for run in crossed), *lost])
+    text = to_latex(summary, compare(summary.rows))
+    second = text[text.rindex(r"\begin{table}") :]
+    (name,) = (name for name in lines(second) if name.startswith("logits"))
+    assert name == "logits (2 of 14 runs diverged: no statement)"
+    assert "with the same seeds. The seeds of all rows have the order" in second
 
 
 def test_table_says_what_else_a_row_differs_in_from_its_baseline():

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from kd.report.comparison import compare
-from kd.report.rows import Role, Spread, role
+from kd.report.rows import Role, Spread, role, teacher_name
 from kd.report.summary import summarize
 from kd.report.tables import to_markdown
 from tests.report.made import ALONE, DISTILLED, MUTUAL, TEACHER, changed, seeds
@@ -214,6 +214,36 @@ def test_summarize_separates_data_sets():
 def test_summarize_does_not_average_over_trials_of_different_size():
     kinds = [replace(run, trial=trial) for trial in ("a", "b") for run in seeds(ALONE, 0.1, 0.2)]
     assert [(row.label, row.n) for row in summarize(kinds).rows] == [("standard trial=a", 2), ("standard trial=b", 2)]
+
+
+def test_seeds_with_an_order_in_common_are_a_row_of_their_own():
+    """The hash of a group, which is that of seed 0, is the same for an order of seed 0 and for one that is not set."""
+    runs = seeds(replace(ALONE, group="aaaaaaaaaa"), 0.80, 0.81, 0.82)
+    shared = [replace(run, variant="data.order_seed=0", test_acc=0.7) for run in runs]
+    summary = summarize([*runs, *shared])
+    assert [(row.label, row.n, row.test_acc.mean) for row in summary.rows] == [
+        ("standard", 3, pytest.approx(0.81)),
+        ("standard data.order_seed=0", 3, pytest.approx(0.7)),
+    ]
+    note = "The seeds of {} have the order, crops and flips of the images in common"
+    assert any(found.startswith(note.format("standard data.order_seed=0")) for found in summary.notes)
+    known = [replace(run, order_seed=0) for run in shared[1:]]  # a sweep that a newer version went on with
+    assert any(found.startswith(note.format("all rows")) for found in summarize([shared[0], *known]).notes)
+    assert not any("in common" in found for found in summarize(runs).notes)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "name"),
+    [
+        ("resnet20", "teacher"),
+        ("3 x resnet20", "ensemble of 3 teachers"),
+        ("resnet8 + cnn32", "ensemble of 2 teachers"),
+        ("2 x cnn32 + resnet8", "ensemble of 3 teachers"),
+        ("2 x cnn32 > scale=3", "ensemble of 2 teachers"),
+    ],
+)
+def test_teachers_of_an_ensemble_are_counted(teacher, name):
+    assert teacher_name(teacher) == name
 
 
 def test_own_teacher_is_that_which_taught():
