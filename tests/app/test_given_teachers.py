@@ -92,7 +92,9 @@ def test_file_of_a_network_of_other_code_says_what_to_choose(run, tmp_path, two_
 def test_what_a_file_describes_is_not_executed(run, tmp_path, two_kinds):
     """An interpolation becomes whatever it creates before Hydra makes anything of it."""
     tensors, metadata = load_weights(two_kinds[0] / "teacher.safetensors")
-    call = "_target_:kd.models.external.custom,num_classes:2,image_size:8,target:os.mkdir,settings:{path:ran}"
+    unset = ",".join(f"{name}:null" for name in ("stages", "head", "pretrained", "size", "mean", "std", "classes"))
+    call = f"target:os.mkdir,settings:{{path:ran}},num_classes:2,image_size:8,preacts:false,{unset}"
+    call = f"_target_:kd.models.external.custom,{call}"
     model = metadata["model"] | {"depth": f"${{oc.create:{{{call}}}}}"}
     save_file(
         tensors, tmp_path / "evil.safetensors", {k: json.dumps(v) for k, v in (metadata | {"model": model}).items()}
