@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -314,7 +315,7 @@ def described_network(
         return None
     try:
         _resolve(str(model.get("_target_")), trust=False)
-    except (_UntrustedError, ImportError, AttributeError):
+    except (_UntrustedError, ImportError, AttributeError, RecursionError):
         return None
     if model["_target_"] in FOREIGN_NETWORKS:
         return None
@@ -334,14 +335,18 @@ def foreign_network(metadata: Mapping[str, Any]) -> str | None:
     if not isinstance(model, dict) or model.get("_target_") not in FOREIGN_NETWORKS:
         return None
     named = "target" if model["_target_"] == FOREIGN else "name"
-    return f"teacher={model['_target_'].rpartition('.')[2]} teacher.{named}={model.get(named)}"
+    value = str(model.get(named))
+    shown = value if re.fullmatch(r"[\w.-]+", value) else named.upper()  # a stranger's text is no advice
+    return f"teacher={model['_target_'].rpartition('.')[2]} teacher.{named}={shown}"
 
 
 def _is_plain(name: str, value: object) -> bool:
     """Whether a setting stands for itself alone: no option of Hydra, no interpolation, nothing nested."""
     if name == "_target_":
         return True
-    return not name.startswith("_") and (isinstance(value, int | float) or str(value).isidentifier())
+    if name.startswith("_") or name in ("num_classes", "image_size", "in_channels"):  # which come from the data
+        return False
+    return isinstance(value, int | float) or str(value).isidentifier()
 
 
 def build_network(settings: dict[str, Any]) -> nn.Module:

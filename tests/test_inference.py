@@ -318,6 +318,8 @@ CNN_SETTINGS = {
         {**CNN_SETTINGS, "scale": "${oc.create:{_target_:os.getcwd}}"},
         {**CNN_SETTINGS, "activation": "${oc.env:HOME}"},
         {**CNN_SETTINGS, "_partial_": True},
+        {**CNN_SETTINGS, "in_channels": 1},
+        {"_target_": "kd.models." + "a." * 2000 + "b"},
     ],
 )
 def test_described_network_is_one_of_ours_or_none(model, tmp_path):

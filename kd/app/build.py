@@ -261,8 +261,12 @@ class Builder:
             # It is of the files that say nothing; of all, if there is none.
             return [network if None in described and network else self.cfg.teacher for network in described]
         for _, metadata, _, path in files:
-            if (foreign := foreign_network(metadata)) is not None:
-                raise UserError(f"{path} is of a network of other code; give {foreign}, and its other settings")
+            foreign = foreign_network(metadata)
+            if foreign is not None and metadata["model"]["_target_"] != self.settings["teacher"]["_target_"]:
+                raise UserError(
+                    f"{path} is of a network of other code; if you trust who made it, give {foreign}, and its other "
+                    "settings"
+                )
         return [network or self.cfg.teacher for network in described]
 
     def given_id(self) -> str:

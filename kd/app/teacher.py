@@ -6,6 +6,7 @@ taught itself, by a method and a teacher of its own, and its key in the store ho
 
 import gc
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -152,7 +153,7 @@ def _claim_of_file(build: Builder, metadata: dict[str, Any]) -> float | None:
     """The accuracy that given weights say they have on all of this test split, if they do."""
     whole = metadata.get("data_id") == build.images.id and metadata.get("test_images") == len(build.images.test_y)
     claim = metadata.get("test_acc")
-    return claim if whole and isinstance(claim, float) else None
+    return claim if whole and isinstance(claim, float) and 0 <= claim <= 1 else None
 
 
 def _settings_of(metadata: dict[str, Any], plan: Plan) -> str:
@@ -160,7 +161,10 @@ def _settings_of(metadata: dict[str, Any], plan: Plan) -> str:
     model = metadata.get("model")
     there, here = model if isinstance(model, dict) else {}, plain(plan.network)
     differing = [
-        f"teacher.{name}={value}" for name, value in there.items() if here.get(name) != value and name != "pretrained"
+        f"teacher.{name}={value}"
+        for name, value in there.items()
+        if here.get(name, value) != value and name not in ("_target_", "target", "pretrained")
+        if re.fullmatch(r"[\w.,\[\] -]*", str(value))  # else a stranger's text would be advice
     ]
     return f"give {' '.join(differing)}" if differing else "the file is damaged; give another teacher_weights"
 

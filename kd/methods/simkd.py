@@ -58,7 +58,8 @@ class ReusedHead(nn.Module):
         """The student's output with the reused classifier's logits, and its projected maps (B, C, h, w)."""
         maps = _represented(student, self.on_maps)
         if maps.shape[2:] != self.size:
-            maps = averaged(maps, self.size)
+            height, width = self.size
+            maps = averaged(maps, (min(maps.shape[2], height), min(maps.shape[3], width)))
         if self.training and len(maps) == 1:  # twice, as BatchNorm refuses a single number
             maps = maps.expand(2, -1, -1, -1)
         projected = self.projector(maps)[: len(student.embedding)]
@@ -165,8 +166,22 @@ class SimKD(Method):
         """The network of `inference_net`, with initial weights, of the shapes in its state dict."""
         inner, channels = tensors["head.projector.0.weight"].shape[:2]
         classes, width = tensors["head.classifier.weight"].shape
-        classifier = nn.Linear(width, classes, "head.classifier.bias" in tensors)
-        return Reused(student, ReusedHead(channels, inner, classifier, tensors["head.layout"].tolist()))
+        layout = tensors["head.layout"]
+        if layout.shape != (4,) or layout.dtype != torch.int64 or int(layout[2:].min()) < 1:
+            raise ValueError("head.layout must be four whole numbers, the last two at least 1")
+        if not min(inner, channels, classes, width):
+            raise ValueError("head.projector and head.classifier must have inputs and outputs")
+
+        def head() -> ReusedHead:
+            classifier = nn.Linear(width, classes, "head.classifier.bias" in tensors)
+            return ReusedHead(channels, inner, classifier, layout.tolist())
+
+        with torch.device("meta"):  # without memory, until the file is known to hold all of it
+            expected = head().state_dict()
+        for name, tensor in expected.items():
+            if f"head.{name}" not in tensors or tensors[f"head.{name}"].shape != tensor.shape:
+                raise ValueError(f"head.{name} is missing, or does not fit the layers beside it")
+        return Reused(student, head())
 
 
 def _represented(output: Output, on_maps: bool) -> Tensor:

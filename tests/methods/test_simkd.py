@@ -188,3 +188,42 @@ def test_teacher_without_a_linear_head_is_refused():
         built(cnn(2), Ensemble([cnn(2), cnn(2)]))
     with pytest.raises(ValueError, match=r"^simkd needs the teacher itself, for its classifier"):
         SimKD().setup(pair(cnn(2))._replace(teacher=probe(cnn(2), 8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("layout", tensor([1, 1, -4, 4])),
+        ("layout", tensor([1, 1, 0, 4])),
+        ("layout", tensor([1.0, 1.0, 4.0, 4.5])),
+        ("layout", tensor([1, 1, 4])),
+        ("projector.0.weight", torch.zeros(60_000, 1, 1, 1)),
+        ("projector.0.weight", torch.zeros(60_000, 0, 1, 1)),
+        ("classifier.weight", torch.zeros(2, 60_000)),
+    ],
+)
+def test_network_of_a_file_that_misleads_is_not_made(monkeypatch, name, changed):
+    """A small file could describe layers that take all memory."""
+    nets = wrn(1), wrn(2)
+    tensors = built(*nets).inference_net(nets[0]).state_dict() | {f"head.{name}": changed}
+    monkeypatch.setattr(nn.Module, "register_parameter", on_meta_only(nn.Module.register_parameter))
+    with pytest.raises(ValueError, match=r"head\.\w+"):
+        SimKD.restored_net(nets[0], tensors)
+
+
+def on_meta_only(register):
+    def registered(module, name, parameter):
+        assert parameter is None or parameter.is_meta
+        register(module, name, parameter)
+
+    return registered
+
+
+def test_maps_are_never_enlarged():
+    """By a size that a file of weights names."""
+    nets = wrn(1), wrn(2)
+    net = built(*nets).inference_net(nets[0]).eval()
+    tensors = net.state_dict() | {"head.layout": tensor([1, 1, 10**6, 10**6])}
+    again = SimKD.restored_net(nets[0], tensors).eval()
+    again.load_state_dict(tensors)
+    assert again(X).logits.shape == net(X).logits.shape

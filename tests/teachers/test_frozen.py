@@ -183,6 +183,8 @@ def test_check_origin_takes_a_teacher_of_the_same_data(tmp_path):
         ({}, "does not say what it was trained on"),
         ({"format": "pt", "classes": "three"}, "does not say what it was trained on"),
         ({**ELSEWHERE, "mean": "grey"}, "does not say what it was trained on"),
+        ({**ELSEWHERE, "mean": [10**400, 0.5, 0.5]}, "does not say what it was trained on"),
+        ({**ELSEWHERE, "std": [float("nan")] * 3}, "does not say what it was trained on"),
     ],
 )
 def test_check_origin_warns_of_a_teacher_of_other_or_unknown_images(tmp_path, metadata, warning):
