@@ -24,7 +24,7 @@ from kd.teachers.frozen import FrozenTeacher
 from kd.training.callbacks import StopOnInterrupt
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("tests/training/test_performance.py", "tests/training/test_memory.py", "tests/launchers/test_local.py")
+TESTS = ("tests/training/test_device.py", "tests/training/test_memory.py", "tests/launchers/test_local.py")
 """Those with tests of what is done where there are GPUs; they have "gpu" in their names."""
 SMALL = ("data=digits", "epochs=2", "logger=none", "trainer.enable_progress_bar=false")
 TINY = ("data.source.image_size=16", "teacher.scale=2", "student.scale=2", "batch_size=256")

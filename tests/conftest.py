@@ -17,7 +17,6 @@ from tests.settings import keep_files
 # are compared bit for bit need the same number of threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import joblib
 import pytest
 import torch
 from torch import Generator, Tensor, nn
@@ -67,11 +66,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_DEBUG_TEMPROOT" not in os.environ and in_memory():
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
     config.option.loadscopereorder = False  # pytest-xdist begins with the files of most tests, which are short ones
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """Return one more than there are cores: many tests wait for programs that they have started."""
-    return joblib.cpu_count() + 1
 
 
 def in_memory() -> bool:
