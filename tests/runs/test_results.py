@@ -31,10 +31,10 @@ DONE = Result(
 )
 CONTRACT = """
     method knobs seed student teacher teacher_id student_params teacher_params multiply_adds taught dataset data_id
-    epochs train_images noisy_labels order_seed val_acc test_acc test_balanced_acc test_class_acc test_images test_total test_nll
-    test_ece also_test_acc also_test_nll teacher_test_acc retention agreement train_seconds images_per_second device
-    precision git versions status command cwd config_dir variant fingerprint group date error trial diverged
-    warnings epoch_train_loss epoch_train_acc epoch_val_loss epoch_val_acc
+    epochs train_images noisy_labels order_seed val_acc test_acc test_balanced_acc test_class_acc test_images
+    test_total test_nll test_ece also_test_acc also_test_nll teacher_test_acc retention agreement train_seconds
+    images_per_second device precision git versions status command cwd config_dir variant fingerprint group date
+    error trial diverged warnings epoch_train_loss epoch_train_acc epoch_val_loss epoch_val_acc
 """
 
 
