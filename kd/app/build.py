@@ -255,19 +255,26 @@ class Builder:
     @cached_property
     def given_networks(self) -> list[Mapping[str, Any]]:
         """Their networks: as their files say, unless the command chooses one, or a file says nothing."""
-        files = [(*read_weights(path), self.shape, path) for path in self.given_weights]
-        described = [described_network(*file) for file in files]
-        if any(re.match(r"[+~]*teacher[.=]", override) for override in self.command.overrides):
-            # It is of the files that say nothing; of all, if there is none.
-            return [network if None in described and network else self.cfg.teacher for network in described]
-        for _, metadata, _, path in files:
-            foreign = foreign_network(metadata)
-            if foreign is not None and metadata["model"]["_target_"] != self.settings["teacher"]["_target_"]:
-                raise UserError(
-                    f"{path} is of a network of other code; if you trust who made it, give {foreign}, and its other "
-                    "settings"
-                )
+        chosen = any(re.match(r"[+~]*teacher[.=]", override) for override in self.command.overrides)
+        described = [self._described(path, chosen) for path in self.given_weights]
+        if chosen and None not in described:
+            return [self.cfg.teacher] * len(described)
         return [network or self.cfg.teacher for network in described]
+
+    def _described(self, path: Path, chosen: bool) -> dict[str, Any] | None:
+        """The network that a file of weights says it is of; None if it says nothing."""
+        tensors, metadata = read_weights(path)
+        try:
+            network = described_network(tensors, metadata, self.shape, path)
+        except UserError:
+            if chosen:
+                return None
+            raise
+        foreign = foreign_network(metadata)
+        if foreign and not chosen and metadata["model"]["_target_"] != self.settings["teacher"]["_target_"]:
+            advice = f"if you trust who made it, give {foreign}, and its other settings"
+            raise UserError(f"{path} is of a network of other code; {advice}")
+        return network
 
     def given_id(self) -> str:
         """What names the teachers that are given, in the keys of those that they teach."""

@@ -1,6 +1,7 @@
 """Teachers of different networks, each given by its file."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -74,6 +75,21 @@ def test_file_that_says_nothing_teaches_beside_one_that_does(run, tmp_path, two_
     assert code == 0, printed
     assert "taken in their order, as all shapes agree" in printed
     assert read(tmp_path / "run" / "result.json").teacher == "resnet8 + WideResNet depth=16 widen=3"
+
+
+def test_network_that_is_chosen_serves_a_file_whose_own_cannot_be_built(run, tmp_path, two_kinds):
+    """As of another version, whose network had a setting more."""
+    tensors, metadata = load_weights(two_kinds[0] / "teacher.safetensors")
+    later = metadata | {"model": metadata["model"] | {"norm": "batch"}}
+    save_file(tensors, tmp_path / "w.safetensors", {key: json.dumps(value) for key, value in later.items()})
+    given = (*RUN, "teacher_weights=w.safetensors", "method=logits")
+    code, printed = run(*given, "hydra.run.dir=run")
+    assert code == 1
+    assert re.search(
+        r"error: \S*w\.safetensors: cannot build its network, .*'norm'.*; name the network by tea", printed
+    )
+    code, printed = run(*given, "teacher=resnet8", "hydra.run.dir=run")
+    assert code == 0, printed
 
 
 def test_file_of_a_network_of_other_code_says_what_to_choose(run, tmp_path, two_kinds):
