@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 from torch import nn
 
-from kd.inference import build_network, load
+from kd.inference import load
 from kd.ranges import Size
+from kd.runs.described import build_network
 
 dependencies = ["torch", "filelock", "numpy", "PIL", "safetensors", "yaml"]
 

@@ -1,13 +1,11 @@
 """From the weights of a run to predictions for images."""
 
-import importlib
 import json
 import math
 import os
-import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,29 +17,16 @@ from torch import Tensor, nn
 
 from kd.data.decode import read_rgb, to_rgb
 from kd.data.resize import resized
-from kd.errors import UserError, reason_of
+from kd.errors import UserError
 from kd.files import open_regular
 from kd.methods.base import restored_net
 from kd.models.external import bind
 from kd.models.output import Output, checked
 from kd.ranges import Size, sides
+from kd.runs.described import FOREIGN_NETWORKS, OURS, are_numbers, build, refuse_giants, why_not
 from kd.runs.given import weights_file
 from kd.runs.weights import fill, load_weights
 from kd.terminal import visible
-
-OURS = "kd.models."
-"""Where the networks lie that a file may name."""
-
-FOREIGN = f"{OURS}external.custom"
-"""The one of them that itself names code, in its argument `target`."""
-
-FOREIGN_NETWORKS = (FOREIGN, f"{OURS}external.timm", f"{OURS}external.torchvision")
-"""Those that other libraries make."""
-
-MOST_MISSING = 2**20
-"""Parameters that a file may lack before its network is made, and what is missing is listed."""
-
-TRUST = "pass trust=True if the file is from someone you trust (a program: --trust)"
 
 MAX_TEMPERATURE = 2**16
 """Bytes of the file with a temperature that are read."""
@@ -160,15 +145,15 @@ def load(path: str | Path, trust: bool = False) -> Predictor:
             shape["in_channels"] = len(facts.mean)
         model = {**facts.model, **shape}
         if not trust and facts.model["_target_"].startswith(OURS) and facts.model["_target_"] not in FOREIGN_NETWORKS:
-            _refuse_giants(model, sum(tensor.numel() for tensor in tensors.values()), path)
-        net = _build(model, trust)
+            refuse_giants(model, sum(tensor.numel() for tensor in tensors.values()), path)
+        net = build(model, trust)
         if isinstance(net, nn.Module):
             net = bind(net, facts.classes, facts.mean, facts.std)
             net = restored_net(net, tensors, metadata.get("method"))
     except UserError:
         raise
     except Exception as error:  # whatever a network's own code raises, or is raised for arguments that are damaged
-        raise UserError(f"{path}: cannot build its network, {_why_not(facts.model, error)}") from error
+        raise UserError(f"{path}: cannot build its network, {why_not(facts.model, error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{path}: {facts.model['_target_']} makes no network")
     fill(net, tensors, path)
@@ -253,134 +238,15 @@ class _Facts(NamedTuple):
         return facts
 
     def _fits(self) -> dict[str, bool]:
-        def numbers(values: object) -> bool:
-            # Not beyond a million, which NaN and infinity are, too.
-            if not isinstance(values, list) or not values:
-                return False
-            return all(type(v) in (int, float) and abs(v) < 1e6 for v in values)
-
         size: Any = self.image_size
         parts = size if isinstance(size, list) and len(size) == 2 else [size]
         return {
             "model": isinstance(self.model, dict) and isinstance(self.model.get("_target_"), str),
             "classes": isinstance(self.classes, list) and all(isinstance(name, str) for name in self.classes),
             "image_size": all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in parts),
-            "mean": numbers(self.mean),
-            "std": numbers(self.std) and min(self.std) > 0 and len(self.std) == len(self.mean),
+            "mean": are_numbers(self.mean),
+            "std": are_numbers(self.std) and min(self.std) > 0 and len(self.std) == len(self.mean),
         }
-
-
-def _refuse_giants(model: dict[str, Any], numbers: int, path: Path) -> None:
-    """Refuse a network far larger than what the file holds: a stranger's settings would take all memory."""
-    with torch.device("meta"):
-        net = _build(model, trust=False)
-    if not isinstance(net, nn.Module):
-        raise UserError(f"{path}: {model['_target_']} makes no network")
-    wanted = sum(parameter.numel() for parameter in net.parameters())
-    if wanted > 2 * numbers + MOST_MISSING:
-        raise UserError(f"{path}: its metadata describe a network of {wanted:,} parameters, and it holds {numbers:,}")
-
-
-class _UntrustedError(Exception):
-    """A file names code that it may not."""
-
-
-def _why_not(model: dict[str, Any], error: Exception) -> str:
-    """Return which network could not be built, and why, in one line."""
-    target = model["_target_"]
-    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "kd":
-        return f"which needs {error.name}: pip install {error.name.partition('.')[0]}"
-    of = f" of {model['target']}" if target == FOREIGN and "target" in model else ""
-    changed = isinstance(error, AttributeError | ImportError | TypeError) and target.startswith(OURS) and not of
-    hint = "; was it written by another version of kd?" if changed else ""
-    reason = reason_of(error)
-    return f"{target}{of}: {reason}{hint}"
-
-
-def described_network(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], shape: Mapping[str, Any], path: Path
-) -> dict[str, Any] | None:
-    """Return the settings of the network that a file describes, if it is one of ours: plain values, by name.
-
-    Args:
-        tensors, metadata: the file's.
-        shape: the network's further arguments, which come from the data.
-        path: the file, for messages.
-
-    Raises:
-        UserError: if that network is far larger than what the file holds, or cannot be built.
-    """
-    model = metadata.get("model")
-    if not isinstance(model, dict) or not all(_is_plain(name, value) for name, value in model.items()):
-        return None
-    try:
-        _resolve(str(model.get("_target_")), trust=False)
-    except (_UntrustedError, ImportError, AttributeError, RecursionError):
-        return None
-    if model["_target_"] in FOREIGN_NETWORKS:
-        return None
-    try:
-        _refuse_giants({**model, **shape}, sum(tensor.numel() for tensor in tensors.values()), path)
-    except UserError:
-        raise
-    except Exception as error:  # such as of a version with other arguments
-        why = _why_not(model, error)
-        raise UserError(f"{path}: cannot build its network, {why}; name the network by teacher=") from error
-    return model
-
-
-def foreign_network(metadata: Mapping[str, Any]) -> str | None:
-    """Return the settings that choose the network of other code that a file describes; None if it describes none."""
-    model = metadata.get("model")
-    if not isinstance(model, dict) or model.get("_target_") not in FOREIGN_NETWORKS:
-        return None
-    named = "target" if model["_target_"] == FOREIGN else "name"
-    value = str(model.get(named))
-    shown = value if re.fullmatch(r"[\w.-]+", value) else named.upper()  # a stranger's text is no advice
-    return f"teacher={model['_target_'].rpartition('.')[2]} teacher.{named}={shown}"
-
-
-def _is_plain(name: str, value: object) -> bool:
-    """Whether a setting stands for itself alone: no option of Hydra, no interpolation, nothing nested."""
-    if name == "_target_":
-        return True
-    if name.startswith("_") or name in ("num_classes", "image_size", "in_channels"):  # which come from the data
-        return False
-    return isinstance(value, int | float) or str(value).isidentifier()
-
-
-def build_network(settings: dict[str, Any]) -> nn.Module:
-    """Return a network of `kd.models`, with random weights.
-
-    Args:
-        settings: {"_target_": a class or function there, its arguments by name}.
-    """
-    net: nn.Module = _build(settings, trust=False)
-    return net
-
-
-def _build(node: Any, trust: bool) -> Any:
-    """The object that a node describes: {"_target_": a class or function, its arguments by name}, also nested."""
-    if isinstance(node, list):
-        return [_build(value, trust) for value in node]
-    if not isinstance(node, dict):
-        return node
-    arguments = {key: _build(value, trust) for key, value in node.items() if key != "_target_"}
-    return _resolve(node["_target_"], trust)(**arguments) if "_target_" in node else arguments
-
-
-def _resolve(target: str, trust: bool) -> Any:
-    where, _, name = target.rpartition(".")
-    refused = f"{target} does not lie in {OURS.rstrip('.')}; {TRUST}"
-    if not trust and target == FOREIGN:
-        raise _UntrustedError(f"it names a class of other code; {TRUST}")
-    if not trust and (not where.startswith(OURS) or name.startswith("_")):
-        raise _UntrustedError(refused)
-    found = getattr(importlib.import_module(where), name)
-    # What a module of ours imports, such as torch, is not ours.
-    if not trust and getattr(found, "__module__", None) != where:
-        raise _UntrustedError(refused)
-    return found
 
 
 def _separate(images: Any, channels: int) -> Iterator[Image.Image | Tensor]:

@@ -22,9 +22,9 @@ from steps import timed
 from torch import nn
 
 from kd.errors import UserError
-from kd.inference import build_network
 from kd.models.output import Output, parameter_count
 from kd.report.speed import median_ratio
+from kd.runs.described import build_network
 from kd.runs.provenance import measured_by
 from kd.terminal import Parser, file, outcome, positive, save
 from kd.training.device import choose_device, choose_precision, device_name

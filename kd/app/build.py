@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from kd.app import identity
-from kd.app.check import check_method, links
+from kd.app.check import check_method, check_without_maps, links
 from kd.app.compose import Command, plain
 from kd.app.explain import user_errors
 from kd.app.machine import check_devices, check_limits, check_memory, check_sync_batchnorm, check_threads
@@ -27,11 +27,11 @@ from kd.data.module import DataModule, Loader
 from kd.data.resize import images_of_channels, images_of_size
 from kd.errors import UserError
 from kd.hashing import derive, digest
-from kd.inference import described_network, foreign_network
 from kd.methods.base import Method, Pair, Teacher
 from kd.models.ensemble import Ensemble
 from kd.models.external import External, bind
 from kd.models.output import parameter_count, probe, probe_images
+from kd.runs.described import described_network, foreign_network
 from kd.runs.given import STUDENT_WEIGHTS, TEACHER_WEIGHTS, given_paths, weights_file
 from kd.runs.weights import begin_from, content_id, read_weights
 from kd.teachers.frozen import FrozenTeacher, check_origin, fitted
@@ -327,15 +327,8 @@ class Builder:
         check_method(method, mixes, self.cfg.data.balance, smoothing, teacher is not None)
         shown = self.probe_images
         taught_by = None if teacher is None else probe(teacher, shown)
-        if taught_by is not None and not taught_by.features and method.reads & {"features", "preacts"}:
-            several = isinstance(teacher, Ensemble)
-            lack = (
-                "the teachers' feature maps differ in number or size" if several else "the teacher has no feature maps"
-            )
-            others = "teachers whose maps are alike" if several else "a teacher with maps"
-            raise UserError(
-                f"{lack}, and this method matches maps: choose one that reads logits or embeddings, or {others}"
-            )
+        if taught_by is not None and not taught_by.features:
+            check_without_maps(method, several=isinstance(teacher, Ensemble))
         with user_errors():
             pair = Pair(
                 probe(student, shown),

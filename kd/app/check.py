@@ -334,3 +334,21 @@ def check_method(method: "Method", mixes: Sequence[str], balance: str, smoothing
         )
     if has_teacher and not method.reads:
         raise UserError("this method reads nothing of a teacher: leave chain out, or choose another method")
+
+
+def check_without_maps(method: "Method", several: bool) -> None:
+    """Refuse a method that matches feature maps, of which the teacher has none.
+
+    Args:
+        method: of the run.
+        several: whether it is an ensemble, of networks whose maps differ.
+
+    Raises:
+        UserError: with what to choose instead.
+    """
+    if not method.reads & {"features", "preacts"}:
+        return
+    lack, others = "the teacher has no feature maps", "a teacher with maps"
+    if several:
+        lack, others = "the teachers' feature maps differ in number or size", "teachers whose maps are alike"
+    raise UserError(f"{lack}, and this method matches maps: choose one that reads logits or embeddings, or {others}")

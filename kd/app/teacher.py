@@ -66,25 +66,26 @@ def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
     plans = build.first_teachers if level == 0 else [build.chain[level - 1]]
     if not plans:
         return None
+    given = build.given_weights if level == 0 else []
+    entries = [] if given else [_find(build, plan, record, level) for plan in plans]
+    paths = given or [entry / TEACHER_WEIGHTS for entry in entries]
+    networks = [plain(plan.network) for plan in plans]
+    nets = [build.net(network) for network in networks]
     warnings: list[str] = []
-    paths = build.given_weights if level == 0 else []
-    if paths:
+    if given:
         origins = [read_weights(path)[1] for path in paths]
-        for path, metadata, plan in zip(paths, origins, plans, strict=True):
-            warnings += check_origin(metadata, build.shown(plan, build.net(plan.network)), path)
+        for path, metadata, plan, net in zip(paths, origins, plans, nets, strict=True):
+            warnings += check_origin(metadata, build.shown(plan, net), path)
             if metadata.get("trial"):
                 warnings.append(f"{path} comes from a trial: {metadata['trial']}")
         claims = [_claim_of_file(build, metadata) for metadata in origins]
         advice = [_settings_of(metadata, plan) for metadata, plan in zip(origins, plans, strict=True)]
     else:
-        entries = [_find(build, plan, record, level) for plan in plans]
-        paths = [entry / TEACHER_WEIGHTS for entry in entries]
         claims, advice = [_claim(build, entry) for entry in entries], [""] * len(entries)
     test = build.data(plans[0]).test_dataloader(build.device)
-    networks = [plain(plan.network) for plan in plans]
     teachers = [
-        load(build.net(network), path, build.inference_copy, partial(identity.teacher_id, network=network))
-        for network, path in zip(networks, paths, strict=True)
+        load(net, path, build.inference_copy, partial(identity.teacher_id, network=network))
+        for net, network, path in zip(nets, networks, paths, strict=True)
     ]
     measured = [
         verify(teacher, test, claim, path, hint)

@@ -13,6 +13,7 @@ from kd.errors import UserError, reason_of
 from kd.methods.base import restored_net
 from kd.models.ensemble import Ensemble
 from kd.models.output import Output, checked
+from kd.runs.described import are_numbers
 from kd.runs.weights import content_id, fill, read_weights, renamed
 from kd.terminal import with_progress
 
@@ -148,7 +149,7 @@ def check_origin(metadata: Mapping[str, Any], own: Mapping[str, Any], path: Path
         UserError: if the classes, their order, the image size or the normalisation differ.
     """
     classes = metadata.get("classes")
-    if not isinstance(classes, list) or not all(_numbers(metadata.get(name)) for name in ("mean", "std")):
+    if not isinstance(classes, list) or not all(are_numbers(metadata.get(name)) for name in ("mean", "std")):
         return [
             f"{path} does not say what it was trained on; the order of its classes and its normalisation are trusted"
         ]
@@ -188,14 +189,10 @@ _SETTABLE = {
 def _own_view(model: object) -> dict[str, Any]:
     """How a network in a file's metadata is shown images otherwise than its data have them, see `External.view`."""
     settings = model if isinstance(model, dict) else {}
-    view = {name: settings[name] for name in ("mean", "std") if _numbers(settings.get(name))}
+    view = {name: settings[name] for name in ("mean", "std") if are_numbers(settings.get(name))}
     if isinstance(settings.get("classes"), list):
         view["classes"] = settings["classes"]
     return view if settings.get("size") is None else {**view, "image_size": settings["size"]}
-
-
-def _numbers(values: object) -> bool:
-    return isinstance(values, list) and all(type(v) in (int, float) and abs(v) < 1e6 for v in values)  # no NaN either
 
 
 def joined(

@@ -12,9 +12,9 @@ from torch import nn
 import kd
 from kd.app.build import Builder
 from kd.app.compose import compose, settings_of
-from kd.inference import foreign_network
 from kd.models.output import Output
 from kd.runs import predictions
+from kd.runs.described import foreign_network
 from kd.runs.results import read
 from kd.runs.weights import load_weights, save_weights
 from tests.common import CONF
@@ -35,6 +35,13 @@ def two_kinds(tmp_path_factory):
         save_weights(build.net(network), directory / "teacher.safetensors", metadata)
         found.append(directory)
     return found
+
+
+def describe(directory, file, **changes):
+    """Write a teacher's weights to a file that describes their network otherwise."""
+    tensors, metadata = load_weights(directory / "teacher.safetensors")
+    metadata["model"] |= changes
+    save_file(tensors, file, {name: json.dumps(value) for name, value in metadata.items()})
 
 
 def test_teachers_of_different_networks_teach_together(run, tmp_path, two_kinds):
@@ -79,9 +86,7 @@ def test_file_that_says_nothing_teaches_beside_one_that_does(run, tmp_path, two_
 
 def test_network_that_is_chosen_serves_a_file_whose_own_cannot_be_built(run, tmp_path, two_kinds):
     """As of another version, whose network had a setting more."""
-    tensors, metadata = load_weights(two_kinds[0] / "teacher.safetensors")
-    later = metadata | {"model": metadata["model"] | {"norm": "batch"}}
-    save_file(tensors, tmp_path / "w.safetensors", {key: json.dumps(value) for key, value in later.items()})
+    describe(two_kinds[0], tmp_path / "w.safetensors", norm="batch")
     given = (*RUN, "teacher_weights=w.safetensors", "method=logits")
     code, printed = run(*given, "hydra.run.dir=run")
     assert code == 1
@@ -93,11 +98,8 @@ def test_network_that_is_chosen_serves_a_file_whose_own_cannot_be_built(run, tmp
 
 
 def test_file_of_a_network_of_other_code_says_what_to_choose(run, tmp_path, two_kinds):
-    tensors, metadata = load_weights(two_kinds[0] / "teacher.safetensors")
-    model = {"_target_": "kd.models.external.custom", "target": "my_package.Net"}
-    save_file(
-        tensors, tmp_path / "own.safetensors", {k: json.dumps(v) for k, v in (metadata | {"model": model}).items()}
-    )
+    foreign = {"_target_": "kd.models.external.custom", "target": "my_package.Net"}
+    describe(two_kinds[0], tmp_path / "own.safetensors", **foreign)
     code, printed = run(*RUN, "teacher_weights=own.safetensors", "method=logits", "hydra.run.dir=run")
     assert (code, printed.count("\n")) == (1, 1)
     expected = "own.safetensors is of a network of other code; if you trust who made it, give teacher=custom "
@@ -108,14 +110,10 @@ def test_file_of_a_network_of_other_code_says_what_to_choose(run, tmp_path, two_
 
 def test_what_a_file_describes_is_not_executed(run, tmp_path, two_kinds):
     """An interpolation becomes whatever it creates before Hydra makes anything of it."""
-    tensors, metadata = load_weights(two_kinds[0] / "teacher.safetensors")
     unset = ",".join(f"{name}:null" for name in ("stages", "head", "pretrained", "size", "mean", "std", "classes"))
     call = f"target:os.mkdir,settings:{{path:ran}},num_classes:2,image_size:8,preacts:false,{unset}"
     call = f"_target_:kd.models.external.custom,{call}"
-    model = metadata["model"] | {"depth": f"${{oc.create:{{{call}}}}}"}
-    save_file(
-        tensors, tmp_path / "evil.safetensors", {k: json.dumps(v) for k, v in (metadata | {"model": model}).items()}
-    )
+    describe(two_kinds[0], tmp_path / "evil.safetensors", depth=f"${{oc.create:{{{call}}}}}")
     code, printed = run(*RUN, "teacher_weights=evil.safetensors", "method=logits", "hydra.run.dir=run")
     assert code == 1
     assert "holds another architecture" in printed  # than that of `teacher=`, as what it says is not taken

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+from scipy import stats
 
 from kd.errors import UserError
 from kd.report.ranking import best
@@ -102,3 +103,23 @@ def test_summarize_lists_each_warning_once_with_its_runs():
         "Warning (standard seed=0): The loss was NaN for a while.",
         "Warning (standard seed=0; logits seed=0,1): The teacher is near chance.",
     ]
+
+
+def test_summarize_gives_both_ends_where_the_interval_of_few_images_is_lopsided():
+    (note,) = [note for note in summarize(seeds(ALONE, 1.0, 1.0, test_images=18)).notes if "binomial" in note]
+    low, high = stats.binomtest(18, 18).proportion_ci(method="wilson")
+    assert note.startswith(
+        f"18 test images tell an accuracy of 100.00 % to be {100 * low:.1f} to {100 * high:.1f} % on all images"
+    )
+
+
+def test_summarize_notes_the_precision_of_the_test_split():
+    notes = [note for note in summarize(seeds(ALONE, 0.85, 0.85, test_images=10_000)).notes if "binomial" in note]
+    low, high = stats.binomtest(8500, 10_000).proportion_ci(method="wilson")
+    assert len(notes) == 1
+    assert notes[0].startswith(
+        f"10,000 test images tell an accuracy of 85.00 % to within about ±{50 * (high - low):.2f}"
+    )
+    assert not any(
+        "binomial" in note for note in summarize(seeds(ALONE, 0.80, 0.81)).notes
+    )  # older records lack the number of test images
