@@ -94,7 +94,7 @@ def whole(text: str, least: int = 0) -> int:
 
 def file(text: str) -> Path:
     """Return the path of a file that can be written later, as a type for `Parser.add_argument`."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     try:
         if not path.parent.is_dir() or path.is_dir():
             wrong = "is a folder" if path.is_dir() else f"no folder {path.parent}"

@@ -7,6 +7,7 @@ it can neither prune a run nor continue one. So this script takes values from a 
 import argparse
 import gc
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -318,7 +319,7 @@ def search_with(options: argparse.Namespace) -> None:
         raise UserError("the search needs Optuna: pip install -e '.[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.basicConfig(format="%(message)s")
-    folder = options.config_dir and options.config_dir.expanduser().absolute()
+    folder = options.config_dir and Path(os.path.abspath(os.path.expanduser(options.config_dir)))
     if folder and not folder.is_dir():
         raise UserError(f"--config-dir={options.config_dir}: no such folder")
     search = plan(options.directory, options.overrides, options.range, options.seed, options.trials, folder)

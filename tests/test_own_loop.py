@@ -16,6 +16,7 @@ from kd.losses import hard_loss, soft_loss
 from kd.methods.base import Method
 from kd.methods.feature import Feature
 from kd.methods.logits import Logits
+from kd.methods.pld import PLD
 from kd.models.wrap import wrap
 from tests import processes
 from tests.common import ROOT
@@ -183,6 +184,14 @@ def test_distill_says_what_a_method_lacks(tiny_net):
         kd.distill(tiny_net(), None, Feature(), noise())
     with pytest.raises(TypeError, match=r"^Linear returned a Tensor, not a kd\.Output; wrap it with kd\.wrap\(net\)$"):
         kd.distill(tiny_net(), nn.Linear(8, 10), Logits(), noise())
+
+
+@pytest.mark.parametrize("method", [Logits, PLD])
+@pytest.mark.parametrize("classes", [5, 20])
+def test_distill_refuses_to_compare_logits_of_different_numbers_of_classes(tiny_net, method, classes):
+    message = f"^{method.__name__} compares logits, and the teacher has {classes} classes, the student 10; give"
+    with pytest.raises(ValueError, match=message):
+        kd.distill(tiny_net(), tiny_net(num_classes=classes), method(), noise())
 
 
 def test_distill_gives_the_network_to_keep(tiny_net):

@@ -1,6 +1,7 @@
 """The command line before Hydra composes from it: its form, and the groups and files that it names. No torch import."""
 
 import difflib
+import os
 import re
 import shlex
 import unicodedata
@@ -78,8 +79,10 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
     if known.package and not known.cfg:
         raise UserError("--package goes with --cfg job")
     folder = known.config_dir
-    if folder is not None and not (folder and Path(folder).expanduser().is_dir()):
-        raise UserError(f"--config-dir={known.config_dir}: no such folder")
+    if folder is not None:
+        known.config_dir = os.path.abspath(os.path.expanduser(folder))  # Hydra expands no "~"
+        if not (folder and os.path.isdir(known.config_dir)):
+            raise UserError(f"--config-dir={folder}: no such folder")
     if known.multirun and (prints or known.run):
         raise UserError("one of --run, --multirun, --cfg and --info at a time")
     return Arguments(
@@ -87,7 +90,7 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
         overrides=tuple(overrides),
         runs=not prints,
         multirun=bool(known.multirun),
-        config_dir=None if known.config_dir is None else Path(known.config_dir).expanduser().absolute(),
+        config_dir=None if folder is None else Path(known.config_dir),
     )
 
 

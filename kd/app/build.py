@@ -1,6 +1,7 @@
 """From a configuration to objects: the one place that instantiates."""
 
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -221,7 +222,7 @@ class Builder:
     @property
     def store(self) -> Path:
         """The directory of all teachers."""
-        return Path(self.cfg.teacher_store).expanduser()
+        return Path(os.path.expanduser(self.cfg.teacher_store))
 
     @property
     def shape(self) -> dict[str, Any]:

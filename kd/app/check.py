@@ -4,9 +4,9 @@ Settings are plain values here, resolved: nested dictionaries as YAML has them.
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, OmegaConf
@@ -275,7 +275,7 @@ def _check_teacher(settings: dict[str, Any], given: Iterable[str]) -> None:
 
 def _check_data(settings: dict[str, Any]) -> None:
     for path in settings["data"]["also_test"]:
-        if not Path(path).expanduser().is_dir():
+        if not os.path.isdir(os.path.expanduser(path)):
             raise UserError(f"data.also_test: no folder {path}")
 
 

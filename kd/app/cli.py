@@ -64,6 +64,8 @@ Knobs of the run
   seed=0                         of the student: initial weights, order, augmentation, dropout
   data.root=DIR                  where the data set is, as archive, parquet mirror or folder tree, or is downloaded to
   data.val_fraction=0.1          share of the training images kept for validation, 0 to below 1; 0 for final numbers
+  data.image_size=64             pixels that all images are resized to; image files of your own become 32x32 without it
+  data.balance=weights           or sampling, for classes of different size
   data.in_memory=false           for images that do not fit into memory: decoded once into DIR/.decoded, looked up there
                                  by data.workers=2 processes
   student.scale=S                width; likewise student.conv_dropout, student.head_dropout (0 to below 1),
@@ -77,6 +79,7 @@ Knobs of the run
   teacher_weights=FILE           use these weights (safetensors, a .pth of torch.save, or a run directory) instead of a
                                  teacher from teachers/; [A,B] for an ensemble
   trainer.precision=auto         bf16-mixed where the hardware supports bf16, else 32-true
+  trainer=ddp                    the student on all GPUs of this machine, a teacher on one (docs/runs.md)
   speed=reference                all speed-ups off; with trainer.precision=32-true the plain loop
   speed.stored_logits=auto       keep the teacher's logits beside the teachers: true, false, auto (CPU only)
   threads=N                      CPU threads of one run; all cores unless set
@@ -213,10 +216,13 @@ def prepared(argv: list[str]) -> tuple[Arguments, Command | None]:
     refuse_wrong_choices(arguments.overrides, arguments.config_dir)
     several = sweeps(arguments.overrides)
     single = [override for override in arguments.overrides if override not in several]
-    if not arguments.runs or arguments.multirun:
-        return (for_all_choices(arguments, several, single) if arguments.multirun else arguments), None
-    command = compose(single, config_dir=arguments.config_dir)
-    if command.hydra.mode is RunMode.MULTIRUN:
+    if not arguments.runs:
+        return arguments, None
+    if several:
+        arguments = for_all_choices(arguments, several, single)
+        single = [override for override in single if override in arguments.overrides]
+    command = None if arguments.multirun else compose(single, config_dir=arguments.config_dir)
+    if command is None or command.hydra.mode is RunMode.MULTIRUN:
         _refuse_run_dir(single)
         return arguments, None
     if several:
@@ -243,7 +249,6 @@ def for_all_choices(arguments: Arguments, several: Sequence[str], single: Sequen
     A setting that the default choice of a swept group lacks becomes a sweep of one value: Hydra composes the others for
     itself first, without the sweeps.
     """
-    _refuse_run_dir(single)
 
     def is_group(override: str) -> bool:
         group = override.lstrip("+~").partition("=")[0].partition("@")[0]  # without its package

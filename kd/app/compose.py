@@ -54,8 +54,11 @@ def parts() -> dict[str, frozenset[str]]:
 
 def settings_of(path: Path) -> dict[str, Any]:
     """What a file of conf/ sets."""
-    settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return settings
+    try:
+        settings: dict[str, Any] | None = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    return settings or {}
 
 
 @cache

@@ -135,7 +135,7 @@ def teacher_id(content: str, network: dict[str, Any]) -> str:
 
 
 def group(settings: dict[str, Any]) -> str:
-    """Name the runs that differ by their seed only. Takes the settings as resolved with seed 0."""
+    """Name the runs that differ by seed, `data.root` and further test sets alone. Takes the settings with seed 0."""
     return digest(_known(settings))
 
 

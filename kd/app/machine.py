@@ -35,10 +35,10 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
     several_nodes = "num_nodes" in trainer and trainer["num_nodes"] > 1
     if several_nodes and not {"SLURM_JOB_ID", "MASTER_ADDR"} & os.environ.keys():
         raise UserError("trainer.num_nodes is for runs that a cluster's launcher has started on every node")
-    count = torch.cuda.device_count() if choose_device(accelerator, 1).type == "cuda" else os.cpu_count() or 1
+    on_gpus = choose_device(accelerator, 1).type == "cuda"
+    count = torch.cuda.device_count() if on_gpus else os.cpu_count() or 1
     if str(devices).isdecimal() and int(devices) > count:
         raise UserError(f"trainer.devices={devices}: there are {count} here")
-    on_gpus = choose_device(accelerator, 1).type == "cuda"
     if on_gpus and isinstance(devices, list) and any(int(place) >= count for place in devices):
         raise UserError(f"trainer.devices={devices}: there are {count} here, counted from 0")
     if trainer["sync_batchnorm"] and choose_device(accelerator, devices).type == "cpu":

@@ -1,5 +1,6 @@
 """The images that a run was trained and tested on, from its record."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def recorded_data(weights: Path, typed: Sequence[str], image_size: Size, channel
     command = compose(overrides)
     root = OmegaConf.select(command.cfg, "data.root")
     if cwd and root is not None and "data.root" not in keys:
-        there = Path(cwd, Path(str(root)).expanduser())
+        there = Path(cwd, os.path.expanduser(str(root)))
         command = compose([*overrides, quoted("data.root", str(there))])
     return Builder(command)
 

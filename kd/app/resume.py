@@ -51,7 +51,7 @@ def expand_resume(arguments: Arguments, program: str = "python train.py") -> tup
     for override in rest:
         if _key(override) in ("hydra.run.dir", "hydra.output_subdir", "hydra.mode"):
             raise UserError(f"{override}: the run that is continued stays where and what it is; leave this out")
-    directory = Path(given).expanduser().resolve()
+    directory = Path(os.path.expanduser(given)).resolve()
     if not (directory / FILE).exists():
         if (directory / SWEEP).is_file():
             how = _typed(directory, program)

@@ -3,6 +3,7 @@
 Read are CIFAR-10-C and CIFAR-10.1 in the forms that they are published in, and folders of image files.
 """
 
+import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -63,7 +64,7 @@ def also_test(paths: Sequence[str], images: Images, in_memory: bool = True) -> t
         UserError: for a missing folder, a file that is no such array or not whole, labels or class folders that are
             none of the data set's classes, two test sets of one name.
     """
-    opened = [_opened(Path(path).expanduser().absolute(), images, in_memory) for path in paths]
+    opened = [_opened(Path(os.path.abspath(os.path.expanduser(path))), images, in_memory) for path in paths]
     names: list[str] = []
     for tests in opened:  # a mean over parts is a figure by its name, too
         names += [test.name for test in tests] + sorted({test.mean_of for test in tests if test.mean_of is not None})

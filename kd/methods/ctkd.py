@@ -55,8 +55,8 @@ class CTKD(Method):
     \lambda = \frac{1}{2} \Bigl(1 - \cos \bigl(\pi \min(t / w, 1)\bigr)\Bigr)
     $$
 
-    $\theta$ starts at 1, T at 15.6. It is a parameter without weight decay, lies in checkpoints and is logged as
-    `train/T`.
+    $\theta$ starts at 1, T at 15.6. It is a parameter, with weight decay only where `recipe.decay_all` is, lies in
+    checkpoints and is logged as `train/T`.
 
     Scaling:
         Averaged over the batch, independent of B; $T^2$ is part of what is differentiated. At high T the term is

@@ -120,9 +120,9 @@ class Result:
     variant: str = ""
     """Overrides beside knobs, networks and seed that decide the result, as in "student.scale=8 recipe.epochs=50"."""
     fingerprint: str = ""
-    """Hash of the resolved configuration."""
+    """Hash of all that decides the result, and of `data.root` and further test sets."""
     group: str = ""
-    """The same hash without the seed: shared by runs that differ by their seed only."""
+    """Hash of all that decides the result but the seed."""
     date: str = ""
     """Time of the run's start, ISO 8601."""
     error: str | None = None

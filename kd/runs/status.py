@@ -87,7 +87,10 @@ def refuse_links(directory: Path) -> None:
     """
     for folder in (directory, *(directory / name for name in FOLDERS)):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            mode = path.lstat().st_mode
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # a temporary file of a process at work there
+                continue
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 kind = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
                 raise UserError(f"{path} is {kind}, which a run does not write through; move it away")
@@ -130,8 +133,12 @@ def _tracked(
             print(f"interrupted; continue with: {hint}", file=sys.stderr)
         raise SystemExit(130) from error
     except Exception as error:
-        if isinstance(error, RefusedError) and previous is None and first_process(data_parallel):
-            _remove(directory)
+        if isinstance(error, RefusedError) and first_process(data_parallel):
+            if previous is None:
+                _remove(directory)
+            else:
+                with suppress(OSError):
+                    write(previous, path)  # its command, too, which continues the run
             raise
         # On a full disk this may fail too; the first error is the one to report.
         with suppress(OSError):
@@ -150,7 +157,7 @@ def _tracked(
 def _write_end(began: Result, path: Path, data_parallel: bool, **changes: Any) -> None:
     """Write how a run ended, unless it was done: what comes after that, such as pictures, takes nothing from it."""
     latest = _latest(path, began)
-    if latest.status != "done" or latest == began:
+    if latest.status != "done":
         write_once(replace(latest, **changes), path, data_parallel)
 
 

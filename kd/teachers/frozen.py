@@ -167,7 +167,7 @@ def check_origin(metadata: Mapping[str, Any], own: Mapping[str, Any], path: Path
             difference = f"whose class {place} is {theirs!r:.60}, and here it is {our!r:.60}"
             raise UserError(f"{source}{difference}{_SETTABLE['classes']}{advice}")
     size = metadata.get("image_size", own["image_size"])
-    if size != own["image_size"]:
+    if _both_sides(size) != _both_sides(own["image_size"]):
         difference = f"with images of {size} pixels, and here they have {own['image_size']}"
         raise UserError(f"{source}{difference}{_SETTABLE['size']}{advice}")
     for name in ("mean", "std"):
@@ -177,6 +177,11 @@ def check_origin(metadata: Mapping[str, Any], own: Mapping[str, Any], path: Path
             difference = f"normalised otherwise: the {name} of its pixels is {numbers}"
             raise UserError(f"{source}{difference}{_SETTABLE['mean']}{advice}")
     return [f"{path} was trained on other images of the same classes ({metadata.get('dataset', 'of an unknown name')})"]
+
+
+def _both_sides(size: object) -> object:
+    """Return height and width of what is one number for squares; anything else as it is."""
+    return [size, size] if isinstance(size, int) else list(size) if isinstance(size, tuple) else size
 
 
 _SETTABLE = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import Precision
 
 from kd.data.batch import Batch
 from kd.data.module import DataModule
@@ -101,10 +102,7 @@ def fitting_batch_size(module: Classifier, trainer: L.Trainer, batch: Batch) -> 
             module.to(device)
             # The optimiser's moments, which a failed first step has not made yet.
             moments = [torch.empty_like(parameter) for parameter in module.parameters() for _ in range(2)]
-            with precision.forward_context():
-                some: Batch = precision.convert_input(Batch(*(part[:size].to(device) for part in batch)))
-                loss = module.step(some).loss
-            torch.autograd.backward(loss)
+            _try_step(module, precision, Batch(*(part[:size].to(device) for part in batch)))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -117,3 +115,10 @@ def fitting_batch_size(module: Classifier, trainer: L.Trainer, batch: Batch) -> 
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     return None
+
+
+def _try_step(module: Classifier, precision: Precision, batch: Batch) -> None:
+    """Make a step's two passes, in a frame of its own: cleared after a failure, it holds no activations."""
+    with precision.forward_context():
+        loss = module.step(precision.convert_input(batch)).loss
+    torch.autograd.backward(loss)

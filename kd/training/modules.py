@@ -1,5 +1,6 @@
 """The two LightningModules: a network trained on labels, and a student trained by a method."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -129,15 +130,13 @@ class Classifier(L.LightningModule):
         require("label_smoothing", label_smoothing)
         self.net, self.label_smoothing, self.decay_all = net, label_smoothing, decay_all
         self._optimizer, self._schedule = optimizer, schedule
-        self._sums: dict[str, Tensor | float] = {}
-        self._summed = 0
+        self._forget_sums()
         self.terms: dict[str, Tensor] = {}
         """The latest step's terms of the loss, detached."""
         self.pending_terms: dict[str, Tensor] = {}
         """The terms of the step whose backward pass is to come, with their graphs; empty at all other times."""
         self.embeddings: dict[str, Tensor] = {}
         """The latest evaluation batch's embeddings, (B, D), of the `network` and, where there is one, its `teacher`."""
-        self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_scores, self.test_scores = Scores(num_classes), Scores(num_classes)
 
     @property
@@ -170,10 +169,16 @@ class Classifier(L.LightningModule):
         return {"hard": 1.0}
 
     def on_train_start(self) -> None:
-        self._sums, self._summed = {}, 0
+        self._forget_sums()
 
     def on_train_epoch_start(self) -> None:
-        self._sums, self._summed = {}, 0
+        self._forget_sums()
+
+    def _forget_sums(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._summed = 0
+        self._right: Tensor | int = 0
+        self._seen = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         require_batch(batch)
@@ -181,18 +186,19 @@ class Classifier(L.LightningModule):
         loss = step.loss
         self.terms = {name: term.detach() for name, term in step.terms.items()}
         self.pending_terms = step.terms
-        self.train_acc.update(step.output.logits.detach(), batch.labels)
+        self._right = self._right + (step.output.logits.detach().argmax(dim=1) == batch.labels).sum()
+        self._seen += len(batch.labels)
         for name, value in {**step.terms, "loss": loss, **step.monitors}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
         self._summed += 1
-        of_epoch = batch_idx + 1 == self.trainer.num_training_batches
-        last = of_epoch or self.global_step + 1 == self.trainer.max_steps
+        last = self.trainer.is_last_batch or self.global_step + 1 == self.trainer.max_steps
         if last:
             # Once an epoch and not at every step: each call of `log` takes as long as a small layer.
             # Not by batch_idx: a training that continues within an epoch has the terms of the rest of it.
             means = {f"train/{name}": total / self._summed for name, total in self._sums.items()}
             self.log_dict(means, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=1)
-            self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, batch_size=1)
+            right = self._right / self._seen
+            self.log("train/acc", right, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         if last or (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
             self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
         return loss
@@ -247,8 +253,16 @@ class Classifier(L.LightningModule):
         if scales_gradients(self.trainer) and optimizer.defaults.get("fused"):
             # A fused optimiser takes off the scale of gradients within its step: after they are clipped. And where its
             # first step is skipped, for a scale too large, SGD's momentum is left as memory happens to be.
-            optimizer = self._optimizer(parameter_groups(self, self.decay_all), fused=False)
-        schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+            for settings in (optimizer.defaults, *optimizer.param_groups):
+                settings["fused"] = None  # False would mean one parameter at a time
+            cast(Any, optimizer)._step_supports_amp_scaling = False
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 <= steps < math.inf:
+            raise UserError(
+                "the learning rate schedule needs the number of training steps, which is not known; give the Trainer "
+                "max_steps=, or a loader that has a length"
+            )
+        schedule = self._schedule(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(

@@ -128,11 +128,13 @@ class GradientNorms(L.Callback):
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self._works = True
+        self._works, self._measured = True, -1
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        if not self._works or trainer.global_step % self.every:
+        step = trainer.global_step  # of several batches, where gradients are accumulated: the first is measured
+        if not self._works or step % self.every or step == self._measured:
             return
+        self._measured = step
         module = cast(Classifier, pl_module)
         try:
             # In every process: SyncBatchNorm's backward pass is one of all of them.

@@ -65,6 +65,17 @@ def test_read_arguments_puts_flags_first(tmp_path):
     assert (printing.runs, printing.argv) == (False, ["--cfg=job", "--resolve", "method=standard", "seed=1"])
 
 
+def test_read_arguments_gives_hydra_the_folder_in_full(tmp_path, monkeypatch):
+    """Hydra expands no "~", and bash none within --config-dir=~/mine."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for typed in ("~/mine", "../mine"):
+        arguments = read_arguments([f"--config-dir={typed}"])
+        assert (arguments.flags, arguments.config_dir) == ((f"--config-dir={tmp_path}/mine",), tmp_path / "mine")
+
+
 @pytest.mark.parametrize(
     "text",
     ["a b", "it's", "back\\", "a\\'b", "x=y,z", "$5_$10", "[v2]", "\\\\'", "é {x}", "${T}", "'", '"q"', "a:b(c)", "~"],

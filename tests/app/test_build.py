@@ -17,6 +17,10 @@ def test_source_that_returns_no_images_is_named():
         _ = build.images
 
 
+def test_store_of_an_unknown_user_is_a_folder_of_that_name():
+    assert str(Builder(compose(["data=digits", "teacher_store='~no-such-user/t'"])).store) == "~no-such-user/t"
+
+
 @pytest.mark.parametrize(("device", "devices"), [("cpu", 1), ("cuda:0", [0]), ("cuda:2", [2])])
 def test_teacher_is_trained_on_the_device_of_the_run(monkeypatch, device, devices):
     """Lightning takes `devices=1` for the first GPU, whichever the user has chosen."""

@@ -102,6 +102,10 @@ def test_cli_prints_help_and_mistakes_without_loading_torch(loaded, arguments):
         (("experiment=seeds", "hydra.run.dir=here"), "error: hydra.run.dir=here is for one run, and these are several"),
         (("T",), "error: 'T' is not a setting; settings are given as T=VALUE"),
         (("resume=nowhere",), "error: resume=nowhere: not the directory of a run"),
+        (("resume=~no-such-user/run",), "error: resume=~no-such-user/run: not the directory of a run"),
+        (("--config-dir=~no-such-user/mine",), "error: --config-dir=~no-such-user/mine: no such folder"),
+        (("data.also_test=['~no-such-user/c']",), "error: data.also_test: no folder ~no-such-user/c"),
+        (("method=at,sp", "beta=1000"), "error: method=at,sp: several values are several runs"),
         (("method=teacher", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
         (("ensemble=2", f"teacher_weights={__file__}"), "error: ensemble is for teachers of the store; several"),
         (("method=standard", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
@@ -320,6 +324,17 @@ def test_help_shows_methods_of_a_folder_of_ones_own(run, tmp_path):
     assert code == 0
     assert re.search(r"^  my_own +my own way$", printed, re.MULTILINE)
     assert re.search(r"^  logits ", printed, re.MULTILINE)
+
+
+def test_help_names_a_file_of_ones_own_that_cannot_be_read(run, tmp_path):
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    file = tmp_path / "mine" / "method" / "my_own.yaml"
+    file.write_text("# only a comment\n")
+    assert run("--config-dir=mine", "--help")[0] == 0
+    file.write_text("a: b: c\n")
+    code, printed = run("--config-dir=mine", "--help")
+    assert (code, printed.count("\n")) == (1, 1)
+    assert f"error: {file} cannot be read: mapping values are not allowed here" in printed
 
 
 @pytest.mark.parametrize("arguments", [("-m", "--help"), ("T", "4", "--help"), ("--config-dir=nowhere", "--help")])

@@ -133,8 +133,10 @@ def test_fingerprint_ignores_networks_that_take_no_part():
     assert teacher != base
 
 
-def test_group_is_the_same_whatever_a_network_is_also_tested_on():
-    assert group(settings("data.also_test=[.]")) == group(settings())
+def test_group_is_the_same_wherever_the_images_are_and_whatever_a_network_is_also_tested_on():
+    for setting in ("data.also_test=[.]", "data.root=elsewhere"):
+        assert group(settings("data=cifar10", setting)) == group(settings("data=cifar10"))
+        assert fingerprint(settings("data=cifar10", setting)) != fingerprint(settings("data=cifar10"))
     assert variant(("data.also_test=[.]", "data.fraction=0.5"), ["student"], []) == "data.fraction=0.5"
 
 

@@ -5,10 +5,11 @@ import os
 import shlex
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from kd.errors import UserError
+from kd.errors import RefusedError, UserError
 from kd.files import temporary_path
 from kd.runs.results import FILE, Result, read, write
 from kd.runs.status import recorded, refuse_links, tracked
@@ -39,6 +40,19 @@ def keeps_checkpoint(directory, record=RUN):
 
 
 def test_tracked_keeps_the_runs_own_checkpoint(interrupted):
+    assert keeps_checkpoint(interrupted)
+
+
+def test_tracked_leaves_an_interrupted_run_as_it_was_where_it_is_refused(interrupted):
+    """As by `resume=... trainer=gpu` on a machine without a GPU: what is typed next goes on from the first command."""
+    before = read(interrupted / FILE)
+
+    def refuse(record):
+        raise RefusedError("no GPU here")
+
+    with pytest.raises(RefusedError):
+        tracked(replace(RUN, command="trainer=gpu"), interrupted, refuse)
+    assert read(interrupted / FILE) == before
     assert keeps_checkpoint(interrupted)
 
 
@@ -162,6 +176,16 @@ def test_refuse_links_refuses_pipes_and_leaves_folders_of_other_programs_alone(t
     refuse_links(tmp_path)
     os.mkfifo(tmp_path / "result.json")
     with pytest.raises(UserError, match=r"result\.json is neither a file nor a folder"):
+        refuse_links(tmp_path)
+
+
+def test_refuse_links_passes_over_files_that_vanish(tmp_path, monkeypatch):
+    """As temporary files do while another process writes its record."""
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: [*listed(self), self / ".result.json.1"])
+    refuse_links(tmp_path)
+    (tmp_path / "result.json").symlink_to("elsewhere")
+    with pytest.raises(UserError, match="is a symbolic link"):
         refuse_links(tmp_path)
 
 

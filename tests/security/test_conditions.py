@@ -5,6 +5,7 @@ import resource
 import stat
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -122,7 +123,7 @@ def test_a_run_above_the_size_limit_ends_in_a_line_and_can_be_continued(tmp_path
     def work():
         (tmp_path / "run").mkdir()
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        tracked(ALONE, tmp_path / "run", run)
+        tracked(replace(ALONE, status="running"), tmp_path / "run", run)
 
     line = in_child(work)
     assert "UserError: cannot save the run: File too large; once there is space, continue with: " in line

@@ -150,6 +150,12 @@ def test_setting_of_a_group_with_a_package_may_have_one_value():
     assert "teacher_recipe.schedule.gamma=choice(0.2)" in arguments.overrides
 
 
+def test_setting_that_the_default_choice_lacks_may_have_one_value_in_an_experiment():
+    """Which is a multirun without -m."""
+    arguments, _ = prepared(["experiment=seeds", "data=digits", "method=feature,dkd", "beta=0.3"])
+    assert "beta=choice(0.3)" in arguments.overrides
+
+
 def test_sweep_subdir_refuses_nesting(sweep):
     code, printed, directory = sweep("method=standard", "seed=0,1", "hydra.sweep.subdir=a/${seed}")
     assert (code, records(directory)) == (1, {})

@@ -197,7 +197,11 @@ def test_check_origin_compares_how_the_networks_themselves_are_shown_images(tmp_
     view = {"mean": [0.9, 0.9, 0.9], "std": [0.3, 0.3, 0.3], "size": 224, "classes": ["eel", "x", "cat", "dog"]}
     seen = {**view, "image_size": view["size"]}
     file = {**ELSEWHERE, "model": view, "image_size": 28}
-    assert "other images of the same classes" in check_origin(file, {**OWN, **seen}, tmp_path)[0]
+    for size in (224, [224, 224], (224, 224)):
+        own = {**OWN, **seen, "image_size": size}
+        assert "other images of the same classes" in check_origin(file, own, tmp_path)[0]
+    with pytest.raises(UserError, match=r"of 224 pixels, and here they have \[224, 112\]"):
+        check_origin(file, {**OWN, **seen, "image_size": [224, 112]}, tmp_path)
     for name, difference in (("mean", "normalised"), ("image_size", "of 224 pixels"), ("classes", "with 4 classes")):
         with pytest.raises(UserError, match=difference):
             check_origin(file, {**OWN, **seen, name: OWN[name]}, tmp_path)

@@ -1,4 +1,5 @@
 import os
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ from torch import nn
 from kd.data.augment import Augment
 from kd.data.module import DataModule
 from kd.errors import UserError
-from kd.training.memory import free_memory, is_device_error, is_out_of_memory, out_of_memory
+from kd.training.memory import fitting_batch_size, free_memory, is_device_error, is_out_of_memory, out_of_memory
 from kd.training.modules import Classifier
 from kd.training.optim import one_cycle
 
@@ -64,6 +65,40 @@ def test_out_of_memory_names_the_batch_size_that_fits(
     message = str(out_of_memory(raised.value, module, data, lightning))
     assert message.startswith("the device, cpu, has no memory for steps of 20 images; ")
     assert answer in message
+
+
+def test_fitting_batch_size_frees_the_activations_of_a_failed_try(tiny_net, noise, trainer):
+    """Else the smaller steps after it have less memory than they would have in a training."""
+    kept, left = [], []
+
+    class Activations:
+        pass
+
+    class FailsBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.activations = Activations()
+            kept.append(weakref.ref(ctx.activations))
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise ON_GPU
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_net()
+
+        def forward(self, x):
+            left.append(sum(activations() is not None for activations in kept))
+            output = self.net(x)
+            return output._replace(logits=FailsBackward.apply(output.logits))
+
+    module = Classifier(Net(), 10, partial(torch.optim.SGD, lr=0.1), partial(one_cycle, warmup=0.0))
+    data = DataModule(noise(), 0.25, 0, Augment(1, True, 0), batch_size=20, seed=0)
+    assert fitting_batch_size(module, trainer(), next(iter(data.train_dataloader()))) is None
+    assert left == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
-from torch.utils.data import DataLoader
+from torch.optim import AdamW
+from torch.utils.data import DataLoader, IterableDataset
 
+from kd.data.batch import Batch
 from kd.errors import UserError
 from kd.methods.base import Method
 from kd.methods.feature import Feature
@@ -60,18 +62,69 @@ def test_fused_optimiser_clips_scaled_gradients_as_one_that_is_not(tiny_net, noi
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")  # as the optimiser's step is skipped
 @pytest.mark.parametrize("clip", [None, 0.01])
-def test_fused_optimiser_is_not_used_where_gradients_are_scaled(tiny_net, noise, trainer, clip):
+@pytest.mark.parametrize(
+    "make", [partial(torch.optim.SGD, momentum=0.9, fused=True, lr=0.1), lambda groups: AdamW(groups, fused=True)]
+)
+def test_fused_optimiser_is_not_used_where_gradients_are_scaled(tiny_net, noise, trainer, clip, make):
     """Its momentum would be memory as it happens to be after a first step that is skipped, on a GPU."""
     module = distiller(tiny_net(width=4), tiny_net(width=8, seed=1))
-    module._optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)
+    module._optimizer = make
     before = snapshot(module.net)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)  # of which the first gradients overflow
     lightning = trainer(max_steps=1, gradient_clip_val=clip, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
     lightning.fit(module, data_module(noise()))
-    assert not lightning.optimizers[0].defaults["fused"]
+    (optimizer,) = lightning.optimizers
+    assert {settings["fused"] for settings in (optimizer.defaults, *optimizer.param_groups)} == {None}  # torch chooses
     weights = [name for name, _ in module.net.named_parameters()]
     assert all(torch.equal(module.net.state_dict()[name], before[name]) for name in weights)
-    assert not any("momentum_buffer" in state for state in lightning.optimizers[0].state.values())
+    assert not any(optimizer.state.values())
+
+
+class Endless(IterableDataset):
+    """Batches of one's own, of which there is no number; the last of each epoch has a single image."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __iter__(self):
+        for n in (10, 10, 1):
+            yield Batch.of(self.images.train_x[:n].float(), self.images.train_y[:n])
+
+
+@pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step`", "ignore:The .train_dataloader. does not have many"
+)
+def test_classifier_needs_to_know_the_number_of_steps(tiny_net, noise, trainer):
+    """Lightning says -1 of a loader without a length, from which a schedule makes negative learning rates."""
+    loader = DataLoader(Endless(noise()), batch_size=None)
+    with pytest.raises(UserError, match=r"needs the number of training steps, .* give the Trainer max_steps="):
+        trainer(max_epochs=2).fit(Classifier(**classifier_arguments(tiny_net())), loader)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step`", "ignore:The .train_dataloader. does not have many"
+)
+def test_classifier_trains_on_a_loader_without_a_length(tiny_net, noise, trainer):
+    """Its figures of an epoch are those of all of its images."""
+    right, figures, rates = [], [], []
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            figures.append(trainer.callback_metrics["train/acc"].item())
+
+    class Counting(Classifier):
+        def step(self, batch):
+            step = super().step(batch)
+            right.append((step.output.logits.argmax(dim=1) == batch.y).sum().item())
+            return step
+
+    loader = DataLoader(Endless(noise()), batch_size=None)
+    trainer(max_steps=6, callbacks=[Look()]).fit(Counting(**classifier_arguments(tiny_net())), loader)
+    assert min(rates) >= 0
+    assert figures == pytest.approx([sum(right[:3]) / 21, sum(right[3:]) / 21])
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
