@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.common import SMALL
-from tests.settings import keep_files
+from tests.settings import keep_settings
 
 # Set before torch is loaded, which reads it. Networks this small gain nothing from a second thread, and results that
 # are compared bit for bit need the same number of threads.
@@ -22,6 +22,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import kd.app.run
+import kd.data.digits
 from kd.app.cli import main
 from kd.data.batch import Batch
 from kd.data.images import Images
@@ -86,9 +87,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-keep_files()
+keep_settings()
 # Two programs of git for each of a thousand runs; what they find is tested by itself.
 kd.app.run.git_revision = functools.cache(kd.app.run.git_revision)
+# A file of text, read as often; each data set is made of a copy.
+kd.data.digits._original = functools.cache(kd.data.digits._original)
 
 
 class TinyNet(nn.Module):

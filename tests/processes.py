@@ -145,6 +145,9 @@ def serve(channel: socket.socket) -> None:
     """Fork a process for each message that starts one; returns in the new process, which is to become the program."""
     for name in LOADED:
         __import__(name)
+    from tests.settings import keep_settings
+
+    keep_settings()
     warm_up()
     gc.freeze()  # so that no collection in a forked process touches, and thus copies, all that was loaded
     while True:

@@ -229,8 +229,8 @@ def test_training_command_is_composed(command):
         argv = argv[: argv.index("--cfg")] if "--cfg" in argv else []
     known, single = prepared(argv)
     if single is None:
-        for chosen in (first, last):
-            job = [chosen(override) for override in known.overrides if not override.startswith("hydra")]
+        values = [override for override in known.overrides if not override.startswith("hydra")]
+        for job in {tuple(map(chosen, values)) for chosen in (first, last)}:
             check_command(compose(job, config_dir=known.config_dir))
 
 

@@ -1,12 +1,16 @@
+import shutil
 from pathlib import Path
 
+import hydra._internal.config_loader_impl as loading
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.experimental.callback import Callback
+from omegaconf import OmegaConf
 
 from kd.app.arguments import refuse_wrong_choices
 from kd.app.check import check_command
 from kd.app.compose import compose
+from kd.app.explain import EXPECTED
 from kd.errors import UserError
 from tests.common import CONF, QUICK
 
@@ -130,6 +134,53 @@ def test_compose_sees_a_file_that_has_changed(tmp_path):
             command = compose(["student=own"], config_dir=tmp_path)
             assert command.cfg.student.scale == scale
             command.cfg.student.scale = 0
+
+
+def test_compose_sees_a_file_of_conf_that_has_changed(tmp_path, monkeypatch):
+    """The tests keep what Hydra makes of these files, too."""
+    conf = shutil.copytree(CONF, tmp_path / "conf")
+    monkeypatch.setattr("kd.app.compose.conf_dir", lambda: conf)
+    file = conf / "student" / "cnn16.yaml"
+    text = file.read_text()
+    for scale in (16, 3, 14):
+        file.write_text(text.replace("scale: 16", f"scale: {scale}"))
+        assert compose(["data=digits"]).cfg.student.scale == scale
+    (conf / "student" / "mine.yaml").write_text(text.replace("scale: 16", "scale: 5"))
+    assert compose(["data=digits", "student=mine"]).cfg.student.scale == 5
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*QUICK, "method=crd"],
+        ["experiment=cifar100/vgg13_vgg8", "method=dkd", "beta=2"],
+        [
+            "recipe/optimizer@teacher_recipe.optimizer=adamw",
+            "teacher_recipe.optimizer.lr=0.3",
+            "+trainer.fast_dev_run=true",
+        ],
+        ["student=wrn16_2", "~teacher.conv_dropout", "hydra/launcher=auto"],
+        ["method=standard", "T=4"],
+        ["student=typo"],
+        ["~logger", "seed=${nowhere}"],
+    ],
+)
+def test_compositions_that_the_tests_keep_are_those_of_hydra(monkeypatch, overrides):
+    def composed():
+        try:
+            command = compose(overrides)
+        except EXPECTED as error:
+            return str(error)
+        everything = command.hydra._get_parent()
+        found = OmegaConf.to_container(everything), command.choices
+        everything.hydra.job.name = "changed"
+        return found
+
+    kept = [composed() for _ in range(2)]
+    monkeypatch.setattr(loading, "create_defaults_list", loading.create_defaults_list.__wrapped__)
+    merge = ConfigLoaderImpl._compose_config_from_defaults_list.__wrapped__
+    monkeypatch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge)
+    assert kept == [composed()] * 2
 
 
 def test_single_run_tells_what_hydra_refuses_in_a_line(run):

@@ -141,7 +141,7 @@ def test_folder_data_trains_in_memory_and_on_disk(run, tmp_path):
             (tmp_path / "mine" / split / name).mkdir(parents=True)
             for k in range(count):
                 Image.new("RGB", (20, 30), (200 * i + k,) * 3).save(tmp_path / "mine" / split / name / f"{k}.png")
-    small = (*SMALL[1:], "data=folder", "data.root=mine", "batch_size=8")
+    small = (*SMALL[1:], "data=folder", "data.root=mine", "batch_size=8", "logger=none")
     assert run(*small, "method=logits", "hydra.run.dir=run")[0] == 0
     assert read(tmp_path / "run" / "result.json").dataset == "mine"
     assert run(*small, "method=logits", "hydra.run.dir=disk", "data.in_memory=false")[0] == 0
@@ -187,7 +187,7 @@ def test_wide_grey_images_are_kept_from_the_source_to_the_file_of_weights(run, t
     small = (
         "data=digits", "epochs=1", "batch_size=256", "trainer=cpu", "trainer.enable_progress_bar=false", "threads=1",
         "student=resnet8", "teacher=cnn32", "teacher.scale=2", "data.image_size=[12,16]", "data.channels=1",
-        "data.augment.cutout=3", "data.augment.policy=trivialaugment",
+        "data.augment.cutout=3", "data.augment.policy=trivialaugment", "logger=none",
     )  # fmt: skip
     code, printed = run(*small, f"method={method}", "hydra.run.dir=run")
     assert code == 0, printed

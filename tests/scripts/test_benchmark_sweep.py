@@ -1,5 +1,7 @@
 import json
 import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,17 +15,23 @@ def benchmark_sweep(folder, *arguments):
     return processes.run(ROOT / "scripts" / "benchmark_sweep.py", *arguments, cwd=folder)
 
 
-def test_benchmark_sweep_compares_launchers(tmp_path):
+def test_benchmark_sweep_compares_launchers(tmp_path, monkeypatch, capsys):
+    def start(command, *, cwd, capture_output, text):
+        return processes.run(Path(command[1]), *command[2:], cwd=cwd)
+
     grid = (*QUICK, "epochs=1", "method=logits", "T=choice(1,2)")
-    done = benchmark_sweep(tmp_path, *grid, "--launchers", "basic", "auto", "--rounds", "1", "--json", "sweep.json")
-    assert done.returncode == 0, done.stderr
+    arguments = [*grid, "--launchers", "basic", "auto", "--rounds", "1", "--json", "sweep.json"]
+    monkeypatch.setattr(program, "subprocess", SimpleNamespace(run=start))
+    monkeypatch.setattr("sys.argv", ["benchmark_sweep.py", *arguments])
+    monkeypatch.chdir(tmp_path)
+    assert program.main() == 0
     figures = json.loads((tmp_path / "sweep.json").read_text())
     assert figures["grid"] == list(grid)
     assert figures["seconds"].keys() == {"basic", "auto"}
     (basic,), (auto,) = figures["seconds"]["basic"], figures["seconds"]["auto"]
     assert basic > 0
     assert figures["ratios"] == {"basic": 1, "auto": pytest.approx(auto / basic)}
-    assert f"{figures['ratios']['auto']:.2f} of basic" in done.stdout
+    assert f"{figures['ratios']['auto']:.2f} of basic" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 

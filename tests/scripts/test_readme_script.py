@@ -23,7 +23,7 @@ def copied(tmp_path, monkeypatch):
     return call
 
 
-def test_edited_figure_is_detected_and_corrected(copied, tmp_path, capsys):
+def test_edited_figure_is_detected_and_corrected(copied, tmp_path, capsys, monkeypatch):
     """And nothing else differs from what is committed, neither before nor after."""
     edits = {
         "README.md": ("| 1.07 M |", "| 1.05 M |"),
@@ -39,6 +39,7 @@ def test_edited_figure_is_detected_and_corrected(copied, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"{name} differs from the records: python scripts/readme.py" for name in edits
     ]
+    monkeypatch.setattr("kd.report.page.DPI", 20)
     assert copied() == 0
     assert {name: (tmp_path / name).read_text(encoding="utf-8") for name in edits} == right
 

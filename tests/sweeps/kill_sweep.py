@@ -80,6 +80,7 @@ def main(arguments: list[str]) -> None:
         if len(expected) != jobs:
             raise SystemExit(f"{len(expected)} of {jobs} even undisturbed:\n{printed}")
         before: dict[Path, int] = {}
+        struck = 0
         for kill in range(options.kills):
             process = start(folder, "killed", options.settings)
             # At a random time after its start, or after one more run is done: so most kills interrupt a training.
@@ -90,6 +91,7 @@ def main(arguments: list[str]) -> None:
             sent = SIGNALS[kill % len(SIGNALS)]
             if process.poll() is None:
                 os.killpg(process.pid, sent)
+                struck += 1
             printed, _ = process.communicate(timeout=120)
             after = done(folder / "killed")
             if any(after.get(path) != written for path, written in before.items()):
@@ -102,7 +104,9 @@ def main(arguments: list[str]) -> None:
             raise SystemExit(f"the last sweep ended with {process.returncode}:\n{printed}")
         if outcomes(folder / "killed") != expected:
             raise SystemExit("the results are not those of the undisturbed sweep")
-        print(f"exactly the {jobs} right results")
+        if not struck:
+            raise SystemExit("the sweep was done before every kill; nothing was interrupted")
+        print(f"exactly the {jobs} right results after {struck} kills")
 
 
 if __name__ == "__main__":
