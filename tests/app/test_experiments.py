@@ -22,7 +22,7 @@ from kd.report.comparison import compare
 from kd.report.summary import summarize
 from kd.report.tables import to_csv
 from kd.runs.results import collect, read
-from tests.common import CONF, QUICK, ROOT
+from tests.common import CONF, QUICK, ROOT, SMALL
 
 SHORT = ("recipe.epochs=1", "teacher_recipe.epochs=1", "logger=none", "hydra.sweep.dir=sweep")
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))

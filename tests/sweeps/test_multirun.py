@@ -4,6 +4,8 @@ import gc
 import os
 import re
 import shlex
+import subprocess
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
