@@ -11,6 +11,19 @@ FP32_LIMIT = 10.0
 soon below the rounding of their logarithms, 1e-7, which the factor T^2 then makes large."""
 
 
+def require_same_classes(student: Tensor, teacher: Tensor) -> None:
+    """Check that logits of two networks (B, C) can be compared.
+
+    Raises:
+        ValueError: with both numbers of classes.
+    """
+    if student.shape[1] != teacher.shape[1]:
+        raise ValueError(
+            f"the teacher has {teacher.shape[1]} classes and the student {student.shape[1]}: their logits cannot be "
+            "compared"
+        )
+
+
 def hard_loss(student: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of logits (B, C) with labels (B,) or shares of classes (B, C), in fp32, averaged over the batch.
 
@@ -32,8 +45,12 @@ def soft_loss(student: Tensor, teacher: Tensor, T: float) -> Tensor:
     fp32. With logits of ordinary size its error is below 0.001 up to T = 1e6, where it has come to the mean of
     |student - teacher|^2 / (2 C), of centred logits.
 
+    Raises:
+        ValueError: for logits of different numbers of classes.
+
     Source: Hinton et al. 2015, arXiv 1503.02531.
     """
+    require_same_classes(student, teacher)
     log_student = F.log_softmax(softened(student, T), dim=1)
     log_teacher = F.log_softmax(softened(teacher, T), dim=1)
     loss = T**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)

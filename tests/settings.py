@@ -86,12 +86,13 @@ def _keep_merged() -> None:
 
 
 def _read_from(repo: Any) -> tuple[Any, ...] | None:
-    """Return the version of each file of conf/; None where files of another folder are read, too."""
+    """Return all sources and the version of each file of conf/; None where another folder is a source, too."""
     ours = app.conf_dir()
-    folders = [source.path for source in repo.get_sources() if source.scheme() == "file"]
-    if folders != [str(ours)]:
+    sources = tuple((source.scheme(), source.path) for source in repo.get_sources())
+    if [path for scheme, path in sources if scheme == "file"] != [str(ours)]:
         return None
-    return tuple(_version(entry.stat()) for folder, _, _ in os.walk(ours) for entry in os.scandir(folder))
+    entries = (entry for folder, _, _ in os.walk(ours) for entry in os.scandir(folder))
+    return sources, *((entry.path, *_version(entry.stat())) for entry in entries)
 
 
 def _version(status: os.stat_result) -> tuple[int, int, int]:

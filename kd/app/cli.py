@@ -152,7 +152,8 @@ def _files(group: str, folders: Sequence[Path]) -> list[Path]:
 
 
 def _description(path: Path) -> str:
-    comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    text = path.read_text(encoding="utf-8", errors="replace")  # what is wrong with it is said by `settings_of`
+    comments = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
     return next((comment for comment in comments if not comment.startswith("@package")), "")
 
 

@@ -55,9 +55,11 @@ def parts() -> dict[str, frozenset[str]]:
 def settings_of(path: Path) -> dict[str, Any]:
     """What a file of conf/ sets."""
     try:
-        settings: dict[str, Any] | None = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict | None):
+        raise UserError(f"{path} cannot be read: its settings are to be given as NAME: VALUE")
     return settings or {}
 
 

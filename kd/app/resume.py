@@ -64,7 +64,7 @@ def expand_resume(arguments: Arguments, program: str = "python train.py") -> tup
         raise UserError(
             f"resume={given}: {error}; type the run's own settings again, with {quoted('hydra.run.dir', given)}"
         ) from error
-    if record.config_dir is not None and arguments.config_dir != Path(record.config_dir):
+    if record.config_dir is not None and arguments.config_dir != Path(os.path.abspath(record.config_dir)):
         flag = shlex.quote(f"--config-dir={record.config_dir}")
         raise UserError(
             "this run uses files of another folder, which name the code to run; if the folder is yours, write "

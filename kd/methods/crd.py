@@ -1,6 +1,7 @@
 """Contrastive representation distillation: Tian et al. 2019, arXiv 1910.10699."""
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -116,16 +117,20 @@ class CRD(SoftTargets):
         first = not self._has_begun
         if first and batch.index.min() < 0:  # once: to look at a value is to wait for the device
             raise ValueError("crd needs to know each image by Batch.index, and it is -1")
-        self._has_begun = True
         ours = F.normalize(self.student_layer(student.embedding).float(), dim=1)
         theirs = F.normalize(self.teacher_layer(teacher.embedding.to(self.teacher_layer.weight.dtype)).float(), dim=1)
         images = torch.cat([batch.index[:, None], self._draw(batch.y)], dim=1)
         loss = self._contrast(ours, self.teacher_bank, images, self.student_log_mean, first)
         loss = loss + self._contrast(theirs, self.student_bank, images, self.teacher_log_mean, first)
+        self._has_begun = True
         index = _of_all_ranks(batch.index)
         self._remember(self.student_bank, index, _of_all_ranks(ours.detach()))
         self._remember(self.teacher_bank, index, _of_all_ranks(theirs.detach()))
         return loss
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._has_begun = False  # the state may be from before the first batch
 
     def _draw(self, y: Tensor) -> Tensor:
         """(B, K), int64: images of other classes than y (B,), each equally likely."""

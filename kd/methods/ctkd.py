@@ -55,7 +55,7 @@ class CTKD(Method):
     \lambda = \frac{1}{2} \Bigl(1 - \cos \bigl(\pi \min(t / w, 1)\bigr)\Bigr)
     $$
 
-    $\theta$ starts at 1, T at 15.6. It is a parameter, with weight decay only where `recipe.decay_all` is, lies in
+    $\theta$ starts at 1, T at 15.6. It is a parameter, with weight decay only with `recipe.decay_all=true`, lies in
     checkpoints and is logged as `train/T`.
 
     Scaling:

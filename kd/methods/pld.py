@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kd.data.batch import Batch
+from kd.losses import require_same_classes
 from kd.methods.base import Method
 from kd.models.output import Output
 from kd.ranges import require
@@ -20,8 +21,12 @@ def pld_loss(student: Tensor, teacher: Tensor, y: Tensor, T: float) -> Tensor:
     The class of rank k is drawn among those of rank k and below in proportion to e^z of the student, and its log
     probability is weighted by the teacher's softmax at T. In log space and fp32.
 
+    Raises:
+        ValueError: for logits of different numbers of classes.
+
     Source: Bassam et al. 2025, arXiv 2506.12542.
     """
+    require_same_classes(student, teacher)
     order = ranking(teacher.float(), y)
     scores = student.float().gather(1, order)
     weights = (teacher.float() / T).softmax(dim=1).gather(1, order)

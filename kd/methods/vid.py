@@ -55,7 +55,7 @@ class VID(SoftTargets):
 
     Deviations:
         * mdistiller's variances are in a Python list and no optimiser has them: they never learn, and what is left is
-          a mean squared error divided by 10. Here: parameters, with weight decay only where `recipe.decay_all` is.
+          a mean squared error divided by 10. Here: parameters, with weight decay only with `recipe.decay_all=true`.
         * Paper: also a version for the layer before the logits. Here and in RepDistiller: maps alone, with the same mu
           for every stage.
         * Peers take the maps of a WRN before BatchNorm and ReLU. Here: after them.

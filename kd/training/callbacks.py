@@ -149,7 +149,7 @@ class DivergenceCheck(L.Callback):
         terms = cast(dict[str, Tensor], pl_module.terms)
         self._unchecked.append(_Unchecked(trainer.global_step, rate, terms, loss.detach()))
         # Reading a value waits for the device: do it rarely, and always before a checkpoint is written.
-        last = trainer.fit_loop.epoch_loop.batch_idx + 1 == trainer.num_training_batches
+        last = trainer.is_last_batch or trainer.global_step + 1 == trainer.max_steps
         if len(self._unchecked) < self.every and not last:
             return
         unchecked, self._unchecked = self._unchecked, []

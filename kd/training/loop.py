@@ -32,8 +32,7 @@ def distill(
 
     Raises:
         TypeError: if a network returns anything but an `Output`.
-        ValueError: if the method cannot work with this pair, such as where it compares logits of different numbers of
-            classes, or without the labels or networks that are not given.
+        ValueError: if the method cannot work with this pair, or without the labels or networks that are not given.
     """
     if isinstance(teacher, nn.Module):
         teacher = freeze(teacher)
@@ -53,11 +52,6 @@ def distill(
         new_student=new_student or missing,
         images=example,
     )
-    if pair.teacher is not None and "logits" in method.reads and pair.teacher.logits.shape[1] != pair.num_classes:
-        raise ValueError(
-            f"{type(method).__name__} compares logits, and the teacher has {pair.teacher.logits.shape[1]} classes, the "
-            f"student {pair.num_classes}; give networks of the same classes"
-        )
     method.setup(pair)
     return Distillation(student, teacher, method.to(example.device))
 

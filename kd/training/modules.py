@@ -191,13 +191,14 @@ class Classifier(L.LightningModule):
         for name, value in {**step.terms, "loss": loss, **step.monitors}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
         self._summed += 1
-        last = self.trainer.is_last_batch or self.global_step + 1 == self.trainer.max_steps
+        steps_now = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        last = self.trainer.is_last_batch or (steps_now and self.global_step + 1 == self.trainer.max_steps)
         if last:
             # Once an epoch and not at every step: each call of `log` takes as long as a small layer.
             # Not by batch_idx: a training that continues within an epoch has the terms of the rest of it.
             means = {f"train/{name}": total / self._summed for name, total in self._sums.items()}
             self.log_dict(means, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=1)
-            right = self._right / self._seen
+            right = self._right.float() / self._seen  # of integers it would be in the default precision
             self.log("train/acc", right, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         if last or (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
             self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))

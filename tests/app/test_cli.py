@@ -331,10 +331,15 @@ def test_help_names_a_file_of_ones_own_that_cannot_be_read(run, tmp_path):
     file = tmp_path / "mine" / "method" / "my_own.yaml"
     file.write_text("# only a comment\n")
     assert run("--config-dir=mine", "--help")[0] == 0
-    file.write_text("a: b: c\n")
-    code, printed = run("--config-dir=mine", "--help")
-    assert (code, printed.count("\n")) == (1, 1)
-    assert f"error: {file} cannot be read: mapping values are not allowed here" in printed
+    for content, reason in {
+        b"a: b: c": "mapping values are not allowed here",
+        b"- a": "its settings are to be given as NAME: VALUE",
+        b"# caf\xe9\na: 1": "'utf-8' codec can't decode",
+    }.items():
+        file.write_bytes(content)
+        code, printed = run("--config-dir=mine", "--help")
+        assert (code, printed.count("\n")) == (1, 1)
+        assert printed.startswith(f"error: {file} cannot be read: {reason}")
 
 
 @pytest.mark.parametrize("arguments", [("-m", "--help"), ("T", "4", "--help"), ("--config-dir=nowhere", "--help")])

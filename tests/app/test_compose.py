@@ -21,7 +21,7 @@ BOMB = "b0: &b0 [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
 
 def own(tmp_path, text):
     file = tmp_path / "student" / "own.yaml"
-    file.parent.mkdir()
+    file.parent.mkdir(parents=True)
     file.write_text(text)
     return file
 
@@ -147,6 +147,17 @@ def test_compose_sees_a_file_of_conf_that_has_changed(tmp_path, monkeypatch):
         assert compose(["data=digits"]).cfg.student.scale == scale
     (conf / "student" / "mine.yaml").write_text(text.replace("scale: 16", "scale: 5"))
     assert compose(["data=digits", "student=mine"]).cfg.student.scale == 5
+
+
+def test_compose_finds_a_choice_only_where_its_folder_is_searched(tmp_path, monkeypatch):
+    """What is found in a package is not kept for commands that do not search it."""
+    own(tmp_path / "folder_of_ours", "_target_: kd.models.cnn.CNN\nscale: 7\n")
+    (tmp_path / "folder_of_ours" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    found = compose(["student=own", "hydra.searchpath=[pkg://folder_of_ours]"])
+    assert found.cfg.student.scale == 7
+    with pytest.raises(EXPECTED, match="own"):
+        compose(["student=own"])
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,19 @@ def test_saved_state_gives_the_same_next_step():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_state_from_before_the_first_batch_begins_anew():
+    """As a loop of one's own loads it for the next seed, and Lightning's search for a learning rate."""
+    method = built()
+    before = copy.deepcopy(method.state_dict())
+    losses = []
+    for _ in range(2):
+        method.load_state_dict(before)
+        torch.manual_seed(0)
+        losses.append(method.term(STUDENT, TEACHER, BATCH).item())
+    assert math.isfinite(losses[0])
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_embeddings_in_half_precision_are_compared_in_single(dtype):
     exact, coarse = built(), built()

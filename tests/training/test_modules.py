@@ -104,9 +104,11 @@ def test_classifier_needs_to_know_the_number_of_steps(tiny_net, noise, trainer):
 @pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step`", "ignore:The .train_dataloader. does not have many"
 )
-def test_classifier_trains_on_a_loader_without_a_length(tiny_net, noise, trainer):
-    """Its figures of an epoch are those of all of its images."""
-    right, figures, rates = [], [], []
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+@pytest.mark.parametrize(("steps", "batches"), [(6, 1), (3, 2)])
+def test_classifier_trains_on_a_loader_without_a_length(tiny_net, noise, trainer, precision, steps, batches):
+    """Its figures of an epoch are those of all of its images, also where a training ends within one."""
+    hits, figures, rates = [], [], []
 
     class Look(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, *_):
@@ -114,17 +116,21 @@ def test_classifier_trains_on_a_loader_without_a_length(tiny_net, noise, trainer
 
         def on_train_epoch_end(self, trainer, pl_module):
             figures.append(trainer.callback_metrics["train/acc"].item())
+            found.append(sum(right for right, _ in hits) / sum(images for _, images in hits))
+            hits.clear()
 
     class Counting(Classifier):
         def step(self, batch):
             step = super().step(batch)
-            right.append((step.output.logits.argmax(dim=1) == batch.y).sum().item())
+            hits.append(((step.output.logits.argmax(dim=1) == batch.y).sum().item(), len(batch.y)))
             return step
 
-    loader = DataLoader(Endless(noise()), batch_size=None)
-    trainer(max_steps=6, callbacks=[Look()]).fit(Counting(**classifier_arguments(tiny_net())), loader)
+    loader, found = DataLoader(Endless(noise()), batch_size=None), []
+    settings = {"max_steps": steps, "accumulate_grad_batches": batches, "precision": precision}
+    trainer(callbacks=[Look()], **settings).fit(Counting(**classifier_arguments(tiny_net())), loader)
     assert min(rates) >= 0
-    assert figures == pytest.approx([sum(right[:3]) / 21, sum(right[3:]) / 21])
+    assert len(found) == 2
+    assert figures == pytest.approx(found, rel=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
@@ -270,6 +276,13 @@ def test_divergence_check_finds_it_before_the_epoch_ends_on_an_asynchronous_devi
     with pytest.raises(UserError, match=re.escape("training diverged: the soft loss is nan at step 1 (epoch 0)")):
         trainer(max_epochs=2).fit(distiller(student, tiny_net(), method), data_module(noise()))
     assert len(method.soft) == 3  # checked at the first epoch's third and last step
+
+
+def test_divergence_check_finds_it_before_a_training_ends_within_an_epoch(tiny_net, noise, trainer, monkeypatch):
+    monkeypatch.setattr(Classifier, "configure_callbacks", lambda module: [DivergenceCheck(every=50)])
+    module = distiller(tiny_net(), tiny_net(), Scripted(float("nan"), 1.0))
+    with pytest.raises(UserError, match=re.escape("training diverged: the soft loss is nan at step 0 (epoch 0)")):
+        trainer(max_steps=2).fit(module, data_module(noise()))
 
 
 # --- resuming
