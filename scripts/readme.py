@@ -16,7 +16,7 @@ from pages import wants_check, write_or_check
 from studies import (
     APART,
     BELOW,
-    BY_STRONGER,
+    BY_ADDED,
     BY_TEACHER,
     CHANGES,
     CROSSED,
@@ -30,6 +30,7 @@ from studies import (
     STRONGER_GAINS,
     STUDENTS,
     UNEQUAL,
+    added,
     by_width,
     changed,
     choices,
@@ -38,7 +39,6 @@ from studies import (
     networks,
     of_sizes,
     recipes,
-    stronger,
     survey,
     tuned,
 )
@@ -83,7 +83,7 @@ PAGES = {
     "docs/results/why_it_loses.md": ("mistakes", "unequal"),
     "docs/results/how_sure.md": ("sure", "varies"),
     "docs/results/new_teachers.md": ("crossed", "to-logits", "each-teacher", "sources", "corrupted"),
-    "docs/results/where_it_pays.md": ("by-width", "apart", "by-teacher", "below", "stronger"),
+    "docs/results/where_it_pays.md": ("by-width", "apart", "by-teacher", "below", "added"),
     "docs/results/which_method.md": ("survey", "choices", "tuned"),
     "docs/results/how_strong.md": ("strong", "strong-gains"),
     "docs/results/in_use.md": ("deploy",),
@@ -181,9 +181,9 @@ def _rows(folder: str) -> dict[str, Row]:
     return {row.label: row for row in _records(folder)[0].rows}
 
 
-def _with_stronger() -> dict[str, Row]:
+def _with_added() -> dict[str, Row]:
     """The rows of widths, and those of the teacher that was added."""
-    return _rows("widths") | stronger(_records("added_teachers")[0].rows)
+    return _rows("widths") | added(_records("added_teachers")[0].rows)
 
 
 # Tables
@@ -211,7 +211,7 @@ def _table(name: str) -> str:
         "apart": lambda: gains_to_markdown(_rows("widths"), APART),
         "by-teacher": lambda: to_markdown(_rows("widths"), BY_TEACHER, accuracy=True),
         "below": lambda: to_markdown(_rows("widths"), BELOW),
-        "stronger": lambda: to_markdown(_with_stronger(), BY_STRONGER, STRONGER_GAINS),
+        "added": lambda: to_markdown(_with_added(), BY_ADDED, STRONGER_GAINS),
         "survey": lambda: survey(
             _records("method_survey")[0].rows, _measured("method_cost/two_cores")["tables"][-1]["methods"]
         ),

@@ -169,18 +169,27 @@ BELOW = tuple(
     for width in (4, 8, 16)
 )
 """Students of the weakest teacher compared with labels alone."""
-STRONGER = {width: f"width {width}, the teacher of 86.91 %" for width in (4, 8, 16)}
-"""What the rows of added_teachers are called, by width."""
-BY_STRONGER = tuple(Contrast(name, name, _label("logits", width, FOUR)) for width, name in STRONGER.items())
+ADDED = {
+    (teacher, width): f"width {width}, {teacher}"
+    for teacher in ("the teacher of 86.91 %", "five teachers")
+    for width in (4, 8, 16)
+}
+"""What the rows of added_teachers are called, by teacher and width."""
+BY_ADDED = tuple(Contrast(name, name, _label("logits", width, FOUR)) for (_, width), name in ADDED.items())
 STRONGER_GAINS = tuple(
-    Contrast(f"width {width}, minus labels alone", name, _label("standard", width)) for width, name in STRONGER.items()
+    Contrast(f"width {width}, minus labels alone", ADDED["the teacher of 86.91 %", width], _label("standard", width))
+    for width in (4, 8, 16)
 )
 
 
-def stronger(rows: Sequence[Row]) -> dict[str, Row]:
+def added(rows: Sequence[Row]) -> dict[str, Row]:
     """Return the rows of added_teachers by what they are called."""
-    scales = [dict(setting.split("=") for setting in row.first.variant.split())["student.scale"] for row in rows]
-    return {STRONGER[int(scale)]: row for scale, row in zip(scales, rows, strict=True)}
+    named = {}
+    for row in rows:
+        settings = dict(setting.split("=") for setting in row.first.variant.split())
+        teacher = "five teachers" if "ensemble" in settings else "the teacher of 86.91 %"
+        named[ADDED[teacher, int(settings["student.scale"])]] = row
+    return named
 
 
 def by_width(rows: Mapping[str, Row]) -> str:

@@ -43,7 +43,7 @@ def better_probability(differences: Sequence[float]) -> Probability | None:
     if standard_error(differences) is None:
         return None
     n, effect = len(differences), float(np.mean(differences) / np.std(differences, ddof=1))
-    t = effect * math.sqrt(n)
+    t = min(max(effect * math.sqrt(n), -1e4), 1e4)  # farther out scipy does not end, and the bounds are 0 or 1
     low, high = (float(scipy.special.nctdtrinc(n - 1, p, t)) for p in ((1 + LEVEL) / 2, (1 - LEVEL) / 2))
     bounds = Interval(*(float(scipy.special.ndtr(bound / math.sqrt(n))) for bound in (low, high)))
     return Probability(float(scipy.special.ndtr(effect)), bounds)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kd.report.ranking import leaders
 from kd.report.rows import Role, Row, titled
-from kd.report.style import INK, Colour, Look, literal, looks, message, panels
+from kd.report.style import INK, Colour, Look, ended, legend, literal, looks, message, panels
 from kd.report.summary import Summary
 from kd.runs.results import Result
 
@@ -84,7 +84,7 @@ def accuracy(summary: Summary) -> Figure:
 
 def _layout(bars: Sequence[_Bar]) -> tuple[tuple[float, float], list[str], bool]:
     """Return width and height in inches, the labels below the bars, and whether these are rotated to fit."""
-    names = [(bar.row.first.method, *bar.row.pieces, _n(bar.row)) for bar in bars]
+    names = [(bar.row.first.method, *map(ended, bar.row.pieces), _n(bar.row)) for bar in bars]
     each = max(1.05, 0.085 * max((len(line) for name in names for line in name), default=0))
     rotated = each * len(bars) > WIDE
     # Rotated, many labels have a line each, and few a line for each of their pieces.
@@ -215,10 +215,11 @@ def curves(summary: Summary) -> Figure:
     rows = [row for row, _ in kept]
     accuracies = [_curve(row, split.accuracy, 100.0) for row in rows]
     losses = [_curve(row, split.loss, 1.0) for row in rows]
-    names = _names(rows, accuracies)
+    named = _names(rows, accuracies)
+    texts, columns, height = legend(list(named.values()), 120, 140)
+    names = dict(zip(named, texts, strict=True))
     drawn, remark = leaders(rows, FEW if len(rows) > CROWD else CROWD)
-    columns = max(1, 120 // (max(map(len, names.values()), default=0) + 9))
-    figure = Figure(figsize=(11, 4.9 + 0.21 * math.ceil(len(names) / columns)), layout="constrained")
+    figure = Figure(figsize=(11, 4.9 + height), layout="constrained")
     figure.suptitle(literal(_title(summary, split, rows, len(names), remark)), x=0.01, ha="left", fontsize=11)
     both = panels(figure, [f"{split.name} accuracy, %", f"{split.name} loss ({split.loss_is})"])
     if not rows:
@@ -282,7 +283,7 @@ def _draw_curve(axes: Axes, line: _Curve, look: Look, name: str | None, ends: tu
         alpha=alpha,
         zorder=zorder,
         marker="o" if len(epochs) == 1 else "",  # a line of one point would be invisible
-        label=None if name is None else literal(name),
+        label=name,
     )
     if name is not None and line.std is not None:
         low, high = (np.clip(end, *ends) for end in line.band)

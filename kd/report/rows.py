@@ -43,7 +43,7 @@ def role(result: Result) -> Role:
 
 def teacher_name(network: str | None) -> str:
     """Return what a teacher is called beside single ones: "3 x cnn32" is the "ensemble of 3 teachers"."""
-    parts = (network or "").partition(" > ")[0].split(" + ")
+    parts = (network or "").rpartition(" > ")[2].split(" + ")  # of a chain the last, which taught
     count = sum(int(found[1]) if (found := re.match(r"(\d+) x ", part)) else 1 for part in parts)
     return f"ensemble of {count} teachers" if count > 1 else "teacher"
 

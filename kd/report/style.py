@@ -1,5 +1,6 @@
 """Common style of the report's pictures: colours, panels, text."""
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ INK = "#262626"
 FAINT = "#E3E3E3"
 LINE = 160
 """Characters of a line of text, for which the widest pictures have room."""
+VALUE = 40
+"""Characters of a setting's value below a bar."""
 DASHES = ("-", "--", ":")
 
 
@@ -103,3 +106,28 @@ def literal(text: str) -> str:
 def wrapped(name: str, width: int = 24) -> str:
     """Wrap a name into lines of `width` characters, longer words whole, and escape it."""
     return literal("\n".join(textwrap.wrap(name, width, break_long_words=False) or [""]))
+
+
+def legend(names: Sequence[str], side_by_side: int, width: int) -> tuple[list[str], int, float]:
+    """Wrap and escape the entries of a legend.
+
+    Args:
+        names: of the entries.
+        side_by_side: characters of all entries of a line together, if they fit into more than one column.
+        width: characters of a line of a single column.
+
+    Returns:
+        The entries, the number of columns, and the height of all in inches.
+    """
+    columns = max(1, side_by_side // (max(map(len, names), default=0) + 9))
+    entries = [wrapped(name, width) for name in names]
+    return entries, columns, 0.21 * math.ceil(sum(entry.count("\n") + 1 for entry in entries) / columns)
+
+
+def ended(setting: str) -> str:
+    """Return a setting as a label has room for it: of a long value, such as a path, the end."""
+    name, equals, value = setting.partition("=")
+    if len(value) <= VALUE:
+        return setting
+    end = value[3 - VALUE :]
+    return f"{name}{equals}...{end[max(0, end.find('/')) :]}"

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from kd.report.axes import SIZE, Line, Sweep, grid, logarithmic, sizes, sweeps
 from kd.report.numbers import parameters
 from kd.report.rows import Role, Row, Spread, titled
-from kd.report.style import INK, Colour, Look, framed, literal, method_styles, shades
+from kd.report.style import INK, Colour, Look, framed, legend, literal, method_styles, shades
 from kd.report.summary import Summary
 from kd.report.text import slug
 
@@ -127,8 +127,8 @@ def _curves(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
     references = _references(sweep, metric, summary, Role.TEACHER if size else Role.ALONE)
     names = [_name(line.name, list(line.points.values())) for line in lines]
     names += [_name(row.label, [row]) for row in references]
-    columns = max(1, 75 // (max(map(len, names)) + 8))
-    figure = Figure(figsize=(7.6, 4.7 + 0.21 * math.ceil(len(names) / columns)), layout="constrained")
+    names, columns, height = legend(names, 75, 95)
+    figure = Figure(figsize=(7.6, 4.7 + height), layout="constrained")
     axes = framed(figure.add_subplot())
     styles = method_styles(summary.rows)
     for line, look, name in zip(lines, shades([line.method for line in lines], styles), names, strict=False):
@@ -137,10 +137,10 @@ def _curves(sweep: Sweep, metric: Metric, summary: Summary) -> Figure:
     for row, name in zip(references, names[len(lines) :], strict=True):
         hue = styles[row.first.method][1]
         if size:
-            axes.plot([row.params or 0], [metric.mean(row)], "D", color=hue, label=literal(name))
+            axes.plot([row.params or 0], [metric.mean(row)], "D", color=hue, label=name)
             values.append(float(row.params or 0))
         else:
-            axes.axhline(metric.mean(row), color=hue, linestyle="--", linewidth=1.4, label=literal(name))
+            axes.axhline(metric.mean(row), color=hue, linestyle="--", linewidth=1.4, label=name)
     (log,) = logarithmic(sweep.axes, lines)
     _ticks(axes, sorted(set(values)), log, size)
     axes.margins(y=0.08)
@@ -179,7 +179,7 @@ def _draw_line(axes: Axes, line: Line, look: Look, metric: Metric, name: str) ->
         linewidth=1.8,
         marker="o",
         markersize=4.5,
-        label=literal(name),
+        label=name,
     )
     low, high = np.clip(mean - std, 0, 100), np.clip(mean + std, 0, 100)
     if len(x) == 1:

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kd.report.rows import Role, Row, titled
-from kd.report.style import framed, literal, method_styles
+from kd.report.style import framed, literal, method_styles, shades
 from kd.report.tables import Cells
 from kd.runs.results import Result
 
@@ -86,8 +86,10 @@ def budgets(rows: Sequence[Row], cut_short: Sequence[Result] = ()) -> list[Budge
     found = []
     for (method, networks), (tried, cut) in enough.items():
         label = method if methods.count(method) == 1 else f"{method}, {networks}"
-        val = [*(row.val_acc.mean for row in tried if row.val_acc), *map(fmean, cut.values())]
-        test = [row.test_acc.mean for row in tried if row.test_acc]
+        # Of a configuration that diverged with some seeds only, these count as 0, too.
+        means = [row.val_acc.mean * row.n / (row.n + row.diverged) for row in tried if row.val_acc]
+        val = [*means, *map(fmean, cut.values())]
+        test = [row.test_acc.mean for row in tried if row.test_acc and not row.diverged]
         of_choice = expected_of_best(val, test) if len(test) == len(val) else []
         found.append(Budget(method, label, expected_of_best(val, val), of_choice))
     return found
@@ -132,12 +134,10 @@ def picture(rows: Sequence[Row], found: Sequence[Budget]) -> Figure:
     """Draw expected validation accuracy over the number of configurations tried."""
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = framed(figure.add_subplot())
-    styles = method_styles(rows)
-    for budget in found:
-        dash, hue = styles[budget.method]
+    for budget, look in zip(found, shades([budget.method for budget in found], method_styles(rows)), strict=True):
         tried = range(1, len(budget.val) + 1)
         label = literal(f"{budget.label} ({len(budget.val)} tried)")
-        axes.plot(tried, [100 * acc for acc in budget.val], dash, color=hue, label=label, marker="o", markersize=3)
+        axes.plot(tried, [100 * acc for acc in budget.val], look.dash, color=look.colour, label=label, marker="o", ms=3)
     axes.set_xlabel("configurations tried, drawn at random")
     axes.set_ylabel("expected validation accuracy of the best, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -23,6 +23,33 @@ def texts(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
+LONG = (
+    "teacher_recipe.batch_size={0} teacher_recipe.optimizer.lr=0.{0} teacher_weights=a/path/to/weights/{1}.safetensors"
+)
+
+
+def long_names():
+    """Two methods' worth of rows whose settings take several lines."""
+    names = {64: "cnn32_of_many_epochs", 128: "cnn32_of_few_epochs"}
+    rows = [runs("logits", 0.7, variant=LONG.format(size, name)) for size, name in names.items()]
+    return summarize([*teacher(), *(run for row in rows for run in row)])
+
+
+def test_legend_of_long_names_is_within_the_picture():
+    figure = drawn(curves(long_names()))
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+    assert box.y1 <= min(axes.get_tightbbox().y0 for axes in figure.axes)
+    assert " ".join(" ".join(texts(figure)).split()).count(LONG.format(64, "cnn32_of_many_epochs")) == 1
+
+
+def test_label_of_a_bar_has_the_end_of_a_long_path():
+    (axes,) = drawn(accuracy(long_names())).axes
+    ticks = " ".join(tick.get_text() for tick in axes.get_xticklabels())
+    assert "teacher_weights=.../cnn32_of_many_epochs.safetensors" in ticks
+    assert "teacher_weights=.../cnn32_of_few_epochs.safetensors" in ticks
+
+
 # Accuracies
 
 

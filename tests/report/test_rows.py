@@ -239,7 +239,7 @@ def test_seeds_with_an_order_in_common_are_a_row_of_their_own():
         ("3 x resnet20", "ensemble of 3 teachers"),
         ("resnet8 + cnn32", "ensemble of 2 teachers"),
         ("2 x cnn32 + resnet8", "ensemble of 3 teachers"),
-        ("2 x cnn32 > scale=3", "ensemble of 2 teachers"),
+        ("2 x cnn32 > scale=3", "teacher"),
     ],
 )
 def test_teachers_of_an_ensemble_are_counted(teacher, name):

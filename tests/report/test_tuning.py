@@ -7,7 +7,7 @@ import pytest
 
 from kd.report.page import report
 from kd.report.summary import summarize
-from kd.report.tuning import budgets, cells, expected_of_best
+from kd.report.tuning import budgets, cells, expected_of_best, picture
 from tests.report.made import ALONE, DISTILLED, TEACHER, changed
 
 RNG = np.random.default_rng(0)
@@ -109,3 +109,21 @@ def test_budgets_count_configurations_that_a_search_has_ended():
     again = [replace(run, group=runs[0].group) for run in pruned]  # ended once, and run to its end later
     (found,) = budgets(summary.rows, again)
     assert len(found.val) == 5
+
+
+def test_budgets_count_seeds_that_diverged_as_0_also_beside_sound_ones():
+    """The lucky seed of a configuration that fails most of the time is no choice to make."""
+    runs = [changed(DISTILLED, T=float(i), val_acc=0.7 + i / 100, test_acc=0.7) for i in range(1, 5)]
+    runs += [changed(DISTILLED, T=5.0, val_acc=0.75, test_acc=0.7)]
+    runs += [changed(DISTILLED, T=5.0, seed=seed, diverged=True, status="failed") for seed in (1, 2)]
+    summary = summarize(runs)
+    (found,) = budgets(summary.rows, summary.cut_short)
+    assert found.val[-1] == pytest.approx(0.74)
+    assert found.test == []
+
+
+def test_picture_of_budgets_tells_the_networks_of_a_method_apart():
+    rows = summarize([*tried(DISTILLED, 6), *tried(replace(DISTILLED, student="resnet20"), 6)]).rows
+    figure = picture(rows, budgets(rows))
+    first, second = figure.axes[0].lines
+    assert first.get_color() != second.get_color()

@@ -136,7 +136,8 @@ def classes(study: Study, names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(8.6, 1.6 + 0.42 * (len(names) + 1)), layout="constrained")
     axes = framed(figure.add_subplot())
     if np.isnan(means).all():
-        return message(figure, literal(f"No seed in common with {study.baseline.label}."))
+        why = " or ".join(sorted({line[0].verdict for line in gains}))
+        return message(figure, literal(f"Compared with {study.baseline.label}: {why}."))
     unknown = np.isnan(means[:, 1:])
     known = np.where(unknown.all(axis=0), -np.inf, np.where(unknown, 0.0, means[:, 1:]).mean(axis=0))
     order = [0, *(1 + np.argsort(-known, kind="stable"))]  # all classes, then the greatest gain first

@@ -30,4 +30,4 @@ def read(root: Path, study: Study) -> Pixels:
         differ = "classes" if study.data.classes != classes else ""
     if differ:
         raise UserError(f"{root}: not the images that the runs were tested on, their {differ} differ")
-    return Pixels(images.test_x[:].permute(0, 2, 3, 1).numpy(), classes)
+    return Pixels(images.test_x[:].permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy(), classes)

@@ -88,6 +88,7 @@ def collect(dirs: Iterable[Path]) -> Runs:
             `MOST_BYTES`.
     """
     done: list[Result] = []
+    lost: list[Result] = []
     found: list[Predictions] = []
     described: list[metadata.Data | None] = []
     left_out: Counter[str] = Counter()
@@ -99,7 +100,9 @@ def collect(dirs: Iterable[Path]) -> Runs:
             result = results.read(path)
             if role(result) is Role.TEACHER:
                 continue  # its students' files have its logits
-            if result.status != "done":
+            if result.diverged:
+                lost.append(result)  # in no figure, but nothing is said of the differences of its row
+            elif result.status != "done":
                 left_out[result.status] += 1
             elif not (directory / predictions.FILE).exists():
                 left_out[f"without {predictions.FILE}"] += 1
@@ -123,9 +126,9 @@ def collect(dirs: Iterable[Path]) -> Runs:
         )
     notes = [f"Runs left out: {listed}."] if listed else []
     notes += skipped_notes(skipped)
-    done = prepared(done)
-    data = {id(run): told for run, told in zip(done, described, strict=True) if told}
-    return Runs(done, {id(run): read for run, read in zip(done, found, strict=True)}, data, notes)
+    runs = prepared([*done, *lost])
+    data = {id(run): told for run, told in zip(runs, described, strict=False) if told}
+    return Runs(runs, {id(run): read for run, read in zip(runs, found, strict=False)}, data, notes)
 
 
 def _require_same(found: Predictions, result: Result) -> None:
@@ -358,7 +361,7 @@ def _by_figure(
 
 
 def _by_class(student: Student, base: Student, labels: Labels) -> list[Difference]:
-    """Return the differences in accuracy by class, not corrected, over the seeds that have images of the class.
+    """Return the differences in accuracy by class, not corrected, over the common seeds.
 
     A class is refused where fewer than `FEWEST_ERRORS` of its images are wrong in some seed of either.
     """
@@ -370,7 +373,7 @@ def _by_class(student: Student, base: Student, labels: Labels) -> list[Differenc
         for network in (student, base)
     )
     return [
-        difference({s: v for s, v in o.items() if v == v}, {s: v for s, v in t.items() if v == v}, limit=1.0)
+        difference(o, t, limit=1.0)
         if few >= FEWEST_ERRORS and not lost
         else Difference(None, None, None, 0, lost or too_few(int(few)))
         for o, t, few in zip(ours, theirs, errors, strict=True)

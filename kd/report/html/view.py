@@ -227,6 +227,7 @@ def _sweep(sweep: Sweep, dataset: str, ids: dict[int, str]) -> Json:
     """Return a sweep's points, as the picture of it has them."""
     metric, complete = measured(sweep)
     lines, remark = top_lines(complete.lines, metric, MOST_LINES)
+    left_out = f"{complete.left_out} without a place here left out" if complete.left_out else ""
     points: list[Json] = []
     for line in lines:
         for place, row in line.points.items():
@@ -238,7 +239,7 @@ def _sweep(sweep: Sweep, dataset: str, ids: dict[int, str]) -> Json:
         "axes": sweep.axes,
         "logarithmic": logarithmic(sweep.axes, lines),
         "metric": metric.name,
-        "remark": remark,
+        "remark": "; ".join(filter(None, [remark, left_out])),
         "loose": bool(lines) and len(sweep.axes) > 1 and grid(lines)[2],
         "points": points,
     }

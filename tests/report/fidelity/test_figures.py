@@ -1,12 +1,15 @@
 import io
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 
 from kd.report.fidelity import figures
 from kd.report.fidelity.figures import RIGHT, WRONG
 from kd.report.fidelity.page import Pixels, named, write_page
+from kd.report.fidelity.pixels import read
 from kd.report.fidelity.study import collect, study
 from tests.report.fidelity.made import LABELS, TEACHER, noisy, put
 
@@ -113,3 +116,24 @@ def test_write_page_writes_and_links_every_picture(found, tmp_path):
         assert f"]({path.name})" in page
     assert "nan" not in page
     assert len(write_page(found, named(found), tmp_path)) == 2 + 3
+
+
+def test_classes_say_why_nothing_is_compared(tmp_path):
+    for seed in range(4):
+        put(tmp_path / f"s{seed}", "standard", seed, noisy(seed))
+        put(tmp_path / f"l{seed}", "logits", seed, noisy(seed + 10, 0.5), TEACHER)
+    put(tmp_path / "gone", "logits", 9, noisy(9), TEACHER, diverged=True, status="failed")
+    (text,) = texts(figures.classes(study(collect([tmp_path])), NAMES))
+    assert text == "Compared with standard: 1 of 9 runs diverged: no statement."
+
+
+def test_pixels_of_grey_images_can_be_drawn(tmp_path):
+    """Arrays have as many channels as they have."""
+    x, y = np.arange(6 * 64, dtype=np.uint8).reshape(6, 8, 8), np.arange(6) % 2
+    for split in ("train", "test"):
+        np.save(tmp_path / f"{split}_images.npy", x)
+        np.save(tmp_path / f"{split}_labels.npy", y)
+    seen = read(tmp_path, SimpleNamespace(dataset=tmp_path.name, data=None, labels=y))
+    assert seen.images.shape == (6, 8, 8, 3)
+    assert (seen.images == x[..., None]).all()
+    assert Image.fromarray(seen.images[1]).convert("L").getpixel((2, 0)) == x[1, 0, 2]

@@ -384,9 +384,12 @@ def test_study_refuses_runs_without_anything_to_compare(tmp_path):
         study(collect([tmp_path]), "standard")
 
 
-def test_study_says_nothing_of_a_method_that_diverged(runs):
-    """As the report; what it measured is still there."""
-    put(runs / "gone", "logits", 9, noisy(9), TEACHER, diverged=True)
+@pytest.mark.parametrize("status", ["done", "failed"])
+def test_study_says_nothing_of_a_method_that_diverged(runs, status):
+    """As the report; what it measured is still there. A run that failed for it has no predictions."""
+    put(runs / "gone", "logits", 9, noisy(9), TEACHER, diverged=True, status=status)
+    if status == "failed":
+        (runs / "gone" / "predictions.npz").unlink()
     found = study(collect([runs]))
     taught, untaught = found.compared
     why = "1 of 9 runs diverged: no statement"

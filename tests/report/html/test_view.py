@@ -49,6 +49,13 @@ def test_page_draws_some_of_many_lines(tmp_path):
     assert min(point["acc"] for point in sweep["points"]) == 66.0
 
 
+def test_page_counts_the_rows_that_have_no_place_in_a_sweep(tmp_path):
+    for i, knobs in enumerate(({"T": 1.0}, {"T": 2.0}, {"T": 4.0}, {})):
+        put_result(tmp_path / f"t{i}", method="logits", knobs=knobs, val_acc=0.5 + i / 100)
+    (sweep,) = unpacked(made([tmp_path]))["sweeps"]
+    assert (len(sweep["points"]), sweep["remark"]) == (3, "1 without a place here left out")
+
+
 def test_headline_tells_accuracies_of_the_seeds_it_compares(tmp_path):
     for seed, acc in enumerate([0.80, 0.81, 0.82, 0.99, 0.99]):
         put_result(tmp_path / f"s{seed}", seed=seed, test_acc=acc, val_acc=0.5)
