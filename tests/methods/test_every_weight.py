@@ -2,12 +2,16 @@
 
 import pytest
 
-from tests.methods.every import PROGRESS, case, class_of, each_method, knobs_of
+from tests.methods.every import METHODS, PROGRESS, case, class_of, each_method, knobs_of
 
 OTHER = {"alpha": 0.35, "beta": 0.45, "distance_weight": 3.0, "angle_weight": 7.0, "head_weight": 0.5}
 """Weights that are nowhere a default, with alpha + beta below 1."""
 KNOWN = {"hard", "soft"}
 """Terms of the common form, whose weights are known of every method that has it."""
+WEIGHTS = [
+    (name, knob) for name in METHODS if class_of(name)().term_weights() for knob in OTHER if knob in knobs_of(name)
+]
+"""Methods that tell their weights, and the knobs among these."""
 
 
 @each_method
@@ -28,17 +32,15 @@ def test_term_weights_are_what_the_terms_are_multiplied_by(name):
     assert compared or not class_of(name)().term_weights()
 
 
-@each_method
-def test_each_weight_that_is_a_knob_is_told(name):
-    known = class_of(name)().term_weights()
-    for knob in OTHER.keys() & knobs_of(name) if known else ():
-        ours, theirs = case(name), case(name, **{knob: OTHER[knob]})
-        told = []
-        for share in PROGRESS:
-            for found in (ours, theirs):
-                found.step(share)
-            told.append(ours.method.term_weights() != theirs.method.term_weights())
-        assert any(told), knob
+@pytest.mark.parametrize(("name", "knob"), WEIGHTS)
+def test_each_weight_that_is_a_knob_is_told(name, knob):
+    ours, theirs = case(name), case(name, **{knob: OTHER[knob]})
+    told = []
+    for share in PROGRESS:
+        for found in (ours, theirs):
+            found.step(share)
+        told.append(ours.method.term_weights() != theirs.method.term_weights())
+    assert any(told)
 
 
 @pytest.mark.parametrize("name", ["logits", "feature", "rkd", "srrl", "reviewkd", "fitnet", "ft", "crd", "at"])

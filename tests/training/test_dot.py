@@ -216,12 +216,14 @@ def test_train_with_dot_on_two_ranks_is_train_with_dot_on_one(run, tmp_path, fin
     done = processes.run(ROOT / "train.py", *small, *ddp, *dot, "hydra.run.dir=two", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert run(*SMALL, *dot, "hydra.run.dir=one")[0] == 0
-    two, one = (load_file(tmp_path / name / "student.safetensors") for name in ("two", "one"))
+    assert run(*SMALL, *dot, "data.order_seed=1", "hydra.run.dir=otherwise")[0] == 0
+    two, one, otherwise = (load_file(tmp_path / name / "student.safetensors") for name in ("two", "one", "otherwise"))
 
     def distance(left, right):
         return max(float((left[name] - right[name]).norm() / right[name].norm()) for name in right)
 
-    assert distance(two, one) < 0.01
+    assert distance(two, one) < 0.001
+    assert distance(two, otherwise) > 0.01  # as another order of the images comes to
 
 
 def test_published_recipe_takes_dot(run):
