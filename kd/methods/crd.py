@@ -1,7 +1,6 @@
 """Contrastive representation distillation: Tian et al. 2019, arXiv 1910.10699."""
 
 import math
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -92,7 +91,7 @@ class CRD(SoftTargets):
         require("method.momentum", momentum)
         require("method.dim", dim, "whole [1, inf)")
         self.K, self.tau, self.momentum, self.dim = K, tau, momentum, dim
-        self._has_begun = False
+        self._index_is_checked = False
 
     def setup(self, pair: Pair) -> None:
         labels, shown = pair.labels, pair.labels >= 0
@@ -114,23 +113,19 @@ class CRD(SoftTargets):
         self.register_buffer("starts", counts.cumsum(0) - counts, persistent=False)
 
     def term(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        first = not self._has_begun
-        if first and batch.index.min() < 0:  # once: to look at a value is to wait for the device
-            raise ValueError("crd needs to know each image by Batch.index, and it is -1")
+        if not self._index_is_checked:  # once: to look at a value is to wait for the device
+            if batch.index.min() < 0:
+                raise ValueError("crd needs to know each image by Batch.index, and it is -1")
+            self._index_is_checked = True
         ours = F.normalize(self.student_layer(student.embedding).float(), dim=1)
         theirs = F.normalize(self.teacher_layer(teacher.embedding.to(self.teacher_layer.weight.dtype)).float(), dim=1)
         images = torch.cat([batch.index[:, None], self._draw(batch.y)], dim=1)
-        loss = self._contrast(ours, self.teacher_bank, images, self.student_log_mean, first)
-        loss = loss + self._contrast(theirs, self.student_bank, images, self.teacher_log_mean, first)
-        self._has_begun = True
+        loss = self._contrast(ours, self.teacher_bank, images, self.student_log_mean)
+        loss = loss + self._contrast(theirs, self.student_bank, images, self.teacher_log_mean)
         index = _of_all_ranks(batch.index)
         self._remember(self.student_bank, index, _of_all_ranks(ours.detach()))
         self._remember(self.teacher_bank, index, _of_all_ranks(theirs.detach()))
         return loss
-
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        super()._load_from_state_dict(*arguments)
-        self._has_begun = False  # the state may be from before the first batch
 
     def _draw(self, y: Tensor) -> Tensor:
         """(B, K), int64: images of other classes than y (B,), each equally likely."""
@@ -139,17 +134,13 @@ class CRD(SoftTargets):
         place = torch.randint(2**62, (len(y), self.negatives), device=y.device) % others
         return self.pool[place + count * (place >= start)]
 
-    def _contrast(self, embeddings: Tensor, bank: Tensor, images: Tensor, log_mean: Tensor, first: bool) -> Tensor:
-        """The loss of embeddings (B, dim), for images (B, 1 + K) of which the first is the positive.
-
-        The `first` batch decides `log_mean`, unless a checkpoint has it.
-        """
+    def _contrast(self, embeddings: Tensor, bank: Tensor, images: Tensor, log_mean: Tensor) -> Tensor:
+        """The loss of embeddings (B, dim), for images (B, 1 + K) of which the first is the positive."""
         with torch.autocast(embeddings.device.type, enabled=False):
             # Of a copy, as the bank changes before the backward pass needs it.
             scores = (embeddings @ bank.float().clone().T / self.tau).gather(1, images)
-        if first:
-            mean = scores.detach().logsumexp(dim=(0, 1)) - math.log(scores.numel())
-            log_mean.copy_(torch.where(log_mean.isnan(), mean, log_mean))
+        first = scores.detach().logsumexp(dim=(0, 1)) - math.log(scores.numel())
+        log_mean.copy_(torch.where(log_mean.isnan(), first, log_mean))
         return nce_loss(scores[:, 0], scores[:, 1:], log_mean)
 
     def _remember(self, bank: Tensor, index: Tensor, embeddings: Tensor) -> None:
