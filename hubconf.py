@@ -60,6 +60,6 @@ def __getattr__(name: str) -> Callable[..., nn.Module]:
         run: run directory or file of weights; then a `kd.Predictor` with that network and its classes, which also has
             `predict`. None for a network with random weights, which returns `kd.Output`.
         num_classes, image_size: of a network with random weights.
-        settings: of it, such as scale=8; see conf/student/{name}.yaml.
+        settings: where they differ from conf/student/{name}.yaml, such as scale=8; with run, those of the run.
     """
     return entry

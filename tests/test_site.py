@@ -200,7 +200,7 @@ EVERYWHERE = [*TEXTS.values(), *(page.read_text(encoding="utf-8") for page in (*
 COMMANDS = list(dict.fromkeys(command for text in EVERYWHERE for command in lines(text) + inline(text)))
 PLACES = r"RUN_DIR|SWEEP_DIR|(?<!partition=)NAME|KEY|\$|\.\.\.|=S |(?<!my_conf )method=embedding|experiment=mine"
 """What stands for something, and files that other tests have."""
-NOTHING = r"python train\.py --(help|cfg job)"
+NOTHING = r"python train\.py --(help|cfg job( --resolve)?)"
 """What composes no settings of its own."""
 COMPOSED = [
     command

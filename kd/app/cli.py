@@ -96,7 +96,7 @@ Examples
   python train.py experiment=cifar100/vgg13_vgg8             a pair of the published tables (docs/cifar100.md)
   python train.py data=folder data.root=my_images            your own images: train/CLASS/*.png and test/CLASS/*.png
 
-More: --cfg job shows the whole configuration without running it, --hydra-help what Hydra itself offers,
+More: --cfg job --resolve shows all values without running anything, --hydra-help what Hydra itself offers,
 `python scripts/report.py DIR...` makes tables and pictures of finished runs, `python scripts/watch.py DIR` shows runs
 that are at work, `python scripts/fidelity.py DIR...` compares students with their teacher image by image,
 `python scripts/search.py DIR ...` looks for the knobs that give the best validation accuracy.

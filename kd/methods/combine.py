@@ -20,7 +20,7 @@ class Combine(Method):
     r"""alpha * hard + sum over methods of weight * (its terms without hard).
 
     The labels count once. Of every method m that is named, with weight w_m, all terms but the labels' are added up,
-    each with the weight that it has in its own objective:
+    each with the weight that it has in its own objective, such as the 1 - alpha = 0.9 of logits:
 
     $$\alpha \mathrm{hard} + \sum_m w_m \sum_{i \in \mathrm{terms}(m), i \neq \mathrm{hard}} \ell_{m,i}$$
 
@@ -43,6 +43,7 @@ class Combine(Method):
     Deviations:
         * None: published combinations, such as CRD with soft targets, are sums of this form. Not to be combined are
           dml, which trains another network, funmatch and mlkd, which show other images, and simkd, which keeps another.
+          kd, takd and ban are logits here: write logits.
 
     Args:
         terms: weights by the name of the method, at least 0; or `weight`, by default 1, `rise`, in [0, 1], `end`, in

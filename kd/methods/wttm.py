@@ -41,8 +41,8 @@ class WTTM(Method):
         to 8 times less with 10. No factor $T^2$, see ttm.
 
     Use:
-        As ttm; with an unsure teacher. By published figures on CIFAR-100 it is within 0.4 points of ttm, and beside
-        crd 0.2 to 1.5 points above itself.
+        As ttm; with an unsure teacher. By published figures on CIFAR-100 it is within 0.4 points of ttm, and with crd
+        beside it 0.2 to 1.5 points above wttm alone.
 
     Deviations:
         * Paper: beta is tuned for each pair, and its code has no default. Here: the one its manual shows, with gamma,
