@@ -2,8 +2,9 @@
 
 Each loop has a process of its own, and the processes take turns of a few steps: what slows the machine slows them all.
 
-  textbook    torchvision transforms in a DataLoader with two workers, fp32, a teacher's forward pass at every step
-  train.py    what `python train.py` does, with Lightning's Trainer
+  textbook    torchvision transforms in a DataLoader with two workers (more on larger machines), fp32, a teacher's
+              forward pass at every step
+  train.py    what `python train.py` does, with Lightning's Trainer, without its progress bar
   changed     the same with the settings that are given here, if any: what is `speed.keep_memory=false` worth?
 
 Networks, batch size and augmentation are the same. The images are noise, as speed does not depend on them. A ratio is
@@ -45,6 +46,7 @@ from turns import Timed, Turns, TurnsOver, processes, spawn, take_turns
 from kd.app.check import check_command
 from kd.app.compose import Command, compose
 from kd.app.explain import explain
+from kd.app.loading import loading
 from kd.app.programs import check_settings, run_program
 from kd.app.run import describe, run
 from kd.data.images import Images
@@ -134,7 +136,7 @@ def arguments() -> argparse.Namespace:
     options.steps = options.steps or (steps // 3 if options.quick else steps)
     options.images = IMAGES
     options.shrink = 1 if options.batch >= 64 else 16  # so few images are a trial
-    options.warmup = max(4, options.steps // 4)  # at least the four batches that two workers have prefetched
+    options.warmup = max(2 * textbook.WORKERS, options.steps // 4)  # at least the batches that workers have prefetched
     return options
 
 
@@ -258,9 +260,10 @@ def first_step_seconds(options: argparse.Namespace, folder: Path) -> float:
 
 def train_one_step(options: argparse.Namespace, folder: Path) -> None:
     """Do what `python train.py data=digits method=standard` does, up to the end of the first step."""
-    from paced import Exit
+    with loading():  # as train.py does
+        from paced import Exit
 
-    from kd.app.build import Builder
+        from kd.app.build import Builder
 
     silence()
     task = compose(["data=digits", "method=standard", f"trainer={options.device}"])

@@ -17,7 +17,7 @@ import yaml
 from gpu_step import Pixels, StackedSteps, Steps, StoredOnDevice, captured, noise
 from limits import Limits, Work
 from steps import synchronize
-from textbook import DROPOUT
+from textbook import DROPOUT, WORKERS
 from torch import nn
 from turns import Turns, TurnsOver, in_turns, prepare, processes
 
@@ -174,7 +174,7 @@ def _benchmark(options: Options, *overrides: str) -> Serve:
             batch=size.batch,
             rounds=size.rounds,
             steps=size.steps,
-            warmup=max(2, size.steps // 4),
+            warmup=max(2 * WORKERS, size.steps // 4),
             images=size.images,
             overrides=list(overrides),
         )

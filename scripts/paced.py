@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 from limits import Work
+from steps import synchronize
 from turns import Turns
 
 from kd.app.build import Builder
@@ -55,8 +56,10 @@ class Pace(L.Callback):
                     pl_module.teacher(batch)
         self.turns.begin()
 
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.turns.resume()  # before the epoch's first batch is made, as the textbook's workers make theirs in its time
+
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.turns.resume()
         if self.work is not None and trainer.global_step == 0:
             self.work.__enter__()
 
@@ -71,5 +74,6 @@ class Pace(L.Callback):
 class Exit(L.Callback):
     """Ends the process after the first training step."""
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        synchronize(trainer.strategy.root_device)
         os._exit(0)

@@ -1,8 +1,10 @@
 """A textbook training loop, which `benchmark.py` compares `train.py` with: plain and correct, but not tuned.
 
-It has torchvision's transforms in a DataLoader with two workers, fp32, and a teacher's forward pass at every step.
+It has torchvision's transforms in a DataLoader with two workers (more on larger machines), fp32, and a teacher's
+forward pass at every step.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from kd.models.cnn import CNN
 
 DROPOUT = {"conv_dropout": 0.25, "head_dropout": 0.5}
 """Dropout rates of both networks in all loops of the benchmark. They are common ones; those of conf/ are lower."""
+WORKERS = max(2, min(8, (os.cpu_count() or 2) // 2))
+"""Processes that make images: with a GPU two would be what a step waits for."""
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -57,7 +61,7 @@ def train(workload: str, images: Images, teacher_file: Path, batch_size: int, de
         Pictures(images),
         batch_size=batch_size,
         shuffle=True,
-        num_workers=2,
+        num_workers=WORKERS,
         drop_last=True,
         persistent_workers=True,
         pin_memory=device.type == "cuda",

@@ -8,7 +8,9 @@ from torch import Tensor
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on the device; a GPU goes on with its work meanwhile, and this process with its own."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def require_batch(batch: object) -> None:

@@ -64,7 +64,7 @@ class InMemory:
     def fetch(self, indices: Iterable[BatchIndices]) -> Iterator[Fetched]:
         for step in indices:
             index = on_device(step.index, self.x.device)
-            yield step, self.x[index], self.y[index]
+            yield replace(step, index=index), self.x[index], self.y[index]
 
 
 class OnDisk(Dataset[Fetched]):

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kd.data.batch import Batch
+from kd.data.batch import Batch, on_device
 from kd.files import clear_leftovers, open_regular, replaced, reserve, shared_lock
 from kd.hashing import digest
 from kd.methods.base import Teacher
@@ -56,13 +56,19 @@ class RoundedLogits:
         self.teacher, self.images = teacher, images
 
     def __call__(self, batch: Batch) -> Output:
-        if not bool(((batch.index < self.images) & (batch.view >= 0)).all()):  # test images, views without a number
+        places = torch.stack([batch.index, batch.view]).cpu()  # of all copies the only one that waits for a GPU
+        if not bool(((places[0] < self.images) & (places[1] >= 0)).all()):  # test images, views without a number
             return self.teacher(batch)
-        logits = self.logits(batch)
+        logits = self.logits(batch, places)
         return Output(logits, (), logits)
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Return the logits (B, C) of numbered views, rounded; those of an image with one beyond float16 are exact."""
+    def logits(self, batch: Batch, places: Tensor) -> Tensor:
+        """Return the logits (B, C) of numbered views, rounded; those of an image with one beyond float16 are exact.
+
+        Args:
+            batch: the images.
+            places: (2, B), on the CPU, their `index` and `view`.
+        """
         exact = self.teacher(batch).logits.float()
         rounded = exact.half().float()
         return torch.where(rounded.isfinite().all(dim=1, keepdim=True), rounded, exact)
@@ -100,12 +106,12 @@ class StoredLogits(RoundedLogits):
         noise = hashlib.shake_256(_canonical(key)).digest(8 * (classes + 1))
         self._factors = np.frombuffer(noise, np.uint64) | np.uint64(1)
 
-    def logits(self, batch: Batch) -> Tensor:
-        rows = (batch.index * self.views + batch.view).cpu().numpy()
+    def logits(self, batch: Batch, places: Tensor) -> Tensor:
+        rows = (places[0] * self.views + places[1]).numpy()
         entries = self._read(rows)
         words, sums = entries[:, :-2], np.ascontiguousarray(entries[:, -2:]).view(np.uint32)[:, 0]
         present = sums == self._checksums(words, rows)
-        logits = torch.from_numpy(words.view(np.float16).astype(np.float32)).to(batch.x.device)
+        logits = on_device(torch.from_numpy(words.view(np.float16).astype(np.float32)), batch.x.device)
         self.requested += len(rows)
         self.found += int(present.sum())
         if not present.all():
@@ -115,10 +121,11 @@ class StoredLogits(RoundedLogits):
                     "%s has entries that are damaged or just being written; the teacher is queried again", self.path
                 )
             self.damaged += damaged
-            missing = torch.from_numpy(~present)
-            computed = super().logits(Batch(*(part[missing.to(part.device)] for part in batch)))
+            # Places and not a mask, whose number of images would be another wait.
+            missing = on_device(torch.from_numpy(np.flatnonzero(~present)), batch.x.device)
+            computed = super().logits(Batch(*(part[missing] for part in batch)), places)
             self._store(rows[~present], computed)
-            logits[missing.to(logits.device)] = computed
+            logits[missing] = computed
         return logits
 
     def summary(self) -> str:

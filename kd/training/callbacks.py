@@ -218,13 +218,14 @@ class EpochBar(RichProgressBar):
 
     def __init__(self) -> None:
         super().__init__(
+            refresh_rate=10,  # a second; each takes a millisecond of the thread that starts a GPU's operations
             theme=RichProgressBarTheme(
                 progress_bar="cyan",
                 progress_bar_finished="green",
                 progress_bar_pulse="cyan",
                 processing_speed="dim",
                 metrics="",
-            )
+            ),
         )
 
     def configure_columns(self, trainer: L.Trainer) -> list[Any]:

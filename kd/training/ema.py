@@ -33,6 +33,8 @@ class WeightAverage(L.Callback):
         self._steps = 0
         self._average: list[Tensor] = []
         self._trained: list[Tensor] = []
+        self._listed: list[Tensor] = []
+        """Those of the network itself, listed once: to walk through a deep network takes as long as a small step."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self._steps, "average": self._average}
@@ -41,7 +43,7 @@ class WeightAverage(L.Callback):
         self._steps, self._average = state_dict["steps"], list(state_dict["average"])
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        weights = _weights(pl_module)
+        weights = self._listed = _weights(pl_module)
         self._average = [
             # A copy in which a thousandth more is not rounded away, as it is in bf16.
             tensor.detach().to(weight.device, torch.promote_types(weight.dtype, torch.float32), copy=True)
@@ -54,7 +56,7 @@ class WeightAverage(L.Callback):
             return
         self._steps = trainer.global_step
         decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
-        weights = zip(_weights(pl_module), self._average, strict=True)
+        weights = zip(self._listed, self._average, strict=True)
         torch._foreach_lerp_(self._average, [w.detach().to(average.dtype) for w, average in weights], 1 - decay)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -108,7 +108,9 @@ class DOT(Optimizer):
     @torch.no_grad()
     def scale_task_gradients(self, factor: Tensor) -> None:
         """Multiply what was added by a factor, that of clipping."""
-        self._task = {parameter: gradient * factor for parameter, gradient in self._task.items()}
+        if self._task:
+            scaled = torch._foreach_mul(list(self._task.values()), factor)
+            self._task = dict(zip(self._task, scaled, strict=True))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -117,22 +119,43 @@ class DOT(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            mu, delta = group["momentum"], group["delta"]
-            for parameter in (p for p in group["params"] if p.grad is not None):
-                gradient, task = parameter.grad, self._task.get(parameter)
-                if task is None:
-                    parts = [("distillation", gradient, mu)]
-                else:
-                    parts = [("task", task, mu - delta), ("distillation", gradient - task, mu + delta)]
-                name, first, momentum = parts[0]
-                parts[0] = name, first.add(parameter, alpha=group["weight_decay"]), momentum
-                for name, gradient, momentum in parts:
-                    state, key = self.state[parameter], f"{name}_momentum"
-                    state[key] = gradient if key not in state else state[key].mul_(momentum).add_(gradient)
-                    step = gradient.add(state[key], alpha=momentum) if group["nesterov"] else state[key]
-                    parameter.add_(step, alpha=-group["lr"])
+            mu, delta, decay = group["momentum"], group["delta"], group["weight_decay"]
+            reached = [parameter for parameter in group["params"] if parameter.grad is not None]
+            alone = [parameter for parameter in reached if parameter not in self._task]
+            both = [parameter for parameter in reached if parameter in self._task]
+            self._move(group, "distillation", alone, [parameter.grad for parameter in alone], mu, decay)
+            task = [self._task[parameter] for parameter in both]
+            rest = list(torch._foreach_sub([parameter.grad for parameter in both], task)) if both else []
+            self._move(group, "task", both, task, mu - delta, decay)
+            self._move(group, "distillation", both, rest, mu + delta, 0.0)
         self._task = {}
         return loss
+
+    def _move(
+        self,
+        group: dict[str, Any],
+        part: str,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        momentum: float,
+        decay: float,
+    ) -> None:
+        """Step along one part of the gradients, for all parameters at once: one by one a GPU has 50 times the calls."""
+        if not parameters:
+            return
+        key = f"{part}_momentum"
+        for parameter in parameters:
+            if key not in self.state[parameter]:
+                self.state[parameter][key] = torch.zeros_like(parameter)
+        velocities = [self.state[parameter][key] for parameter in parameters]
+        if decay:
+            gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
+        torch._foreach_mul_(velocities, momentum)
+        torch._foreach_add_(velocities, gradients)
+        steps = velocities
+        if group["nesterov"]:
+            steps = list(torch._foreach_add(gradients, velocities, alpha=momentum))
+        torch._foreach_add_(parameters, steps, alpha=-group["lr"])
 
 
 def one_cycle(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:

@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 
 from kd.app.run import run
+from kd.data.module import Shuffled
 from kd.errors import UserError
 from kd.models.cnn import CNN
 from kd.runs.results import Result
@@ -94,7 +95,7 @@ def test_pace_stores_the_logits_of_all_turns_beforehand(tmp_path, noise):
     assert build.stored.requested - turns.asked == build.stored.found - turns.found == 8 * 600
 
 
-def test_pace_does_not_time_validation(tmp_path, noise):
+def test_pace_does_not_time_validation(tmp_path, noise, monkeypatch):
     import benchmark
     from paced import PacedBuilder
 
@@ -106,7 +107,8 @@ def test_pace_does_not_time_validation(tmp_path, noise):
         def callbacks(self):
             return [*super().callbacks(), Validated()]
 
-    paused = []
+    paused, begun, drawn = [], [], Shuffled.__iter__
+    monkeypatch.setattr(Shuffled, "__iter__", lambda self: begun.append(turns.paused is not None) or drawn(self))
     options = argparse.Namespace(device="cpu", batch=600, overrides=[])
     parent, child = multiprocessing.Pipe()
     for go_on in (True, False):
@@ -118,6 +120,7 @@ def test_pace_does_not_time_validation(tmp_path, noise):
         run(build, record, tmp_path / "run")
     assert paused == [True]
     assert turns.paused is None  # the second epoch has gone on
+    assert begun[-1] is False  # of the second epoch, making the first batch is timed
 
 
 def test_serve_reports_a_training_that_ends_before_its_turns(tmp_path, monkeypatch):

@@ -140,7 +140,9 @@ def test_epoch_seed_depends_on_seed_epoch_and_rank_alone():
 @pytest.mark.parametrize(("width", "speed"), [(80, False), (120, True)])
 def test_epoch_bar_fits_into_a_line(fit, monkeypatch, capsys, width, speed):
     monkeypatch.setenv("COLUMNS", str(width))
-    fit(EpochBar(), enable_progress_bar=True)
+    bar = EpochBar()
+    assert bar.refresh_rate == 10  # a second; Lightning's 100 take a tenth of the time between a GPU's launches
+    fit(bar, enable_progress_bar=True)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch 2/2")]
     assert re.search(r" 3/3 .* loss: \d\.\d{3} val: \d\.\d{3}$", lines[-1])
     assert ("it/s" in lines[-1]) is speed

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd.data.augment import Augment
 from kd.data.module import DataModule
@@ -70,6 +71,32 @@ def test_dot_takes_the_two_steps_by_hand(nesterov, task, expected):
 def test_dot_refuses_values_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         DOT([nn.Parameter(torch.zeros(1))], **settings)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_dot_takes_as_many_operations_for_many_parameters_as_for_few(nesterov):
+    """On a GPU each is a launch, and a deep network has hundreds of parameters."""
+
+    class Counting(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += 1
+            return func(*args, **(kwargs or {}))
+
+    def operations(parameters):
+        weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(parameters)]
+        optimizer = DOT(weights, lr=0.1, nesterov=nesterov)
+        for _ in range(2):  # the first step makes the momenta
+            for weight in weights:
+                weight.grad = torch.ones(2)
+            optimizer.add_task_gradients([torch.ones(2)] * parameters)
+            optimizer.scale_task_gradients(torch.tensor(0.5))
+            with Counting() as counting:
+                optimizer.step()
+        return counting.count
+
+    assert operations(40) == operations(2)
 
 
 @pytest.fixture
