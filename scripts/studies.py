@@ -230,6 +230,8 @@ PUBLISHED = {
     "sp": ("beta", 3000.0),
     "dkd": ("beta", 8.0),
     "cc": ("beta", 100.0),
+    "crd": ("beta", 0.8),
+    "vid": ("beta", 1.0),
 }
 """What is tuned of each method of tuning and tuned, and its value without tuning, which is the default."""
 
