@@ -232,6 +232,7 @@ PUBLISHED = {
     "cc": ("beta", 100.0),
     "crd": ("beta", 0.8),
     "vid": ("beta", 1.0),
+    "fitnet": ("beta", 100.0),
 }
 """What is tuned of each method of tuning and tuned, and its value without tuning, which is the default."""
 
