@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kd.report.ranking import leaders
 from kd.report.rows import Role, Row, titled
-from kd.report.style import INK, Colour, Look, ended, legend, literal, looks, message, panels
+from kd.report.style import INK, Colour, Look, abbreviated, legend, literal, looks, message, panels
 from kd.report.summary import Summary
 from kd.runs.results import Result
 
@@ -84,7 +84,7 @@ def accuracy(summary: Summary) -> Figure:
 
 def _layout(bars: Sequence[_Bar]) -> tuple[tuple[float, float], list[str], bool]:
     """Return width and height in inches, the labels below the bars, and whether these are rotated to fit."""
-    names = [(bar.row.first.method, *map(ended, bar.row.pieces), _n(bar.row)) for bar in bars]
+    names = [(bar.row.first.method, *map(abbreviated, bar.row.pieces), _n(bar.row)) for bar in bars]
     each = max(1.05, 0.085 * max((len(line) for name in names for line in name), default=0))
     rotated = each * len(bars) > WIDE
     # Rotated, many labels have a line each, and few a line for each of their pieces.

@@ -124,7 +124,7 @@ def legend(names: Sequence[str], side_by_side: int, width: int) -> tuple[list[st
     return entries, columns, 0.21 * math.ceil(sum(entry.count("\n") + 1 for entry in entries) / columns)
 
 
-def ended(setting: str) -> str:
+def abbreviated(setting: str) -> str:
     """Return a setting as a label has room for it: of a long value, such as a path, the end."""
     name, equals, value = setting.partition("=")
     if len(value) <= VALUE:

@@ -40,12 +40,12 @@ def resumed(*typed):
 
 def test_run_of_a_folder_that_was_typed_another_way_continues(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("work", "mine", "run"):
+    for name in ("elsewhere", "mine", "run"):
         (tmp_path / name).mkdir()
-    write(replace(RECORD, config_dir=f"{tmp_path}/work/../mine"), tmp_path / "run" / "result.json")
+    write(replace(RECORD, config_dir=f"{tmp_path}/elsewhere/../mine"), tmp_path / "run" / "result.json")
     assert "method=logits" in resumed(f"--config-dir={tmp_path}/mine", "resume=run")
     with pytest.raises(UserError, match="uses files of another folder"):
-        resumed(f"--config-dir={tmp_path}/work", "resume=run")
+        resumed(f"--config-dir={tmp_path}/elsewhere", "resume=run")
 
 
 @pytest.mark.parametrize("name", ["a run", "it's", "[v2] 50%", "a=b,c", "$x ${T}"])

@@ -75,16 +75,7 @@ def scalars(written, tag):
 def fit(tiny_net, noise, tmp_path):
     """Trains and tests a student, taught by a frozen teacher, in a folder below; returns the module."""
 
-    def fit(
-        folder,
-        logger="tensorboard",
-        method=None,
-        epochs=2,
-        classes=None,
-        sides=None,
-        accumulate_grad_batches=1,
-        **settings,
-    ):
+    def fit(folder, logger="tensorboard", method=None, epochs=2, classes=None, sides=None, batches=1, **settings):
         images = noise(test=30) if classes is None else replace(noise(test=30), classes=classes)
         if sides is not None:
             images = replace(images, test_x=images.test_x.repeat(1, 1, *sides))
@@ -97,13 +88,8 @@ def fit(tiny_net, noise, tmp_path):
         data = DataModule(images, 0.25, 0, Augment(1, True, 0), 10, seed=0)
         known = {"student": "cnn", "epochs": epochs, "dataset": "noise", "status": "running", "command": "T=4 seed=3"}
         record = Result(method="logits", knobs={"T": 4.0}, seed=3, **known)
-        make_trainer = partial(
-            L.Trainer,
-            max_epochs=epochs,
-            accelerator="cpu",
-            enable_progress_bar=False,
-            accumulate_grad_batches=accumulate_grad_batches,
-        )
+        loop = {"max_epochs": epochs, "accumulate_grad_batches": batches}
+        make_trainer = partial(L.Trainer, accelerator="cpu", enable_progress_bar=False, **loop)
         directory = tmp_path / folder
         directory.mkdir()
         logger = TensorBoard(str(directory), **settings) if logger == "tensorboard" else None
@@ -152,7 +138,7 @@ def test_run_has_every_tab_and_the_same_result_as_without_a_logger(fit, tmp_path
 
 
 def test_gradient_norms_are_measured_once_a_step_of_several_batches(fit, tmp_path):
-    fit("run", gradient_norms=1, accumulate_grad_batches=3)  # of six batches
+    fit("run", gradient_norms=1, batches=3)  # of six batches
     written = events_in(tmp_path / "run" / RUN)
     assert [step for step, _ in scalars(written, "train_gradient_norm/soft")] == [0, 1]
 

@@ -127,8 +127,9 @@ def collect(dirs: Iterable[Path]) -> Runs:
     notes = [f"Runs left out: {listed}."] if listed else []
     notes += skipped_notes(skipped)
     runs = prepared([*done, *lost])
-    data = {id(run): told for run, told in zip(runs, described, strict=False) if told}
-    return Runs(runs, {id(run): read for run, read in zip(runs, found, strict=False)}, data, notes)
+    measured = runs[: len(done)]
+    data = {id(run): told for run, told in zip(measured, described, strict=True) if told}
+    return Runs(runs, {id(run): read for run, read in zip(measured, found, strict=True)}, data, notes)
 
 
 def _require_same(found: Predictions, result: Result) -> None:
