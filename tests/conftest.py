@@ -188,6 +188,17 @@ def run(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
     return lambda *arguments: (call(*arguments), "".join(capsys.readouterr()))
 
 
+@pytest.fixture
+def cohorts(monkeypatch) -> list[int]:
+    """How many trainings were side by side, of each cohort in this process."""
+    from kd.sweeps.cohort import Cohort
+
+    sizes: list[int] = []
+    run = Cohort.run
+    monkeypatch.setattr(Cohort, "run", lambda cohort, works: sizes.append(len(works)) or run(cohort, works))
+    return sizes
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
     """A folder with one small run in run/ and its teacher in teachers/; to be read or copied, not changed."""

@@ -251,11 +251,15 @@ class Builder:
     @property
     def given_weights(self) -> list[Path]:
         """The files of the teachers that are given, several for an ensemble; none for teachers of the store."""
-        return [weights_file(path) for path in given_paths(self.settings["teacher_weights"])]
+        given = given_paths(self.settings["teacher_weights"]) if "teacher" in self.networks else []
+        return [weights_file(path) for path in given]
 
     @cached_property
     def given_networks(self) -> list[Mapping[str, Any]]:
-        """Their networks: as their files say, unless the command chooses one, or a file says nothing."""
+        """The networks of the given teachers: as the files say; where one says nothing, the teacher of the command.
+
+        If all files say something, a teacher that the command chooses takes the place of all.
+        """
         chosen = any(re.match(r"[+~]*teacher[.=]", override) for override in self.command.overrides)
         described = [self._described(path, chosen) for path in self.given_weights]
         if chosen and None not in described:
@@ -289,7 +293,7 @@ class Builder:
         """Images that show what a network makes of those of this run."""
         return probe_images(self.images.image_size, self.images.channels)
 
-    def shown(self, plan: Plan, net: nn.Module) -> dict[str, Any]:
+    def data_as_shown(self, plan: Plan, net: nn.Module) -> dict[str, Any]:
         """The metadata of this run's data, as they are shown to this network of the plan."""
         return {**self.metadata(plan), **(net.view if isinstance(net, External) else {})}
 
@@ -317,7 +321,6 @@ class Builder:
 
     def method(self, plan: Plan, student: nn.Module, teacher: nn.Module | None) -> Method:
         """The plan's method, set up for this student and teacher."""
-        images = self.images
         method: Method = self._new(plan.method)
         if not isinstance(method, Method):
             raise UserError(
@@ -326,20 +329,20 @@ class Builder:
         mixes = self._new(self.cfg.data.augment).mixes
         smoothing = plan.recipe.label_smoothing
         check_method(method, mixes, self.cfg.data.balance, smoothing, teacher is not None)
-        shown = self.probe_images
-        taught_by = None if teacher is None else probe(teacher, shown)
+        images = self.probe_images
+        taught_by = None if teacher is None else probe(teacher, images)
         if taught_by is not None and not taught_by.features:
             check_without_maps(method, several=isinstance(teacher, Ensemble))
         with user_errors():
             pair = Pair(
-                probe(student, shown),
-                taught_by,
-                self.data(plan).labels,
-                len(images.classes),
-                student,
-                teacher,
-                lambda: self.speed.prepare_student(self.net(plan.network)),
-                shown,
+                student=probe(student, images),
+                teacher=taught_by,
+                labels=self.data(plan).labels,
+                num_classes=len(self.images.classes),
+                student_net=student,
+                teacher_net=teacher,
+                new_student=lambda: self.speed.prepare_student(self.net(plan.network)),
+                images=images,
             )
             method.setup(pair)
         return method
@@ -440,7 +443,7 @@ class Builder:
             nets = [self.net(plan.network) for plan in self.first_teachers]
             self._try(self.first_teachers[0], nets[0], None)
             for place, path in enumerate(self.given_weights):
-                shown = self.shown(self.first_teachers[place], nets[place])
+                shown = self.data_as_shown(self.first_teachers[place], nets[place])
                 nets[place], _, metadata, _ = fitted(nets[place], path)
                 check_origin(metadata, shown, path)
             taught_by = nets[0] if len(nets) == 1 else Ensemble(nets, self.probe_images)
@@ -462,9 +465,10 @@ class Builder:
         """Build all that trains a network; return the network that would be kept."""
         self.begin(net)
         with user_errors():
-            schedule, optimizer = self._new(plan.recipe.schedule), self._new(plan.recipe.optimizer)
-            classifier = Classifier(net, len(self.images.classes), optimizer, schedule, plan.recipe.label_smoothing)
-            schedule(optimizer(parameter_groups(classifier, plan.recipe.decay_all)), 100)
+            schedule, factory = self._new(plan.recipe.schedule), self._new(plan.recipe.optimizer)
+            classifier = Classifier(net, len(self.images.classes), factory, schedule, plan.recipe.label_smoothing)
+            optimizer = factory(parameter_groups(classifier, plan.recipe.decay_all))
+            schedule(optimizer, 100)
         with user_errors():
             data = self.data(plan)
             batches = {"train": data.steps_per_epoch, "test": len(data.test_dataloader().sampler)}
@@ -473,7 +477,7 @@ class Builder:
             check_limits(self.settings["trainer"], batches)
         with user_errors():
             trainer = self.trainer(plan)(logger=False)
-        check_scaling(optimizer(parameter_groups(classifier)), trainer)
+        check_scaling(optimizer, trainer)
         if self.settings["trainer"]["sync_batchnorm"] and not self.single_process(plan):
             check_sync_batchnorm(net)
         data.check_shares(trainer.world_size)

@@ -229,7 +229,7 @@ def _check_ranges(settings: dict[str, Any]) -> None:
 
 
 def _checked_elsewhere(settings: dict[str, Any]) -> tuple[str, ...]:
-    """How names begin of arguments that a class checks itself: a method's within `combine`, and those of foreign code.
+    """Prefixes of the settings that a class checks itself: of methods within `combine`, of transforms, of foreign code.
 
     By their last part they could be other settings, as `groups` of a network or `gamma` of a method.
     """
@@ -255,10 +255,10 @@ def _check_shorthands(settings: dict[str, Any], given: Iterable[str]) -> None:
 
 def _check_teacher(settings: dict[str, Any], given: Iterable[str]) -> None:
     weights = settings["teacher_weights"]
-    if weights is None:
-        return
-    if "teacher" not in settings["spec"]["networks"] or settings["method"] is None:
-        raise UserError("teacher_weights is for methods that learn from a teacher; this one does not")
+    if weights is None or "teacher" not in settings["spec"]["networks"]:
+        return  # a sweep may have labels alone among methods that a given teacher teaches
+    if settings["method"] is None:
+        raise UserError("teacher_weights is for methods that learn from a teacher; method=teacher trains one")
     if settings["ensemble"] != 1:
         raise UserError("ensemble is for teachers of the store; several of your own are teacher_weights=[A,B]")
     # The seeds of a chain's networks come from that of the teacher.

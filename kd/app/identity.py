@@ -59,7 +59,7 @@ SHAPELESS = frozenset({"activation", "conv_dropout", "dropout", "head_dropout"})
 """Settings of networks that change no weight's shape."""
 
 OF_ROLE = {
-    "teacher": frozenset({"teacher", "teacher_recipe", "teacher_seed", "ensemble"}),
+    "teacher": frozenset({"teacher", "teacher_recipe", "teacher_seed", "teacher_weights", "ensemble"}),
     "student": frozenset({"student", "recipe", "ensemble", "chain"}),
 }
 """Top-level settings that decide nothing about the result where this network takes no part."""
@@ -76,6 +76,7 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     networks = settings["spec"]["networks"]
     absent = _absent(networks, settings["chain"])
     kept = {**without(settings, IRRELEVANT | SHORTHANDS.keys() | absent), "networks": networks}
+    kept.setdefault("teacher_weights", None)  # as earlier versions had it of runs without a teacher
     kept["trainer"] = without(kept["trainer"], PLACEMENT | OBSERVING)
     kept["data"] = _without_unset(without(kept["data"], STORAGE | MEASURED))
     kept["data"]["source"] = _without_unset(without(kept["data"]["source"], STORAGE))
@@ -87,7 +88,7 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_unset(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that came later and change nothing, so that runs from before there were such are found."""
+    """Settings without those of `LATER` that leave all as it was, so that runs of earlier versions are found."""
     return {name: value for name, value in settings.items() if name not in LATER or value != LATER[name]}
 
 

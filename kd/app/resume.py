@@ -70,9 +70,8 @@ def expand_resume(arguments: Arguments, program: str = "python train.py") -> tup
             "this run uses files of another folder, which name the code to run; if the folder is yours, write "
             f"{program} {flag} {shlex.join(arguments.overrides)}"
         )
-    replaced = {_key(override) for override in rest}
     try:
-        own = [override for override in shlex.split(record.command or "") if _key(override) not in replaced]
+        own = _recorded(record, rest)
         to_type = to_be_typed(own)
     except (UserError, ValueError) as error:
         raise UserError(f"resume={given}: the command in {FILE} is damaged: {error}") from error
@@ -119,8 +118,7 @@ def refuse_other_settings(record: Result, command: Command, typed: Arguments, pr
         return
     more = [override for override in typed.overrides if not override.startswith("resume=")]
     if more:
-        replaced = {_key(override) for override in more}
-        own = [override for override in shlex.split(record.command or "") if _key(override) not in replaced]
+        own = _recorded(record, more)
         raise UserError(
             f"with {shlex.join(more)} this would be another run than the one to be continued; leave that out, or start "
             f"a run of its own: {program} {shlex.join([*typed.flags, *own, *more])}"
@@ -144,7 +142,8 @@ def to_be_typed(overrides: Iterable[str]) -> list[str]:
 
 
 def _is_plain(override: Override) -> bool:
-    names = re.split(r"[./@:]", _name(override))
+    # With its package, as in recipe/optimizer@teacher_recipe.optimizer.
+    names = re.split(r"[./@:]", str(override.get_key_element()).lstrip("+~"))
     reserved = any(name in ("", "hydra", "resume") or _names_code(name) for name in names)
     value = None if override.is_delete() else override.value()
     of_logger = names[0] == "logger" and (len(names) > 1 or isinstance(value, dict))
@@ -222,11 +221,16 @@ def _import_nothing_from_here(before: str) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(os.path.join(before, folder) for folder in folders if folder)
 
 
+def _recorded(record: Result, replacing: Iterable[str]) -> list[str]:
+    """Return the overrides that a run was started with, without those of settings that others are replacing.
+
+    Raises:
+        UserError, ValueError: for a command that is damaged.
+    """
+    replaced = {_key(override) for override in replacing}
+    return [override for override in shlex.split(record.command or "") if _key(override) not in replaced]
+
+
 def _key(override: str) -> str:
     (parsed,) = parse([override])
     return str(parsed.get_key_element())
-
-
-def _name(override: Override) -> str:
-    """The group or setting with its package, as in `recipe/optimizer@teacher_recipe.optimizer`."""
-    return str(override.get_key_element()).lstrip("+~")

@@ -98,7 +98,7 @@ def run(build: "Builder", record: Result, directory: Path, callbacks: "Sequence[
     directory.mkdir(parents=True, exist_ok=True)
     write_once(record, directory / FILE, data_parallel)
 
-    # Asked first: what is shared is shared with runs that want one, too.
+    # A cohort shares what is prepared here: a member that wants no teacher must not prepare None for the others.
     prepared = build.shared("teacher", lambda: prepare_teacher(build, record)) if build.wants_teacher else None
     if prepared is not None:
         record = replace(

@@ -70,7 +70,7 @@ def plan(
     spans: Sequence[str],
     seed: int,
     trials: int,
-    config_dir: Path | None = None,
+    config_dir: Path | None,
 ) -> Search:
     """Return the search of a command.
 
@@ -176,7 +176,7 @@ def usual_spans(cfg: DictConfig, limits: Mapping[str, str]) -> dict[str, str]:
     spans = {}
     for name, span in limits.items():
         value = cfg.get(name)  # None for sums
-        if not isinstance(value, float) or span[0] not in "[(":
+        if not is_number(value) or span[0] not in "[(":
             continue  # a wrong value, such as K=1e4, is refused with the lowest trial
         low, high = (float(end) for end in span[1:-1].split(","))
         if high - low <= WIDE:
@@ -211,7 +211,8 @@ def typed(part: Range, cfg: DictConfig, overrides: Sequence[str]) -> Range:
         own = [name for name in knobs(settings) if name in numbers]
         meant = f"; did you mean {similar[0]}?" if similar else f"; its knobs are {', '.join(own)}" if own else ""
         raise UserError(f"there is no number '{part.name}' with {method} that could be searched{meant}")
-    whole = isinstance(value, int)
+    span = plain(cfg.spec.ranges).get(part.name)
+    whole = isinstance(value, int) if span is None else str(span).startswith("whole")
     if whole and not (isinstance(part.low, int) and isinstance(part.high, int)):
         raise UserError(f"--range {part}: {part.name} is a whole number")
     return part if whole else replace(part, low=float(part.low), high=float(part.high))

@@ -75,7 +75,7 @@ def _prepared(build: Builder, record: Result, level: int) -> Prepared | None:
     if given:
         origins = [read_weights(path)[1] for path in paths]
         for path, metadata, plan, net in zip(paths, origins, plans, nets, strict=True):
-            warnings += check_origin(metadata, build.shown(plan, net), path)
+            warnings += check_origin(metadata, build.data_as_shown(plan, net), path)
             if metadata.get("trial"):
                 warnings.append(f"{path} comes from a trial: {metadata['trial']}")
         claims = [_claim_of_file(build, metadata) for metadata in origins]
@@ -138,7 +138,7 @@ def _key(build: Builder, plan: Plan, level: int) -> dict[str, Any]:
     """The plan's key in the store, which holds the keys of those that taught it."""
     if plan.method is None:
         return build.key(plan, None)
-    if level == 1 and build.cfg.teacher_weights is not None:
+    if level == 1 and build.given_weights:
         return build.key(plan, build.given_id())
     below = build.first_teachers if level == 1 else [build.chain[level - 2]]
     return build.key(plan, [_key(build, link, level - 1) for link in below])
@@ -182,7 +182,7 @@ def _near_chance(build: Builder, measured: list[float], accuracy: float) -> list
 
 
 def _name(build: Builder, level: int, count: int) -> str:
-    """As in "cnn32", "3 x cnn32" or "cnn32 > scale=24": the networks from the first teachers to this one."""
+    """The networks from the first teachers to this one, as in "cnn32", "3 x cnn32" or "cnn32 > scale=24"."""
     plans, names = build.first_teachers[:count], []
     if plans:
         counts = Counter(_network_name(build, plan.network) for plan in plans)

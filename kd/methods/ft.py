@@ -50,6 +50,11 @@ class FT(SoftTargets):
     Deviations:
         * Paper: the paraphraser is trained before the student, for 30 epochs beside 240 in popular code. Here: for a
           share of training, so that all methods have equal budgets, by the student's optimiser.
+        * That stage has 23,460 steps in RepDistiller and 39,100 in the Zoo; the authors' code has 2,346 of an L1 norm.
+          Here it has about 660 by default, while the learning rate rises, and 88 in a training of two epochs. In a
+          short trial on maps of cnn32 the paraphraser was then hardly better than the mean of each channel, so that
+          factors are little more than a random projection. A larger `warmup` or more epochs help; `train/paraphrase`
+          shows how much was learned.
         * RepDistiller squares factors and averages them over channels, which makes them attention maps. Here, in the
           paper and in the Zoo: the whole factor is normalised.
         * Weights differ: 500 in the authors' code, on CIFAR-10, 200 in RepDistiller and the Zoo and here.

@@ -95,6 +95,8 @@ class ReviewKD(SoftTargets):
           embedding, for mobilenetv2 (160) and shufflenetv2 (464).
         * Authors: the teacher's maps before the activation, the student's after it. Here likewise; a teacher without
           preacts (`kd.wrap(net, preacts=True)` shows them) is matched after it.
+        * Authors: kernels before BatchNorm begin sqrt(3) times as large. Here: as PyTorch has them. The output is the
+          same, but early steps turn them three times as far.
         * Where an embedding is not the mean of the last map, as in the plain CNN, it is the deepest level all the same.
 
     Args:

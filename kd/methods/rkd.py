@@ -121,6 +121,9 @@ class RKD(SoftTargets):
     Deviations:
         * Paper: sums over distinct images. Authors' code, RepDistiller and here: degenerate pairs and triples are
           averaged in, as the published weights belong to it; they are 0.
+        * Authors' code for CIFAR brings embeddings to length 1 first, and adds hard and soft at T = 4, both with weight
+          1. Here and in RepDistiller: embeddings as they are, and the labels alone. `alpha=0.5 beta=0.5` is half of the
+          authors' sum.
         * Angles are in fp32, in parts and by the law of cosines; popular code keeps (B, B, B) and (B, B, D) at once
           and takes B^3 products of D numbers.
         * KD_Lib takes logits, with weights 0.5 and 0.5.

@@ -58,6 +58,8 @@ class SRRL(SoftTargets):
         * Authors: the connector comes before the mean over places, as here; SimKD's and CTKD's code connect the means.
         * Where either network's embedding is not the mean of its last map, as in the plain CNN with its hidden layer, a
           linear layer with BatchNorm and ReLU connects the embeddings.
+        * Authors' code: the connector's kernel begins with a standard deviation of sqrt(2 / D). Here: as PyTorch has
+          it, smaller. The output is the same, but early steps turn it further.
         * SimKD's and CTKD's code add soft targets; here they have the weight 1 - alpha, which is 0 by default.
 
     Args:

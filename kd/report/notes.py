@@ -1,7 +1,10 @@
 """Sentences on what a reader of rows must know."""
 
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from kd.report.knobs import knob_names, knob_text
 from kd.report.rows import ORDER_SEED, Role, Row, knobs_and_overrides, overrides
 from kd.report.statistics import FEWEST, LEVEL, binomial_interval
 from kd.report.text import fewer, shortened
@@ -28,7 +31,7 @@ def explanations(rows: Sequence[Row]) -> list[str]:
     ]
     if len({(run.device, run.precision) for row in rows for run in row.runs if run.train_seconds}) > 1:
         notes.append("Training times are of different devices or precisions: do not compare them.")
-    notes += shared_order(rows)
+    notes += shared_order(rows) + mixed_precision(rows)
     if any(row.test_interval for row in rows):
         notes.append(
             f"The {100 * LEVEL:.0f} % interval is that of the mean test accuracy over seeds (Student's t, within 0 to "
@@ -65,6 +68,35 @@ def shared_order(rows: Sequence[Row]) -> list[str]:
         f"The seeds of {which} have the order, crops and flips of the images in common (data.order_seed): ± and "
         "intervals are of initial weights and dropout alone."
     ]
+
+
+def mixed_precision(rows: Sequence[Row]) -> list[str]:
+    """Return a note on each data set whose students were trained in different precisions."""
+    found: dict[str, Counter[str]] = {}
+    for run in (run for row in rows if row.role is not Role.TEACHER for run in row.runs):
+        if run.precision:
+            found.setdefault(run.dataset, Counter())[run.precision] += 1
+    several = {dataset: sorted(counts.items()) for dataset, counts in found.items() if len(counts) > 1}
+    return [
+        f"Students on {dataset} were trained in different precisions "
+        f"({', '.join(f'{number} in {name}' for name, number in counts)}): differences may come of that."
+        for dataset, counts in several.items()
+    ]
+
+
+def unnamed_knobs(rows: Sequence[Row]) -> list[str]:
+    """Return a note on knobs that were set on the command line, and that no name of a row shows."""
+    found: dict[str, None] = {}
+    for row in rows:
+        try:
+            words = shlex.split(row.first.command or "")
+        except ValueError:  # damaged
+            continue
+        typed = {word.lstrip("+").partition("=")[0] for word in words} & row.first.knobs.keys()
+        hidden = [f"{name}={knob_text(row.first.knobs[name])}" for name in knob_names([row.first]) if name in typed]
+        if hidden := [piece for piece in hidden if piece not in row.pieces]:
+            found[f"{row.label} with {' '.join(hidden)}"] = None
+    return [f"Set on the command line: {joined(found, '; ')}."] if found else []
 
 
 def _order_seed(run: Result) -> str | None:

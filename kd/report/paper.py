@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kd.report.comparison import OF_TEACHING, Comparison, by_baseline, other_settings_note
 from kd.report.crossed import Across, across, crossed
-from kd.report.notes import counted, joined, shared_order
+from kd.report.notes import counted, joined, mixed_precision, shared_order, unnamed_knobs
 from kd.report.numbers import interval_text, p_value, percent, plus_minus, points
 from kd.report.page import Report
 from kd.report.rows import Role, Row, Spread, overrides, titled
@@ -82,7 +82,7 @@ def _by_row(rows: Sequence[Row], compared: Sequence[Comparison]) -> Table:
         caption += f" Differences are from {latex(compared[0].baseline.label)}, over common seeds"
         caption += f"; intervals by Student's $t$, not corrected; {_test(compared)}." if _tested(compared) else "."
         caption += "".join(f" {latex(note)}" for note in other_settings_note(compared))
-    caption += "".join(f" {latex(note)}" for note in shared_order(rows))
+    caption += _noted(rows)
     return Table("l" + "r" * (len(header) - 1), [[header], *groups.values()], caption)
 
 
@@ -113,7 +113,7 @@ def _by_baseline(compared: Sequence[Comparison]) -> Table:
             f" {STAR}: differs from {baseline} over common seeds ($p < {1 - LEVEL:.2f}$; {_test(compared)}). Of others "
             "no difference is certain, or none is stated: diverged runs, too few common seeds, or no spread."
         )
-    caption += "".join(f" {latex(note)}" for note in shared_order([*baselines, *(c.row for c in compared)]))
+    caption += _noted([*baselines, *(c.row for c in compared)])
     return Table("l" + "c" * len(columns), [header, alone, methods], caption)
 
 
@@ -143,8 +143,13 @@ def _across(lines: Sequence[Across], rows: Sequence[Row], comparisons: Sequence[
             caption += "; $p$ of the $t$ test with the same error, corrected by Holm's method for "
             caption += counted(tests, "comparison")
         caption += "."
-    caption += "".join(f" {latex(note)}" for note in shared_order(rows))
+    caption += _noted(rows)
     return Table("l" + "r" * (len(header) - 1), [[header], [cells(line) for line in lines]], caption, "new_teachers")
+
+
+def _noted(rows: Sequence[Row]) -> str:
+    notes = [*unnamed_knobs(rows), *shared_order(rows), *mixed_precision(rows)]
+    return "".join(f" {latex(note)}" for note in notes)
 
 
 def _students(baselines: Sequence[Row]) -> list[str]:

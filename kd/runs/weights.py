@@ -1,5 +1,6 @@
 """Weights on disk: safetensors, with the network's description and origin in the metadata."""
 
+import argparse
 import hashlib
 import json
 import math
@@ -23,6 +24,9 @@ MAX_HEADER = 2**22
 
 MAX_PICKLE = 2**26
 """Bytes of the names and plain values in an archive of `torch.save`, which beside weights may hold an optimiser's."""
+
+ARCHIVE = b"PK\3\4"
+"""How files of torch begin, and of `zipfile`."""
 
 LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """How files begin that torch wrote before version 1.6, and official weights of torchvision still do."""
@@ -78,7 +82,10 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with open_regular(path) as opened:
-            header = int.from_bytes(opened.read(8), "little")
+            start = opened.read(len(LEGACY))
+            if start.startswith(ARCHIVE) or start == LEGACY:
+                raise UserError(f"{path} is of torch.save; here only safetensors are read, as runs have them")
+            header = int.from_bytes(start[:8], "little")
             if MAX_HEADER < header < os.fstat(opened.fileno()).st_size:
                 raise UserError(f"{path} has a header of {header:,} bytes, which is too long for weights of a network")
         with safe_open(path, framework="pt") as file:
@@ -98,8 +105,9 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and metadata of a file that any program wrote: safetensors, or a state dict by `torch.save`.
 
-    A state dict is also found in a checkpoint, under one of the keys in `STATE_DICTS`. Nothing is unpickled but tensors
-    and plain values, and no archive is unpacked that is larger than its file. Files by `torch.save` have no metadata.
+    A state dict is also found in a checkpoint, under one of the keys in `STATE_DICTS`. Only tensors are unpickled,
+    plain values, and options of a program that are plain values in their turn (argparse's Namespace); no archive is
+    unpacked that is larger than its file. Files by `torch.save` have no metadata.
 
     Raises:
         UserError: if the file is missing, no regular file, not whole, too large, holds code, or is no state dict.
@@ -109,13 +117,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             start = file.read(len(LEGACY))
     except OSError:
         return load_weights(path)  # which says why
-    zipped = start.startswith(b"PK\3\4")
+    zipped = start.startswith(ARCHIVE)
     if not (zipped or start == LEGACY or path.suffix in (".pth", ".pt")):
         return load_weights(path)
     try:
         if zipped:
             _check_archive(path)
-        loaded = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the options of a program, values in their turn
+            loaded = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
     except MemoryError as error:
         raise UserError(f"there is no memory for {path}, of {path.stat().st_size:,} bytes") from error
     except UserError:

@@ -18,10 +18,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from lightning import Callback
+from torch import Tensor
 
 from kd.data.batch import Batch
 from kd.data.fetch import InMemory
 from kd.data.module import CPU, DataModule, Loader
+from kd.errors import UserError
 from kd.methods.base import Teacher
 from kd.models.output import Output
 from kd.training.callbacks import StopOnInterrupt
@@ -125,17 +127,34 @@ class Member:
 
 
 class SharedTeacher:
-    """A teacher whose output for a batch is computed once for several trainings, one after the other."""
+    """A teacher whose output for a batch is computed once for several trainings, one after the other.
+
+    Raises:
+        UserError: when called, if a training has changed the batch or this output in place, which the others read.
+    """
 
     def __init__(self, teacher: Teacher) -> None:
         self.teacher = teacher
-        self.last: tuple[Any, Output] | None = None
+        self.last: tuple[Tensor, Output, list[int]] | None = None
 
     def __call__(self, batch: Batch) -> Output:
         # Compared by the images: the Trainer makes another tuple of a batch's tensors.
         if self.last is None or self.last[0] is not batch.x:
-            self.last = batch.x, self.teacher(batch)
-        return self.last[1]
+            output = self.teacher(batch)
+            self.last = batch.x, output, _changes(batch, output)
+        _, output, changes = self.last
+        if _changes(batch, output) != changes:
+            raise UserError(
+                "a method of this sweep changes its batch or the teacher's output in place, which all jobs read; let "
+                "it change a copy, or run its jobs without a launcher"
+            )
+        return output
+
+
+def _changes(batch: Batch, output: Output) -> list[int]:
+    """Return how often each tensor that trainings share was changed in place; unknown while they only predict."""
+    tensors = (batch.x, batch.y, output.logits, *output.features, output.embedding, *output.preacts)
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
 class SharedLoader(Loader):

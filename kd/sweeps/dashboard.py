@@ -48,7 +48,7 @@ class Dashboard:
         self.width, self.height, self.encoding = max(40, width), height, encoding
         self._ranked: tuple[tuple[int, ...], list[Row]] = (), []
 
-    def frame(self, state: State, notes: Sequence[str] = ()) -> RenderableType:
+    def frame(self, state: State, notes: Sequence[str]) -> RenderableType:
         """Return what is shown of a state.
 
         Args:
@@ -76,7 +76,7 @@ class Dashboard:
 
     # Parts
 
-    def _line(self, text: str, style: str = "") -> Text:
+    def _line(self, text: str, style: str) -> Text:
         return Text(_short(self._encoded(text), self.width), style, no_wrap=True, overflow="crop")
 
     def _encoded(self, text: str) -> str:

@@ -58,7 +58,7 @@ class Job:
 
     @property
     def outcome(self) -> Result | None:
-        """Its record, of whichever sweep."""
+        """The record of this sweep's attempt, or of the earlier sweep in which it was done; None until there is one."""
         return self.before or self.record
 
     @property

@@ -263,13 +263,10 @@ def _column(rows: Iterable[dict[str, str]], name: str) -> list[float]:
 
 
 def _of_record(record: Result) -> Curves:
-    validation = bool(record.epoch_val_acc)
-    acc, loss = (
-        (record.epoch_val_acc, record.epoch_val_loss)
-        if validation
-        else (record.epoch_train_acc, record.epoch_train_loss)
-    )
-    return Curves(acc, loss, validation, max(len(record.epoch_train_acc), len(acc)))
+    epochs = max(len(record.epoch_train_acc), len(record.epoch_val_acc))
+    if record.epoch_val_acc:
+        return Curves(record.epoch_val_acc, record.epoch_val_loss, True, epochs)
+    return Curves(record.epoch_train_acc, record.epoch_train_loss, False, epochs)
 
 
 def _find(root: Path, unread: list[str]) -> dict[Path, list[Path]]:

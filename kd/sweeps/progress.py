@@ -114,10 +114,10 @@ class Progress:
             record = job.outcome
             if record is not None and record.val_acc is not None and record.student is not None:
                 self.best = max(self.best, (record.val_acc, job.label))
-        status, details = jobs[0].status, [shown(jobs[0].why)] if jobs[0].why else []
-        accuracy = jobs[0].record.val_acc if jobs[0].record is not None and status in RUN else None
-        if accuracy is not None:
-            details.append(f"val {100 * accuracy:.2f} %")
+        status, why, record = jobs[0].status, jobs[0].why, jobs[0].record
+        details = [shown(why)] if why else []
+        if status in RUN and record is not None and record.val_acc is not None:
+            details.append(f"val {100 * record.val_acc:.2f} %")
         self.printed += len(jobs)
         total = str(len(self.jobs))
         line = f"[{self.printed:{len(total)}}/{total}] {status:<7} {shown(together(jobs, self.jobs))}"

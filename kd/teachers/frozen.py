@@ -192,7 +192,7 @@ _SETTABLE = {
 
 
 def _own_view(model: object) -> dict[str, Any]:
-    """How a network in a file's metadata is shown images otherwise than its data have them, see `External.view`."""
+    """What a network's own settings, in a file's metadata, put in the place of its data's, see `External.view`."""
     settings = model if isinstance(model, dict) else {}
     view = {name: settings[name] for name in ("mean", "std") if are_numbers(settings.get(name))}
     if isinstance(settings.get("classes"), list):

@@ -44,8 +44,8 @@ Words = NDArray[np.uint16]
 class RoundedLogits:
     """A teacher whose logits for training images are rounded to float16, as they are where a file has them.
 
-    So a run has the same result with an empty file, with a full one, and where there can be none. The `Output` has
-    neither features nor embedding. Logits for other images are passed on as they are.
+    So a run has the same result with an empty file, with a full one, and where there can be none. The `Output` has no
+    features, and the logits in the place of the embedding. That for other images is the teacher's own.
 
     Args:
         teacher: computes the logits.
@@ -147,10 +147,8 @@ class StoredLogits(RoundedLogits):
             content = [os.pread(self._file, width, place) for place in places]
         except OSError:  # of a failing disk
             content = [b""] * len(places)
-        joined = b"".join(content)
-        if len(joined) < width * len(rows):  # the file was cut
-            joined = b"".join(entry.ljust(width, b"\0") for entry in content)
-        return np.frombuffer(joined, np.uint16).reshape(len(rows), self.classes + 2)
+        whole = b"".join(entry.ljust(width, b"\0") for entry in content)  # where the file was cut, an entry is short
+        return np.frombuffer(whole, np.uint16).reshape(len(rows), self.classes + 2)
 
     def _write(self, rows: NDArray[np.int64], entries: Words) -> None:
         if not self.writable:

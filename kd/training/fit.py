@@ -284,7 +284,7 @@ def _trial(trainer: L.Trainer, data: DataModule, epochs: int, trained: int, test
 
 
 def _doubts(record: Result, predictions: Predictions, classes: Sequence[str]) -> list[str]:
-    """Return and log what a reader of the network's own figures should know; nothing of a trial, which shows little."""
+    """Return and log what a reader of the network's own figures should know; of a trial only that it diverged."""
     doubts = []
     if record.diverged:
         guessing = math.log(len(classes))

@@ -1,6 +1,7 @@
 """What a run logs beyond curves: pictures, final figures, and the settings for TensorBoard's HParams tab.
 
-Nothing here ends a run but a logger that cannot begin: what cannot be drawn or logged is a warning.
+Two things here end a run: a logger that cannot begin, and a disk that is full when TensorBoard's curves are written.
+What else cannot be drawn or logged is a warning.
 """
 
 import io

@@ -41,11 +41,11 @@ def distill(
         raise ValueError(f"{type(method).__name__} trains more networks: give kd.distill their maker as new_student=")
 
     output = probe(student, example)
-    index = torch.full(example.shape[:1], -1, device=example.device)
+    unknown = torch.full(example.shape[:1], -1, device=example.device)
     pair = Pair(
         student=output,
-        teacher=None if teacher is None else teacher(Batch(example, index, index, index)),
-        labels=index[:0].cpu() if labels is None else labels,
+        teacher=None if teacher is None else teacher(Batch.of(example, unknown)),
+        labels=unknown[:0].cpu() if labels is None else labels,
         num_classes=output.logits.shape[1],
         student_net=student,
         teacher_net=None if teacher is None else teacher.net,

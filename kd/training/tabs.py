@@ -194,7 +194,7 @@ def _code(text: str) -> list[str]:
     return [f"    {visible(line)}" for line in text.rstrip("\n").split("\n")]
 
 
-def charts(monitors: Iterable[str] = ()) -> dict[str, dict[str, list[Any]]]:
+def charts(monitors: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     """Return the layout of the custom scalars: accuracies, and the terms of the loss.
 
     TensorBoard takes a chart from the first of all runs that has one of that title. So charts fit every method: their

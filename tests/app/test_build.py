@@ -6,6 +6,7 @@ import torch
 import kd
 from kd.app.build import Builder
 from kd.app.compose import compose
+from kd.data.module import stratified_split
 from kd.errors import UserError
 from kd.models.output import multiply_adds
 from kd.runs.results import read
@@ -38,6 +39,29 @@ def test_biases_have_weight_decay_where_the_recipe_wants_it(recipe):
     frozen = kd.freeze(build.net(teacher.network))
     modules = build.module(teacher, build.net(teacher.network), None), build.module(student, frozen.net, frozen)
     assert [module.decay_all for module in modules] == [recipe == "published"] * 2
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_network_is_trained_as_its_own_recipe_says(role):
+    name, method = ("recipe", "standard") if role == "student" else ("teacher_recipe", "logits")
+    own = ("epochs=7", "batch_size=40", "label_smoothing=0.3", "clip_norm=0.7", "optimizer.lr=0.03")
+    build = Builder(compose(["data=digits", f"method={method}", *(f"{name}.{setting}" for setting in own)]))
+    plan = build.student if role == "student" else build.first_teachers[0]
+    module, trainer = build.module(plan, build.net(plan.network), None), build.trainer(plan).keywords
+    assert (trainer["max_epochs"], trainer["gradient_clip_val"], build.data(plan).batch_size) == (7, 0.7, 40)
+    assert (module.label_smoothing, module._optimizer.keywords["lr"]) == (0.3, 0.03)
+
+
+def test_images_are_split_and_fetched_as_the_settings_say():
+    build = Builder(compose(["data=digits", "data.in_memory=false", "data.workers=1", "data.split_seed=3"]))
+    data = build.data(build.student)
+    assert (data.in_memory, data.workers) == (False, 1)
+    assert torch.equal(data.val_index, stratified_split(build.images.train_y, 0.1, 3)[1])
+
+
+def test_precision_that_is_typed_is_that_of_the_training():
+    build = Builder(compose(["data=digits", "trainer=cpu", "trainer.precision=bf16-mixed"]))
+    assert [build.precision, build.trainer(build.student).keywords["precision"]] == ["bf16-mixed"] * 2
 
 
 def test_record_counts_the_multiply_adds_of_what_was_trained(finished):

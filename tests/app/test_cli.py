@@ -108,7 +108,6 @@ def test_cli_prints_help_and_mistakes_without_loading_torch(loaded, arguments):
         (("method=at,sp", "beta=1000"), "error: method=at,sp: several values are several runs"),
         (("method=teacher", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
         (("ensemble=2", f"teacher_weights={__file__}"), "error: ensemble is for teachers of the store; several"),
-        (("method=standard", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
         (("T=null",), "error: T must be a number in [0.001, 1e6], got null"),
         (("seed=-1",), "error: seed must be a whole number in [0, 4294967296), got -1"),
         (("seed=4294967296",), "error: seed must be a whole number in [0, 4294967296), got 4.29497e+09"),

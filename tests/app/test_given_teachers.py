@@ -11,11 +11,12 @@ from torch import nn
 
 import kd
 from kd.app.build import Builder
-from kd.app.compose import compose, settings_of
+from kd.app.compose import compose, plain, settings_of
+from kd.app.identity import fingerprint
 from kd.models.output import Output
 from kd.runs import predictions
 from kd.runs.described import foreign_network
-from kd.runs.results import read
+from kd.runs.results import collect, read
 from kd.runs.weights import load_weights, save_weights
 from tests.common import CONF
 
@@ -63,6 +64,23 @@ def test_teachers_of_different_networks_teach_together(run, tmp_path, two_kinds)
         *RUN, f"teacher_weights={two_kinds[0]}", "method=takd", "assistants=[{scale: 1}]", "hydra.run.dir=one"
     )
     assert (code, read(tmp_path / "one" / "result.json").teacher) == (0, "resnet8 > scale=1"), printed
+
+
+def test_sweep_has_labels_alone_among_methods_that_a_given_teacher_teaches(run, tmp_path, two_kinds):
+    """They are the run that they are without it, and one for all teachers."""
+    teachers = f"teacher_weights={two_kinds[0]},{two_kinds[1]}"
+    code, printed = run("-m", *RUN, teachers, "method=standard,logits", "hydra.sweep.dir=sweep")
+    assert code == 0, printed
+    records = {(record.method, record.teacher): record for record in collect([tmp_path / "sweep"]).results}
+    assert sorted(records, key=str) == [
+        ("logits", "WideResNet depth=16 widen=3"),
+        ("logits", "resnet8"),
+        ("standard", None),
+    ]
+    alone = records["standard", None]
+    assert "teacher_weights" not in alone.variant
+    assert alone.fingerprint == fingerprint(plain(compose([*RUN, "method=standard"]).cfg))
+    assert "method=standard: the same as" in printed
 
 
 def test_teacher_that_is_chosen_has_to_be_that_of_its_file(run, tmp_path, two_kinds):

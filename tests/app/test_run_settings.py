@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import kd
 from kd.data.digits import digits
+from kd.data.fetch import OnDisk
 from kd.data.resize import images_of_channels
+from kd.data.stored import StoredPixels
 from kd.runs import predictions
 from kd.runs.results import read
 from tests.common import QUICK, SMALL, metric_rows, same_weights
@@ -133,9 +135,11 @@ def test_recipe_variants_train(run, tmp_path, choices):
     assert choices[1] in record.variant or choices[1].startswith("trainer")
 
 
-def test_folder_data_trains_in_memory_and_on_disk(run, tmp_path):
+def test_folder_data_trains_in_memory_and_on_disk(run, tmp_path, monkeypatch):
     from PIL import Image
 
+    read_from, fetch = [], OnDisk.fetch
+    monkeypatch.setattr(OnDisk, "fetch", lambda disk, steps: read_from.append(type(disk.x)) or fetch(disk, steps))
     for split, count in (("train", 12), ("test", 4)):
         for i, name in enumerate(("dark", "light")):
             (tmp_path / "mine" / split / name).mkdir(parents=True)
@@ -143,8 +147,9 @@ def test_folder_data_trains_in_memory_and_on_disk(run, tmp_path):
                 Image.new("RGB", (20, 30), (200 * i + k,) * 3).save(tmp_path / "mine" / split / name / f"{k}.png")
     small = (*SMALL[1:], "data=folder", "data.root=mine", "batch_size=8", "logger=none")
     assert run(*small, "method=logits", "hydra.run.dir=run")[0] == 0
-    assert read(tmp_path / "run" / "result.json").dataset == "mine"
+    assert (read(tmp_path / "run" / "result.json").dataset, read_from) == ("mine", [])
     assert run(*small, "method=logits", "hydra.run.dir=disk", "data.in_memory=false")[0] == 0
+    assert {*read_from} == {StoredPixels}
     assert same_weights(tmp_path / "run" / "student.safetensors", tmp_path / "disk" / "student.safetensors")
 
 
@@ -238,13 +243,14 @@ def raised(error):
     raise error
 
 
-def test_cohort_gives_the_students_of_single_runs_with_every_setting_of_the_images(run, tmp_path):
+def test_cohort_gives_the_students_of_single_runs_with_every_setting_of_the_images(run, tmp_path, cohorts):
     same = (
         *QUICK, "epochs=1", "method=logits", "data.order_seed=0", "recipe.ema=0.9", "data.fraction=0.5",
         "data.noise=0.2", "data.balance=weights", "data.augment.policy=randaugment", "data.augment.cutmix=1",
     )  # fmt: skip
     assert run(*same, "T=2", "hydra.run.dir=alone")[0] == 0
     assert run("-m", *same, "T=4,2", "hydra/launcher=cohort", "hydra.sweep.dir=both")[0] == 0
+    assert cohorts == [2]
     assert same_weights(tmp_path / "alone" / "student.safetensors", tmp_path / "both" / "1" / "student.safetensors")
 
 

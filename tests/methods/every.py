@@ -121,10 +121,10 @@ def case(
     **settings: Any,
 ) -> Case:
     """Set a method up, with its published defaults but for `settings`, for a pair of networks and a batch of noise."""
-    scales(name)  # which draws random numbers the first time
+    ours, theirs = scales(name)  # which draws random numbers the first time
     torch.manual_seed(0)
-    ours, theirs = networks(name, classes, size)
-    student, teacher = student or ours, teacher or theirs
+    student = cnn(ours, classes, size) if student is None else student
+    teacher = cnn(theirs, classes, size) if teacher is None else teacher
     method = class_of(name)(**settings)
     taught = freeze(teacher) if method.reads else None
     labels = torch.arange(max(images, 16)) % classes

@@ -103,13 +103,14 @@ def test_chain_that_cannot_be_is_refused_before_anything_is_trained(run, tmp_pat
     assert not (tmp_path / "teachers").exists()
 
 
-def test_chain_in_a_cohort_is_what_it_is_alone(run, tmp_path):
+def test_chain_in_a_cohort_is_what_it_is_alone(run, tmp_path, cohorts):
     """Assistant and student store the logits of different teachers: neither may get the other's."""
     grid = (*QUICK, "method=takd", "assistants=[{scale:3}]", "seed=0,1", "data.order_seed=0")
     stored = ("speed.stored_logits=true", "threads=1")
     for launcher in ("basic", "cohort"):
         where = (f"hydra/launcher={launcher}", f"hydra.sweep.dir={launcher}", f"teacher_store=of_{launcher}")
         assert run("-m", *grid, *stored, *where)[0] == 0
+    assert cohorts == [2]
     for job in ("0", "1"):
         alone, together = (load_file(tmp_path / kind / job / "student.safetensors") for kind in ("basic", "cohort"))
         assert all(torch.equal(tensor, together[name]) for name, tensor in alone.items())

@@ -233,10 +233,11 @@ def test_evaluation_does_not_touch_the_banks(tiny_net, noise, trainer):
     assert all(torch.equal(buffer, state[name]) for name, buffer in method.named_buffers())
 
 
-def test_runs_side_by_side_are_the_same_as_alone(run, tmp_path):
+def test_runs_side_by_side_are_the_same_as_alone(run, tmp_path, cohorts):
     shared = ("-m", *QUICK, "method=crd", "epochs=1", "seed=0,1", "data.order_seed=7")
     assert run(*shared, "hydra.sweep.dir=alone")[0] == 0
     assert run(*shared, "hydra/launcher=cohort", "hydra.sweep.dir=together")[0] == 0
+    assert cohorts == [2]
     timing = {"date": "", "train_seconds": None, "images_per_second": None, "command": "", "variant": ""}
     for job in "01":
         alone, together = (tmp_path / kind / job for kind in ("alone", "together"))

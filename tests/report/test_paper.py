@@ -65,6 +65,18 @@ def test_table_of_one_baseline_has_a_line_for_each_row():
     assert "Holm's method for 2 comparisons" in text
 
 
+def test_caption_names_the_knobs_that_were_set_and_that_no_row_shows():
+    set_by_hand = replace(changed(DISTILLED, method="dkd", beta=0.3), command="method=dkd beta=0.3 seed=0")
+    several = [replace(changed(DISTILLED, T=T), command=f"method=logits T={T}") for T in (1.0, 8.0)]
+    runs = [
+        *seeds(ALONE, 0.80, 0.81, 0.80),
+        *(run for each in (set_by_hand, *several) for run in seeds(each, 0.8, 0.82)),
+    ]
+    assert "Set on the command line: dkd with beta=0.3." in latex(*runs)
+    assert "command line" not in latex(*ONE, *seeds(replace(set_by_hand, command="method=dkd"), 0.8, 0.82))
+    assert "command line" not in latex(*ONE, *seeds(replace(set_by_hand, command="a damaged 'command"), 0.8, 0.82))
+
+
 def test_table_of_several_students_has_a_column_for_each():
     text = latex(*TWO)
     assert lines(text) == {

@@ -341,6 +341,17 @@ def test_latest_run_of_a_seed_counts_whether_it_diverged_or_not():
         assert (row.n, row.diverged) == (n, 3 - n)
 
 
+def test_note_says_if_students_of_a_data_set_differ_in_precision():
+    runs = [replace(run, precision="bf16-mixed") for run in (*seeds(ALONE, 0.8, 0.81), *seeds(DISTILLED, 0.82, 0.83))]
+    mixed = "Students on CIFAR-10 were trained in different precisions (1 in 32-true, 3 in bf16-mixed): differences may"
+    teacher = replace(TEACHER, precision="32-true")
+    elsewhere = replace(ALONE, precision="32-true", dataset="CIFAR-100")
+    assert not any("precisions (" in note for note in summarize([*runs, teacher, elsewhere]).notes)
+    other = replace(runs[0], precision="32-true")
+    assert any(note.startswith(mixed) for note in summarize([other, *runs[1:]]).notes)
+    assert not any("precisions (" in note for note in summarize([replace(runs[0], precision=None), *runs[1:]]).notes)
+
+
 def test_training_time_is_the_median_and_a_note_says_if_devices_differ():
     """The first seed also stores the teacher's logits, which the others read."""
     runs = [

@@ -1,5 +1,6 @@
 """Weights that other programs wrote: state dicts and checkpoints by torch.save, other names of the same weights."""
 
+import argparse
 import os
 import zipfile
 
@@ -31,6 +32,17 @@ def test_read_weights_finds_a_state_dict(tmp_path, tiny_net, key, legacy):
     tensors, metadata = read_weights(tmp_path / "w")
     assert metadata == {}
     assert all(torch.equal(tensors[name], value) for name, value in net.state_dict().items())
+
+
+def test_read_weights_reads_a_checkpoint_with_the_options_of_a_command_line(tmp_path, tiny_net):
+    net = tiny_net(seed=3)
+    options = argparse.Namespace(lr=0.1, milestones=[100, 150], device=torch.device("cpu"), nested=argparse.Namespace())
+    torch.save({"model": net.state_dict(), "best_value": 76.3, "args": options}, tmp_path / "w.pth")
+    tensors, _ = read_weights(tmp_path / "w.pth")
+    assert all(torch.equal(tensors[name], value) for name, value in net.state_dict().items())
+    torch.save({"model": net.state_dict(), "args": argparse.Namespace(owner=Owner())}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"it holds .*Owner, which would have to be executed"):
+        read_weights(tmp_path / "w.pth")
 
 
 def test_read_weights_reads_safetensors_with_their_metadata(tmp_path, tiny_net):

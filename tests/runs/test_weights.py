@@ -102,6 +102,13 @@ def test_load_weights_names_a_truncated_file(file, length):
         load_weights(file)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_load_weights_names_a_file_of_another_format(tmp_path, legacy):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "w", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError, match=r"w is of torch\.save; here only safetensors are read, as runs have them"):
+        load_weights(tmp_path / "w")
+
+
 def safetensors_bytes(header, data=b""):
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
@@ -160,11 +167,12 @@ def test_load_weights_takes_no_memory_for_a_sparse_file(tmp_path, tiny_net):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
-def test_load_weights_names_files_of_another_format(tmp_path):
+def test_load_weights_names_what_is_no_file_of_its_format(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"PK\x03\x04 something else altogether, and long enough")
-    for path in (tmp_path / "model.pt", tmp_path):
-        with pytest.raises(UserError, match=f"{path} is not a whole safetensors file"):
-            load_weights(path)
+    with pytest.raises(UserError, match=f"{tmp_path}/model.pt is of torch.save; here only safetensors are read"):
+        load_weights(tmp_path / "model.pt")
+    with pytest.raises(UserError, match=f"{tmp_path} is not a whole safetensors file"):
+        load_weights(tmp_path)
     with pytest.raises(UserError, match=f"^no weights at {tmp_path / 'none'}$"):
         load_weights(tmp_path / "none")
 

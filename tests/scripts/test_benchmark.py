@@ -67,8 +67,22 @@ def test_benchmark_measures_every_workload_in_every_loop(tmp_path):
         (("--json", "nowhere/speed.json"), "argument --json: nowhere/speed.json: no folder nowhere"),
     ],
 )
-def test_benchmark_reports_a_mistake_in_one_line(tmp_path, one_line, arguments, printed):
-    assert printed in one_line(benchmark(tmp_path, *arguments))
+def test_benchmark_reports_a_mistake_in_one_line(tmp_path, monkeypatch, capsys, arguments, printed):
+    import benchmark as program
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "sys.argv", ["benchmark.py", "--quick", "speed.keep_memory=false", "--device", "cpu", *arguments]
+    )
+    assert program.main() == 1
+    output, errors = capsys.readouterr()
+    assert (output, errors.count("\n")) == ("", 1)
+    assert errors.startswith("benchmark.py: ")
+    assert printed in errors
+
+
+def test_benchmark_as_a_program_ends_with_its_line(tmp_path, one_line):
+    assert "T=1,2: give a single value" in one_line(benchmark(tmp_path, "T=1,2"))
 
 
 def test_pace_stores_the_logits_of_all_turns_beforehand(tmp_path, noise):

@@ -60,7 +60,8 @@ def test_answer_has_the_figures_of_its_tables(page):
     assert [figure for figure in figures if abs(float(figure)) not in shown] == []
 
 
-def test_page_without_marks_is_refused(copied, tmp_path, capsys):
+def test_page_without_marks_is_refused(copied, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(readme, "_table", lambda name: "")  # none of which is to be written
     (tmp_path / "README.md").write_text("# kd\n", encoding="utf-8")
     assert copied() == 1
     assert "README.md has no place for a table: <!-- results -->" in capsys.readouterr().err

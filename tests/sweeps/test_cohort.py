@@ -14,6 +14,8 @@ import torch
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.module import DataModule
+from kd.errors import UserError
+from kd.models.output import Output
 from kd.sweeps.cohort import SETTLED, Cohort, Memory, SharedDataModule, SharedTeacher
 from kd.training.modules import Classifier
 from kd.training.optim import one_cycle
@@ -45,6 +47,11 @@ def training(seed, images, steps=None):
     return work
 
 
+def of_labels(batch):
+    """What a teacher returns that knows the labels."""
+    return Output(batch.y.float(), (), torch.zeros(len(batch.y), 1))
+
+
 def test_cohort_members_are_as_if_alone(noise):
     images = noise()
     works = [training(seed, images) for seed in range(3)]
@@ -68,14 +75,14 @@ def test_cohort_makes_a_batch_and_a_teachers_output_once(noise, monkeypatch):
 
     def teacher(batch):
         asked.append(1)
-        return batch.y + 1
+        return of_labels(batch)
 
     def work(member):
         shared = member.shared_teacher(teacher)
         seen = []
         for batch in loaded(images, member).train_dataloader():
-            seen.append(shared(Batch(*batch)).tolist())  # the Trainer makes a new tuple of it
-            assert seen[-1] == (batch.y + 1).tolist()
+            seen.append(shared(Batch(*batch)).logits.tolist())  # the Trainer makes a new tuple of it
+            assert seen[-1] == batch.y.tolist()
         return seen
 
     one, *others = Cohort().run([work] * 5)
@@ -242,8 +249,20 @@ def test_cohort_runs_as_many_members_as_memory_allows(noise, step, together):
 
 
 def test_shared_teacher_repeats_the_same_images_only(labelled):
-    shared = SharedTeacher(lambda batch: batch.y)
+    shared = SharedTeacher(of_labels)
     first, second = labelled(1, 2), labelled(3, 4)
-    assert shared(first) is first.y
-    assert shared(second) is second.y
-    assert shared(first) is first.y
+    assert shared(first) is (output := shared(first))
+    assert torch.equal(output.logits, first.y.float())
+    assert torch.equal(shared(second).logits, second.y.float())
+    assert torch.equal(shared(first).logits, first.y.float())
+
+
+@pytest.mark.parametrize("place", ["logits", "embedding", "x", "y"])
+def test_shared_teacher_refuses_what_a_training_changed_in_place(labelled, place):
+    shared, batch = SharedTeacher(of_labels), labelled(1, 2)
+    output = shared(batch)
+    getattr(output if place in output._fields else batch, place).add_(1)
+    with pytest.raises(UserError, match="changes its batch or the teacher's output in place, which all jobs read"):
+        shared(batch)
+    with torch.inference_mode():  # in which a Trainer validates, and torch counts no changes
+        assert torch.equal(shared(labelled(3, 4)).logits, torch.tensor([3.0, 4.0]))

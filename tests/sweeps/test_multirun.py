@@ -4,8 +4,6 @@ import gc
 import os
 import re
 import shlex
-import subprocess
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -246,13 +244,18 @@ def test_sweeper_refuses_a_name_that_is_too_long_and_runs_the_others(sweep):
 def test_sweep_goes_on_though_nobody_reads_its_lines(tmp_path):
     """As in `python train.py -m ... | head -1`: the pipe is closed after the first job."""
     grid = (*QUICK, "hydra.sweep.dir=sweep", "method=standard", "seed=0,1", "epochs=1")
-    reading, writing = os.pipe()
-    os.close(reading)
-    try:
-        command = [sys.executable, str(ROOT / "train.py"), "-m", *grid]
-        done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True)
-    finally:
-        os.close(writing)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, runpy, sys\n"
+        "reading, writing = os.pipe()\n"
+        "os.dup2(writing, 1)\n"
+        "os.close(reading)\n"
+        "sys.stdout = open(1, 'w', closefd=False)\n"
+        f"sys.argv[0] = {str(ROOT / 'train.py')!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    done = processes.run(program, "-m", *grid, cwd=tmp_path)
+    assert done.stdout == ""
     assert [record.status for record in records(tmp_path / "sweep").values()] == ["done", "done"], done.stderr
 
 

@@ -44,11 +44,11 @@ def test_jobs_side_by_side_take_any_logging_of_hydra(cohort, logging):
 class TestCohort:
     GRID = ("speed.stored_logits=false", "epochs=2", "method=standard,logits,feature", "seed=0,1")
 
-    def test_cohort_gives_each_job_the_result_of_a_single_run(self, run, tmp_path):
+    def test_cohort_gives_each_job_the_result_of_a_single_run(self, run, tmp_path, cohorts):
         shared = (*QUICK, *self.GRID, "data.order_seed=7")
         assert run("-m", *shared, "hydra.sweep.dir=alone")[0] == 0
         code, printed = run("-m", *shared, "hydra/launcher=cohort", "hydra.sweep.dir=together")
-        assert (code, printed.count("done    method=")) == (0, 6)
+        assert (code, printed.count("done    method="), cohorts) == (0, 6, [6])
         alone, together = records(tmp_path / "alone"), records(tmp_path / "together")
         timing = {"date": "", "train_seconds": None, "images_per_second": None}
         for name in alone:
