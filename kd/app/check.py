@@ -255,7 +255,13 @@ def _check_shorthands(settings: dict[str, Any], given: Iterable[str]) -> None:
 
 def _check_teacher(settings: dict[str, Any], given: Iterable[str]) -> None:
     weights = settings["teacher_weights"]
-    if weights is None or "teacher" not in settings["spec"]["networks"]:
+    if weights is None:
+        return
+    if "teacher" not in settings["spec"]["networks"]:
+        if settings["chain"]:
+            raise UserError(
+                "teacher_weights is for methods that learn from a teacher; this chain begins with the labels"
+            )
         return  # a sweep may have labels alone among methods that a given teacher teaches
     if settings["method"] is None:
         raise UserError("teacher_weights is for methods that learn from a teacher; method=teacher trains one")

@@ -51,7 +51,7 @@ class FT(SoftTargets):
         * Paper: the paraphraser is trained before the student, for 30 epochs beside 240 in popular code. Here: for a
           share of training, so that all methods have equal budgets, by the student's optimiser.
         * That stage has 23,460 steps in RepDistiller and 39,100 in the Zoo; the authors' code has 2,346 of an L1 norm.
-          Here it has about 660 by default, while the learning rate rises, and 88 in a training of two epochs. In a
+          Here it has about 660 by default, while the learning rate rises, and 88 in two epochs of batches of 128. In a
           short trial on maps of cnn32 the paraphraser was then hardly better than the mean of each channel, so that
           factors are little more than a random projection. A larger `warmup` or more epochs help; `train/paraphrase`
           shows how much was learned.

@@ -87,6 +87,7 @@ def mixed_precision(rows: Sequence[Row]) -> list[str]:
 def unnamed_knobs(rows: Sequence[Row]) -> list[str]:
     """Return a note on knobs that were set on the command line, and that no name of a row shows."""
     found: dict[str, None] = {}
+    several = len({row.first.dataset for row in rows}) > 1
     for row in rows:
         try:
             words = shlex.split(row.first.command or "")
@@ -95,7 +96,10 @@ def unnamed_knobs(rows: Sequence[Row]) -> list[str]:
         typed = {word.lstrip("+").partition("=")[0] for word in words} & row.first.knobs.keys()
         hidden = [f"{name}={knob_text(row.first.knobs[name])}" for name in knob_names([row.first]) if name in typed]
         if hidden := [piece for piece in hidden if piece not in row.pieces]:
-            found[f"{row.label} with {' '.join(hidden)}"] = None
+            # What no row shows all rows of the method have, but for what was cut off a long name.
+            name = row.label if "..." in row.pieces else row.first.method
+            where = f" on {row.first.dataset}" if several else ""
+            found[f"{name}{where} with {' '.join(hidden)}"] = None
     return [f"Set on the command line: {joined(found, '; ')}."] if found else []
 
 

@@ -84,7 +84,9 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with open_regular(path) as opened:
             start = opened.read(len(LEGACY))
             if start.startswith(ARCHIVE) or start == LEGACY:
-                raise UserError(f"{path} is of torch.save; here only safetensors are read, as runs have them")
+                raise UserError(
+                    f"{path} was written by torch.save; only safetensors, as runs leave them, are read here"
+                )
             header = int.from_bytes(start[:8], "little")
             if MAX_HEADER < header < os.fstat(opened.fileno()).st_size:
                 raise UserError(f"{path} has a header of {header:,} bytes, which is too long for weights of a network")

@@ -23,7 +23,6 @@ from torch import Tensor
 from kd.data.batch import Batch
 from kd.data.fetch import InMemory
 from kd.data.module import CPU, DataModule, Loader
-from kd.errors import UserError
 from kd.methods.base import Teacher
 from kd.models.output import Output
 from kd.training.callbacks import StopOnInterrupt
@@ -102,9 +101,12 @@ class Member:
             self.batches_so_far += 1
             self._pause()
             key = split, epoch, step
-            if self.cohort.batch is None or self.cohort.batch[0] != key:
-                self.cohort.batch = key, next(loader.batches([indices]))
-            yield self.cohort.batch[1]
+            last = self.cohort.batch
+            if last is None or last[0] != key or _changes(last[1]) != last[2]:
+                with torch.inference_mode(False):  # so that changes are counted while networks are validated, too
+                    made = next(loader.batches([indices]))
+                last = self.cohort.batch = key, made, _changes(made)
+            yield last[1]
 
     def callbacks(self) -> list[Callback]:
         """Return callbacks for every training of this process, also a teacher's, which has no shared batches."""
@@ -129,8 +131,7 @@ class Member:
 class SharedTeacher:
     """A teacher whose output for a batch is computed once for several trainings, one after the other.
 
-    Raises:
-        UserError: when called, if a training has changed the batch or this output in place, which the others read.
+    It is computed again if a training has changed the batch or the output in place.
     """
 
     def __init__(self, teacher: Teacher) -> None:
@@ -139,21 +140,17 @@ class SharedTeacher:
 
     def __call__(self, batch: Batch) -> Output:
         # Compared by the images: the Trainer makes another tuple of a batch's tensors.
-        if self.last is None or self.last[0] is not batch.x:
+        if self.last is None or self.last[0] is not batch.x or _changes(batch, self.last[1]) != self.last[2]:
             output = self.teacher(batch)
             self.last = batch.x, output, _changes(batch, output)
-        _, output, changes = self.last
-        if _changes(batch, output) != changes:
-            raise UserError(
-                "a method of this sweep changes its batch or the teacher's output in place, which all jobs read; let "
-                "it change a copy, or run its jobs without a launcher"
-            )
-        return output
+        return self.last[1]
 
 
-def _changes(batch: Batch, output: Output) -> list[int]:
-    """Return how often each tensor that trainings share was changed in place; unknown while they only predict."""
-    tensors = (batch.x, batch.y, output.logits, *output.features, output.embedding, *output.preacts)
+def _changes(batch: Batch, output: Output | None = None) -> list[int]:
+    """Return how often each tensor was changed in place, which torch does not count of those of inference mode."""
+    tensors = [*batch]
+    if output is not None:
+        tensors += [output.logits, *output.features, output.embedding, *output.preacts]
     return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
@@ -240,7 +237,7 @@ class Cohort:
         self.memory = memory or Memory(CPU)
         self.states = (*GLOBAL, *self.memory.states, *states)
         self.created: dict[str, Any] = {}
-        self.batch: tuple[Any, Batch] | None = None
+        self.batch: tuple[Any, Batch, list[int]] | None = None
         self.interrupted = False
         self.growth = 0
         """The most memory in bytes that a training keeps allocated."""

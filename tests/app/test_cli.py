@@ -107,6 +107,7 @@ def test_cli_prints_help_and_mistakes_without_loading_torch(loaded, arguments):
         (("data.also_test=['~no-such-user/c']",), "error: data.also_test: no folder ~no-such-user/c"),
         (("method=at,sp", "beta=1000"), "error: method=at,sp: several values are several runs"),
         (("method=teacher", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher"),
+        (("method=ban", "teacher_weights=x"), "error: teacher_weights is for methods that learn from a teacher; this"),
         (("ensemble=2", f"teacher_weights={__file__}"), "error: ensemble is for teachers of the store; several"),
         (("T=null",), "error: T must be a number in [0.001, 1e6], got null"),
         (("seed=-1",), "error: seed must be a whole number in [0, 4294967296), got -1"),

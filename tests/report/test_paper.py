@@ -194,6 +194,10 @@ def test_methods_of_several_teachers_have_a_table_with_intervals_for_new_ones():
     assert lines(second)["logits"][-1] == p_value(line.p).replace("<", "$<$")
     assert "speak of new teachers and new seeds. Differences are from standard with the same seeds" in second
     assert "Holm's method for 1 comparison." in second
+    typed = [replace(changed(run, T=8.0), command=f"method=logits T=8 {run.variant}") for run in crossed]
+    summary = summarize([*seeds(ALONE, 0.80, 0.81, 0.80), *typed])
+    text = to_latex(summary, compare(summary.rows))
+    assert "Set on the command line: logits with T=8." in text[text.rindex(r"\begin{table}") :]
     lost = [replace(crossed[0], seed=seed, diverged=True) for seed in (7, 8)]
     summary = summarize([*seeds(ALONE, 0.80, 0.81, 0.80), *(replace(run, order_seed=0) for run in crossed), *lost])
     text = to_latex(summary, compare(summary.rows))

@@ -105,7 +105,9 @@ def test_load_weights_names_a_truncated_file(file, length):
 @pytest.mark.parametrize("legacy", [False, True])
 def test_load_weights_names_a_file_of_another_format(tmp_path, legacy):
     torch.save({"a": torch.zeros(1)}, tmp_path / "w", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(UserError, match=r"w is of torch\.save; here only safetensors are read, as runs have them"):
+    with pytest.raises(
+        UserError, match=r"w was written by torch\.save; only safetensors, as runs leave them, are read here"
+    ):
         load_weights(tmp_path / "w")
 
 
@@ -169,7 +171,7 @@ def test_load_weights_takes_no_memory_for_a_sparse_file(tmp_path, tiny_net):
 
 def test_load_weights_names_what_is_no_file_of_its_format(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"PK\x03\x04 something else altogether, and long enough")
-    with pytest.raises(UserError, match=f"{tmp_path}/model.pt is of torch.save; here only safetensors are read"):
+    with pytest.raises(UserError, match=f"{tmp_path}/model.pt was written by torch.save; only safetensors"):
         load_weights(tmp_path / "model.pt")
     with pytest.raises(UserError, match=f"{tmp_path} is not a whole safetensors file"):
         load_weights(tmp_path)

@@ -14,7 +14,6 @@ import torch
 from kd.data.augment import Augment
 from kd.data.batch import Batch
 from kd.data.module import DataModule
-from kd.errors import UserError
 from kd.models.output import Output
 from kd.sweeps.cohort import SETTLED, Cohort, Memory, SharedDataModule, SharedTeacher
 from kd.training.modules import Classifier
@@ -258,11 +257,53 @@ def test_shared_teacher_repeats_the_same_images_only(labelled):
 
 
 @pytest.mark.parametrize("place", ["logits", "embedding", "x", "y"])
-def test_shared_teacher_refuses_what_a_training_changed_in_place(labelled, place):
+def test_shared_teacher_computes_again_what_a_training_changed_in_place(labelled, place):
     shared, batch = SharedTeacher(of_labels), labelled(1, 2)
     output = shared(batch)
+    assert shared(batch) is output
     getattr(output if place in output._fields else batch, place).add_(1)
-    with pytest.raises(UserError, match="changes its batch or the teacher's output in place, which all jobs read"):
-        shared(batch)
-    with torch.inference_mode():  # in which a Trainer validates, and torch counts no changes
+    again = shared(batch)
+    assert again is not output
+    assert torch.equal(again.logits, batch.y.float())
+    with torch.inference_mode():  # in which a Trainer validates, and torch counts no changes of what is made
         assert torch.equal(shared(labelled(3, 4)).logits, torch.tensor([3.0, 4.0]))
+
+
+@pytest.mark.parametrize("when", ["before the teacher", "after it"])
+def test_training_that_changes_its_batch_in_place_changes_no_other(noise, when):
+    images = noise()
+
+    def work(changes, taught):
+        def run(member):
+            teacher, seen = member.shared_teacher(of_labels), []
+            for batch in loaded(images, member).train_dataloader():
+                if changes and when == "before the teacher":
+                    batch.x.add_(1)
+                seen.append((batch.x.sum().item(), teacher(batch).logits.tolist() if taught else None))
+                if changes and when == "after it":
+                    batch.x.add_(1)
+            return seen
+
+        return run
+
+    works = [work(True, True), work(False, True), work(False, False)]
+    assert Cohort().run(works) == [Cohort().run([one])[0] for one in works]
+
+
+def test_evaluation_that_changes_its_batch_in_place_changes_no_other(noise):
+    images = noise()
+
+    def work(changes):
+        @torch.inference_mode()
+        def run(member):
+            seen = []
+            for batch in loaded(images, member).val_dataloader():
+                seen.append(batch.x.sum().item())
+                if changes:
+                    batch.x.add_(1)
+            return seen
+
+        return run
+
+    changed, read = Cohort().run([work(True), work(False)])
+    assert changed == read
