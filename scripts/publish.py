@@ -16,7 +16,7 @@ from kd.deploy.runtime import SUFFIXES
 from kd.errors import UserError
 from kd.files import replaced
 from kd.runs.given import weights_file
-from kd.runs.results import CARD, FILE, Result, read, write
+from kd.runs.results import CARD, FILE, Result, read, typed, write
 from kd.terminal import Parser, outcome, visible
 
 START = r"(?<![\w./~)\]}-])(?:file://|(?<!:)/+|(?<=:)/(?!/)|~/)"
@@ -73,7 +73,7 @@ def without_folders(record: Result) -> Result:
     Where the command was typed is left out, and so is its `--config-dir`. Of every absolute path in a text, only the
     last part stays.
     """
-    overrides = _overrides(record.command)
+    overrides = typed(record)
     values = [override.partition("=")[2].strip("'\"") for override in overrides]
     # Paths that are known whole may have spaces; in a sentence any other one ends at a space.
     places = [*values, record.cwd, record.config_dir or ""]
@@ -90,14 +90,6 @@ def without_folders(record: Result) -> Result:
     if overrides:
         changes["command"] = shlex.join(map(_in_override, overrides))
     return replace(record, **changes)
-
-
-def _overrides(command: str | None) -> list[str]:
-    """Return the overrides of a record's command; none of one that no shell would take."""
-    try:
-        return shlex.split(command or "")
-    except ValueError:
-        return []
 
 
 def _in_override(override: str) -> str:

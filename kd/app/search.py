@@ -15,7 +15,7 @@ from kd.app.programs import check_settings
 from kd.app.run import is_number
 from kd.errors import UserError
 from kd.ranges import RANGES
-from kd.sweeps.spans import Range
+from kd.sweeps.spans import Range, limits_of
 
 LEARNING_RATE = "recipe.optimizer.lr"
 QUIET = ("trainer.enable_progress_bar=false",)
@@ -211,8 +211,8 @@ def typed(part: Range, cfg: DictConfig, overrides: Sequence[str]) -> Range:
         own = [name for name in knobs(settings) if name in numbers]
         meant = f"; did you mean {similar[0]}?" if similar else f"; its knobs are {', '.join(own)}" if own else ""
         raise UserError(f"there is no number '{part.name}' with {method} that could be searched{meant}")
-    span = plain(cfg.spec.ranges).get(part.name)
-    whole = isinstance(value, int) if span is None else str(span).startswith("whole")
+    limits = limits_of(part.name, RANGES | plain(cfg.spec.ranges))
+    whole = isinstance(value, int) if limits is None else limits.startswith("whole")
     if whole and not (isinstance(part.low, int) and isinstance(part.high, int)):
         raise UserError(f"--range {part}: {part.name} is a whole number")
     return part if whole else replace(part, low=float(part.low), high=float(part.high))

@@ -1,6 +1,5 @@
 """Sentences on what a reader of rows must know."""
 
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +7,7 @@ from kd.report.knobs import knob_names, knob_text
 from kd.report.rows import ORDER_SEED, Role, Row, knobs_and_overrides, overrides
 from kd.report.statistics import FEWEST, LEVEL, binomial_interval
 from kd.report.text import fewer, shortened
-from kd.runs.results import Result
+from kd.runs.results import Result, typed
 from kd.terminal import visible
 
 MOST_NOTES = 5
@@ -89,13 +88,9 @@ def unnamed_knobs(rows: Sequence[Row]) -> list[str]:
     found: dict[str, None] = {}
     several = len({row.first.dataset for row in rows}) > 1
     for row in rows:
-        try:
-            words = shlex.split(row.first.command or "")
-        except ValueError:  # damaged
-            continue
-        typed = {word.lstrip("+").partition("=")[0] for word in words} & row.first.knobs.keys()
-        hidden = [f"{name}={knob_text(row.first.knobs[name])}" for name in knob_names([row.first]) if name in typed]
-        if hidden := [piece for piece in hidden if piece not in row.pieces]:
+        given = {override.lstrip("+").partition("=")[0] for override in typed(row.first)}
+        knobs = [f"{name}={knob_text(row.first.knobs[name])}" for name in knob_names([row.first]) if name in given]
+        if hidden := [knob for knob in knobs if knob not in row.pieces]:
             # What no row shows all rows of the method have, but for what was cut off a long name.
             name = row.label if "..." in row.pieces else row.first.method
             where = f" on {row.first.dataset}" if several else ""

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -147,6 +148,14 @@ def start_of(run: Result) -> float | None:
         return datetime.fromisoformat(run.date).timestamp()
     except (ValueError, OverflowError, OSError):
         return None
+
+
+def typed(run: Result) -> list[str]:
+    """Return the overrides that a run was started with; none of a command that no shell would take."""
+    try:
+        return shlex.split(run.command or "")
+    except ValueError:
+        return []
 
 
 class Collected(NamedTuple):

@@ -83,7 +83,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with open_regular(path) as opened:
             start = opened.read(len(LEGACY))
-            if start.startswith(ARCHIVE) or start == LEGACY:
+            if _is_of_torch(start):
                 raise UserError(
                     f"{path} was written by torch.save; only safetensors, as runs leave them, are read here"
                 )
@@ -107,9 +107,9 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and metadata of a file that any program wrote: safetensors, or a state dict by `torch.save`.
 
-    A state dict is also found in a checkpoint, under one of the keys in `STATE_DICTS`. Only tensors are unpickled,
-    plain values, and options of a program that are plain values in their turn (argparse's Namespace); no archive is
-    unpacked that is larger than its file. Files by `torch.save` have no metadata.
+    A state dict is also found in a checkpoint, under one of the keys in `STATE_DICTS`. No archive is
+    unpacked that is larger than its file, and nothing is unpickled but tensors, plain values, and options of a program
+    that are such values (argparse's Namespace). Files by `torch.save` have no metadata.
 
     Raises:
         UserError: if the file is missing, no regular file, not whole, too large, holds code, or is no state dict.
@@ -119,9 +119,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             start = file.read(len(LEGACY))
     except OSError:
         return load_weights(path)  # which says why
-    zipped = start.startswith(ARCHIVE)
-    if not (zipped or start == LEGACY or path.suffix in (".pth", ".pt")):
+    if not (_is_of_torch(start) or path.suffix in (".pth", ".pt")):
         return load_weights(path)
+    zipped = start.startswith(ARCHIVE)
     try:
         if zipped:
             _check_archive(path)
@@ -140,6 +140,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} cannot be read as tensors and plain values: {why}; write it by torch.save(net.state_dict(), FILE)"
         ) from error
     return _state_dict(loaded, path), {}
+
+
+def _is_of_torch(start: bytes) -> bool:
+    """Return whether a file that begins with these bytes, as many as `LEGACY`, is one by `torch.save`."""
+    return start.startswith(ARCHIVE) or start == LEGACY
 
 
 def is_packed(archive: zipfile.ZipFile, size: int) -> bool:

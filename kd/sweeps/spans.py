@@ -14,6 +14,11 @@ LARGEST = 1e300
 """Beyond it there is no distance between two ends."""
 
 
+def limits_of(name: str, allowed: Mapping[str, str]) -> str | None:
+    """Return what a setting may be, by its full name or the last part of it; None where that is unknown."""
+    return allowed.get(name, allowed.get(name.rpartition(".")[2]))
+
+
 @dataclass(frozen=True)
 class Range:
     """What is searched for one setting, ends included."""
@@ -49,7 +54,7 @@ class Range:
             raise UserError(f"--range {text}: {low:g} is not below {high:g}")
         if scale and low <= 0:
             raise UserError(f"--range {text}: a range with :log begins above 0")
-        limits = allowed.get(name, allowed.get(name.rpartition(".")[2]))
+        limits = limits_of(name, allowed)
         if limits is not None:
             try:
                 require(name, low, limits)
